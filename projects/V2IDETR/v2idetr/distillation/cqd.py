@@ -1,0 +1,165 @@
+"""Cross-view Query Distillation (V2I-DETR, section II-D, equations 4 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..modeling.interface import Decoded, Queries
+from .knowledge import Knowledge
+
+PerFrame = Literal["N/T", "N/2", "N"]
+Mask = Literal["one_way", "none", "isolated"]
+
+
+@dataclass
+class CrossView:
+    """Teacher queries that the student decodes, and what the teacher made of them.
+
+    Attributes:
+        queries: q_t of all frames, n a frame, frame after frame.
+        target: D_t of the same (frame, index), after every layer of the teacher.
+    """
+
+    queries: Queries
+    target: Float[Tensor, "L C Tn d"]
+
+
+class CrossViewQueryDistillation(nn.Module):
+    """The student decodes some of the teacher's queries and must find what the teacher found.
+
+    ``L_qe = mean(1 - cos(D_hat, D))``: equation 5 plus a constant, so that it cannot be negative.
+
+    Args:
+        weight: lambda_qe of equation 6.
+        per_frame: n, how many queries of each frame: "N/T" (as many in all as the teacher has),
+            "N/2" or "N".
+        sampling: "disjoint": one permutation cut into T chunks, so that no index is drawn for two
+            frames (as long as T * n <= N); "independent": equation 4 to the letter.
+        mask: in the student's self-attention: "one_way": its own queries do not see the cross-view
+            ones; "isolated": nor the other way round; "none": all see all.
+        source: "input": Q_t are the decoder's inputs; "decoded": its last outputs.
+        layers: compare the "last" decoder layer or the mean over "all".
+        student_dim, teacher_dim: widths; where they differ, learnt projections translate.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 5.0,
+        per_frame: PerFrame = "N/T",
+        sampling: Literal["disjoint", "independent"] = "disjoint",
+        mask: Mask = "one_way",
+        source: Literal["input", "decoded"] = "input",
+        layers: Literal["last", "all"] = "last",
+        student_dim: int = 256,
+        teacher_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        _one_of("per_frame", per_frame, ("N/T", "N/2", "N"))
+        _one_of("sampling", sampling, ("disjoint", "independent"))
+        _one_of("mask", mask, ("one_way", "none", "isolated"))
+        _one_of("source", source, ("input", "decoded"))
+        _one_of("layers", layers, ("last", "all"))
+        self.weight, self.per_frame, self.sampling = weight, per_frame, sampling
+        self.mask, self.source, self.layers = mask, source, layers
+        same = student_dim == teacher_dim
+        self.content_in = nn.Identity() if same else nn.Linear(teacher_dim, student_dim)
+        self.position_in = nn.Identity() if same else nn.Linear(teacher_dim, student_dim)
+        self.hidden_out = nn.Identity() if same else nn.Linear(student_dim, teacher_dim)
+
+    def queries_per_frame(self, num_queries: int, num_frames: int) -> int:
+        """n for a teacher of ``num_queries`` queries and clips of ``num_frames`` frames."""
+        n = {"N/T": num_queries // num_frames, "N/2": num_queries // 2, "N": num_queries}
+        if n[self.per_frame] < 1:
+            raise ValueError(
+                f"distillation.cqd.per_frame={self.per_frame} of {num_queries} teacher queries and "
+                f"{num_frames} frames leaves no query to distil."
+            )
+        return n[self.per_frame]
+
+    def cross_view(
+        self, knowledge: Knowledge, *, reference_dim: int, generators: list[torch.Generator | None]
+    ) -> CrossView:
+        """Draw the cross-view queries of a batch.
+
+        Args:
+            knowledge: of the teacher, with queries.
+            reference_dim: 2 or 4, what the student's own references have.
+            generators: one a clip; None draws from torch's global state.
+        """
+        assert knowledge.queries is not None and knowledge.hidden is not None
+        T, N = knowledge.num_frames, knowledge.queries.num_queries
+        n = self.queries_per_frame(N, T)
+        disjoint = self.sampling == "disjoint" and T * n <= N
+        index = torch.stack(
+            [draw_indices(N, T, n, disjoint=disjoint, generator=g) for g in generators]
+        ).to(knowledge.hidden.device)  # (C, T, n)
+        per_frame = index.flatten(0, 1)  # (C*T, n), clip-major like the teacher's frames
+        queries = knowledge.queries.select(per_frame)
+        target = torch.stack(
+            [
+                hidden.gather(1, per_frame.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+                for hidden in knowledge.hidden
+            ]
+        )
+        if self.source == "decoded":
+            queries.content = target[-1]
+        C = len(generators)
+        queries = Queries(
+            self.content_in(queries.content).reshape(C, T * n, -1),
+            self.position_in(queries.position).reshape(C, T * n, -1),
+            queries.reference.reshape(C, T * n, -1),
+        )
+        target = target.reshape(len(target), C, T * n, -1)
+        return CrossView(queries.with_reference_dim(reference_dim), target)
+
+    def attention_mask(
+        self, own: int, cross: int, device: torch.device
+    ) -> Bool[Tensor, "N N"] | None:
+        """Who must not see whom, for the student's own queries followed by the cross-view ones."""
+        if self.mask == "none":
+            return None
+        mask = torch.zeros(own + cross, own + cross, dtype=torch.bool, device=device)
+        mask[:own, own:] = True
+        if self.mask == "isolated":
+            mask[own:, :own] = True
+        return mask
+
+    def forward(self, decoded: Decoded, cross_view: CrossView) -> Float[Tensor, ""]:
+        """The weighted loss: mean of 1 - cos over layers, clips and cross-view queries.
+
+        Args:
+            decoded: the student's decoder outputs of ``cross_view.queries``.
+            cross_view: as drawn for this batch.
+        """
+        ours, theirs = decoded.hidden, cross_view.target
+        if self.layers == "last":
+            ours, theirs = ours[-1:], theirs[-1:]
+        elif len(ours) != len(theirs):
+            raise ValueError(
+                f"distillation.cqd.layers=all needs decoders of one depth; the student has "
+                f"{len(ours)} layers and the teacher {len(theirs)}. Use layers=last."
+            )
+        ours = self.hidden_out(ours).float()
+        return self.weight * (1 - F.cosine_similarity(ours, theirs.detach().float(), -1)).mean()
+
+
+def draw_indices(
+    N: int, T: int, n: int, *, disjoint: bool, generator: torch.Generator | None = None
+) -> Int[Tensor, "T n"]:
+    """For each of T frames n different indices below N; with ``disjoint`` none twice at all."""
+    if disjoint:
+        assert T * n <= N
+        return torch.randperm(N, generator=generator)[: T * n].view(T, n)
+    return torch.stack([torch.randperm(N, generator=generator)[:n] for _ in range(T)])
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"distillation.cqd.{key} must be one of {choices}, got {value!r}.")

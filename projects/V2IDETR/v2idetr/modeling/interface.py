@@ -1,0 +1,216 @@
+"""What every detector speaks: the data that flows between its five steps.
+
+    images -> extract -> Features -> encode -> Memory -> queries -> Queries -> decode -> Decoded
+
+Shape legend of the project::
+
+    B  images (for video: clips x frames, clip-major)     d  width of the transformer
+    C  clips            T  frames of a clip               h w  cells of one feature level
+    N  queries          M  ground-truth boxes             H W  pixels
+    K  classes          L  decoder layers                 S  tokens over all levels
+
+A detector that implements :class:`DetectorNetwork` can be trained, evaluated and distilled. The
+distillation knows detectors through this file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# Width and height of a reference that has only a centre: sigmoid(-2), the size of a box that
+# Deformable DETR predicts before training (bias -2 on the last layer of the box head).
+DEFAULT_REFERENCE_SIZE = 0.11920292
+
+
+@dataclass
+class Images:
+    """A batch of normalised pictures, padded to one size.
+
+    Attributes:
+        pixels: normalised pixels; padding is zero, at the right and at the bottom only.
+        sizes: (height, width) in pixels of each picture without its padding.
+        num_frames: T when the batch holds whole clips, clip-major (``B = C * T``); otherwise 1.
+    """
+
+    pixels: Float[Tensor, "B 3 H W"]
+    sizes: list[tuple[int, int]]
+    num_frames: int = 1
+
+    def padding(self, stride: int, h: int, w: int) -> Bool[Tensor, "B h w"] | None:
+        """True on the cells of a (h, w) map of this stride that no pixel of the picture reaches.
+
+        None when no picture of the batch is padded.
+        """
+        if all(size == tuple(self.pixels.shape[-2:]) for size in self.sizes):
+            return None
+        device = self.pixels.device
+        cells = torch.tensor(self.sizes, device=device).add(stride - 1) // stride
+        rows = torch.arange(h, device=device) >= cells[:, :1]
+        columns = torch.arange(w, device=device) >= cells[:, 1:]
+        return rows.unsqueeze(2) | columns.unsqueeze(1)
+
+
+@dataclass
+class Features:
+    """Projected features of width d, before the encoder.
+
+    Attributes:
+        maps: (B, d, h, w) by stride in pixels, finest first.
+        padding: (B, h, w), True on padding, by stride; None when nothing is padded.
+    """
+
+    maps: dict[int, Tensor]
+    padding: dict[int, Tensor] | None
+
+    def select(self, images: Tensor) -> Features:
+        """The features of some images, by index (n,)."""
+        maps = {stride: m[images] for stride, m in self.maps.items()}
+        if self.padding is None:
+            return Features(maps, None)
+        return Features(maps, {stride: p[images] for stride, p in self.padding.items()})
+
+
+@dataclass
+class Proposals:
+    """Boxes that a two-stage encoder predicts, one a token.
+
+    Attributes:
+        logits: class logits; only the first is trained, as lesion against background.
+        boxes: cxcywh in [0, 1] of the unpadded image.
+        valid: False for tokens on padding or within 1 % of the border, which propose nothing.
+    """
+
+    logits: Float[Tensor, "B S K"]
+    boxes: Float[Tensor, "B S 4"]
+    valid: Bool[Tensor, "B S"]
+
+
+@dataclass
+class Memory:
+    """The encoder's output for a batch of images.
+
+    Attributes:
+        features: the maps that went into the encoder, by stride.
+        tokens: encoded tokens, levels one after the other, finest first.
+        padding: True where a token lies on padding; None when nothing is padded.
+        shapes: (h, w) of each level.
+        valid_ratios: share of each level that is picture, as (x, y).
+        proposals: boxes predicted from the tokens (two-stage detectors only).
+    """
+
+    features: Features
+    tokens: Float[Tensor, "B S d"]
+    padding: Bool[Tensor, "B S"] | None
+    shapes: list[tuple[int, int]]
+    valid_ratios: Float[Tensor, "B levels 2"]
+    proposals: Proposals | None = None
+
+    def level(self, stride: int) -> Float[Tensor, "B d h w"]:
+        """The encoded tokens of one level as a map."""
+        index = list(self.features.maps).index(stride)
+        starts = [0]
+        for h, w in self.shapes:
+            starts.append(starts[-1] + h * w)
+        h, w = self.shapes[index]
+        tokens = self.tokens[:, starts[index] : starts[index + 1]]
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
+
+
+@dataclass
+class Queries:
+    """Decoder inputs. What identifies an object query travels together.
+
+    Attributes:
+        content: what the query knows.
+        position: positional embedding, added to the content in attention.
+        reference: where the query looks: a centre (x, y) or a box (cx, cy, w, h) in [0, 1] of the
+            unpadded image.
+    """
+
+    content: Float[Tensor, "B N d"]
+    position: Float[Tensor, "B N d"]
+    reference: Float[Tensor, "B N ref"]
+
+    @property
+    def num_queries(self) -> int:
+        return self.content.shape[1]
+
+    def select(self, index: Tensor) -> Queries:
+        """Per image some of its queries; ``index`` is (B, n), integers in [0, N)."""
+
+        def pick(x: Tensor) -> Tensor:
+            return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+        return Queries(pick(self.content), pick(self.position), pick(self.reference))
+
+    def detach(self) -> Queries:
+        return Queries(self.content.detach(), self.position.detach(), self.reference.detach())
+
+    def with_reference_dim(self, dim: int) -> Queries:
+        """The same queries with references of ``dim`` numbers, 2 or 4.
+
+        A box gives its centre; a centre becomes a box of Deformable DETR's initial size.
+        """
+        have = self.reference.shape[-1]
+        if have == dim:
+            return self
+        if dim == 2:
+            return replace(self, reference=self.reference[..., :2])
+        size = torch.full_like(self.reference, DEFAULT_REFERENCE_SIZE)
+        return replace(self, reference=torch.cat([self.reference, size], dim=-1))
+
+    @staticmethod
+    def cat(queries: Sequence[Queries]) -> Queries:
+        """Queries one after the other along N; all references must have one dimension."""
+        return Queries(
+            torch.cat([q.content for q in queries], 1),
+            torch.cat([q.position for q in queries], 1),
+            torch.cat([q.reference for q in queries], 1),
+        )
+
+
+@dataclass
+class Decoded:
+    """Decoder outputs after every layer; the last one is the detection.
+
+    Attributes:
+        hidden: decoded features, each normalised by the layer's own LayerNorm.
+        logits: class logits (sigmoid, no "no object" class).
+        boxes: cxcywh in [0, 1] of the unpadded image.
+    """
+
+    hidden: Float[Tensor, "L B N d"]
+    logits: Float[Tensor, "L B N K"]
+    boxes: Float[Tensor, "L B N 4"]
+
+    def slice(self, start: int, stop: int) -> Decoded:
+        """The queries ``start`` to ``stop`` alone."""
+        part = (slice(None), slice(None), slice(start, stop))
+        return Decoded(self.hidden[part], self.logits[part], self.boxes[part])
+
+
+@runtime_checkable
+class DetectorNetwork(Protocol):
+    """The interface: a plain torch module with these methods and attributes."""
+
+    d: int
+    num_classes: int
+    num_queries: int
+    strides: tuple[int, ...]
+    reference_dim: int
+
+    def extract(self, images: Images) -> Features: ...
+
+    def encode(self, features: Features) -> Memory: ...
+
+    def queries(self, memory: Memory) -> Queries: ...
+
+    def decode(
+        self, memory: Memory, queries: Queries, attn_mask: Bool[Tensor, "N N"] | None = None
+    ) -> Decoded: ...

@@ -1,0 +1,180 @@
+"""The Detectron2 side of a detector: dataset dicts in, losses or Instances out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from .criterion import SetCriterion, Targets
+from .interface import Decoded, DetectorNetwork, Images
+
+Sample = dict[str, Any]
+
+
+class Detector(nn.Module):
+    """An image detector. It sees the current frame of each sample alone.
+
+    Args:
+        net: see ``interface.DetectorNetwork``.
+        criterion: the detection loss.
+        class_names: K names; must agree with ``net.num_classes``.
+        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
+        score_topk: detections per image, at most N * K.
+        size_divisor: pictures are padded to multiples of this.
+    """
+
+    num_frames = 1
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        criterion: SetCriterion,
+        class_names: list[str],
+        pixel_mean: list[float] = [123.675, 116.28, 103.53],  # noqa: B006 (read only)
+        pixel_std: list[float] = [58.395, 57.12, 57.375],  # noqa: B006
+        score_topk: int = 100,
+        size_divisor: int = 32,
+    ) -> None:
+        super().__init__()
+        assert isinstance(net, DetectorNetwork)
+        if net.num_classes != len(class_names):
+            raise ValueError(
+                f"The network has {net.num_classes} classes, but class_names are "
+                f"{list(class_names)}."
+            )
+        self.net, self.criterion = net, criterion
+        self.class_names = list(class_names)
+        self.score_topk, self.size_divisor = score_topk, size_divisor
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(
+        self, batched_inputs: list[Sample], num_boxes: float | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Weighted losses in training, detections of every sample's current frame otherwise.
+
+        Args:
+            batched_inputs: one dict a sample, see ``data/clip_mapper.py``.
+            num_boxes: what box losses are divided by, see ``SetCriterion``.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        frames = self.frames(batched_inputs)
+        memory = self.net.encode(self.net.extract(self.images(frames)))
+        decoded = self.net.decode(memory, self.net.queries(memory))
+        return self.criterion(
+            decoded, self.targets(frames), proposals=memory.proposals, num_boxes=num_boxes
+        )
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[Sample]) -> list[dict[str, Instances]]:
+        """``[{"instances": Instances}]``: pred_boxes in original pixels, scores, pred_classes."""
+        memory = self.net.encode(self.net.extract(self.images(self.frames(batched_inputs))))
+        decoded = self.net.decode(memory, self.net.queries(memory))
+        return self.postprocess(decoded, batched_inputs)
+
+    def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
+        """The frames that this detector looks at, and is supervised on."""
+        return batched_inputs
+
+    def count_boxes(self, batched_inputs: list[Sample]) -> int:
+        """How many lesions supervise this batch."""
+        return sum(len(frame["instances"]) for frame in self.frames(batched_inputs))
+
+    def images(self, frames: list[Sample]) -> Images:
+        """Normalised pictures in one tensor, padded with zeros at the right and at the bottom."""
+        sizes = [(int(f["image"].shape[-2]), int(f["image"].shape[-1])) for f in frames]
+        divisor = self.size_divisor
+        H, W = (-(-max(axis) // divisor) * divisor for axis in zip(*sizes, strict=True))
+        pixels = self.pixel_mean.new_zeros(len(frames), 3, H, W)
+        for row, frame, (h, w) in zip(pixels, frames, sizes, strict=True):
+            row[:, :h, :w] = (frame["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+        return Images(pixels, sizes, self.num_frames)
+
+    def targets(self, frames: list[Sample]) -> Targets:
+        """Ground truth of frames as the criterion wants it."""
+        labels, boxes = [], []
+        for frame in frames:
+            instances = frame["instances"].to(self.device)
+            h, w = frame["image"].shape[-2:]
+            scale = self.pixel_mean.new_tensor([w, h, w, h])
+            xyxy = instances.gt_boxes.tensor.float()
+            boxes.append(box_convert(xyxy, "xyxy", "cxcywh") / scale)
+            labels.append(instances.gt_classes)
+        return Targets(labels, boxes)
+
+    def postprocess(
+        self, decoded: Decoded, batched_inputs: list[Sample]
+    ) -> list[dict[str, Instances]]:
+        """The best ``score_topk`` (query, class) pairs of every image; no suppression is needed."""
+        scores, classes, boxes = top_detections(decoded, self.score_topk)
+        results = []
+        for sample, score, label, box in zip(batched_inputs, scores, classes, boxes, strict=True):
+            h, w = sample["height"], sample["width"]
+            instances = Instances((h, w))
+            instances.pred_boxes = Boxes(
+                box_convert(box, "cxcywh", "xyxy") * box.new_tensor([w, h, w, h])
+            )
+            instances.pred_boxes.clip((h, w))
+            instances.scores, instances.pred_classes = score, label
+            results.append({"instances": instances})
+        return results
+
+
+class ClipDetector(Detector):
+    """A video detector. It sees all frames of each sample's clip and is supervised on all of them.
+
+    Args:
+        num_frames: T, the frames that every clip has.
+        others: see :class:`Detector`.
+    """
+
+    def __init__(self, *, num_frames: int, **others: Any) -> None:
+        super().__init__(**others)
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
+        self.num_frames = num_frames
+
+    def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
+        """All frames, clip-major."""
+        for sample in batched_inputs:
+            if len(sample["clip"]) != self.num_frames:
+                raise ValueError(
+                    f"{sample['file_name']}: the clip has {len(sample['clip'])} frames, the "
+                    f"detector needs {self.num_frames}. Make data.num_frames agree with it."
+                )
+        return [frame for sample in batched_inputs for frame in sample["clip"]]
+
+    def current(self, batched_inputs: list[Sample]) -> Tensor:
+        """Index of every sample's current frame among :meth:`frames`, (C,)."""
+        index = [c * self.num_frames + s["clip_index"] for c, s in enumerate(batched_inputs)]
+        return torch.tensor(index, device=self.device)
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[Sample]) -> list[dict[str, Instances]]:
+        """Detections of the current frames; only these pass encoder and decoder."""
+        features = self.net.extract(self.images(self.frames(batched_inputs)))
+        memory = self.net.encode(features.select(self.current(batched_inputs)))
+        decoded = self.net.decode(memory, self.net.queries(memory))
+        return self.postprocess(decoded, batched_inputs)
+
+
+def top_detections(
+    decoded: Decoded, topk: int
+) -> tuple[Float[Tensor, "B k"], Tensor, Float[Tensor, "B k 4"]]:
+    """Scores, classes and cxcywh boxes of the best (query, class) pairs; k = min(topk, N * K)."""
+    scores = decoded.logits[-1].float().sigmoid()  # (B, N, K)
+    K = scores.shape[-1]
+    best, index = scores.flatten(1).topk(min(topk, scores[0].numel()), dim=1)
+    boxes = decoded.boxes[-1].gather(1, (index // K).unsqueeze(-1).expand(-1, -1, 4))
+    return best, index % K, boxes

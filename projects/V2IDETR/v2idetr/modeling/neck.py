@@ -1,0 +1,107 @@
+"""From backbone maps to feature levels of one width (Deformable DETR, appendix A.2)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .interface import Features, Images
+
+
+class PaddedGroupNorm(nn.GroupNorm):
+    """Group normalisation whose statistics come from the picture alone, not from its padding."""
+
+    def forward(
+        self, x: Float[Tensor, "B d h w"], padding: Bool[Tensor, "B h w"] | None = None
+    ) -> Float[Tensor, "B d h w"]:
+        if padding is None:
+            return super().forward(x)
+        B, d, h, w = x.shape
+        keep = (~padding).view(B, 1, 1, h, w).to(x.dtype)
+        groups = x.reshape(B, self.num_groups, -1, h, w)
+        count = keep.sum((2, 3, 4), keepdim=True) * groups.shape[2]
+        mean = (groups * keep).sum((2, 3, 4), keepdim=True) / count
+        centred = (groups - mean) * keep
+        variance = centred.square().sum((2, 3, 4), keepdim=True) / count
+        normalised = (centred * torch.rsqrt(variance + self.eps)).view(B, d, h, w)
+        scaled = normalised * self.weight.view(1, d, 1, 1) + self.bias.view(1, d, 1, 1)
+        return scaled * (~padding).unsqueeze(1)
+
+
+class Neck(nn.Module):
+    """Projects backbone maps to d channels and adds coarser levels.
+
+    Levels that the backbone has: convolution 1x1 and group normalisation. The first level beyond
+    it: convolution 3x3 of stride 2 on the backbone's last raw map (C6 of Deformable DETR); further
+    ones on the level before.
+
+    Args:
+        shapes: the backbone's ``output_shape()``.
+        strides: the levels to make, in pixels, ascending.
+        d: width; divisible by 32, the number of groups.
+        isolate_padding: statistics of the group normalisation without padding.
+    """
+
+    def __init__(
+        self,
+        shapes: dict,
+        *,
+        strides: tuple[int, ...],
+        d: int,
+        isolate_padding: bool = True,
+    ) -> None:
+        super().__init__()
+        self.source = {shape.stride: name for name, shape in shapes.items()}
+        channels = {shape.stride: shape.channels for shape in shapes.values()}
+        last = max(channels)
+        self.strides, self.isolate_padding = tuple(strides), isolate_padding
+        if list(self.strides) != sorted(set(self.strides)):
+            raise ValueError(f"strides must ascend, got {self.strides}.")
+        if d % 32:
+            raise ValueError(f"d={d} must be divisible by 32, the groups of the normalisation.")
+        self.projections, self.norms = nn.ModuleList(), nn.ModuleList()
+        width, reached = channels[last], last
+        for stride in self.strides:
+            if stride in channels:
+                self.projections.append(nn.Conv2d(channels[stride], d, 1))
+            elif stride == 2 * reached:
+                self.projections.append(nn.Conv2d(width, d, 3, stride=2, padding=1))
+                width, reached = d, stride
+            else:
+                raise ValueError(
+                    f"A level of stride {stride} needs a backbone map of that stride or of half "
+                    f"of it; the backbone has {sorted(channels)} and the levels are {strides}."
+                )
+            self.norms.append(PaddedGroupNorm(32, d))
+        for projection in self.projections:
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, maps: dict[str, Tensor], images: Images) -> Features:
+        """Feature maps of the backbone -> levels by stride."""
+        levels: dict[int, Tensor] = {}
+        padding: dict[int, Tensor] = {}
+        last = maps[self.source[max(self.source)]]
+        H = images.pixels.shape[-2]
+        for stride, projection, norm in zip(
+            self.strides, self.projections, self.norms, strict=True
+        ):
+            x = maps[self.source[stride]] if stride in self.source else last
+            if self.isolate_padding:
+                edge = images.padding(round(H / x.shape[-2]), *x.shape[-2:])
+                x = x if edge is None else x * (~edge).unsqueeze(1)
+            x = projection(x)
+            mask = images.padding(stride, *x.shape[-2:])
+            levels[stride] = norm(x, mask if self.isolate_padding else None)
+            if mask is not None:
+                padding[stride] = mask
+            if stride not in self.source:
+                last = levels[stride]
+        return Features(levels, padding or None)
+
+
+def flatten_levels(maps: dict[int, Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Levels (B, c, h, w) by stride -> tokens (B, S, c) and the (h, w) of each level."""
+    shapes = [(m.shape[-2], m.shape[-1]) for m in maps.values()]
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps.values()], 1), shapes

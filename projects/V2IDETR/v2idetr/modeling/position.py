@@ -1,0 +1,47 @@
+"""Sine position embeddings (DETR, appendix; Deformable DETR's half-cell offset)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+TEMPERATURE = 10000.0
+
+
+def sine_embedding(
+    positions: Float[Tensor, "*batch axes"], width: int
+) -> Float[Tensor, "*batch axes*width"]:
+    """Each coordinate in [0, 1] -> ``width`` sines and cosines, coordinates one after the other."""
+    index = torch.arange(width, dtype=torch.float32, device=positions.device)
+    frequency = TEMPERATURE ** (2 * (index // 2) / width)
+    angle = positions.float().unsqueeze(-1) * (2 * math.pi) / frequency
+    waves = torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=-1)
+    return waves.flatten(-3)
+
+
+def sine_map(
+    padding: Bool[Tensor, "B h w"] | None,
+    *,
+    size: tuple[int, int, int],
+    d: int,
+    offset: float,
+    device: torch.device,
+) -> Float[Tensor, "B d h w"]:
+    """Position embedding of every cell of one level, counted over the picture without padding.
+
+    Args:
+        padding: True on padding; None when there is none.
+        size: (B, h, w).
+        d: width; y takes the first half of the channels, x the second.
+        offset: added to the cell number 1, 2, ...: 0 as in DETR, -0.5 as in Deformable DETR.
+        device: where to put it.
+    """
+    B, h, w = size
+    keep = torch.ones(B, h, w, device=device) if padding is None else (~padding).float()
+    y, x = keep.cumsum(1), keep.cumsum(2)
+    y = (y + offset) / (y[:, -1:, :] + 1e-6)
+    x = (x + offset) / (x[:, :, -1:] + 1e-6)
+    return sine_embedding(torch.stack([y, x], -1), d // 2).permute(0, 3, 1, 2)

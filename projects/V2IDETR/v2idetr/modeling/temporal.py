@@ -1,0 +1,177 @@
+"""Multi-scale Spatiotemporal Interaction: frames of a clip exchange context, level by level.
+
+V2I-DETR, section II-B, equation 1::
+
+    Y^l = FFN(A^l(PE(F^l)) + F^l)
+
+Shallow levels use a local interactor A (3D convolutions), deep levels a global one (self-attention
+over all tokens of all frames); the blocks are those of UniFormer (Li et al., ICLR 2022).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .interface import Features
+
+Role = Literal["local", "global"]
+Residual = Literal["uniformer", "paper"]
+
+
+class MSI(nn.Module):
+    """Mixes the T frames of each clip at each feature level.
+
+    Args:
+        strides: the levels it receives.
+        roles: "local", "global" or "none" for each of them.
+        d: width.
+        ffn_dim: hidden width of the feed-forward part.
+        num_heads: heads of the global interactor.
+        depth: blocks per level.
+        residual: "uniformer": residuals around the position embedding, the interactor and the
+            feed-forward part, whose last projections start at zero, so that MSI starts as the
+            identity. "paper": equation 1 to the letter, one residual from F around A and PE and
+            none around FFN, which cannot start as the identity.
+        kernel_size: of the local interactor's depth-wise convolution (time, height and width).
+
+    Raises:
+        ValueError: as many roles as strides are needed; unknown role or residual.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: tuple[int, ...] = (8, 16, 32, 64),
+        roles: tuple[str, ...] = ("local", "local", "global", "global"),
+        d: int = 256,
+        ffn_dim: int = 1024,
+        num_heads: int = 8,
+        depth: int = 1,
+        residual: Residual = "uniformer",
+        kernel_size: int = 5,
+    ) -> None:
+        super().__init__()
+        if len(roles) != len(strides):
+            raise ValueError(f"MSI has {len(strides)} levels but {len(roles)} roles: {roles}.")
+        if residual not in ("uniformer", "paper"):
+            raise ValueError(f"MSI residual must be 'uniformer' or 'paper', got {residual!r}.")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"MSI kernel_size must be odd, got {kernel_size}.")
+        self.levels = nn.ModuleDict()
+        for stride, role in zip(strides, roles, strict=True):
+            if role not in ("local", "global", "none"):
+                raise ValueError(f"MSI role must be 'local', 'global' or 'none', got {role!r}.")
+            if role == "none":
+                continue
+            blocks = []
+            for _ in range(depth):
+                interactor = (
+                    LocalInteractor(d, kernel_size=kernel_size)
+                    if role == "local"
+                    else GlobalInteractor(d, num_heads=num_heads)
+                )
+                blocks.append(InteractionBlock(d, interactor, ffn_dim=ffn_dim, residual=residual))
+            self.levels[str(stride)] = nn.ModuleList(blocks)
+
+    def forward(self, features: Features, num_frames: int) -> Features:
+        """Features of clips, clip-major -> features of the same shapes, frames mixed.
+
+        Args:
+            features: maps (C*T, d, h, w) by stride.
+            num_frames: T.
+        """
+        mixed = dict(features.maps)
+        for name, blocks in self.levels.items():
+            stride = int(name)
+            if stride not in mixed:
+                raise ValueError(f"MSI has a level of stride {stride}; the detector has none.")
+            x = mixed[stride].unflatten(0, (-1, num_frames)).transpose(1, 2)  # (C, d, T, h, w)
+            padding = None
+            if features.padding is not None:
+                padding = features.padding[stride].unflatten(0, (-1, num_frames))
+            for block in blocks:
+                x = block(x, padding)
+            mixed[stride] = x.transpose(1, 2).flatten(0, 1)
+        return Features(mixed, features.padding)
+
+
+class InteractionBlock(nn.Module):
+    """Equation 1 at one level: position embedding, interactor, feed-forward.
+
+    All norms are layer norms over channels. UniFormer has batch norms in its local blocks; with a
+    few clips a batch their statistics are noise, and they would couple clips, padding and processes.
+    """
+
+    def __init__(self, d: int, interactor: nn.Module, *, ffn_dim: int, residual: Residual) -> None:
+        super().__init__()
+        self.position = nn.Conv3d(d, d, 3, padding=1, groups=d)
+        self.interactor = interactor
+        self.ffn_norm = nn.LayerNorm(d)
+        self.linear1, self.linear2 = nn.Linear(d, ffn_dim), nn.Linear(ffn_dim, d)
+        self.literal = residual == "paper"
+        if not self.literal:
+            for last in (self.position, self.linear2, interactor.output):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+
+    def forward(
+        self, x: Float[Tensor, "C d T h w"], padding: Bool[Tensor, "C T h w"] | None
+    ) -> Float[Tensor, "C d T h w"]:
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(1), 0.0)
+        placed = x + self.position(x)
+        if padding is not None:
+            placed = placed.masked_fill(padding.unsqueeze(1), 0.0)
+        mixed = self.interactor(placed, padding) + (x if self.literal else placed)
+        channels_last = mixed.movedim(1, -1)
+        thought = self.linear2(F.gelu(self.linear1(self.ffn_norm(channels_last)))).movedim(-1, 1)
+        return thought if self.literal else mixed + thought
+
+
+class LocalInteractor(nn.Module):
+    """Affinity in a small volume: pointwise, depth-wise k x k x k and pointwise convolution."""
+
+    def __init__(self, d: int, *, kernel_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d)
+        self.input = nn.Linear(d, d)
+        self.mix = nn.Conv3d(d, d, kernel_size, padding=kernel_size // 2, groups=d)
+        self.output = nn.Linear(d, d)
+
+    def forward(
+        self, x: Float[Tensor, "C d T h w"], padding: Bool[Tensor, "C T h w"] | None
+    ) -> Float[Tensor, "C d T h w"]:
+        value = self.input(self.norm(x.movedim(1, -1))).movedim(-1, 1)
+        if padding is not None:
+            value = value.masked_fill(padding.unsqueeze(1), 0.0)
+        return self.output(self.mix(value).movedim(1, -1)).movedim(-1, 1)
+
+
+class GlobalInteractor(nn.Module):
+    """Joint self-attention over all tokens of all frames."""
+
+    def __init__(self, d: int, *, num_heads: int) -> None:
+        super().__init__()
+        if d % num_heads:
+            raise ValueError(f"MSI: d={d} must be divisible by num_heads={num_heads}.")
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(d)
+        self.input = nn.Linear(d, 3 * d)
+        self.output = nn.Linear(d, d)
+
+    def forward(
+        self, x: Float[Tensor, "C d T h w"], padding: Bool[Tensor, "C T h w"] | None
+    ) -> Float[Tensor, "C d T h w"]:
+        C, d, T, h, w = x.shape
+        tokens = self.norm(x.flatten(2).transpose(1, 2))  # (C, T*h*w, d)
+        query, key, value = (
+            self.input(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        mask = None if padding is None else ~padding.view(C, 1, 1, T * h * w)
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        read = self.output(read.transpose(1, 2).flatten(2))
+        return read.transpose(1, 2).view(C, d, T, h, w)

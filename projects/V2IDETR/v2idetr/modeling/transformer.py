@@ -1,0 +1,113 @@
+"""Encoder and decoder layers of Deformable DETR (its figure 2 and appendix A.3), post-norm."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .deformable_attention import DeformableAttention
+
+Shapes = list[tuple[int, int]]
+
+
+class FeedForward(nn.Module):
+    """x -> LayerNorm(x + MLP(x)), one hidden layer with ReLU."""
+
+    def __init__(self, *, d: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(d, ffn_dim), nn.Linear(ffn_dim, d)
+        self.norm = nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
+        hidden = self.dropout(self.linear1(x).relu())
+        return self.norm(x + self.dropout(self.linear2(hidden)))
+
+
+class EncoderLayer(nn.Module):
+    """Every token reads around its own cell in all levels, then a feed-forward step."""
+
+    def __init__(
+        self,
+        *,
+        d: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(
+            d=d, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+        )
+        self.attention_norm = nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B S d"],
+        position: Float[Tensor, "B S d"],
+        reference: Float[Tensor, "B S levels 2"],
+        shapes: Shapes,
+        padding: Bool[Tensor, "B S"] | None,
+    ) -> Float[Tensor, "B S d"]:
+        read = self.attention(tokens + position, reference, tokens, shapes, padding)
+        return self.ffn(self.attention_norm(tokens + self.dropout(read)))
+
+
+class DecoderLayer(nn.Module):
+    """Queries talk to each other, read the image around their references, and think."""
+
+    def __init__(
+        self,
+        *,
+        d: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
+        self.self_norm = nn.LayerNorm(d)
+        self.cross_attention = DeformableAttention(
+            d=d, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+        )
+        self.cross_norm = nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
+
+    def forward(
+        self,
+        content: Float[Tensor, "B N d"],
+        position: Float[Tensor, "B N d"],
+        reference: Float[Tensor, "B N levels ref"],
+        tokens: Float[Tensor, "B S d"],
+        shapes: Shapes,
+        padding: Bool[Tensor, "B S"] | None,
+        attn_mask: Bool[Tensor, "N N"] | None,
+    ) -> Float[Tensor, "B N d"]:
+        """``attn_mask`` is True where a query (row) must not see another (column)."""
+        where = content + position
+        seen = self.self_attention(where, where, content, attn_mask=attn_mask, need_weights=False)
+        content = self.self_norm(content + self.dropout(seen[0]))
+        read = self.cross_attention(content + position, reference, tokens, shapes, padding)
+        return self.ffn(self.cross_norm(content + self.dropout(read)))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them; the last one is free."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
