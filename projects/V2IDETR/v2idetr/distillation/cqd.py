@@ -7,14 +7,15 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..modeling.interface import Decoded, Queries
+from ..modeling.interface import Context, Decoded, DetectorNetwork, Memory, Queries
 from .knowledge import Knowledge
 
 PerFrame = Literal["N/T", "N/2", "N"]
 Mask = Literal["one_way", "none", "isolated"]
+Views = tuple[Decoded, Decoded]
 
 
 @dataclass
@@ -119,17 +120,22 @@ class CrossViewQueryDistillation(nn.Module):
         target = target.reshape(len(target), C, T * n, -1)
         return CrossView(queries.with_reference_dim(reference_dim), target)
 
-    def attention_mask(
-        self, own: int, cross: int, device: torch.device
-    ) -> Bool[Tensor, "N N"] | None:
-        """Who must not see whom, for the student's own queries followed by the cross-view ones."""
+    def decode(self, net: DetectorNetwork, memory: Memory, own: Queries, cross: Queries) -> Views:
+        """Decode the student's own and the cross-view queries against its memory.
+
+        Unless ``mask`` is "none", the own queries are decoded alone, exactly as by the plain
+        detector; the cross-view ones then see them ("one_way") or not ("isolated").
+
+        Returns:
+            the decoded own queries and the decoded cross-view queries.
+        """
         if self.mask == "none":
-            return None
-        mask = torch.zeros(own + cross, own + cross, dtype=torch.bool, device=device)
-        mask[:own, own:] = True
-        if self.mask == "isolated":
-            mask[own:, :own] = True
-        return mask
+            n = cross.num_queries
+            both = net.decode(memory, Queries.cat([cross, own]))
+            return both.slice(n, n + own.num_queries), both.slice(0, n)
+        decoded = net.decode(memory, own)
+        context = Context(own, decoded) if self.mask == "one_way" else None
+        return decoded, net.decode(memory, cross, context)
 
     def forward(self, decoded: Decoded, cross_view: CrossView) -> Float[Tensor, ""]:
         """The weighted loss: mean of 1 - cos over layers, clips and cross-view queries.

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torchvision.ops import box_convert
 
-from ..modeling.interface import Queries
 from .cqd import CrossViewQueryDistillation
 from .knowledge import Knowledge
 from .tfd import TargetGuidedFeatureDistillation
@@ -59,23 +58,18 @@ class DistilledStudent(nn.Module):
         targets = student.targets(student.frames(batched_inputs))
         memory = net.encode(net.extract(images))
         own = net.queries(memory)
-        N = own.num_queries
         if self.cqd is None:
             decoded = net.decode(memory, own)
         else:
             cross = self.cqd.cross_view(
                 knowledge, reference_dim=own.reference.shape[-1], generators=_draws(batched_inputs)
             )
-            # Own queries first: sums over them then run in the order of the plain detector, and a
-            # masked cross-view query adds an exact zero at the end.
-            queries = Queries.cat([own, cross.queries])
-            mask = self.cqd.attention_mask(N, queries.num_queries - N, memory.tokens.device)
-            decoded = net.decode(memory, queries, mask)
+            decoded, cross_decoded = self.cqd.decode(net, memory, own, cross.queries)
         losses = student.criterion(
-            decoded.slice(0, N), targets, proposals=memory.proposals, num_boxes=num_boxes
+            decoded, targets, proposals=memory.proposals, num_boxes=num_boxes
         )
         if self.cqd is not None:
-            losses["loss_cqd"] = self.cqd(decoded.slice(N, queries.num_queries), cross)
+            losses["loss_cqd"] = self.cqd(cross_decoded, cross)
         if self.tfd is not None:
             boxes_xyxy_px = [
                 box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([w, h, w, h])

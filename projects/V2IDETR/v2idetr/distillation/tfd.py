@@ -81,7 +81,7 @@ class TargetGuidedFeatureDistillation(nn.Module):
                 f"teacher's {tuple(theirs.shape[-2:])}: both must see the same padded pictures "
                 "(one size_divisor)."
             )
-        B, _, h, w = ours.shape
+        h, w = ours.shape[-2:]
         mask = torch.stack(
             [
                 gaussian_mask(

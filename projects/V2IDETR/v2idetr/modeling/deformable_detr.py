@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .backbone import load_imagenet_weights, padding_isolated
 from .deformable_attention import DeformableAttention
-from .interface import Decoded, Features, Images, Memory, Proposals, Queries
+from .interface import Context, Decoded, Features, Images, Memory, Proposals, Queries
 from .neck import Neck, flatten_levels
 from .position import sine_embedding, sine_map
 from .transformer import MLP, DecoderLayer, EncoderLayer
@@ -179,14 +179,14 @@ class DeformableDETR(nn.Module):
         self,
         memory: Memory,
         queries: Queries,
-        attn_mask: Bool[Tensor, "N N"] | None = None,
+        context: Context | None = None,
     ) -> Decoded:
         """Decode queries against a memory.
 
         Args:
             memory: of the same images.
             queries: any number; references of 2 or 4 numbers.
-            attn_mask: True where a query (row) must not see another (column) in self-attention.
+            context: decoded queries of the same images that these may look at in self-attention.
         """
         reference, content = queries.reference, queries.content
         hidden, logits, boxes = [], [], []
@@ -195,6 +195,9 @@ class DeformableDETR(nn.Module):
             scale = memory.valid_ratios.unsqueeze(1)  # (B, 1, levels, 2)
             if reference.shape[-1] == 4:
                 scale = torch.cat([scale, scale], -1)
+            beside = None
+            if context is not None:
+                beside = (context.layer_input(index), context.queries.position)
             content = layer(
                 content,
                 queries.position,
@@ -202,7 +205,7 @@ class DeformableDETR(nn.Module):
                 memory.tokens,
                 memory.shapes,
                 memory.padding,
-                attn_mask,
+                beside,
             )
             # Box arithmetic in float32: the inverse sigmoid of a half has few digits near 0 and 1.
             box = _move(reference.float(), self.box_heads[head](content).float())

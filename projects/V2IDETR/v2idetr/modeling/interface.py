@@ -195,6 +195,22 @@ class Decoded:
         return Decoded(self.hidden[part], self.logits[part], self.boxes[part])
 
 
+@dataclass
+class Context:
+    """Queries that have been decoded already and that others may look at in self-attention.
+
+    Decoding B with A as its context is one decoder run on A and B together under an attention mask
+    that hides B from A, except that A is decoded exactly as if B did not exist.
+    """
+
+    queries: Queries
+    decoded: Decoded
+
+    def layer_input(self, layer: int) -> Float[Tensor, "B N d"]:
+        """Their content as it entered a decoder layer."""
+        return self.queries.content if layer == 0 else self.decoded.hidden[layer - 1]
+
+
 @runtime_checkable
 class DetectorNetwork(Protocol):
     """The interface: a plain torch module with these methods and attributes."""
@@ -212,5 +228,5 @@ class DetectorNetwork(Protocol):
     def queries(self, memory: Memory) -> Queries: ...
 
     def decode(
-        self, memory: Memory, queries: Queries, attn_mask: Bool[Tensor, "N N"] | None = None
+        self, memory: Memory, queries: Queries, context: Context | None = None
     ) -> Decoded: ...

@@ -1,4 +1,4 @@
-"""Bipartite matching of predictions to lesions (DETR, equation 2; focal cost of Deformable DETR)."""
+"""Bipartite matching of predictions to lesions (DETR, equation 2; Deformable DETR's focal cost)."""
 
 from __future__ import annotations
 

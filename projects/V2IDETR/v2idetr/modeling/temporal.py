@@ -103,7 +103,7 @@ class InteractionBlock(nn.Module):
     """Equation 1 at one level: position embedding, interactor, feed-forward.
 
     All norms are layer norms over channels. UniFormer has batch norms in its local blocks; with a
-    few clips a batch their statistics are noise, and they would couple clips, padding and processes.
+    few clips a batch their statistics are noise, and they would couple clips and processes.
     """
 
     def __init__(self, d: int, interactor: nn.Module, *, ffn_dim: int, residual: Residual) -> None:

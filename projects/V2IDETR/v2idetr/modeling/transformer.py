@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -88,11 +91,15 @@ class DecoderLayer(nn.Module):
         tokens: Float[Tensor, "B S d"],
         shapes: Shapes,
         padding: Bool[Tensor, "B S"] | None,
-        attn_mask: Bool[Tensor, "N N"] | None,
+        beside: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B N d"]:
-        """``attn_mask`` is True where a query (row) must not see another (column)."""
-        where = content + position
-        seen = self.self_attention(where, where, content, attn_mask=attn_mask, need_weights=False)
+        """``beside``: content and position, (B, n, d) each, of further queries to look at."""
+        where = key = content + position
+        value = content
+        if beside is not None:
+            key = torch.cat([where, beside[0] + beside[1]], 1)
+            value = torch.cat([content, beside[0]], 1)
+        seen = self.self_attention(where, key, value, need_weights=False)
         content = self.self_norm(content + self.dropout(seen[0]))
         read = self.cross_attention(content + position, reference, tokens, shapes, padding)
         return self.ffn(self.cross_norm(content + self.dropout(read)))
@@ -103,9 +110,7 @@ class MLP(nn.Module):
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -1,0 +1,99 @@
+"""V2I-DETR with Deformable DETR as teacher and student, at the size of the paper."""
+
+from detectron2.config import LazyCall as L
+from v2idetr.distillation.cqd import CrossViewQueryDistillation
+from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
+from v2idetr.modeling.criterion import SetCriterion
+from v2idetr.modeling.deformable_detr import DeformableDETR
+from v2idetr.modeling.matcher import HungarianMatcher
+from v2idetr.modeling.meta_arch import ClipDetector, Detector
+from v2idetr.modeling.temporal import MSI
+
+from .backbones import resnet50
+
+model = L(Detector)(
+    net=L(DeformableDETR)(
+        backbone=resnet50,
+        weights="weights/resnet50_imagenet.pth",  # torchvision's or Detectron2's layout
+        num_classes=1,
+        strides=[8, 16, 32, 64],
+        d=256,
+        num_queries=100,  # paper, section III
+        num_encoder_layers=6,
+        num_decoder_layers=6,
+        num_heads=8,
+        num_points=4,
+        ffn_dim=1024,
+        dropout=0.1,
+        box_refine=False,
+        two_stage=False,
+        temporal=None,
+        isolate_padding=True,
+    ),
+    criterion=L(SetCriterion)(
+        matcher=L(HungarianMatcher)(
+            class_weight=2.0, l1_weight=5.0, giou_weight=2.0, alpha=0.25, gamma=2.0
+        ),
+        class_weight=2.0,
+        l1_weight=5.0,
+        giou_weight=2.0,
+        alpha=0.25,
+        gamma=2.0,
+    ),
+    class_names="${data.class_names}",
+    pixel_mean=[123.675, 116.28, 103.53],  # ImageNet, RGB
+    pixel_std=[58.395, 57.12, 57.375],
+    score_topk=100,
+    size_divisor=32,
+)
+
+# The teacher is the student's detector with MSI between neck and encoder.
+teacher = dict(
+    model=L(ClipDetector)(
+        num_frames="${data.num_frames}",
+        net=L(DeformableDETR)(
+            **{
+                key: f"${{model.net.{key}}}"
+                for key in model.net
+                if key not in ("_target_", "temporal")
+            },
+            temporal=L(MSI)(
+                strides="${model.net.strides}",
+                roles=["local", "local", "global", "global"],
+                d="${model.net.d}",
+                ffn_dim=1024,
+                num_heads=8,
+                depth=1,
+                residual="uniformer",
+                kernel_size=5,
+            ),
+        ),
+        **{key: f"${{model.{key}}}" for key in model if key not in ("_target_", "net")},
+    ),
+    checkpoint="",  # a trained teacher: the teacher stage is skipped
+    max_iter="${train.max_iter}",
+    batch_size="${train.batch_size}",
+)
+
+distillation = dict(
+    tfd=L(TargetGuidedFeatureDistillation)(
+        weight=1.0,  # lambda_bk, paper, section II-E
+        stride=32,
+        sigma="box",
+        sigma_ratio=1 / 6,
+        normalizer="pixels",
+        align="none",
+        student_dim="${model.net.d}",
+        teacher_dim="${teacher.model.net.d}",
+    ),
+    cqd=L(CrossViewQueryDistillation)(
+        weight=5.0,  # lambda_qe, paper, section II-E
+        per_frame="N/T",
+        sampling="disjoint",
+        mask="one_way",
+        source="input",
+        layers="last",
+        student_dim="${model.net.d}",
+        teacher_dim="${teacher.model.net.d}",
+    ),
+)
