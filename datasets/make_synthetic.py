@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Make procedural lesion video in the on-disk layout of SUN, SUN-SEG or BUV.
+
+    python datasets/make_synthetic.py --layout sunseg --output data/synthetic --seed 0
+
+The same arguments give the same bytes (with the same versions of numpy, scipy and Pillow).  The
+folder appears when it is complete: an interrupted run leaves `<output>.incomplete`, which the
+next one removes.  A run that finds its own result returns at once; a folder that this program
+did not make is never touched.  What the layouts hold and assume: `synthetic/layouts.py`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from synthetic.clips import render_clip
+from synthetic.layouts import FrameRecord, Job, Options, annotate, plan
+from tqdm import tqdm
+
+VERSION = 1  # raise whenever the same arguments would give other bytes
+RECORD = "generator.json"
+FRAMES = "generator_frames.json"
+DEFAULTS: dict[str, dict[str, int]] = {
+    "sun": {"train": 40, "easy": 0, "hard": 0, "negative": 8, "frames": 24},
+    "sunseg": {"train": 400, "easy": 48, "hard": 32, "negative": 40, "frames": 5},
+    "buv": {"train": 40, "easy": 12, "hard": 0, "negative": 0, "frames": 24},
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line to namespace."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--layout", choices=sorted(DEFAULTS), required=True, help="folder layout to imitate")
+    add("--output", type=Path, required=True, help="folder to make")
+    add("--seed", type=int, default=0, help="other seeds give other cases")
+    add("--size", default="128x96", metavar="WxH", help="picture size in pixels (SUN: 1158x1008)")
+    add("--train-clips", type=int, help="training clips (sun: positive cases)")
+    add("--test-easy-clips", type=int, help="TestEasyDataset, a third Seen (buv: val videos)")
+    add("--test-hard-clips", type=int, help="TestHardDataset, a third Seen (sunseg alone)")
+    add("--negative-clips", type=int, help="lesion-free clips (not buv: it has none)")
+    add("--frames-per-clip", type=int, help="frames of a clip (sun: of a case)")
+    add("--difficulty", type=float, default=1.0, help="share of spoiled frames, lesion contrast")
+    add("--defects", action="store_true", help="known faults of the real annotation files, too")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    add("--overwrite", action="store_true", help="replace a folder that this program made")
+    return parser.parse_args(arguments)
+
+
+def options_from(arguments: argparse.Namespace) -> Options:
+    """Fill in the layout's defaults; ValueError for what cannot be."""
+    layout, defaults = arguments.layout, DEFAULTS[arguments.layout]
+
+    def value(flag: str, default: str) -> int:
+        given = getattr(arguments, flag)
+        if given is not None and given < 0:
+            raise ValueError(f"--{flag.replace('_', '-')} {given}: must not be negative")
+        return defaults[default] if given is None else given
+
+    try:
+        width, height = (int(v) for v in arguments.size.lower().split("x"))
+    except ValueError:
+        raise ValueError(f"--size {arguments.size}: expected WxH, such as 128x96") from None
+    if min(width, height) < 32:
+        raise ValueError(f"--size {arguments.size}: at least 32 pixels a side")
+    if arguments.difficulty < 0:
+        raise ValueError(f"--difficulty {arguments.difficulty}: must not be negative")
+    options = Options(
+        layout=layout,
+        seed=arguments.seed,
+        size=(width, height),
+        train_clips=value("train_clips", "train"),
+        test_easy_clips=value("test_easy_clips", "easy"),
+        test_hard_clips=value("test_hard_clips", "hard"),
+        negative_clips=value("negative_clips", "negative"),
+        frames_per_clip=value("frames_per_clip", "frames"),
+        difficulty=arguments.difficulty,
+        defects=arguments.defects,
+    )
+    if options.frames_per_clip < 1:
+        raise ValueError("--frames-per-clip 0: a clip needs at least one frame")
+    if layout == "buv" and options.negative_clips:
+        raise ValueError("--negative-clips: every BUV frame has a lesion; use sun or sunseg")
+    if layout != "sunseg" and options.test_hard_clips:
+        raise ValueError(f"--test-hard-clips: {layout} has no hard test set; use sunseg")
+    if layout == "sun" and options.test_easy_clips:
+        raise ValueError("--test-easy-clips: SUN has no split; its converter makes one by case")
+    if layout == "buv" and options.train_clips < 1:
+        raise ValueError("--train-clips 0: BUV needs training videos")
+    return options
+
+
+def write_clip(task: tuple[Path, Job]) -> list[FrameRecord]:
+    """Render one clip and write its frames and masks under the root."""
+    root, job = task
+    for folder in {Path(name).parent for name in (*job.frames, *job.masks)}:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    records = []
+    for index, frame in enumerate(render_clip(job.spec)):
+        name = job.frames[index]
+        picture = Image.fromarray(frame.image).convert("RGB")
+        if name.endswith(".jpg"):
+            picture.save(root / name, quality=92)
+        else:
+            picture.save(root / name, compress_level=4)
+        if job.masks:
+            mask = Image.fromarray(frame.mask.astype(np.uint8) * 255)
+            mask.save(root / job.masks[index], compress_level=4)
+        records.append(FrameRecord(name, frame.box, frame.shot, frame.event, frame.decoy))
+    return records
+
+
+def render_all(root: Path, jobs: Sequence[Job], workers: int) -> Iterator[list[FrameRecord]]:
+    """Records of every clip, in the order of `jobs`, whatever the number of processes."""
+    tasks = [(root, job) for job in jobs]
+    if workers <= 1 or len(jobs) < 4:
+        yield from map(write_clip, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(write_clip, tasks, chunksize=2)
+
+
+def found(output: Path, description: dict, *, overwrite: bool) -> bool:
+    """Whether `output` holds the result already; ValueError when it holds anything else."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    record = output / RECORD
+    if not record.is_file():
+        raise ValueError(f"{output} is not empty and not of this program: choose another --output")
+    made = json.loads(record.read_text())
+    if {key: made.get(key) for key in description} == description:
+        return True
+    if overwrite:
+        return False
+    before, now = made.get("arguments", {}), description["arguments"]
+    changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
+    raise ValueError(
+        f"{output} was made with other arguments or by another version "
+        f"({', '.join(changed) or 'version'}): choose another --output or add --overwrite"
+    )
+
+
+def summary(jobs: Sequence[Job], results: Sequence[Sequence[FrameRecord]]) -> dict:
+    """Counts for generator.json."""
+    records = [record for clip in results for record in clip]
+    lesions = [record for record in records if record.box]
+    return {
+        "clips": len(jobs),
+        "frames": len(records),
+        "frames_with_lesion": len(lesions),
+        "frames_spoiled": sum(bool(record.event) for record in lesions),
+        "frames_with_decoy": sum(record.decoy for record in records),
+    }
+
+
+def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> dict:
+    """Make the data set at `output` unless it is there; the content of its generator.json."""
+    arguments = asdict(options)
+    arguments["size"] = list(options.size)
+    description = {"program": "make_synthetic", "version": VERSION, "arguments": arguments}
+    if found(output, description, overwrite=overwrite):
+        print(f"{output}: already made with these arguments")
+        return json.loads((output / RECORD).read_text())
+    staging = output.with_name(output.name + ".incomplete")
+    if staging.exists():
+        if not (staging / FRAMES).is_file():
+            raise ValueError(f"{staging} is in the way and not of this program: move it")
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    (staging / FRAMES).write_text("[]")
+    jobs = plan(options)
+    total = sum(len(job.frames) for job in jobs)
+    results = []
+    with tqdm(total=total, unit="frame", desc=f"rendering {options.layout}") as progress:
+        for records in render_all(staging, jobs, workers):
+            results.append(records)
+            progress.update(len(records))
+    annotate(options, jobs, results, staging)
+    frames = [
+        {"split": job.split, "clip": job.name, **asdict(record)}
+        for job, records in zip(jobs, results, strict=True)
+        for record in records
+    ]
+    (staging / FRAMES).write_text(json.dumps(frames))
+    description |= {"summary": summary(jobs, results)}
+    (staging / RECORD).write_text(json.dumps(description, indent=2) + "\n")
+    if output.exists():
+        shutil.rmtree(output)
+    staging.rename(output)
+    print(f"{output}: {json.dumps(description['summary'])}")
+    return description
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; 2 for a user's error."""
+    parsed = parse(arguments)
+    try:
+        make(
+            options_from(parsed), parsed.output, workers=parsed.workers, overwrite=parsed.overwrite
+        )
+    except ValueError as error:
+        print(f"make_synthetic: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

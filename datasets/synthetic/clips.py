@@ -1,0 +1,282 @@
+"""From a clip's description to its frames: scene, camera path, spoiled frames, masks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import breast, colon, degrade
+from .fields import Array, smoothstep
+from .tracks import Track, leave_picture, random_track
+
+HARD_SHARE = 0.30  # of the frames, at difficulty 1
+DECOY_SHARE = 0.12
+LEAVE_SHARE = 0.08  # of the clips
+MIN_VISIBLE = 4e-4  # of the picture: a lesion with less of it is out of the picture
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """All that decides a clip's pixels.
+
+    Clips with one `case_seed` show one lesion in one place; `clip_seed` draws the camera's path
+    and what goes wrong.  `shots` holds the number of frames between cuts.
+    """
+
+    style: Literal["colon", "breast"]
+    size: tuple[int, int]  # width, height in pixels
+    case_seed: tuple[int, ...]
+    clip_seed: tuple[int, ...]
+    shots: tuple[int, ...]
+    lesion: bool = True
+    malignant: bool = False
+    may_leave: bool = True
+    difficulty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture (H, W, 3) or (H, W) uint8, the lesion's mask (H, W) and what spoils the frame."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    shot: int
+    event: str  # "" for a clear frame
+    decoy: bool
+
+    @property
+    def box(self) -> Box | None:
+        """Extent of the mask: x0, y0, x1, y1 in pixels, ends exclusive; None without lesion."""
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        if not len(rows):
+            return None
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def render_clip(spec: ClipSpec) -> Iterator[Frame]:
+    """The frames of a clip in temporal order; equal specs give equal pixels."""
+    case_rng, rng = np.random.default_rng(spec.case_seed), np.random.default_rng(spec.clip_seed)
+    shoot = _shoot_colon if spec.style == "colon" else _shoot_breast
+    yield from shoot(spec, case_rng, rng)
+
+
+def lesion_share(rng: np.random.Generator) -> float:
+    """Longer side of a lesion as a share of the picture's height: 0.08-0.45, most 0.18-0.40."""
+    if rng.random() < 0.10:
+        return float(rng.uniform(0.09, 0.15))
+    return float(np.clip(rng.normal(0.30, 0.075), 0.15, 0.46))
+
+
+def _contrast(difficulty: float, rng: np.random.Generator) -> float:
+    """Factor on the lesion's contrast: 1 at difficulty 1, less when harder."""
+    return float(rng.uniform(0.85, 1.15) * 2.0 / (1.0 + max(difficulty, 0.1)))
+
+
+def _events(
+    rng: np.random.Generator, num_frames: int, difficulty: float, weights: dict[str, float]
+) -> list[str]:
+    """What spoils each frame; at least half of the frames stay clear."""
+    expected = num_frames * min(HARD_SHARE * difficulty, 0.6) * rng.uniform(0.6, 1.4)
+    count = min(int(expected + rng.random()), max(num_frames // 2, int(rng.random() < 0.3)))
+    events = [""] * num_frames
+    for index in rng.choice(num_frames, size=min(count, num_frames), replace=False):
+        events[int(index)] = degrade.pick_event(rng, weights)
+    return events
+
+
+def _track(spec: ClipSpec, rng: np.random.Generator, num_frames: int, share: float) -> Track:
+    track = random_track(rng, num_frames, margin=min(0.10 + 0.45 * share, 0.34))
+    if spec.lesion and spec.may_leave and num_frames > 2 and rng.random() < LEAVE_SHARE:
+        track = leave_picture(rng, track, reach=0.35)
+    return track
+
+
+# --------------------------------------------------------------------------------------------
+# Colon
+
+
+def _shoot_colon(
+    spec: ClipSpec, case_rng: np.random.Generator, rng: np.random.Generator
+) -> Iterator[Frame]:
+    wall = colon.random_wall(case_rng, colon.grid_shape(spec.size[0]))
+    share, contrast = lesion_share(case_rng), _contrast(spec.difficulty, case_rng)
+    lesion, position = _place_lesion(wall, case_rng, spec, share, contrast)
+    scene = colon.build_scene(wall, lesion if spec.lesion else None)
+    point = colon.surface_point(scene, lesion.theta, lesion.z)
+    aperture = _aperture(case_rng, spec.size)
+    gain = 0.0
+    for shot, num_frames in enumerate(spec.shots):
+        track = _track(spec, rng, num_frames, share)
+        events = _events(rng, num_frames, spec.difficulty, degrade.COLON_EVENTS)
+        roll = rng.uniform(0, 2 * np.pi)
+        start = point + (position - point) * rng.uniform(0.92, 1.12)
+        for t in range(num_frames):
+            camera = colon.Camera(
+                position=point + (start - point) * np.exp(-track.log_zoom[t]),
+                look_at=point,
+                target=track.centre[t],
+                roll=roll + track.roll[t],
+            )
+            view = colon.render(scene, camera, spec.size)
+            wanted = wall.exposure / max(float(np.percentile(view.light.mean(-1), 70)), 1e-3)
+            gain = wanted if t == 0 else 0.7 * gain + 0.3 * wanted
+            picture = 1.0 - np.exp(-0.95 * gain * view.light)
+            mask = _visible(view.mask & (aperture > 0.5), scene.lesion)
+            shift = track.shift(t) * np.array(spec.size)
+            yield _finish_colon(rng, spec, picture, mask, aperture, shift, shot, events[t])
+
+
+def _visible(mask: NDArray[np.bool_], lesion: object) -> NDArray[np.bool_]:
+    """The mask, emptied where there is no lesion or too little of it is in the picture."""
+    return mask if lesion is not None and mask.mean() >= MIN_VISIBLE else np.zeros_like(mask)
+
+
+def _finish_colon(
+    rng: np.random.Generator,
+    spec: ClipSpec,
+    picture: Array,
+    mask: NDArray[np.bool_],
+    aperture: Array,
+    shift: NDArray[np.float64],
+    shot: int,
+    event: str,
+) -> Frame:
+    decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
+    if decoy:
+        picture = degrade.decoy_colon(rng, picture)
+    if event:
+        picture = degrade.spoil_colon(rng, picture, event, _aim(rng, mask))
+    picture = degrade.colour_fringe(degrade.motion_blur(picture, 0.7 * shift), 0.35 * shift)
+    picture = degrade.defocus(picture, 0.45 + 0.0006 * spec.size[0])
+    picture = picture + 0.012 * rng.standard_normal(picture.shape, dtype=np.float32)
+    picture = np.clip(picture, 0, 1) ** 0.80 * aperture[..., None] + 0.02
+    image = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return Frame(image, mask, shot, event, decoy)
+
+
+def _aim(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """What an event should hide: the lesion, or anything where there is none."""
+    height, width = mask.shape
+    box = Frame(np.zeros(0, np.uint8), mask, 0, "", False).box
+    if box is not None:
+        return box
+    x, y, half = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height, 0.15 * height
+    return x - half, y - half, x + half, y + half
+
+
+def _place_lesion(
+    wall: colon.Wall,
+    rng: np.random.Generator,
+    spec: ClipSpec,
+    share: float,
+    contrast: float,
+) -> tuple[colon.Lesion, NDArray[np.float64]]:
+    """A lesion and a camera position from which it fills `share` of the picture's height.
+
+    Tries places on a coarse copy of the wall until the view is free, then scales the lesion.
+    """
+    coarse = replace(
+        wall,
+        height=wall.height[::4, ::4],
+        albedo=wall.albedo[::4, ::4],
+        bump=wall.bump[::4, ::4],
+        grain=wall.grain[::4, ::4],
+    )
+    width, height = spec.size
+    preview = (64, max(8, round(64 * height / width)))
+    per_radian = 0.5 * np.hypot(*preview) / colon.HALF_FIELD
+    best: tuple[float, colon.Lesion, NDArray[np.float64]] | None = None
+    for _ in range(14):
+        lesion = colon.random_lesion(rng, radius=0.3, contrast=contrast)
+        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.4)
+        position = np.array([offset * np.cos(angle), offset * np.sin(angle), 0.0])
+        bare = colon.build_scene(coarse, None)
+        point = colon.surface_point(bare, lesion.theta, lesion.z)
+        distance = float(np.linalg.norm(point - position))
+        radius = distance * np.tan(0.5 * share * preview[1] / per_radian)
+        lesion = replace(lesion, radius=float(np.clip(radius, 0.06, 0.60)))
+        line = position + np.linspace(0.0, 0.8, 12)[:, None] * (point - position)
+        if min(colon.clearance(bare, p) for p in line) < 0.04:
+            continue
+        camera = colon.Camera(position, point, np.array([0.5, 0.5]), 0.0)
+        for _ in range(2):
+            view = colon.render(colon.build_scene(coarse, lesion), camera, preview)
+            box = Frame(np.zeros(0, np.uint8), view.mask, 0, "", False).box
+            side = max(box[2] - box[0], box[3] - box[1]) / preview[1] if box else 0.0
+            error = abs(np.log(max(side, 1e-3) / share))
+            if best is None or error < best[0]:
+                best = (error, lesion, position)
+            if side:
+                factor = np.clip(share / side, 0.6, 1.6)
+                lesion = replace(lesion, radius=float(min(lesion.radius * factor, 0.65)))
+        if best is not None and best[0] < 0.12:
+            break
+    if best is None:
+        return lesion, np.zeros(3)
+    return best[1], best[2]
+
+
+def _aperture(rng: np.random.Generator, size: tuple[int, int]) -> Array:
+    """1 inside the octagon that the endoscope's processor shows, 0 outside (H, W)."""
+    width, height = size
+    x = np.abs(np.arange(width, dtype=np.float32) + 0.5 - width / 2)[None, :]
+    y = np.abs(np.arange(height, dtype=np.float32) + 0.5 - height / 2)[:, None]
+    cut = rng.uniform(0.0, 0.16) * width
+    corner = (width / 2 - x) + (height / 2 - y) - cut
+    return smoothstep(corner, -0.5, 1.0)
+
+
+# --------------------------------------------------------------------------------------------
+# Breast
+
+
+def _shoot_breast(
+    spec: ClipSpec, case_rng: np.random.Generator, rng: np.random.Generator
+) -> Iterator[Frame]:
+    tissue = breast.random_tissue(case_rng, spec.size)
+    share, contrast = lesion_share(case_rng), _contrast(spec.difficulty, case_rng)
+    mass = breast.random_mass(
+        case_rng, radius=0.5 * share, malignant=spec.malignant, contrast=contrast
+    )
+    mass = replace(mass, radius=0.5 * share / np.sqrt(max(mass.aspect, 1 / mass.aspect)))
+    for shot, num_frames in enumerate(spec.shots):
+        track = _track(spec, rng, num_frames, share)
+        events = _events(rng, num_frames, spec.difficulty, degrade.BREAST_EVENTS)
+        for t in range(num_frames):
+            picture, mask = breast.render(
+                tissue,
+                mass if spec.lesion else None,
+                spec.size,
+                target=track.centre[t],
+                zoom=float(np.exp(2.0 * track.log_zoom[t])),
+                tilt=float(track.roll[t]),
+                rng=rng,
+            )
+            mask = _visible(mask, mass if spec.lesion else None)
+            shift = track.shift(t) * np.array(spec.size)
+            yield _finish_breast(rng, spec, picture, mask, shift, shot, events[t])
+
+
+def _finish_breast(
+    rng: np.random.Generator,
+    spec: ClipSpec,
+    picture: Array,
+    mask: NDArray[np.bool_],
+    shift: NDArray[np.float64],
+    shot: int,
+    event: str,
+) -> Frame:
+    picture = picture[..., None]
+    decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
+    if decoy:
+        picture = degrade.decoy_breast(rng, picture)
+    if event:
+        picture = degrade.spoil_breast(rng, picture, event, _aim(rng, mask))
+    picture = degrade.motion_blur(picture, 0.5 * shift)[..., 0]
+    picture = picture + 0.01 * rng.standard_normal(picture.shape, dtype=np.float32)
+    image = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return Frame(image, mask, shot, event, decoy)

@@ -1,0 +1,231 @@
+"""What spoils a frame: occluders, glare, blur, darkness and lesions that are none.
+
+Pictures are float (H, W, 3) in [0, 1]; places and radii are in pixels.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .fields import Array, contour_radius, fractal_noise, random_harmonics, smoothstep
+
+COLON_EVENTS = {
+    "debris": 0.22,
+    "instrument": 0.16,
+    "bubbles": 0.12,
+    "glare": 0.16,
+    "blur": 0.20,
+    "fog": 0.14,
+}
+BREAST_EVENTS = {"shadow": 0.36, "blur": 0.28, "dropout": 0.36}
+
+
+def pick_event(rng: np.random.Generator, weights: dict[str, float]) -> str:
+    """One of the names, by weight."""
+    share = np.array(list(weights.values()))
+    return str(rng.choice(list(weights), p=share / share.sum()))
+
+
+def spoil_colon(
+    rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
+) -> Array:
+    """Hide most of `box` (x0, y0, x1, y1) behind something of the kind `event`."""
+    middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+    extent = max(box[2] - box[0], box[3] - box[1]) / 2
+    middle = middle + extent * rng.uniform(-0.25, 0.25, 2)
+    reach = extent * rng.uniform(1.0, 1.5)
+    if event == "debris":
+        return _debris(rng, picture, middle, reach)
+    if event == "instrument":
+        return _instrument(rng, picture, middle, 0.75 * reach)
+    if event == "bubbles":
+        return _bubbles(rng, picture, middle, reach)
+    if event == "glare":
+        return _glare(rng, picture, middle, reach)
+    if event == "fog":
+        return _fog(rng, picture)
+    assert event == "blur", event
+    width = picture.shape[1]
+    angle, length = rng.uniform(0, 2 * np.pi), width * rng.uniform(0.10, 0.18)
+    blurred = motion_blur(picture, length * np.array([np.cos(angle), np.sin(angle)]))
+    return defocus(blurred, 0.02 * width)
+
+
+def decoy_colon(rng: np.random.Generator, picture: Array) -> Array:
+    """A drop of mucus with a lesion's size and colour, for this frame alone."""
+    height, width = picture.shape[:2]
+    middle = np.array([rng.uniform(0.15, 0.85) * width, rng.uniform(0.15, 0.85) * height])
+    reach = height * rng.uniform(0.07, 0.17)
+    level = _blob(rng, picture.shape, middle, reach, roughness=0.05)
+    alpha = smoothstep(level, -0.02, 0.12)[..., None]
+    around = ndimage.gaussian_filter(picture, (reach * 0.4, reach * 0.4, 0), mode="nearest")
+    tint = np.array([1.05, 0.72, 0.70]) if rng.random() < 0.6 else np.array([1.1, 1.15, 1.05])
+    dome = 0.55 + 0.6 * np.clip(level, 0, 1)[..., None]
+    return picture + 0.9 * alpha * (np.clip(around * tint * dome, 0, 1) - picture)
+
+
+def motion_blur(picture: Array, shift: NDArray[np.float64]) -> Array:
+    """Average of the picture moved along `shift` (2,) = x, y pixels."""
+    length = float(np.hypot(*shift))
+    if length < 0.7:
+        return picture
+    count = int(np.clip(np.ceil(length), 2, 24))
+    total = np.zeros_like(picture)
+    for s in np.linspace(-0.5, 0.5, count):
+        total += _moved(picture, s * shift)
+    return total / count
+
+
+def colour_fringe(picture: Array, shift: NDArray[np.float64]) -> Array:
+    """Red and blue recorded before and after green, as frame-sequential endoscopes do."""
+    if float(np.hypot(*shift)) < 0.7:
+        return picture
+    red = _moved(picture[..., :1], -0.5 * shift)
+    blue = _moved(picture[..., 2:], 0.5 * shift)
+    return np.concatenate([red, picture[..., 1:2], blue], axis=-1)
+
+
+def defocus(picture: Array, sigma: float) -> Array:
+    """Gaussian blur of `sigma` pixels."""
+    return ndimage.gaussian_filter(picture, (sigma, sigma, 0), mode="nearest")
+
+
+def spoil_breast(
+    rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
+) -> Array:
+    """Lost contact over the lesion, a sudden movement, or a drop of gain."""
+    height, width = picture.shape[:2]
+    if event == "shadow":
+        x = np.arange(width, dtype=np.float32)
+        half = max(box[2] - box[0], 6.0) * rng.uniform(0.45, 0.8)
+        middle = (box[0] + box[2]) / 2 + half * rng.uniform(-0.3, 0.3)
+        column = smoothstep(np.abs(x - middle), half * 1.3, half * 0.7)
+        depth = smoothstep(np.linspace(0, 1, height, dtype=np.float32), 0.0, 0.12)
+        return picture * (1 - 0.93 * depth[:, None, None] * column[None, :, None])
+    if event == "blur":
+        shift = np.array([rng.choice([-1, 1]) * width * rng.uniform(0.10, 0.18), 0.0])
+        return defocus(motion_blur(picture, shift), 0.02 * width)
+    assert event == "dropout", event
+    haze = fractal_noise(rng, picture.shape[:2], slope=0.6)[..., None]
+    return np.clip(0.22 * picture + 0.10 + 0.05 * haze, 0, 1)
+
+
+def decoy_breast(rng: np.random.Generator, picture: Array) -> Array:
+    """A dark fat lobule that the probe passes in this frame alone."""
+    height, width = picture.shape[:2]
+    middle = np.array([rng.uniform(0.15, 0.85) * width, rng.uniform(0.25, 0.7) * height])
+    level = _blob(rng, picture.shape, middle, height * rng.uniform(0.07, 0.14), roughness=0.05)
+    return picture * (1 - 0.72 * smoothstep(level, -0.05, 0.2)[..., None])
+
+
+def _blob(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    middle: NDArray[np.float64],
+    reach: float,
+    *,
+    roughness: float,
+) -> Array:
+    """1 in the middle of an irregular blob, 0 on its contour, negative outside (H, W)."""
+    y = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(middle[1])
+    x = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(middle[0])
+    angle = np.arctan2(y, x)
+    contour = contour_radius(
+        angle,
+        random_harmonics(rng, count=7, roughness=roughness),
+        aspect=float(np.exp(rng.uniform(0, 0.4))),
+        tilt=float(rng.uniform(0, np.pi)),
+    )
+    return (1.0 - np.hypot(x, y) / (reach * contour)).astype(np.float32)
+
+
+def _debris(
+    rng: np.random.Generator, picture: Array, middle: NDArray[np.float64], reach: float
+) -> Array:
+    """Yellow-brown residue with a ragged edge."""
+    noise = fractal_noise(rng, picture.shape[:2], slope=1.0, band=(3, 200))
+    level = _blob(rng, picture.shape, middle, reach, roughness=0.15) + 0.13 * noise
+    alpha = smoothstep(level, 0.0, 0.12)[..., None]
+    colour = np.array([0.74, 0.56, 0.16]) * rng.uniform(0.55, 1.15) + rng.uniform(-0.05, 0.08, 3)
+    light = 0.75 + 0.18 * noise[..., None] + 0.2 * np.clip(level, 0, 1)[..., None]
+    return picture + alpha * (np.clip(colour * light, 0, 1) - picture)
+
+
+def _instrument(
+    rng: np.random.Generator, picture: Array, middle: NDArray[np.float64], half_width: float
+) -> Array:
+    """A shaft that comes in from the border and ends a little beyond `middle`."""
+    height, width = picture.shape[:2]
+    angle = rng.uniform(0, 2 * np.pi)
+    along, across = (
+        np.array([np.cos(angle), np.sin(angle)]),
+        np.array([-np.sin(angle), np.cos(angle)]),
+    )
+    y = np.arange(height, dtype=np.float32)[:, None] - middle[1]
+    x = np.arange(width, dtype=np.float32)[None, :] - middle[0]
+    u, v = x * along[0] + y * along[1], (x * across[0] + y * across[1]) / half_width
+    tip = 1.1 * half_width
+    inside = smoothstep(np.abs(v), 1.03, 0.95) * smoothstep(u, tip, tip - 2)
+    colour = np.array(
+        [[0.85, 0.87, 0.88], [0.35, 0.38, 0.42], [0.25, 0.42, 0.66], [0.92, 0.90, 0.78]]
+    )[rng.integers(4)]
+    shade = 0.25 + 0.65 * np.sqrt(np.clip(1 - v**2, 0, 1))
+    shine = 0.6 * np.exp(-(((v + 0.35) / 0.12) ** 2))
+    body = np.clip(colour * shade[..., None] + shine[..., None], 0, 1)
+    return picture + inside[..., None] * (body - picture)
+
+
+def _bubbles(
+    rng: np.random.Generator, picture: Array, middle: NDArray[np.float64], reach: float
+) -> Array:
+    """Foam: a cluster of bubbles with bright rims."""
+    out = picture.copy()
+    for _ in range(int(rng.integers(14, 26))):
+        place = middle + reach * rng.normal(0, 0.5, 2)
+        radius = reach * rng.uniform(0.18, 0.5)
+        y = np.arange(picture.shape[0], dtype=np.float32)[:, None] - place[1]
+        x = np.arange(picture.shape[1], dtype=np.float32)[None, :] - place[0]
+        r = np.hypot(x, y) / radius
+        veil = smoothstep(r, 1.02, 0.9)[..., None]
+        rim = np.exp(-(((r - 0.9) / 0.12) ** 2))[..., None]
+        dot = np.exp(-((x + 0.35 * radius) ** 2 + (y + 0.35 * radius) ** 2) / (0.18 * radius) ** 2)
+        out = out + veil * 0.5 * (np.array([0.80, 0.74, 0.62]) - out)
+        out = np.clip(out + 0.35 * rim + 0.8 * dot[..., None], 0, 1)
+    return out.astype(np.float32)
+
+
+def _glare(
+    rng: np.random.Generator, picture: Array, middle: NDArray[np.float64], reach: float
+) -> Array:
+    """The lamp reflected: a burnt-out patch."""
+    noise = fractal_noise(rng, picture.shape[:2], slope=1.2, band=(2, 60))
+    level = _blob(rng, picture.shape, middle, reach, roughness=0.12) + 0.15 * noise
+    alpha = smoothstep(level, -0.35, 0.25)[..., None]
+    return picture + alpha * (np.array([1.0, 0.99, 0.93], np.float32) - picture)
+
+
+def _fog(rng: np.random.Generator, picture: Array) -> Array:
+    """A dirty lens: washed out and soft, or far too dark."""
+    soft = defocus(picture, picture.shape[1] * rng.uniform(0.035, 0.055))
+    if rng.random() < 0.4:
+        return (soft * 0.3).astype(np.float32)
+    veil = np.array([0.72, 0.60, 0.52]) * rng.uniform(0.8, 1.2)
+    return (0.35 * soft + 0.65 * np.clip(veil, 0, 1)).astype(np.float32)
+
+
+def _moved(picture: Array, shift: NDArray[np.float64]) -> Array:
+    """The picture moved by `shift` = x, y pixels, bilinear, borders repeated."""
+    height, width = picture.shape[:2]
+    pad = int(np.ceil(np.abs(shift).max())) + 1
+    padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+    x, y = pad - float(shift[0]), pad - float(shift[1])
+    j, i = int(np.floor(x)), int(np.floor(y))
+    fx, fy = np.float32(x - j), np.float32(y - i)
+    rows = padded[i : i + height + 1] if i + height + 1 <= padded.shape[0] else padded[i:]
+    if rows.shape[0] < height + 1:
+        rows = np.pad(rows, ((0, 1), (0, 0), (0, 0)), mode="edge")
+    mixed = rows[:height] * (1 - fy) + rows[1 : height + 1] * fy
+    right = mixed[:, j + 1 : j + width + 1]
+    if right.shape[1] < width:
+        right = np.pad(right, ((0, 0), (0, width - right.shape[1]), (0, 0)), mode="edge")
+    return mixed[:, j : j + width] * (1 - fx) + right * fx
