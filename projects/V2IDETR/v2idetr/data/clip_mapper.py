@@ -1,0 +1,330 @@
+"""Record of one frame -> sample: the frame in a clip of T frames of its scene, with its boxes.
+
+    ClipSampler   which T frames: the current one and T-1 references out of a window around it
+    read_frame    file -> RGB array, with errors that name the file
+    ClipMapper    reads the frames and gives all of them one and the same drawn transform
+
+Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in px.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode, Instances
+from fvcore.transforms.transform import BlendTransform
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageOps
+
+from v2idetr.data.augmentation import numpy_seeded
+
+Record = dict[str, Any]
+Sampling = Literal["random", "fixed"]
+Side = Literal["both", "past"]
+
+
+def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Read an image file as RGB; grey, palette and alpha pictures are converted.
+
+    EXIF orientation is applied, as by Detectron2.
+
+    Raises ValueError, naming the file, when it is missing, not a picture, truncated, deeper than 8
+    bits a channel, or not height x width px, the size that the annotation file says.
+    """
+    picture = _open_picture(path)
+    # Pillow would cut integer and floating-point pictures off at 255 without a word.
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{path}: has more than 8 bits a channel (mode {picture.mode}); convert it to 8 bits"
+        )
+    if picture.size != (width, height):
+        raise ValueError(
+            f"{path}: is {picture.width} x {picture.height} px (width x height), but the "
+            f"annotation file says {width} x {height}; boxes would not fit: correct one of them"
+        )
+    return np.array(picture.convert("RGB"))
+
+
+def _open_picture(path: str | Path) -> Image.Image:
+    """The decoded picture, upright."""
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: no such file; check the image_root of this split and that the data is whole"
+        ) from error
+    # Pillow's decoders have no common error: these are the ones it raises on damaged files.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as a picture, it is damaged or truncated ({error}); "
+            "copy it again, or take the frame out of the annotation file"
+        ) from error
+
+
+class FrameCache:
+    """The `capacity` frames read last from disk, decoded.
+
+    First in, first out: going through a video in order, 2 * window + 1 frames are enough to read
+    each only once, fewer than by last use. Each worker of a loader fills its own.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 0:
+            raise ValueError(f"cache_frames={capacity} must be 0 (none) or more")
+        self.capacity = capacity
+        self._frames: dict[str, np.ndarray] = {}
+
+    def read(self, record: Record) -> UInt8[np.ndarray, "H W 3"]:
+        """The frame of `record`, from memory if it is there; the array must not be written to."""
+        path = record["file_name"]
+        if path in self._frames:
+            return self._frames[path]
+        frame = read_frame(path, height=record["height"], width=record["width"])
+        if self.capacity:
+            frame.flags.writeable = False
+            if len(self._frames) == self.capacity:
+                del self._frames[next(iter(self._frames))]
+            self._frames[path] = frame
+        return frame
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __reduce__(self) -> tuple[type["FrameCache"], tuple[int]]:
+        return FrameCache, (self.capacity,)
+
+
+class ClipSampler:
+    """Choose the T frames of a clip: the current frame and T-1 references inside a window.
+
+    Args:
+        num_frames: T, at least 1.
+        window: how far, in frames of the scene, a reference may be from the current one.
+        sampling: "fixed" spaces the references evenly up to the edge of the window, always the
+            same; "random" draws distinct distances.
+        side: "both" takes half of the references from the past and half from the future (of an odd
+            number one more from the past), "past" looks back only, as a live system must.
+
+    A reference beyond the first or last frame of the scene becomes that frame, so clips of a border
+    and of scenes shorter than T repeat frames and never leave the scene. The current frame is
+    always at `clip_index`.
+    """
+
+    def __init__(
+        self, *, num_frames: int, window: int, sampling: Sampling, side: Side = "both"
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1")
+        if sampling not in ("random", "fixed") or side not in ("both", "past"):
+            raise ValueError(
+                f"sampling={sampling!r} must be 'random' or 'fixed', side={side!r} 'both' or 'past'"
+            )
+        self.num_frames, self.window, self.sampling, self.side = num_frames, window, sampling, side
+        num_future = 0 if side == "past" else (num_frames - 1) // 2
+        self.clip_index = num_frames - 1 - num_future
+        needed = max(1, self.clip_index, num_future)
+        if window < needed:
+            raise ValueError(
+                f"window={window} must be at least {needed} for num_frames={num_frames} and "
+                f"side={side!r}, or the references could not be different frames"
+            )
+
+    def __call__(self, length: int, position: int, rng: np.random.Generator) -> list[int]:
+        """Positions of the T frames around `position`, ascending, in a scene of `length` frames."""
+        assert 0 <= position < length, (position, length)
+        past = self._distances(self.clip_index, rng)[::-1]
+        future = self._distances(self.num_frames - 1 - self.clip_index, rng)
+        wanted = [position - d for d in past] + [position] + [position + d for d in future]
+        return [min(max(w, 0), length - 1) for w in wanted]
+
+    def _distances(self, count: int, rng: np.random.Generator) -> list[int]:
+        """`count` different distances in 1..window, ascending."""
+        if self.sampling == "random":
+            return sorted(int(d) + 1 for d in rng.choice(self.window, count, replace=False))
+        return [(2 * self.window * k + count) // (2 * count) for k in range(1, count + 1)]
+
+
+class ClipMapper:
+    """Record -> sample: a dict of the current frame with its clip.
+
+    Args:
+        num_frames, window, sampling, side: see `ClipSampler`.
+        augmentations: drawn once a clip, on the current frame, and applied to every frame and its
+            boxes. In evaluation they may only resize, since predicted boxes are scaled back to the
+            original.
+        is_train: whether frames carry `instances`.
+        image_format: "RGB", or "BGR" for weights trained that way.
+        min_visible: a box cut by a crop is clipped, and removed when less than this share of its
+            area is left.
+        cache_frames: decoded frames kept in memory by each process: 0 for training, 2 * window + 1
+            for evaluation in order.
+
+    A sample has the keys of the current frame: `image` (uint8 tensor (3, H, W)), those of its
+    record (`height`, `width` in original px, `file_name`, `image_id`, `video_id`, `frame_index`,
+    `scene_id`) and, in training, `instances` with `gt_boxes` (xyxy px of the transformed image) and
+    `gt_classes`. `clip` holds the same for each of the T frames, in temporal order, all of one
+    size; `clip[clip_index]` is the current frame. Crowd annotations are no instances, as everywhere
+    in Detectron2.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int,
+        window: int,
+        sampling: Sampling,
+        augmentations: Sequence[T.Augmentation],
+        is_train: bool,
+        image_format: Literal["RGB", "BGR"] = "RGB",
+        min_visible: float = 0.25,
+        side: Side = "both",
+        cache_frames: int = 0,
+    ) -> None:
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format={image_format!r} must be 'RGB' or 'BGR'")
+        if not 0 <= min_visible <= 1:
+            raise ValueError(f"min_visible={min_visible} must lie in [0, 1]")
+        self.sampler = ClipSampler(
+            num_frames=num_frames, window=window, sampling=sampling, side=side
+        )
+        self.num_frames, self.is_train = num_frames, is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.image_format, self.min_visible = image_format, min_visible
+        self.cache = FrameCache(cache_frames)
+
+    def __call__(
+        self, record: Record, seed: int, scene: Sequence[Record] | None = None
+    ) -> dict[str, Any]:
+        """The sample of `record`; the same arguments always give the same sample.
+
+        Args:
+            record: dataset dict of the current frame.
+            seed: of everything random about this sample.
+            scene: records of the same video and scene in temporal order, `record` among them; the
+                references are taken from it. Needed unless T = 1.
+        """
+        clip_records = self._clip_records(record, seed, scene)
+        clip_index = self.sampler.clip_index
+        self._check_one_size(clip_records)
+        with numpy_seeded(seed):
+            current = T.AugInput(self.cache.read(record), boxes=_boxes_xyxy(record))
+            transforms = self.augmentations(current)
+        assert isinstance(current.image, np.ndarray)
+        self._check_transforms(transforms, record, current.image)
+        frames = {record["image_id"]: self._frame(record, current.image, transforms)}
+        for other in clip_records:
+            if other["image_id"] not in frames:
+                image = transforms.apply_image(self.cache.read(other))
+                frames[other["image_id"]] = self._frame(other, image, transforms)
+        clip = [dict(frames[r["image_id"]]) for r in clip_records]
+        return {**clip[clip_index], "clip": clip, "clip_index": clip_index}
+
+    def _clip_records(
+        self, record: Record, seed: int, scene: Sequence[Record] | None
+    ) -> list[Record]:
+        if self.num_frames == 1:
+            return [record]
+        if scene is None:
+            raise ValueError(
+                f"a clip of num_frames={self.num_frames} needs the scene around the frame: "
+                "pass scene=, as build_train_loader and build_eval_loader do"
+            )
+        position = bisect_left(scene, record["frame_index"], key=lambda r: r["frame_index"])
+        assert scene[position]["image_id"] == record["image_id"], "record is not part of the scene"
+        positions = self.sampler(len(scene), position, np.random.default_rng(seed))
+        return [scene[p] for p in positions]
+
+    def _frame(self, record: Record, image: np.ndarray, transforms: T.TransformList) -> Record:
+        """Dict of one frame after the transforms."""
+        frame = {key: value for key, value in record.items() if key != "annotations"}
+        channels = image[:, :, ::-1] if self.image_format == "BGR" else image
+        # A copy, always: the array may belong to the cache or be a flipped view.
+        frame["image"] = torch.from_numpy(channels.transpose(2, 0, 1).copy())
+        if self.is_train:
+            H, W = image.shape[:2]
+            frame["instances"] = self._instances(record, (H, W), transforms)
+        return frame
+
+    def _instances(
+        self, record: Record, size: tuple[int, int], transforms: T.TransformList
+    ) -> Instances:
+        boxes, visible = clip_boxes(
+            transforms.apply_box(_boxes_xyxy(record)), size, self.min_visible
+        )
+        classes = [a["category_id"] for a in _lesions(record)]
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.from_numpy(boxes[visible]))
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)[torch.from_numpy(visible)]
+        return instances
+
+    def _check_transforms(
+        self, transforms: T.TransformList, record: Record, image: np.ndarray
+    ) -> None:
+        """Refuse transforms that are wrong for the other frames of a clip, or in evaluation."""
+        for transform in transforms.transforms:
+            if isinstance(transform, BlendTransform) and np.ndim(vars(transform)["src_image"]) > 1:
+                raise ValueError(
+                    "data.augmentations: one of them blends pixels of the current frame into the "
+                    "others (T.RandomSaturation does); use v2idetr.data.augmentation.color_jitter"
+                )
+        if self.is_train:
+            return
+        corners = np.array([[0, 0], [record["width"], record["height"]]], dtype=np.float64)
+        (x0, y0), (x1, y1) = transforms.apply_coords(corners)
+        H, W = image.shape[:2]
+        if max(abs(x0), abs(y0), abs(x1 - W), abs(y1 - H)) > 1e-3:
+            raise ValueError(
+                "data.augmentations: in evaluation they may only resize (predicted boxes are "
+                "scaled back to the original picture), but they map its corners to "
+                f"({x0:g}, {y0:g}) and ({x1:g}, {y1:g}) of a {W} x {H} px picture"
+            )
+
+    @staticmethod
+    def _check_one_size(records: Sequence[Record]) -> None:
+        first = records[0]
+        for other in records[1:]:
+            if (other["height"], other["width"]) != (first["height"], first["width"]):
+                raise ValueError(
+                    f"{first['file_name']} is {first['width']} x {first['height']} px, but "
+                    f"{other['file_name']} of the same scene is {other['width']} x "
+                    f"{other['height']}; frames of one scene must have one size"
+                )
+
+
+def clip_boxes(
+    boxes_xyxy_px: Float[np.ndarray, "M 4"], size: tuple[int, int], min_visible: float
+) -> tuple[Float[np.ndarray, "M 4"], Bool[np.ndarray, " M"]]:
+    """Boxes clipped to an image of size (H, W), and which of them are still visible.
+
+    Visible is a box with at least `min_visible` of its area inside. A box with nothing left inside
+    the image is never visible, also for min_visible = 0.
+    """
+    H, W = size
+    clipped = np.clip(boxes_xyxy_px, 0, np.array([W, H, W, H], dtype=boxes_xyxy_px.dtype))
+    area, left = _area(boxes_xyxy_px), _area(clipped)
+    # Rounding in float32 must not remove a box that is wholly inside.
+    return clipped, (left > 0) & (left >= min_visible * area * (1 - 1e-5))
+
+
+def _area(boxes_xyxy_px: np.ndarray) -> np.ndarray:
+    return np.prod(np.clip(boxes_xyxy_px[:, 2:] - boxes_xyxy_px[:, :2], 0, None), axis=1)
+
+
+def _lesions(record: Record) -> list[dict[str, Any]]:
+    """Annotations of a record that are objects, not crowds."""
+    return [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+
+
+def _boxes_xyxy(record: Record) -> Float[np.ndarray, "M 4"]:
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in _lesions(record)]
+    return np.array(boxes, dtype=np.float32).reshape(-1, 4)
+
+
+def is_lesion_free(record: Record) -> bool:
+    """Whether a frame has no object to find."""
+    return not _lesions(record)

@@ -1,0 +1,308 @@
+"""Clips in batches: the infinite training loader and the ordered evaluation loader.
+
+Everything about training batch i follows from (seed, i): draw number d = i * total batch + place
+says which frame comes (a permutation of each epoch) and seeds its clip and augmentations. Nothing
+depends on workers, prefetching or global random state, so a run resumes at any iteration by
+starting to count there, and `world_size` processes see the slices of the batch that one process
+would.
+
+    ClipDataset      (record index, seed) -> sample
+    TrainingOrder    draw number -> (record index, seed)
+"""
+
+import io
+import logging
+import pickle
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from v2idetr.data.clip_mapper import ClipMapper, Record, is_lesion_free
+from v2idetr.data.coco_vid import SplitData
+
+logger = logging.getLogger(__name__)
+
+Draw = tuple[int, int]  # record index, seed of the sample
+
+# What a random stream is for: keeps streams of one seed apart.
+_EPOCH, _LESION_FREE, _SAMPLE = range(3)
+
+
+def build_train_loader(
+    split: SplitData,
+    mapper: ClipMapper,
+    *,
+    batch_size: int,
+    seed: int,
+    start_iteration: int = 0,
+    negative_share: float | None = None,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Endless batches of training clips, `list[dict]` of `batch_size` samples each.
+
+    Args:
+        split: frames to train on; lesion-free ones are kept.
+        mapper: makes a sample of a record.
+        batch_size: clips per process and iteration.
+        seed: of the order and of every augmentation.
+        start_iteration: iteration of the first batch, to resume; costs nothing.
+        negative_share: share of lesion-free frames among the samples of an epoch, in [0, 1). Every
+            frame with a lesion comes once an epoch, lesion-free ones as often as the share asks: a
+            different part each epoch, or several times. None: every frame once.
+        num_workers: processes that prepare samples; 0 prepares them in this one.
+        rank, world_size: this process and the number of processes. Process r gets samples
+            [r * batch_size, (r + 1) * batch_size) of the total batch.
+    """
+    _check_sizes(batch_size, num_workers, rank, world_size)
+    if start_iteration < 0 or seed < 0:
+        raise ValueError(f"start_iteration={start_iteration} and seed={seed} must be 0 or more")
+    if not mapper.is_train:
+        raise ValueError("a training loader needs a ClipMapper with is_train=True")
+    dataset = ClipDataset(split.records, mapper)
+    order = TrainingOrder(
+        np.array([is_lesion_free(r) for r in split.records], dtype=bool),
+        seed=seed,
+        negative_share=negative_share,
+    )
+    logger.info("training on %s: %s", split.json_path, order.describe())
+    _warn_of_short_scenes(split.records, dataset, mapper.num_frames)
+    batches = _TrainingBatches(order, batch_size, start_iteration, rank, world_size)
+    return _loader(dataset, batches, num_workers)
+
+
+def build_eval_loader(
+    split: SplitData,
+    mapper: ClipMapper,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Batches of every frame once, in the order of the split; the last batch may be smaller.
+
+    With several processes each gets one run of consecutive frames, of equal length to within one
+    frame, so that a video stays together except at the world_size - 1 cuts; references are read
+    across a cut.
+    """
+    _check_sizes(batch_size, num_workers, rank, world_size)
+    if mapper.is_train:
+        raise ValueError("an evaluation loader needs a ClipMapper with is_train=False")
+    dataset = ClipDataset(split.records, mapper)
+    _warn_of_short_scenes(split.records, dataset, mapper.num_frames)
+    first, last = (len(dataset) * r // world_size for r in (rank, rank + 1))
+    draws = [(index, index) for index in range(first, last)]
+    batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
+    return _loader(dataset, batches, num_workers)
+
+
+class ClipDataset(Dataset):
+    """(record index, seed) -> sample. Holds records in memory shared with workers; no images."""
+
+    def __init__(self, records: Sequence[Record], mapper: ClipMapper) -> None:
+        if not records:
+            raise ValueError("the split has no frames")
+        self.mapper = mapper
+        self.scene_bounds = [*_scene_starts(records), len(records)]
+        # As bytes: reference counts would copy Python objects into every worker.
+        self._records = DatasetFromList(list(records), copy=False, serialize=True)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index, seed = draw
+        scene = bisect_right(self.scene_bounds, index) - 1
+        start, stop = self.scene_bounds[scene : scene + 2]
+        return self.mapper(self._records[index], seed, _Slice(self._records, start, stop))
+
+
+class _Slice(Sequence[Record]):
+    """records[start:stop] without unpacking them."""
+
+    def __init__(self, records: DatasetFromList, start: int, stop: int) -> None:
+        self._records, self._start, self._stop = records, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, position: int) -> Record:
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        return self._records[self._start + position]
+
+
+class TrainingOrder:
+    """Draw number -> (record index, seed of the sample), without end; holds one epoch.
+
+    An epoch is a permutation of all frames with a lesion and the lesion-free ones of its share.
+    """
+
+    def __init__(
+        self, lesion_free: np.ndarray, *, seed: int, negative_share: float | None = None
+    ) -> None:
+        self._negatives = np.flatnonzero(lesion_free)
+        self._positives = np.flatnonzero(~lesion_free)
+        self.seed, self.negative_share = seed, negative_share
+        self.negatives_per_epoch = self._count_negatives()
+        self.epoch_size = len(self._positives) + self.negatives_per_epoch
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __call__(self, draw: int) -> Draw:
+        """Frame and seed of this draw; an epoch is `epoch_size` draws."""
+        epoch, place = divmod(draw, self.epoch_size)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._permutation(epoch))
+        seed = np.random.SeedSequence((self.seed, _SAMPLE, draw)).generate_state(1, np.uint64)[0]
+        return int(self._epoch[1][place]), int(seed)
+
+    def describe(self) -> str:
+        """What an epoch is made of, for the log."""
+        share = self.negatives_per_epoch / self.epoch_size
+        text = (
+            f"{len(self._positives)} frames with a lesion, {len(self._negatives)} without; "
+            f"an epoch is {len(self._positives)} with and {self.negatives_per_epoch} without "
+            f"({share:.0%}, negative_share={self.negative_share})"
+        )
+        if self.negatives_per_epoch < len(self._negatives):
+            return text + ", a different part of those without in each epoch"
+        if self.negatives_per_epoch > len(self._negatives):
+            return text + ", those without repeated"
+        return text
+
+    def _count_negatives(self) -> int:
+        share, found = self.negative_share, len(self._negatives)
+        if share is None:
+            return found
+        if not 0 <= share < 1:
+            raise ValueError(f"data.negative_share={share} must be null or lie in [0, 1)")
+        if not len(self._positives) or (share > 0 and not found):
+            kind = "lesion-free" if len(self._positives) else "lesion"
+            raise ValueError(
+                f"data.negative_share={share}, but the split has no {kind} frames; "
+                "set it to null to take the frames as they come"
+            )
+        return max(round(len(self._positives) * share / (1 - share)), 1 if share > 0 else 0)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """Record indices of one epoch in the order of their draws."""
+        first = epoch * self.negatives_per_epoch
+        negatives = self._negative_run(first, first + self.negatives_per_epoch)
+        members = np.concatenate([self._positives, negatives])
+        return np.random.default_rng((self.seed, _EPOCH, epoch)).permutation(members)
+
+    def _negative_run(self, first: int, last: int) -> np.ndarray:
+        """Places first..last of an endless row of permutations of the lesion-free frames."""
+        size = len(self._negatives)
+        if first == last:
+            return self._negatives[:0]
+        rounds = range(first // size, (last - 1) // size + 1)
+        row = [
+            np.random.default_rng((self.seed, _LESION_FREE, r)).permutation(self._negatives)
+            for r in rounds
+        ]
+        offset = rounds.start * size
+        return np.concatenate(row)[first - offset : last - offset]
+
+
+class _TrainingBatches(Sampler[list[Draw]]):
+    """Draws of iteration start, start + 1, ... for one process."""
+
+    def __init__(
+        self, order: TrainingOrder, batch_size: int, start: int, rank: int, world_size: int
+    ) -> None:
+        self.order, self.batch_size, self.start = order, batch_size, start
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for iteration in count(self.start):
+            first = (iteration * self.world_size + self.rank) * self.batch_size
+            yield [self.order(draw) for draw in range(first, first + self.batch_size)]
+
+
+def _loader(
+    dataset: ClipDataset, batches: Sampler[list[Draw]] | list[list[Draw]], num_workers: int
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=num_workers,
+        # Its own, or starting an iteration would advance torch's global random state.
+        generator=torch.Generator(),
+    )
+
+
+def _collate(samples: list[dict[str, Any]]) -> "list[dict[str, Any]] | _Packed":
+    return samples if get_worker_info() is None else _Packed(samples)
+
+
+class _Packed:
+    """A batch on its way out of a worker, unpacked into the `list[dict]` on arrival.
+
+    It travels as one tensor. Left to itself every tensor of every frame takes a file descriptor:
+    four workers with 16 clips of 5 frames exceed the usual limit of 1024 and end the run.
+    """
+
+    def __init__(self, samples: list[dict[str, Any]]) -> None:
+        data = io.BytesIO()
+        _ArrayPickler(data, protocol=5).dump(samples)
+        self._data = torch.frombuffer(data.getbuffer(), dtype=torch.uint8)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (self._data,)
+
+
+class _ArrayPickler(pickle.Pickler):
+    """Writes tensors as numpy arrays: a plain copy, faster than torch's own format."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor):
+            return torch.from_numpy, (obj.numpy(),)
+        return NotImplemented
+
+
+def _unpack(data: torch.Tensor) -> list[dict[str, Any]]:
+    return pickle.loads(data.numpy().data)
+
+
+def _scene_starts(records: Sequence[Record]) -> list[int]:
+    """First index of each run of records of one video and scene."""
+    keys = [(r["video_id"], r["scene_id"]) for r in records]
+    frames = [(r["video_id"], r["frame_index"]) for r in records]
+    assert frames == sorted(frames), "records must be sorted by video_id, frame_index"
+    return [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
+
+
+def _warn_of_short_scenes(records: Sequence[Record], dataset: ClipDataset, num_frames: int) -> None:
+    """One line on scenes that cannot fill a clip with different frames."""
+    bounds = dataset.scene_bounds
+    short = [i for i in range(len(bounds) - 1) if bounds[i + 1] - bounds[i] < num_frames]
+    if short:
+        videos = {records[bounds[i]]["video_id"] for i in short}
+        logger.warning(
+            "%d of %d scenes (in %d of %d videos) have fewer than num_frames=%d frames: "
+            "their clips repeat frames",
+            len(short),
+            len(bounds) - 1,
+            len(videos),
+            len({r["video_id"] for r in records}),
+            num_frames,
+        )
+
+
+def _check_sizes(batch_size: int, num_workers: int, rank: int, world_size: int) -> None:
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(
+            f"batch_size={batch_size} must be at least 1 and num_workers={num_workers} at least 0"
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank} must lie in [0, world_size={world_size})")
