@@ -1,4 +1,5 @@
 import logging
+import os
 import pickle
 from collections import Counter
 from itertools import islice
@@ -135,6 +136,13 @@ def test_workers_and_global_random_state_change_nothing(split, train_mapper) -> 
     for a, b in zip(alone, take(workers, 6), strict=True):
         assert_same_samples(a, b)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_batches_from_workers_take_few_file_descriptors(split, train_mapper) -> None:
+    loader = build_train_loader(split, train_mapper, batch_size=16, seed=0, num_workers=1)
+    before = len(os.listdir("/proc/self/fd"))
+    batches = take(loader, 3)  # 144 frames, 432 tensors
+    assert len(batches) == 3 and len(os.listdir("/proc/self/fd")) - before < 20
 
 
 @pytest.mark.slow
