@@ -21,6 +21,8 @@ class DistilledStudent(nn.Module):
         tfd, cqd: the two distillation losses; None leaves one out.
     """
 
+    student: Any  # a Detector: torch types its submodules as Tensor | Module
+
     def __init__(
         self,
         *,

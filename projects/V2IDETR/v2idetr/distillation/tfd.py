@@ -53,7 +53,8 @@ class TargetGuidedFeatureDistillation(nn.Module):
                 "set distillation.tfd.align=conv1x1, or give both models one d."
             )
         self.weight, self.stride, self.normalizer = weight, stride, normalizer
-        self.sigma, self.sigma_ratio = sigma, sigma_ratio
+        self.sigma: Sigma = sigma
+        self.sigma_ratio = sigma_ratio
         self.align = nn.Identity() if align == "none" else nn.Conv2d(student_dim, teacher_dim, 1)
 
     def forward(

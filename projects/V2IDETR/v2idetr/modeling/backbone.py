@@ -8,7 +8,7 @@ backbones fit as they are, timm's through :class:`TimmBackbone`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,12 @@ class TimmBackbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, *, strides: tuple[int, ...] = (8, 16, 32), freeze_stem: bool = True
+        self, name: str, *, strides: Sequence[int] = (8, 16, 32), freeze_stem: bool = True
     ) -> None:
         super().__init__()
         import timm
 
-        body = timm.create_model(name, features_only=True, pretrained=False)
+        body: Any = timm.create_model(name, features_only=True, pretrained=False)
         reductions = body.feature_info.reduction()
         missing = [stride for stride in strides if stride not in reductions]
         if missing:
@@ -94,6 +94,11 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 class _FrozenNormAct(nn.Module):
     """Frozen batch normalisation followed by an activation, with the names of the former alone."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, norm: FrozenBatchNorm2d, activation: nn.Module) -> None:
         super().__init__()

@@ -115,7 +115,7 @@ class SetCriterion(nn.Module):
         return {name: self.weights[name] * term for name, term in terms.items()}
 
 
-def mean_over_processes(count: float, device: torch.device) -> float:
+def mean_over_processes(count: int | float, device: torch.device) -> float:
     """A count summed over all processes, at least 1, divided by their number.
 
     Divided so, the average of the processes' gradients is the gradient of the whole batch.

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 logger = logging.getLogger(__name__)
 
 Implementation = Literal["bags", "grid_sample", "compiled"]
+Shapes = list[tuple[int, int]]
 
 
 @cache
@@ -38,7 +39,7 @@ def implementation(device_type: str = "cpu") -> Implementation:
 def _compiled_works(device_type: str) -> bool:
     """Whether torch-ms-deform-attn is installed and has a kernel for this device."""
     try:
-        from torch_ms_deform_attn import ms_deform_attn
+        from torch_ms_deform_attn import ms_deform_attn  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     try:
@@ -54,7 +55,7 @@ def _compiled_works(device_type: str) -> bool:
 
 def deformable_read(
     value: Float[Tensor, "B S heads c"],
-    shapes: list[tuple[int, int]],
+    shapes: Shapes,
     locations: Float[Tensor, "B N heads levels points 2"],
     weights: Float[Tensor, "B N heads levels points"],
     how: Implementation | None = None,
@@ -79,10 +80,8 @@ def deformable_read(
         return _BagRead.apply(value, shapes, locations, weights)
 
 
-def _read_compiled(
-    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    from torch_ms_deform_attn import ms_deform_attn
+def _read_compiled(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    from torch_ms_deform_attn import ms_deform_attn  # pyright: ignore[reportMissingImports]
 
     spatial = torch.tensor(shapes, dtype=torch.long, device=value.device)
     starts = F.pad(spatial.prod(1).cumsum(0)[:-1], (1, 0))
@@ -91,9 +90,7 @@ def _read_compiled(
     )
 
 
-def _read_grid_sample(
-    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
+def _read_grid_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     B, _, heads, c = value.shape
     N = locations.shape[1]
     grid = 2 * locations - 1
@@ -114,19 +111,21 @@ class _BagRead(torch.autograd.Function):
     def forward(ctx, value, shapes, locations, weights):
         B, S, heads, c = value.shape
         N = locations.shape[1]
-        rows, corner_weights, inside, fraction = _corners(shapes, locations, S)
+        rows, across, down, across_inside, down_inside = _corners(shapes, locations, S)
         table = value.reshape(B * S * heads, c)
-        bag_weights = (corner_weights * weights.unsqueeze(-1)).view(B * N * heads, -1)
-        out = F.embedding_bag(rows, table, per_sample_weights=bag_weights, mode="sum")
-        ctx.shapes = shapes
-        ctx.save_for_backward(table, rows, bag_weights, inside, fraction, weights, corner_weights)
-        ctx.sizes = (B, S, heads, c, N)
+        corners = (down * weights.unsqueeze(-1)).unsqueeze(-1) * across.unsqueeze(-2)
+        corners = corners.view(B * N * heads, -1)
+        out = F.embedding_bag(rows, table, per_sample_weights=corners, mode="sum")
+        ctx.shapes, ctx.sizes = shapes, (B, S, heads, c, N)
+        ctx.save_for_backward(
+            table, rows, corners, weights, across, down, across_inside, down_inside
+        )
         return out.view(B, N, heads * c)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        table, rows, bag_weights, inside, fraction, weights, corner_weights = ctx.saved_tensors
+        table, rows, corners, weights, across, down, across_inside, down_inside = ctx.saved_tensors
         B, S, heads, c, N = ctx.sizes
         grad_out = grad_out.reshape(B * N * heads, c).contiguous()
         grad_value = grad_locations = grad_weights = None
@@ -140,63 +139,60 @@ class _BagRead(torch.autograd.Function):
                 (by_row // rows.shape[1]).to(rows.dtype),
                 grad_out,
                 starts.to(rows.dtype),
-                per_sample_weights=bag_weights.reshape(-1)[by_row],
+                per_sample_weights=corners.view(-1)[by_row],
                 mode="sum",
             ).view(B, S, heads, c)
 
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            # d out / d bag weight is a dot product of a row with the output's gradient.
+            # d out / d corner weight is a dot product of a row with the output's gradient.
             with torch.enable_grad():
-                probe = bag_weights.detach().requires_grad_()
+                probe = corners.detach().requires_grad_()
                 read = F.embedding_bag(rows, table, per_sample_weights=probe, mode="sum")
-            (grad_bags,) = torch.autograd.grad(read, probe, grad_out)
-            grad_bags = grad_bags.view(*weights.shape, 4)
-            grad_weights = (grad_bags * corner_weights).sum(-1)
-            g00, g10, g01, g11 = (grad_bags * inside).unbind(-1)
-            fx, fy = fraction.unbind(-1)
+            (grad_corners,) = torch.autograd.grad(read, probe, grad_out)
+            top, bottom = grad_corners.view(*weights.shape, 2, 2).unbind(-2)
+            mixed = top * down[..., :1] + bottom * down[..., 1:]  # left and right, rows mixed
+            grad_weights = (mixed * across).sum(-1)
+            mixed = mixed * across_inside
+            sides = torch.stack([(top * across).sum(-1), (bottom * across).sum(-1)], -1)
+            sides = sides * down_inside
+            slope = torch.stack([mixed[..., 1] - mixed[..., 0], sides[..., 1] - sides[..., 0]], -1)
             scale = torch.tensor([(w, h) for h, w in ctx.shapes], device=weights.device)
-            grad_x = (g10 - g00) * (1 - fy) + (g11 - g01) * fy
-            grad_y = (g01 - g00) * (1 - fx) + (g11 - g10) * fx
-            grad_locations = torch.stack([grad_x, grad_y], -1) * weights.unsqueeze(-1)
-            grad_locations = grad_locations * scale.view(-1, 1, 2)
+            grad_locations = slope * weights.unsqueeze(-1) * scale.view(-1, 1, 2)
 
         return grad_value, None, grad_locations, grad_weights
 
 
-def _corners(
-    shapes: list[tuple[int, int]], locations: Tensor, S: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four cells around every read.
+def _corners(shapes: Shapes, locations: Tensor, S: int) -> tuple[Tensor, ...]:
+    """The four cells around every read, in the order (top, bottom) x (left, right).
 
     Returns:
         rows (B*N*heads, levels*points*4): their rows in the table of (B, S, heads);
-        corner weights (..., 4): bilinear weight of each corner, in the order (x, y) = 00, 10, 01,
-        11, zero outside the level; inside (..., 4): 1 where the corner lies in the level;
-        fraction (..., 2): position between the corners, (x, y).
+        bilinear weights of (left, right) and of (top, bottom), zero outside the level;
+        1 where (left, right) and (top, bottom) lie inside the level, else 0; all (..., 2).
     """
     B, N, heads = locations.shape[:3]
     device = locations.device
-    size = torch.tensor([(w, h) for h, w in shapes], device=device)  # (levels, 2) as (x, y)
-    starts = F.pad(size.prod(1).cumsum(0)[:-1], (1, 0)).to(torch.int32).view(-1, 1, 1)
-    cells = locations * size.view(-1, 1, 2) - 0.5
+    size = torch.tensor([(w, h) for h, w in shapes], device=device).view(-1, 1, 2)
+    start = F.pad(size.prod(-1).view(-1).cumsum(0)[:-1], (1, 0)).to(torch.int32)
+    cells = locations * size - 0.5
     low = cells.floor()
     fraction = cells - low
     # Far reads would overflow an int32; one cell outside is as empty as any other.
-    low = torch.minimum(low.clamp(min=-2), (size + 1).view(-1, 1, 2).to(low.dtype)).to(torch.int32)
-    x = torch.stack([low[..., 0], low[..., 0] + 1], -1)  # (B, N, heads, levels, points, 2)
-    y = torch.stack([low[..., 1], low[..., 1] + 1], -1)
-    w, h = (size[:, i].to(torch.int32).view(-1, 1, 1) for i in (0, 1))
-    x_inside, y_inside = (x >= 0) & (x < w), (y >= 0) & (y < h)
-    inside = (y_inside.unsqueeze(-1) & x_inside.unsqueeze(-2)).flatten(-2).to(locations.dtype)
-    x, y = x.clamp(min=0).minimum(w - 1), y.clamp(min=0).minimum(h - 1)
-    rows = (y * w + starts).unsqueeze(-1) + x.unsqueeze(-2)  # (..., y corner, x corner)
-    image = torch.arange(B, dtype=torch.int32, device=device).view(-1, 1, 1, 1, 1, 1) * S
+    low = torch.minimum(low.clamp(min=-2), (size + 1).to(low.dtype)).to(torch.int32)
+    rows, weights, inside = [], [], []
+    for axis in (0, 1):
+        limit = size[..., axis : axis + 1].to(torch.int32)
+        cell = torch.stack([low[..., axis], low[..., axis] + 1], -1)
+        inside.append(((cell >= 0) & (cell < limit)).to(locations.dtype))
+        share = fraction[..., axis]
+        weights.append(torch.stack([1 - share, share], -1) * inside[-1])
+        rows.append(cell.clamp(min=0).minimum(limit - 1))
+    width = size[..., :1].to(torch.int32)
+    first = torch.arange(B, dtype=torch.int32, device=device).view(-1, 1, 1, 1, 1, 1) * S
     head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
-    rows = (rows.flatten(-2) + image) * heads + head
-    fx, fy = fraction.unbind(-1)
-    along_x, along_y = torch.stack([1 - fx, fx], -1), torch.stack([1 - fy, fy], -1)
-    corner_weights = (along_y.unsqueeze(-1) * along_x.unsqueeze(-2)).flatten(-2) * inside
-    return rows.view(B * N * heads, -1), corner_weights, inside, fraction
+    line = (rows[1] * width + start.view(-1, 1, 1) + first) * heads + head
+    table_rows = line.unsqueeze(-1) + (rows[0] * heads).unsqueeze(-2)
+    return table_rows.view(B * N * heads, -1), *weights, *inside
 
 
 class DeformableAttention(nn.Module):
@@ -244,7 +240,7 @@ class DeformableAttention(nn.Module):
         query: Float[Tensor, "B N d"],
         reference: Float[Tensor, "B N levels ref"],
         tokens: Float[Tensor, "B S d"],
-        shapes: list[tuple[int, int]],
+        shapes: Shapes,
         padding: Bool[Tensor, "B S"] | None,
     ) -> Float[Tensor, "B N d"]:
         """What each query reads around its reference.

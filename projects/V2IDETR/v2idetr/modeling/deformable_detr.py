@@ -7,7 +7,9 @@ it is a detector for single images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,13 +44,15 @@ class DeformableDETR(nn.Module):
             published behaviour, for parity with published checkpoints.
     """
 
+    backbone: Any  # a module with output_shape()
+
     def __init__(
         self,
         *,
         backbone: nn.Module,
         num_classes: int,
         weights: str = "",
-        strides: tuple[int, ...] = (8, 16, 32, 64),
+        strides: Sequence[int] = (8, 16, 32, 64),
         d: int = 256,
         num_queries: int = 100,
         num_encoder_layers: int = 6,
@@ -77,7 +81,7 @@ class DeformableDETR(nn.Module):
         self.backbone = backbone
         load_imagenet_weights(backbone, weights)
         self.neck = Neck(
-            backbone.output_shape(), strides=self.strides, d=d, isolate_padding=isolate_padding
+            self.backbone.output_shape(), strides=self.strides, d=d, isolate_padding=isolate_padding
         )
         self.temporal = temporal
         layer = {
@@ -119,15 +123,16 @@ class DeformableDETR(nn.Module):
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
         for head in self.class_heads:
+            assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, -math.log(99))  # focal loss: a prior of 1 % for "lesion"
         for head in self.box_heads:
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+            nn.init.zeros_(_last_layer(head).weight)
+            nn.init.zeros_(_last_layer(head).bias)
         for heads in (self.class_heads, self.box_heads):
             for head in heads[1:]:
                 head.load_state_dict(heads[0].state_dict())
         if not self.two_stage:  # a bare centre needs a size; anchors and refined boxes have one
-            nn.init.constant_(self.box_heads[0].layers[-1].bias[2:], -2.0)
+            nn.init.constant_(_last_layer(self.box_heads[0]).bias[2:], -2.0)
 
     # ------------------------------------------------------------------ the interface
 
@@ -248,6 +253,13 @@ class DeformableDETR(nn.Module):
         embedded = self.query_norm(self.query_proj(sine_embedding(reference, self.d // 2)))
         position, content = embedded.split(self.d, dim=-1)
         return Queries(content, position, reference)
+
+
+def _last_layer(head: nn.Module) -> nn.Linear:
+    assert isinstance(head, MLP)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    return last
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

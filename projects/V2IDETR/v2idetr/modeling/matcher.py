@@ -37,8 +37,8 @@ class HungarianMatcher(nn.Module):
         self,
         logits: Float[Tensor, "B N K"],
         boxes: Float[Tensor, "B N 4"],
-        labels: list[Int[Tensor, " M"]],
-        targets: list[Float[Tensor, "M 4"]],
+        labels: list[Int[Tensor, " _"]],
+        targets: list[Float[Tensor, "_ 4"]],
     ) -> list[tuple[Tensor, Tensor]]:
         """Indices (query, lesion) of the matched pairs of every image, min(N, M) each.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,15 +30,17 @@ class Detector(nn.Module):
     """
 
     num_frames = 1
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
         *,
         net: nn.Module,
         criterion: SetCriterion,
-        class_names: list[str],
-        pixel_mean: list[float] = [123.675, 116.28, 103.53],  # noqa: B006 (read only)
-        pixel_std: list[float] = [58.395, 57.12, 57.375],  # noqa: B006
+        class_names: Sequence[str],
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         score_topk: int = 100,
         size_divisor: int = 32,
     ) -> None:
@@ -51,8 +54,8 @@ class Detector(nn.Module):
         self.net, self.criterion = net, criterion
         self.class_names = list(class_names)
         self.score_topk, self.size_divisor = score_topk, size_divisor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
+        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1), False)
 
     @property
     def device(self) -> torch.device:

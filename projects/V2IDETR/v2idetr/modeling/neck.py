@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ class Neck(nn.Module):
         self,
         shapes: dict,
         *,
-        strides: tuple[int, ...],
+        strides: Sequence[int],
         d: int,
         isolate_padding: bool = True,
     ) -> None:
@@ -75,6 +77,7 @@ class Neck(nn.Module):
                 )
             self.norms.append(PaddedGroupNorm(32, d))
         for projection in self.projections:
+            assert isinstance(projection, nn.Conv2d) and projection.bias is not None
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 

@@ -13,7 +13,7 @@ TEMPERATURE = 10000.0
 
 def sine_embedding(
     positions: Float[Tensor, "*batch axes"], width: int
-) -> Float[Tensor, "*batch axes*width"]:
+) -> Float[Tensor, "*batch axes*{width}"]:
     """Each coordinate in [0, 1] -> ``width`` sines and cosines, coordinates one after the other."""
     index = torch.arange(width, dtype=torch.float32, device=positions.device)
     frequency = TEMPERATURE ** (2 * (index // 2) / width)

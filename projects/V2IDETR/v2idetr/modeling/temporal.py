@@ -10,6 +10,7 @@ over all tokens of all frames); the blocks are those of UniFormer (Li et al., IC
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -45,8 +46,8 @@ class MSI(nn.Module):
     def __init__(
         self,
         *,
-        strides: tuple[int, ...] = (8, 16, 32, 64),
-        roles: tuple[str, ...] = ("local", "local", "global", "global"),
+        strides: Sequence[int] = (8, 16, 32, 64),
+        roles: Sequence[str] = ("local", "local", "global", "global"),
         d: int = 256,
         ffn_dim: int = 1024,
         num_heads: int = 8,
@@ -86,6 +87,7 @@ class MSI(nn.Module):
         """
         mixed = dict(features.maps)
         for name, blocks in self.levels.items():
+            assert isinstance(blocks, nn.ModuleList)
             stride = int(name)
             if stride not in mixed:
                 raise ValueError(f"MSI has a level of stride {stride}; the detector has none.")
@@ -106,7 +108,14 @@ class InteractionBlock(nn.Module):
     few clips a batch their statistics are noise, and they would couple clips and processes.
     """
 
-    def __init__(self, d: int, interactor: nn.Module, *, ffn_dim: int, residual: Residual) -> None:
+    def __init__(
+        self,
+        d: int,
+        interactor: LocalInteractor | GlobalInteractor,
+        *,
+        ffn_dim: int,
+        residual: Residual,
+    ) -> None:
         super().__init__()
         self.position = nn.Conv3d(d, d, 3, padding=1, groups=d)
         self.interactor = interactor
@@ -115,6 +124,7 @@ class InteractionBlock(nn.Module):
         self.literal = residual == "paper"
         if not self.literal:
             for last in (self.position, self.linear2, interactor.output):
+                assert last.bias is not None
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
 
