@@ -1,0 +1,173 @@
+"""What a detector costs: parameters, operations, time and memory for one detected frame."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from v2idetr.evaluation.predictions import evaluating, unwrap
+from v2idetr.modeling.deformable_attention import DeformableAttention
+
+WARM_UP = 3
+REPEATS = 20
+MIN_REPEATS = 5
+MAX_SECONDS = 15.0  # no further repeat after this, so that a slow CPU does not wait for minutes
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """Number of parameters, shared ones once: ``{"total", "trainable"}``. Buffers do not count."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {
+        "total": sum(size for size, _ in sizes),
+        "trainable": sum(size for size, trainable in sizes if trainable),
+    }
+
+
+def flops(model: nn.Module, sample: dict[str, Any]) -> int:
+    """Floating-point operations of one detection on ``sample``; a multiply-add is two.
+
+    Counted while the model runs: convolutions, matrix products and attention (torch's counter), and
+    the reads of deformable attention, which the counter cannot see. Each of its reads takes 4 grid
+    cells of ``d / heads`` channels in each head, one multiply-add each:
+    ``2 * 4 * levels * points * d`` a query. Normalisation, activations, interpolation and the
+    arithmetic of positions are left out, as is customary. A teacher's figure holds all its frames.
+    """
+    model = unwrap(model)
+    reads: list[int] = []
+
+    def add_reads(module: DeformableAttention, _: Any, output: Tensor) -> None:
+        reads.append(2 * 4 * module.num_levels * module.num_points * output.numel())
+
+    hooks = [
+        module.register_forward_hook(add_reads)
+        for module in model.modules()
+        if isinstance(module, DeformableAttention)
+    ]
+    try:
+        with (
+            evaluating(model),
+            _countable_attention(),
+            FlopCounterMode(display=False) as counter,
+        ):
+            model([sample])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counter.get_total_flops() + sum(reads)
+
+
+@contextmanager
+def _countable_attention() -> Iterator[None]:
+    """Attention as plain products: the counter sees nothing inside the fused CPU kernels."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def seconds_per_frame(model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS) -> float:
+    """Median time in seconds of one detection at batch 1, after a warm-up.
+
+    From the decoded frame in memory to boxes: normalisation, network and post-processing. Reading
+    and decoding files is not in it. On a GPU every repeat waits until the GPU is done.
+    """
+    model = unwrap(model)
+    device = _device(model)
+    with evaluating(model):
+        call = partial(model, [sample])
+        for _ in range(min(WARM_UP, repeats)):
+            timed(call, device)
+        start = time.perf_counter()
+        times = []
+        while len(times) < repeats:
+            times.append(timed(call, device))
+            if len(times) >= MIN_REPEATS and time.perf_counter() - start > MAX_SECONDS:
+                break
+    return median(times)
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that one call takes; on a GPU, until its work is done."""
+    _synchronise(device)
+    start = time.perf_counter()
+    call()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory_mib(model: nn.Module, sample: dict[str, Any]) -> float | None:
+    """Most GPU memory in use at once during one detection, weights included; None on a CPU."""
+    model = unwrap(model)
+    device = _device(model)
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    with evaluating(model):
+        model([sample])
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+def measure_cost(
+    model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS
+) -> dict[str, Any]:
+    """All figures of this file for one sample, with the conditions they hold under (JSON-able).
+
+    Args:
+        model: a detector; a student alone, without what only its training needs.
+        sample: one frame, or one clip for a video detector, at evaluation size.
+        repeats: timed runs after the warm-up.
+    """
+    height, width = sample["image"].shape[-2:]
+    count = parameters(unwrap(model))
+    return {
+        "parameters": count["total"],
+        "trainable_parameters": count["trainable"],
+        "flops": flops(model, sample),
+        "frames_per_second": 1 / seconds_per_frame(model, sample, repeats=repeats),
+        "peak_memory_mib": peak_memory_mib(model, sample),
+        "input_height": int(height),
+        "input_width": int(width),
+        "frames_per_detection": int(getattr(unwrap(model), "num_frames", 1)),
+        "machine": machine(_device(unwrap(model))),
+    }
+
+
+def machine(device: torch.device) -> str:
+    """One line: processor or GPU, threads, version of torch."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """The processor's name; Python itself knows only the architecture on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,272 @@
+"""From a trained detector to the numbers of a report.
+
+``predict`` runs the model; ``evaluate_predictions`` needs only what it returned, so every number
+can be computed again from the written predictions; ``evaluate`` is both, and the cost.
+
+The score threshold of each rule is chosen on the validation split and applied unchanged to the
+test splits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from detectron2.utils import comm
+from torch import nn
+
+from v2idetr.data.coco_vid import SplitData
+from v2idetr.evaluation.coco_ap import coco_ap as average_precision
+from v2idetr.evaluation.cost import measure_cost
+from v2idetr.evaluation.files import whole_file
+from v2idetr.evaluation.frames import LabelledFrame, label_frames
+from v2idetr.evaluation.lesion_metrics import (
+    VideoCounts,
+    choose_threshold,
+    f1_interval,
+    get_rule,
+    judge,
+    summarize,
+)
+from v2idetr.evaluation.predictions import FramePrediction, predict, write_predictions
+from v2idetr.evaluation.table import ALL_TESTS
+
+logger = logging.getLogger(__name__)
+
+Loader = Iterable[list[dict[str, Any]]]
+Result = TypeVar("Result")
+
+
+def validate(
+    model: nn.Module,
+    split: SplitData,
+    loader: Loader,
+    *,
+    rules: Sequence[str],
+    coco_ap: bool,
+) -> dict[str, float]:
+    """Figures of one split during training, flat, for the log and for ``best_metric``.
+
+    Each rule is taken at the threshold that is best on this very split. All ranks must call this
+    and get the same figures.
+
+    Returns:
+        ``AP, AP50, AP75`` and ``<rule>/f1, /precision, /recall, /threshold``; an undefined figure
+        is NaN, which is never better than a number.
+    """
+    for rule in rules:
+        get_rule(rule)
+    predictions = predict(model, loader)
+
+    def figures() -> dict[str, float]:
+        frames = label_frames(split, predictions, name="val")
+        flat: dict[str, float | None] = {}
+        if coco_ap:
+            coco = average_precision(frames, split.class_names)
+            flat.update({key: coco[key] for key in ("AP", "AP50", "AP75")})
+        for rule in rules:
+            outcomes = judge(frames, rule)
+            threshold = choose_threshold(outcomes)
+            pooled = summarize(outcomes.at(threshold))
+            flat.update({f"{rule}/{key}": pooled[key] for key in ("f1", "precision", "recall")})
+            flat[f"{rule}/threshold"] = threshold
+        return {key: math.nan if value is None else value for key, value in flat.items()}
+
+    return _on_main_rank(figures)
+
+
+def evaluate(
+    model: nn.Module,
+    *,
+    val: tuple[SplitData, Loader],
+    tests: Mapping[str, tuple[SplitData, Loader]],
+    rules: Sequence[str],
+    coco_ap: bool,
+    progress: bool = False,
+    predictions_dir: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Run a detector on validation and test splits; see :func:`evaluate_predictions`.
+
+    All ranks must call this and get the same result.
+
+    Args:
+        model: the detector.
+        val, tests: each split with a loader over it (this rank's share).
+        rules: names in ``lesion_metrics.RULES``.
+        coco_ap: also compute COCO AP.
+        progress: show how far it is.
+        predictions_dir: write ``predictions_<split>.json.gz`` there.
+
+    Returns:
+        What :func:`evaluate_predictions` returns, and ``cost`` (see ``cost.measure_cost``), which
+        is measured on the first validation sample.
+    """
+    for rule in rules:
+        get_rule(rule)
+    _check_names(tests)
+    predicted = {}
+    for name, (split, loader) in {"val": val, **tests}.items():
+        if progress:
+            logger.info("evaluating %s: %d frames", name, len(split.records))
+        predicted[name] = predict(model, loader, progress=progress)
+        if predictions_dir is not None and comm.is_main_process():
+            path = Path(predictions_dir) / f"predictions_{name}.json.gz"
+            write_predictions(path, split, predicted[name])
+
+    def result() -> dict[str, Any]:
+        figures = evaluate_predictions(
+            val=(val[0], predicted["val"]),
+            tests={name: (split, predicted[name]) for name, (split, _) in tests.items()},
+            rules=rules,
+            coco_ap=coco_ap,
+        )
+        sample = next(iter(val[1]))[0]
+        return {**figures, "cost": measure_cost(model, sample)}
+
+    return _on_main_rank(result)
+
+
+def evaluate_predictions(
+    *,
+    val: tuple[SplitData, list[FramePrediction]],
+    tests: Mapping[str, tuple[SplitData, list[FramePrediction]]],
+    rules: Sequence[str],
+    coco_ap: bool,
+) -> dict[str, Any]:
+    """All figures that need no model, JSON-able; undefined figures are None.
+
+    Returns:
+        ``class_names``;
+        ``thresholds``: {rule: score threshold chosen on ``val``};
+        ``val`` and ``tests`` {name: figures}, and ``all_tests``, the test splits pooled (None when
+        there is only one). Figures of frames: ``videos, frames, lesions, lesion_free_frames``,
+        ``coco`` (see ``coco_ap``; None when not asked for), ``rules`` {rule: threshold, counts,
+        precision, recall, f1, ``f1_interval`` (bootstrap over videos)}, ``per_video`` (counts and
+        figures by rule), ``groups`` {group of videos: figures} where videos have groups.
+
+    Raises:
+        ValueError: a split is empty, predictions do not fit it, classes differ between splits, a
+            rule is unknown.
+    """
+    _check_names(tests)
+    splits = {"val": val, **tests}
+    class_names = list(val[0].class_names)
+    for name, (split, _) in splits.items():
+        if list(split.class_names) != class_names:
+            raise ValueError(
+                f"{split.json_path}: split {name!r} has classes {split.class_names}, but the "
+                f"validation split {val[0].json_path} has {class_names}; make them equal."
+            )
+        if name != "val" and split.json_path == val[0].json_path:
+            logger.warning(
+                "Test split %r is the validation split: its thresholds are chosen on itself.", name
+            )
+    frames = {
+        name: label_frames(split, predictions, name=name)
+        for name, (split, predictions) in splits.items()
+    }
+    thresholds = {rule: choose_threshold(judge(frames["val"], rule)) for rule in rules}
+    figures = {
+        name: _figures(part, thresholds, class_names if coco_ap else None)
+        for name, part in frames.items()
+    }
+    pooled = None
+    if len(tests) > 1:
+        everything = [frame for name in tests for frame in frames[name]]
+        pooled = _figures(everything, thresholds, class_names if coco_ap else None)
+    return {
+        "class_names": class_names,
+        "thresholds": thresholds,
+        "val": figures["val"],
+        "tests": {name: figures[name] for name in tests},
+        "all_tests": pooled,
+    }
+
+
+def write_evaluation(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, whole or not at all.
+
+    Raises:
+        ValueError: ``result`` holds NaN or infinity, which JSON does not know.
+    """
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _check_names(tests: Mapping[str, Any]) -> None:
+    for taken in ("val", ALL_TESTS):
+        if taken in tests:
+            raise ValueError(
+                f"data.test: {taken!r} has a meaning of its own; rename the test split."
+            )
+
+
+def _on_main_rank(compute: Callable[[], Result]) -> Result:
+    """Compute once, on the main rank, and give every rank the same result."""
+    mine = compute() if comm.is_main_process() else None
+    return cast(Result, comm.all_gather(mine)[0])
+
+
+def _figures(
+    frames: Sequence[LabelledFrame], thresholds: Mapping[str, float], ap_classes: list[str] | None
+) -> dict[str, Any]:
+    """Figures of some frames, and of each group of videos among them."""
+    counts = {rule: judge(frames, rule).at(threshold) for rule, threshold in thresholds.items()}
+    groups = sorted({frame.video.group for frame in frames if frame.video.group is not None})
+    by_group = {
+        group: _summary(
+            [frame for frame in frames if frame.video.group == group],
+            {rule: [c for c in rows if c.video.group == group] for rule, rows in counts.items()},
+            thresholds,
+            ap_classes,
+        )
+        for group in groups
+    }
+    return {
+        **_summary(frames, counts, thresholds, ap_classes),
+        "per_video": _per_video(counts),
+        "groups": by_group,
+    }
+
+
+def _summary(
+    frames: Sequence[LabelledFrame],
+    counts: Mapping[str, list[VideoCounts]],
+    thresholds: Mapping[str, float],
+    ap_classes: list[str] | None,
+) -> dict[str, Any]:
+    lesions = [len(frame.lesions_xyxy_px) for frame in frames]
+    return {
+        "videos": len({frame.video for frame in frames}),
+        "frames": len(frames),
+        "lesions": sum(lesions),
+        "lesion_free_frames": lesions.count(0),
+        "coco": None if ap_classes is None else average_precision(frames, ap_classes),
+        "rules": {
+            rule: {
+                "threshold": thresholds[rule],
+                **summarize(rows),
+                "f1_interval": f1_interval(rows),
+            }
+            for rule, rows in counts.items()
+        },
+    }
+
+
+def _per_video(counts: Mapping[str, list[VideoCounts]]) -> list[dict[str, Any]]:
+    """One row a video, with every rule's counts and figures."""
+    rows: dict[Any, dict[str, Any]] = {}
+    for rule, videos in counts.items():
+        for video in videos:
+            row = rows.setdefault(
+                video.video, {**asdict(video.video), "frames": video.frames, "rules": {}}
+            )
+            row["rules"][rule] = summarize([video])
+    return list(rows.values())

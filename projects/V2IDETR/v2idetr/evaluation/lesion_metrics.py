@@ -1,0 +1,240 @@
+"""Precision, recall and F1 of lesion detection, by named rules.
+
+A lesion is one ground-truth box on one frame. At a score threshold a rule counts lesions found
+(true positives), wrong detections (false positives) and lesions missed (false negatives); the
+figures are micro-averages, computed from the summed counts:
+
+    precision = TP / (TP + FP)     recall = TP / (TP + FN)     F1 = 2 TP / (2 TP + FP + FN)
+
+A figure whose denominator is zero is undefined: ``None``, never 0 or 1. So with lesions and no
+detection at all, precision is None, recall 0 and F1 0; on lesion-free frames recall is None and
+F1 is 0 with any detection, None without one.
+
+With several classes every rule asks for the right class: a lesion found under a wrong class is
+missed, and the detection is false.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torchvision.ops import box_iou
+
+from v2idetr.evaluation.frames import LabelledFrame, Video
+
+logger = logging.getLogger(__name__)
+
+# Used, with a warning, where no threshold finds a lesion and F1 is therefore 0 at all of them.
+FALLBACK_THRESHOLD = 0.5
+
+Scores = Float[np.ndarray, "_"]
+# A rule maps a frame to two sets of scores: at threshold t, the true positives are the first set's
+# members >= t, the false positives are the second's. Duplicates that a rule forgives are in none.
+Rule = Callable[[LabelledFrame], tuple[Scores, Scores]]
+
+
+def endovis_center(frame: LabelledFrame) -> tuple[Scores, Scores]:
+    """Rule of the EndoVis 2015 polyp challenge, with the box centre as the detection's point.
+
+    A lesion is found when a detection's centre lies strictly inside its box; further centres in
+    the same box count nothing. A centre in no lesion's box is a false positive, so is every
+    detection on a lesion-free frame. A centre inside two overlapping lesions finds both.
+    """
+    prediction = frame.prediction
+    boxes = prediction.boxes_xyxy_px
+    centres = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]
+    lesions = frame.lesions_xyxy_px[None]
+    inside = ((centres > lesions[..., :2]) & (centres < lesions[..., 2:])).all(-1)
+    inside &= prediction.classes[:, None] == frame.lesion_classes
+    best = np.where(inside, prediction.scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
+    return best[best > -np.inf], prediction.scores[~inside.any(axis=1)]
+
+
+def iou50(frame: LabelledFrame) -> tuple[Scores, Scores]:
+    """One-to-one at IoU >= 0.5, greedy by score: duplicates are false positives.
+
+    From the highest score down, a detection takes the lesion of its class that it overlaps most
+    among those not yet taken. Equal scores go by class and coordinates, so that the order in which
+    detections are listed does not matter. Lower scores never change what a higher one takes;
+    therefore one pass serves all thresholds.
+    """
+    prediction = frame.prediction
+    boxes, scores = prediction.boxes_xyxy_px, prediction.scores
+    overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(frame.lesions_xyxy_px)).numpy()
+    overlaps = np.where(prediction.classes[:, None] == frame.lesion_classes, overlaps, 0.0)
+    found = np.zeros(len(scores), dtype=bool)
+    free = np.ones(len(frame.lesions_xyxy_px), dtype=bool)
+    order = np.lexsort((*boxes.T, prediction.classes, -scores))
+    for detection in order[(overlaps[order] >= 0.5).any(axis=1)]:
+        available = np.where(free, overlaps[detection], 0.0)
+        lesion = available.argmax()
+        if available[lesion] >= 0.5:
+            found[detection], free[lesion] = True, False
+    return scores[found], scores[~found]
+
+
+RULES: dict[str, Rule] = {"endovis_center": endovis_center, "iou50": iou50}
+
+
+def get_rule(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        ValueError: there is none; lists those that exist.
+    """
+    if name not in RULES:
+        raise ValueError(
+            f"evaluation.rules: unknown rule {name!r}; the rules are {', '.join(sorted(RULES))}."
+        )
+    return RULES[name]
+
+
+@dataclass(frozen=True)
+class VideoCounts:
+    """What a rule counts in one video at one threshold."""
+
+    video: Video
+    frames: int
+    tp: int
+    fp: int
+    fn: int
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A rule's verdict on every detection of a split, for all thresholds at once.
+
+    Attributes:
+        videos: the videos; the ``*_videos`` arrays index them.
+        frames, lesions: number of each, per video.
+        hit_scores, hit_videos: lesions found at every threshold up to this score.
+        false_scores, false_videos: false positives at every threshold up to this score.
+    """
+
+    videos: tuple[Video, ...]
+    frames: Int[np.ndarray, "v"]
+    lesions: Int[np.ndarray, "v"]
+    hit_scores: Float[np.ndarray, "hits"]
+    hit_videos: Int[np.ndarray, "hits"]
+    false_scores: Float[np.ndarray, "false"]
+    false_videos: Int[np.ndarray, "false"]
+
+    def at(self, threshold: float) -> list[VideoCounts]:
+        """Counts of each video when detections with score >= threshold are kept."""
+        size = len(self.videos)
+        tp = np.bincount(self.hit_videos[self.hit_scores >= threshold], minlength=size)
+        fp = np.bincount(self.false_videos[self.false_scores >= threshold], minlength=size)
+        rows = zip(self.videos, self.frames, tp, fp, self.lesions - tp, strict=True)
+        return [VideoCounts(video, *map(int, counts)) for video, *counts in rows]
+
+
+def judge(frames: Sequence[LabelledFrame], rule: str) -> Outcomes:
+    """Apply a rule to every frame."""
+    videos = tuple(dict.fromkeys(frame.video for frame in frames))
+    index = {video: i for i, video in enumerate(videos)}
+    owner = np.array([index[frame.video] for frame in frames], dtype=np.int64)
+    lesions = np.array([len(frame.lesions_xyxy_px) for frame in frames], dtype=np.int64)
+    apply = get_rule(rule)
+    hits, false = [], []
+    for frame in frames:
+        frame_hits, frame_false = apply(frame)
+        hits.append(frame_hits)
+        false.append(frame_false)
+    return Outcomes(
+        videos=videos,
+        frames=np.bincount(owner, minlength=len(videos)),
+        lesions=np.bincount(owner, weights=lesions, minlength=len(videos)).astype(np.int64),
+        hit_scores=np.concatenate([np.zeros(0), *hits]),
+        hit_videos=np.repeat(owner, [len(scores) for scores in hits]),
+        false_scores=np.concatenate([np.zeros(0), *false]),
+        false_videos=np.repeat(owner, [len(scores) for scores in false]),
+    )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Pooled counts at every threshold where they change, highest threshold first."""
+
+    thresholds: Float[np.ndarray, "k"]
+    tp: Int[np.ndarray, "k"]
+    fp: Int[np.ndarray, "k"]
+    lesions: int
+
+    @property
+    def f1(self) -> Float[np.ndarray, "k"]:
+        """F1 at each threshold; 2 TP + FP + FN = TP + FP + lesions is never 0 at a score."""
+        return 2 * self.tp / (self.tp + self.fp + self.lesions)
+
+
+def sweep(outcomes: Outcomes) -> Sweep:
+    """All distinct scores as thresholds, exactly (no grid)."""
+    hits, false = np.sort(outcomes.hit_scores), np.sort(outcomes.false_scores)
+    thresholds = np.unique(np.concatenate([hits, false]))[::-1]
+    return Sweep(
+        thresholds=thresholds,
+        tp=len(hits) - np.searchsorted(hits, thresholds, side="left"),
+        fp=len(false) - np.searchsorted(false, thresholds, side="left"),
+        lesions=int(outcomes.lesions.sum()),
+    )
+
+
+def choose_threshold(outcomes: Outcomes) -> float:
+    """The threshold of the highest pooled F1; of several, the highest one (fewest detections).
+
+    Where no lesion can be found at any threshold, ``FALLBACK_THRESHOLD`` with a warning.
+    """
+    curve = sweep(outcomes)
+    if not curve.tp.any():
+        logger.warning(
+            "No detection finds any of the %d lesions at any threshold; using %.2f.",
+            curve.lesions,
+            FALLBACK_THRESHOLD,
+        )
+        return FALLBACK_THRESHOLD
+    # argmax takes the first maximum. F1 is one division of integers, so equal ones are equal bits.
+    return float(curve.thresholds[curve.f1.argmax()])
+
+
+def summarize(counts: Sequence[VideoCounts]) -> dict[str, Any]:
+    """Counts and micro-averaged figures over videos; undefined figures are None."""
+    tp, fp, fn = (sum(getattr(video, key) for video in counts) for key in ("tp", "fp", "fn"))
+    return {
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+    }
+
+
+def f1_interval(
+    counts: Sequence[VideoCounts], *, resamples: int = 1000, seed: int = 0
+) -> list[float] | None:
+    """95 % percentile bootstrap interval of the pooled F1, at the threshold of ``counts``.
+
+    Whole videos are resampled with replacement, never frames: frames of one video are nearly the
+    same picture. The model and the threshold stay fixed: the interval tells how much the figure
+    depends on which videos are in the split, and nothing of training seeds or of the threshold.
+
+    Returns:
+        ``[low, high]``; None with fewer than two videos or where F1 is undefined throughout.
+    """
+    table = np.array([(video.tp, video.fp, video.fn) for video in counts]).reshape(-1, 3)
+    if len(table) < 2:
+        return None
+    drawn = np.random.default_rng(seed).integers(len(table), size=(resamples, len(table)))
+    tp, fp, fn = table[drawn].sum(axis=1).T
+    total = 2 * tp + fp + fn
+    f1 = 2 * tp[total > 0] / total[total > 0]
+    return np.percentile(f1, [2.5, 97.5]).tolist() if len(f1) else None
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,246 @@
+"""From a detector and frames to detections, kept apart from every metric.
+
+Detections are rounded where they enter (boxes to 1/100 px, scores to 1e-6), so that metrics
+computed now, and metrics computed from the written file later, are the same to the last digit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from jaxtyping import Float, Int
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from v2idetr.data.coco_vid import SplitData
+from v2idetr.evaluation.files import whole_file
+
+logger = logging.getLogger(__name__)
+
+BOX_DECIMALS = 2
+SCORE_DECIMALS = 6
+LOG_PERIOD_S = 30.0
+
+
+@dataclass(frozen=True)
+class FramePrediction:
+    """All detections of one frame, in no particular order.
+
+    Attributes:
+        image_id: the frame's id in its split.
+        boxes_xyxy_px: corners in pixels of the original frame.
+        scores: in [0, 1].
+        classes: 0-based.
+    """
+
+    image_id: int
+    boxes_xyxy_px: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, "n"]
+    classes: Int[np.ndarray, "n"]
+
+    @classmethod
+    def from_instances(cls, sample: dict[str, Any], instances: Instances) -> FramePrediction:
+        """Detectron2's output for one sample.
+
+        Raises:
+            ValueError: a box or a score is not finite; names the frame.
+        """
+        boxes = instances.pred_boxes.tensor.detach().double().cpu().numpy()
+        scores = instances.scores.detach().double().cpu().numpy()
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError(
+                f"The model's output for {sample.get('file_name', sample['image_id'])} is not "
+                "finite. Its weights are probably damaged: evaluate an earlier checkpoint."
+            )
+        return cls(
+            image_id=int(sample["image_id"]),
+            boxes_xyxy_px=boxes.round(BOX_DECIMALS),
+            scores=scores.round(SCORE_DECIMALS),
+            classes=instances.pred_classes.detach().cpu().numpy().astype(np.int64),
+        )
+
+    @classmethod
+    def empty(cls, image_id: int) -> FramePrediction:
+        """No detection on a frame."""
+        return cls(image_id, np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself; DistributedDataParallel would wait for ranks whose share is over."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def predict(
+    model: nn.Module,
+    loader: Iterable[list[dict[str, Any]]],
+    *,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> list[FramePrediction]:
+    """Run a detector over a split.
+
+    Every rank must call this, each with its own share of the split; each gets all predictions.
+
+    Args:
+        model: Detectron2 contract, batch of samples -> ``[{"instances": Instances}]``.
+        loader: batches of samples (see ``build_eval_loader``).
+        device: where to run; None leaves the model where it is.
+        progress: on the main rank, a bar on a terminal and log lines elsewhere.
+
+    Returns:
+        One prediction a frame, from all ranks, sorted by ``image_id``.
+    """
+    model = unwrap(model)
+    if device is not None:
+        model.to(device)
+    mine: list[FramePrediction] = []
+    with evaluating(model):
+        for batch in _with_progress(loader, show=progress and comm.is_main_process()):
+            outputs = model(batch)
+            assert len(outputs) == len(batch), "one output a sample"
+            mine += [
+                FramePrediction.from_instances(sample, output["instances"])
+                for sample, output in zip(batch, outputs, strict=True)
+            ]
+    shares = cast(list[list[FramePrediction]], comm.all_gather(mine))
+    return sorted(chain.from_iterable(shares), key=lambda prediction: prediction.image_id)
+
+
+def _with_progress(batches: Iterable[Any], *, show: bool) -> Iterator[Any]:
+    """Pass batches on; show how far it is and how long it will take."""
+    total = len(batches) if isinstance(batches, Sized) else None
+    if show and sys.stderr.isatty():
+        yield from tqdm(batches, total=total, desc="evaluation", unit="batch", leave=False)
+        return
+    start = last = time.monotonic()
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        now = time.monotonic()
+        if show and now - last >= LOG_PERIOD_S:
+            last = now
+            left = "" if total is None else _time_left(now - start, done, total)
+            logger.info("evaluation: batch %d of %s%s", done, total or "unknown", left)
+
+
+def _time_left(elapsed_s: float, done: int, total: int) -> str:
+    return f", about {timedelta(seconds=round(elapsed_s / done * (total - done)))} left"
+
+
+def write_predictions(
+    path: str | os.PathLike[str], split: SplitData, predictions: list[FramePrediction]
+) -> None:
+    """Write a COCO results list, one detection a line; compressed when ``path`` ends in .gz.
+
+    Every entry has ``image_id, category_id (1-based), bbox [x, y, w, h] in pixels, score`` and
+    ``file_name`` relative to the split's image root. Frames without a detection have no entry.
+    """
+    root = split.image_root.resolve()
+    names = {r["image_id"]: os.path.relpath(r["file_name"], root) for r in split.records}
+    with whole_file(path) as temporary, _open_text(temporary, "w", str(path)) as file:
+        separator = "[\n"
+        for prediction in predictions:
+            for entry in coco_results(prediction):
+                entry["file_name"] = names[prediction.image_id]
+                file.write(separator + json.dumps(entry, separators=(",", ":")))
+                separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[FramePrediction]:
+    """Read what :func:`write_predictions` wrote, or any COCO results list of boxes.
+
+    Frames of ``split`` without an entry have no detection.
+
+    Raises:
+        ValueError: the file is not a COCO results list, or names frames that the split lacks.
+    """
+    entries_by_frame: dict[int, list[dict[str, Any]]] = {r["image_id"]: [] for r in split.records}
+    try:
+        with _open_text(Path(path), "r", str(path)) as file:
+            entries = json.load(file)
+        for entry in entries:
+            entries_by_frame[entry["image_id"]].append(entry)
+        return [_from_coco(image_id, entries_by_frame[image_id]) for image_id in entries_by_frame]
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: {error} is neither a key of every detection nor a frame of {split.json_path};"
+            " give the predictions of this split, as a COCO results list of boxes."
+        ) from error
+    except (ValueError, TypeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is not a COCO results list of boxes: {error}") from error
+
+
+def coco_results(prediction: FramePrediction) -> list[dict[str, Any]]:
+    """The detections of a frame as COCO results (xywh boxes in pixels, 1-based categories)."""
+    corners = prediction.boxes_xyxy_px
+    boxes_xywh_px = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    return [
+        {"image_id": prediction.image_id, "category_id": c + 1, "bbox": box, "score": score}
+        for box, score, c in zip(
+            boxes_xywh_px.round(BOX_DECIMALS).tolist(),
+            prediction.scores.tolist(),
+            prediction.classes.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _from_coco(image_id: int, entries: list[dict[str, Any]]) -> FramePrediction:
+    if not entries:
+        return FramePrediction.empty(image_id)
+    boxes = np.array([entry["bbox"] for entry in entries], dtype=float).reshape(len(entries), 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return FramePrediction(
+        image_id=image_id,
+        boxes_xyxy_px=boxes.round(BOX_DECIMALS),
+        scores=np.array([entry["score"] for entry in entries], dtype=float).round(SCORE_DECIMALS),
+        classes=np.array([entry["category_id"] - 1 for entry in entries], dtype=np.int64),
+    )
+
+
+@contextmanager
+def _open_text(path: Path, mode: Literal["r", "w"], name: str) -> Iterator[IO[str]]:
+    """Open a text file, through gzip when its final ``name`` says so."""
+    if not name.endswith(".gz"):
+        with path.open(mode, encoding="utf-8") as file:
+            yield file
+        return
+    # No time and no name inside: equal predictions give equal files.
+    with (
+        path.open(mode + "b") as raw,
+        gzip.GzipFile("", mode + "b", compresslevel=4, fileobj=raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as file,
+    ):
+        yield file

@@ -1,0 +1,87 @@
+"""Evaluation results as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+MISSING = "-"
+ALL_TESTS = "all tests"  # title of the pooled test splits
+
+
+def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Compare models: one block a test split (and group of videos), one row a model.
+
+    AP, F1, precision and recall are in percent; AP is over all classes and IoU 0.50:0.95; cost is
+    for one detection (one multiply-add is two operations). An undefined figure is "-".
+
+    Args:
+        results: {row name, such as the stage: result of ``evaluate``}.
+    """
+    if not results:
+        raise ValueError("format_table: there is no result to show.")
+    blocks = []
+    for title in _block_names(list(results.values())):
+        shown = {row: _block(result, title) for row, result in results.items()}
+        present = {row: figures for row, figures in shown.items() if figures is not None}
+        rows = [_row(name, figures, results[name]) for name, figures in present.items()]
+        size = next(iter(present.values()))
+        blocks.append(
+            f"{title} (videos: {size['videos']}, frames: {size['frames']}, of them lesion-free: "
+            f"{size['lesion_free_frames']}, lesions: {size['lesions']})\n"
+            + tabulate(rows, headers="keys", disable_numparse=True, stralign="right")
+        )
+    return "\n\n".join([*blocks, _footnote(results)])
+
+
+def _block_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = []
+    for result in results:
+        splits = {**result["tests"], ALL_TESTS: result["all_tests"]}
+        if not result["tests"]:
+            splits = {"val": result["val"]}
+        for split, figures in splits.items():
+            if figures is not None:
+                names += [split, *(f"{split} / {group}" for group in figures["groups"])]
+    return list(dict.fromkeys(names))
+
+
+def _block(result: Mapping[str, Any], title: str) -> Mapping[str, Any] | None:
+    splits = {**result["tests"], ALL_TESTS: result["all_tests"], "val": result["val"]}
+    if title in splits:
+        return splits[title]
+    split, _, group = title.rpartition(" / ")
+    return (splits.get(split) or {"groups": {}})["groups"].get(group)
+
+
+def _row(name: str, figures: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
+    row = {"": name}
+    if figures["coco"] is not None:
+        row |= {key: _percent(figures["coco"][key]) for key in ("AP50", "AP")}
+    for rule, counted in figures["rules"].items():
+        shown = (f"{_percent(counted[key]):>5}" for key in ("f1", "precision", "recall"))
+        row[f"{rule}\nF1 /    P /    R"] = " / ".join(shown)
+    cost = result.get("cost")
+    if cost is not None:
+        row |= {
+            "params\nM": f"{cost['parameters'] / 1e6:.1f}",
+            "GFLOPs": f"{cost['flops'] / 1e9:.1f}",
+            "FPS": f"{cost['frames_per_second']:.1f}",
+        }
+    return row
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def _footnote(results: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ["AP, F1, P, R in percent. Score thresholds, chosen on the validation split:"]
+    for name, result in results.items():
+        chosen = ", ".join(f"{rule} {value:.3f}" for rule, value in result["thresholds"].items())
+        lines.append(f"  {name}: {chosen or 'none'}")
+    machines = {r["cost"]["machine"] for r in results.values() if r.get("cost")}
+    lines += [f"FPS at batch 1, files read and decoded beforehand: {m}" for m in sorted(machines)]
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""Cost of a detector: counts that can be done by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from v2idetr.evaluation.cost import flops, measure_cost, parameters, seconds_per_frame
+from v2idetr.modeling.deformable_attention import DeformableAttention
+
+
+class OnImage(nn.Module):
+    """A module as a detector: applied to the picture of the first sample."""
+
+    def __init__(self, module, prepare=lambda image: image):
+        super().__init__()
+        self.module, self.prepare = module, prepare
+
+    def forward(self, batched_inputs):
+        self.module(self.prepare(batched_inputs[0]["image"].float()))
+        return [{} for _ in batched_inputs]
+
+
+def sample(h=8, w=8):
+    return {"image": torch.zeros(3, h, w, dtype=torch.uint8)}
+
+
+def test_shared_parameters_count_once_and_frozen_ones_are_not_trainable():
+    first, second = nn.Linear(3, 5), nn.Linear(3, 5)
+    second.weight = first.weight
+    second.bias.requires_grad_(False)
+    assert parameters(nn.ModuleList([first, second])) == {"total": 25, "trainable": 20}
+
+
+def test_convolution_counts_two_operations_a_multiply_add():
+    convolution = OnImage(nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    assert flops(convolution, sample(8, 8)) == 2 * 3 * 4 * 9 * 64
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, fused: bool):
+        super().__init__()
+        self.fused = fused
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens):
+        if self.fused:
+            return F.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused kernel", "nn.MultiheadAttention"])
+def test_attention_is_counted_on_a_cpu_too(fused):
+    """torch's counter alone reports 0 for both: they run as one opaque operation."""
+    model = OnImage(SelfAttention(fused), lambda image: torch.zeros(1, 10, 8))
+    products = 2 * 2 * 10 * 10 * 8  # query x key and weights x value
+    projections = 0 if fused else 4 * 2 * 10 * 8 * 8
+    assert flops(model, sample()) == products + projections
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Read(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = DeformableAttention(d=16, num_heads=2, num_levels=1, num_points=4)
+
+    def forward(self, tokens):
+        reference = torch.full((1, tokens.shape[1], 1, 2), 0.5)
+        return self.attention(tokens, reference, tokens, [(4, 5)], None)
+
+
+def test_reads_of_deformable_attention_are_counted():
+    N, d, levels, points, heads = 20, 16, 1, 4, 2
+    model = OnImage(Read(), lambda image: torch.zeros(1, N, d))
+    projections = 2 * N * d * (d + d + heads * levels * points * (2 + 1))
+    reads = 2 * 4 * levels * points * d * N
+    assert flops(model, sample()) == projections + reads
+
+
+def test_time_is_measured_in_evaluation_mode_and_training_mode_comes_back():
+    modes = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, batched_inputs):
+            modes.append((self.training, torch.is_grad_enabled()))
+            return [{}]
+
+    spy = Spy().train()
+    assert seconds_per_frame(spy, sample(), repeats=5) > 0
+    assert modes == [(False, False)] * (3 + 5)  # warm-up, then repeats
+    assert spy.training
+
+
+def test_all_figures_of_a_cpu_detector():
+    cost = measure_cost(OnImage(nn.Conv2d(3, 4, 1)), sample(6, 10), repeats=5)
+    assert cost["parameters"] == cost["trainable_parameters"] == 16
+    assert (cost["input_height"], cost["input_width"]) == (6, 10)
+    assert cost["frames_per_second"] > 0
+    assert cost["peak_memory_mib"] is None
+    assert cost["frames_per_detection"] == 1
+    assert "threads" in cost["machine"]
