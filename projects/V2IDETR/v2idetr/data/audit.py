@@ -1,0 +1,238 @@
+"""Annotations -> what is in them and what is wrong with them.
+
+    Findings      problems (or things done) by kind: how many of each, and the first few by name
+    AuditReport   counts of one split, its bad boxes and what was done about them
+    audit_boxes   boxes -> boxes inside their frame, by policy raise | clip | drop
+
+Boxes are [x, y, w, h] in px of the original frame, as in COCO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+BoxPolicy = Literal["raise", "clip", "drop"]
+BoxFault = Literal["malformed", "not_finite", "negative", "empty", "outside"]
+BoxXYWH = tuple[float, float, float, float]
+
+FAULT_WORDS: dict[BoxFault, str] = {
+    "malformed": "is not a list of four numbers",
+    "not_finite": "has NaN or infinite numbers",
+    "negative": "has a negative width or height",
+    "empty": "has no width or no height",
+    "outside": "reaches outside its frame",
+}
+
+# Files round to one or two decimals: a box that overshoots by less is as good as inside.
+ROUNDING_PX = 0.05
+# What clipping leaves must be at least a pixel wide and high, else there is nothing to detect.
+SMALLEST_REST_PX = 1.0
+
+
+class Findings:
+    """Messages by kind: every one counted, the first few of a kind kept as examples."""
+
+    def __init__(self, examples_per_kind: int = 5) -> None:
+        self._examples_per_kind = examples_per_kind
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        """Count one more of ``kind`` and keep ``example`` if it is among the first."""
+        self.counts[kind] += 1
+        kept = self.examples.setdefault(kind, [])
+        if len(kept) < self._examples_per_kind:
+            kept.append(example)
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def lines(self) -> list[str]:
+        """One line a kind: ``kind: count (example; example; ... and 7 more)``."""
+        lines = []
+        for kind, count in self.counts.items():
+            rest = count - len(self.examples[kind])
+            more = f"; ... and {rest} more" if rest else ""
+            lines.append(f"{kind}: {count} ({'; '.join(self.examples[kind])}{more})")
+        return lines
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """``{kind: {"count", "examples"}}``, for a JSON file."""
+        return {
+            kind: {"count": count, "examples": list(self.examples[kind])}
+            for kind, count in self.counts.items()
+        }
+
+    def raise_if_any(self, source: str, hint: str = "") -> None:
+        """Raise one ValueError with all lines and, after them, ``hint``, if there are any."""
+        if self:
+            lines = [f"{source}: {len(self)} problem{'s' if len(self) > 1 else ''}"]
+            lines += [f"  - {line}" for line in self.lines()]
+            raise ValueError("\n".join([*lines, hint] if hint else lines))
+
+
+@dataclass
+class AuditReport:
+    """What one split holds, what was wrong with it and what was done about that.
+
+    Attributes:
+        source: the JSON file, or the name of the split.
+        boxes_per_class: boxes that are used, by class name; classes without any have 0.
+        bad_boxes: boxes by fault as they came, whatever was done about them.
+        clipped, dropped: boxes that were mended, and boxes that are not used.
+        frames_left_without_box: frames that had boxes and lost all of them to the policy; from
+            then on they count as lesion-free.
+        problems: what makes the split unusable; notes: what a reader should know.
+    """
+
+    source: str
+    policy: BoxPolicy = "raise"
+    videos: int = 0
+    frames: int = 0
+    lesion_free_frames: int = 0
+    boxes_per_class: dict[str, int] = field(default_factory=dict)
+    bad_boxes: dict[BoxFault, int] = field(default_factory=dict)
+    clipped: int = 0
+    dropped: int = 0
+    frames_left_without_box: int = 0
+    frames_decoded: int = 0
+    missing_frames: list[str] = field(default_factory=list)
+    problems: Findings = field(default_factory=Findings)
+    notes: Findings = field(default_factory=Findings)
+
+    @property
+    def boxes(self) -> int:
+        """Boxes that are used."""
+        return sum(self.boxes_per_class.values())
+
+    def summary(self) -> str:
+        """The counts in one line, for a log."""
+        classes = ", ".join(f"{name} {n}" for name, n in self.boxes_per_class.items())
+        text = (
+            f"{self.source}: {self.videos} videos, {self.frames} frames "
+            f"({self.lesion_free_frames} lesion-free), {self.boxes} boxes ({classes})"
+        )
+        if self.bad_boxes:
+            faults = ", ".join(f"{fault} {n}" for fault, n in self.bad_boxes.items())
+            text += (
+                f"; bad boxes {sum(self.bad_boxes.values())} ({faults}): policy {self.policy}, "
+                f"{self.clipped} clipped, {self.dropped} dropped"
+            )
+        if self.frames_left_without_box:
+            text += f", {self.frames_left_without_box} frames lost all their boxes"
+        return text
+
+    def lines(self) -> list[str]:
+        """The summary, then problems and notes, one line each."""
+        return [
+            self.summary(),
+            *(f"problem: {line}" for line in self.problems.lines()),
+            *(f"note: {line}" for line in self.notes.lines()),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in plain types, for a JSON file."""
+        return {
+            "source": self.source,
+            "box_policy": self.policy,
+            "videos": self.videos,
+            "frames": self.frames,
+            "lesion_free_frames": self.lesion_free_frames,
+            "boxes": self.boxes,
+            "boxes_per_class": dict(self.boxes_per_class),
+            "bad_boxes": dict(self.bad_boxes),
+            "clipped": self.clipped,
+            "dropped": self.dropped,
+            "frames_left_without_box": self.frames_left_without_box,
+            "missing_frames": len(self.missing_frames),
+            "problems": self.problems.as_dict(),
+            "notes": self.notes.as_dict(),
+        }
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from JSON is a number; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def box_fault(bbox: object, *, width: int, height: int) -> BoxFault | None:
+    """What is wrong with a box of a ``width`` x ``height`` px frame; None if it is sound."""
+    if not isinstance(bbox, Sequence) or len(bbox) != 4 or not all(map(is_number, bbox)):
+        return "malformed"
+    if not all(map(math.isfinite, bbox)):
+        return "not_finite"
+    x, y, w, h = bbox
+    if w < 0 or h < 0:
+        return "negative"
+    if w == 0 or h == 0:
+        return "empty"
+    slack = ROUNDING_PX if min(w, h) > 2 * SMALLEST_REST_PX else 0.0
+    if x < -slack or y < -slack or x + w > width + slack or y + h > height + slack:
+        return "outside"
+    return None
+
+
+def clip_box(bbox: Sequence[int | float], *, width: int, height: int) -> BoxXYWH | None:
+    """The part of a box inside its frame, negative sizes read as swapped corners.
+
+    None when nothing usable is left: not four finite numbers, no width or height, or, after
+    cutting, less than a pixel of it.
+    """
+    if box_fault(bbox, width=width, height=height) in ("malformed", "not_finite", "empty"):
+        return None
+    x, y, w, h = map(float, bbox)
+    left, right = min(x, x + w), max(x, x + w)
+    top, bottom = min(y, y + h), max(y, y + h)
+    if left >= 0 and top >= 0 and right <= width and bottom <= height:
+        return left, top, abs(w), abs(h)
+    left, top = max(left, 0.0), max(top, 0.0)
+    w, h = min(right, float(width)) - left, min(bottom, float(height)) - top
+    if w < SMALLEST_REST_PX or h < SMALLEST_REST_PX:
+        return None
+    return left, top, w, h
+
+
+def audit_boxes(
+    annotations: Iterable[Mapping[str, Any]],
+    frames: Mapping[int, Mapping[str, Any]],
+    report: AuditReport,
+    policy: BoxPolicy,
+) -> list[dict[str, Any]]:
+    """Copies of the annotations that can be used, their ``bbox`` inside the frame.
+
+    Args:
+        annotations: each with ``image_id`` and ``bbox``.
+        frames: ``image_id`` -> ``width``, ``height``, ``file_name``; every image_id must be there.
+        report: bad boxes are counted there; with policy "raise" they become problems of it.
+        policy: "raise" reports, "clip" cuts to the frame and drops what cannot be mended, "drop"
+            leaves bad boxes out.
+    """
+    assert policy in get_args(BoxPolicy), policy
+    report.policy = policy
+    kept: list[dict[str, Any]] = []
+    touched: set[int] = set()
+    for annotation in annotations:
+        frame = frames[annotation["image_id"]]
+        bbox, width, height = annotation["bbox"], frame["width"], frame["height"]
+        fault = box_fault(bbox, width=width, height=height)
+        mended = clip_box(bbox, width=width, height=height) if fault != "malformed" else None
+        if fault is not None:
+            report.bad_boxes[fault] = report.bad_boxes.get(fault, 0) + 1
+            example = f"annotation {annotation.get('id')} of {frame['file_name']}: bbox {bbox}"
+            example += f" in {width} x {height} px" if fault == "outside" else ""
+            (report.problems if policy == "raise" else report.notes).add(
+                f"box {FAULT_WORDS[fault]}", example
+            )
+        if mended is None or (fault is not None and policy == "drop"):
+            report.dropped += 1
+            touched.add(annotation["image_id"])
+            continue
+        report.clipped += fault is not None
+        kept.append({**annotation, "bbox": list(mended), "area": mended[2] * mended[3]})
+    left = {annotation["image_id"] for annotation in kept}
+    report.frames_left_without_box = len(touched - left)
+    return kept

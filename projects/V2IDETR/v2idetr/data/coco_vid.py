@@ -1,0 +1,342 @@
+"""COCO-VID JSON of one split <-> checked records, one Detectron2 dataset dict a frame.
+
+    load_split      JSON + folder of frames -> SplitData, or one ValueError with all that is wrong
+    register_split  the same, known to Detectron2's catalogues under a name
+    write_split     the JSON that every converter writes; checked, and whole or absent
+
+The file: ``info``, ``videos [{id, name, group?}]``, ``images [{id, file_name, width, height,
+video_id, frame_index, scene_id?}]``, ``annotations [{id, image_id, category_id, bbox [x, y, w, h]
+px, area?, iscrowd?, instance_id?}]``, ``categories [{id: 1..K, name}]``. ``frame_index`` may be
+called ``frame_id``, as in mmtracking's files. Images without annotations are lesion-free frames.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from v2idetr.data.audit import AuditReport, BoxPolicy, Findings, audit_boxes
+from v2idetr.data.schema import (
+    check_annotations,
+    check_categories,
+    check_images,
+    check_model_classes,
+    check_videos,
+    read_coco_vid,
+)
+
+logger = logging.getLogger(__name__)
+
+# Frames that are decoded before a run starts: one a video, of at most so many videos.
+MAX_FRAMES_DECODED = 40
+# Value of info.box_policy of files that keep the boxes as they were published, bad ones included.
+RAW = "raw"
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split, read and checked.
+
+    Attributes:
+        class_names: by 0-based class index.
+        videos: video id -> the JSON's entry (``name``, ``group`` where there is one).
+        records: Detectron2 dataset dicts sorted by (video_id, frame_index): ``file_name`` absolute,
+            ``height``, ``width``, ``image_id``, ``video_id``, ``frame_index``, ``scene_id`` and
+            ``annotations`` [{bbox xywh px, bbox_mode, category_id 0-based, iscrowd, instance_id}].
+        report: counts, and what was done about bad boxes.
+    """
+
+    json_path: Path
+    image_root: Path
+    class_names: list[str]
+    videos: dict[int, dict[str, Any]]
+    records: list[dict[str, Any]]
+    report: AuditReport
+
+
+def load_split(
+    json_path: PathLike,
+    image_root: PathLike,
+    *,
+    on_bad_box: BoxPolicy = "raise",
+    expected_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> SplitData:
+    """Read one split and check it cheaply: everything in the JSON, that files exist, a few frames.
+
+    Args:
+        json_path: COCO-VID JSON.
+        image_root: folder that its ``file_name`` are relative to.
+        on_bad_box: what to do about boxes that are negative, empty, not finite or outside.
+        expected_classes: the number of classes of the model, if known.
+        class_names: the classes of the model, in order, if known.
+
+    Raises:
+        ValueError: with every problem found, by kind, counted, the first few by name.
+    """
+    split = read_split(
+        json_path,
+        image_root,
+        on_bad_box=on_bad_box,
+        expected_classes=expected_classes,
+        class_names=class_names,
+    )
+    if not split.report.problems:
+        _decode_some(split)
+    hint = ""
+    if on_bad_box == "raise" and split.report.bad_boxes:
+        hint = (
+            "Bad boxes: set data.on_bad_box to clip or drop, or write a corrected copy with "
+            "`python tools/check_data.py JSON --write-clipped OUT.json`."
+        )
+    split.report.problems.raise_if_any(str(json_path), hint)
+    logger.info("%s", split.report.summary())
+    if split.report.frames_left_without_box:
+        logger.warning(
+            "%s: %d frames lost all their boxes to on_bad_box=%s and count as lesion-free",
+            json_path,
+            split.report.frames_left_without_box,
+            on_bad_box,
+        )
+    return split
+
+
+def read_split(
+    json_path: PathLike,
+    image_root: PathLike,
+    *,
+    on_bad_box: BoxPolicy = "raise",
+    expected_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> SplitData:
+    """As ``load_split``, but problems stay in ``report.problems`` and no frame is decoded.
+
+    Frames and annotations with problems are left out of the records. Raises ValueError only where
+    nothing can be read at all: no file, no JSON, no such folder, keys missing, no frames.
+    """
+    if on_bad_box not in get_args(BoxPolicy):
+        raise ValueError(f"on_bad_box={on_bad_box!r} is none of {', '.join(get_args(BoxPolicy))}")
+    json_path, image_root = Path(json_path), Path(image_root)
+    content = read_coco_vid(json_path)
+    if not image_root.is_dir():
+        raise ValueError(
+            f"{image_root}: no such folder, but data.<split>.image_root says that the frames of "
+            f"{json_path} are there; see datasets/README.md for what goes where"
+        )
+    report = AuditReport(source=str(json_path), policy=on_bad_box)
+    names = check_categories(content["categories"], report.problems)
+    check_model_classes(names, expected_classes, class_names, report.problems)
+    videos = check_videos(content["videos"], report.problems)
+    frames = check_images(content["images"], videos, report.problems)
+    _check_files(frames, image_root, report)
+    annotations = check_annotations(content["annotations"], frames, content, report.problems)
+    annotations = audit_boxes(annotations, frames, report, on_bad_box)
+    _count(report, videos, frames, annotations, names)
+    records = _records(frames, annotations, image_root)
+    return SplitData(json_path, image_root, names, videos, records, report)
+
+
+class _Registered:
+    """The function that Detectron2's DatasetCatalog holds: returns the records of a split."""
+
+    def __init__(self, split: SplitData, settings: tuple[object, ...]) -> None:
+        self.split = split
+        self.settings = settings
+
+    def __call__(self) -> list[dict[str, Any]]:
+        return list(self.split.records)
+
+
+def register_split(
+    name: str,
+    json_path: PathLike,
+    image_root: PathLike,
+    *,
+    on_bad_box: BoxPolicy = "raise",
+    expected_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> SplitData:
+    """Load a split and make it known to DatasetCatalog and MetadataCatalog under ``name``.
+
+    Calling it again with the same arguments returns the same split without reading it again; the
+    name with other arguments is a ValueError, as a registered name must stay what it is.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    json_path, image_root = Path(json_path).resolve(), Path(image_root).resolve()
+    settings = (str(json_path), str(image_root), on_bad_box)
+    if name in DatasetCatalog:
+        known = DatasetCatalog[name]
+        if not isinstance(known, _Registered):
+            raise ValueError(
+                f"data set name {name!r} is taken by Detectron2 itself; choose another"
+            )
+        if known.settings != settings:
+            raise ValueError(
+                f"data set name {name!r} is registered already, with (json, image_root, "
+                f"on_bad_box) = {known.settings}, not {settings}; choose another name"
+            )
+        problems = Findings()
+        check_model_classes(known.split.class_names, expected_classes, class_names, problems)
+        problems.raise_if_any(str(json_path))
+        return known.split
+    split = load_split(
+        json_path,
+        image_root,
+        on_bad_box=on_bad_box,
+        expected_classes=expected_classes,
+        class_names=class_names,
+    )
+    DatasetCatalog.register(name, _Registered(split, settings))
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(split.class_names),
+        thing_dataset_id_to_contiguous_id={k + 1: k for k in range(len(split.class_names))},
+        json_file=str(json_path),
+        image_root=str(image_root),
+        evaluator_type="coco",
+    )
+    return split
+
+
+def write_split(
+    path: PathLike,
+    *,
+    videos: Sequence[Mapping[str, Any]],
+    images: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+    info: Mapping[str, Any],
+) -> None:
+    """Check one split and write its JSON; the file is either whole or as it was before.
+
+    With ``info["box_policy"] == "raw"`` bad boxes are written as they are.
+
+    Raises:
+        ValueError: with every problem found; nothing is written then.
+    """
+    content: dict[str, Any] = {
+        "info": dict(info),
+        "videos": [dict(video) for video in videos],
+        "images": [dict(image) for image in images],
+        "annotations": [dict(annotation) for annotation in annotations],
+        "categories": [dict(category) for category in categories],
+    }
+    report = AuditReport(source=str(path))
+    check_categories(content["categories"], report.problems)
+    by_id = check_videos(content["videos"], report.problems)
+    frames = check_images(content["images"], by_id, report.problems)
+    if not frames and not report.problems:
+        report.problems.add("no frames", "the split is empty")
+    known = check_annotations(content["annotations"], frames, content, report.problems)
+    if info.get("box_policy") != RAW:
+        audit_boxes(known, frames, report, "raise")
+    report.problems.raise_if_any(str(path))
+    write_whole(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def write_whole(path: PathLike, text: str) -> None:
+    """Write a text file that is either whole or absent: beside its place, then moved there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp gives 0600, which other users could not read
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _check_files(frames: Mapping[int, Any], image_root: Path, report: AuditReport) -> None:
+    """Every frame is in its folder; folders are listed once, as splits have 100,000 frames."""
+    listed: dict[str, set[str]] = {}
+    for frame in frames.values():
+        folder, name = os.path.split(frame["file_name"])
+        if folder not in listed:
+            path = image_root / folder
+            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        if name not in listed[folder]:
+            report.missing_frames.append(frame["file_name"])
+            report.problems.add(
+                f"frame is not in {image_root} (data.<split>.image_root)", frame["file_name"]
+            )
+
+
+def _count(
+    report: AuditReport,
+    videos: Mapping[int, Any],
+    frames: Mapping[int, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+) -> None:
+    labels = Counter(annotation["category_id"] for annotation in annotations)
+    report.frames = len(frames)
+    report.lesion_free_frames = len(frames) - len({a["image_id"] for a in annotations})
+    report.boxes_per_class = {name: labels[k] for k, name in enumerate(names, start=1)}
+    used = {frame["video_id"] for frame in frames.values()}
+    report.videos = len(used)
+    for video_id in videos.keys() - used:
+        report.notes.add("video without frames", str(videos[video_id]["name"]))
+
+
+def _records(
+    frames: Mapping[int, Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    image_root: Path,
+) -> list[dict[str, Any]]:
+    from detectron2.structures import BoxMode
+
+    lesions: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in annotations:
+        lesions[annotation["image_id"]].append(
+            {
+                "bbox": list(annotation["bbox"]),
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": annotation["category_id"] - 1,
+                "iscrowd": 0,
+                "instance_id": annotation.get("instance_id"),
+            }
+        )
+    keys = ("height", "width", "video_id", "frame_index", "scene_id")
+    root = image_root.resolve()
+    return [
+        {
+            "file_name": os.path.join(root, frame["file_name"]),
+            "image_id": image_id,
+            **{key: frame[key] for key in keys},
+            "annotations": lesions[image_id],
+        }
+        for image_id, frame in frames.items()
+    ]
+
+
+def _decode_some(split: SplitData) -> None:
+    """Read the middle frame of some videos; what is wrong becomes a problem of the report."""
+    from v2idetr.data.clip_mapper import read_frame
+
+    by_video: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for record in split.records:
+        by_video[record["video_id"]].append(record)
+    clips = list(by_video.values())
+    step = -(-len(clips) // MAX_FRAMES_DECODED)
+    for clip in clips[::step]:
+        record = clip[len(clip) // 2]
+        split.report.frames_decoded += 1
+        try:
+            read_frame(record["file_name"], height=record["height"], width=record["width"])
+        except ValueError as error:
+            split.report.problems.add("frame cannot be used", str(error))

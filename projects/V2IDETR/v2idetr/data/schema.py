@@ -1,0 +1,230 @@
+"""Content of a COCO-VID JSON -> its sound entries, and what is wrong with the others.
+
+Each ``check_*`` takes one list of the file, adds what is wrong to ``problems`` and returns what can
+be used. Boxes are the matter of ``audit.audit_boxes``, files on disk of ``coco_vid``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from v2idetr.data.audit import Findings
+
+CONVERTERS = ("sun", "sunseg", "buv", "clinicdb", "ldpolyp", "synthetic")
+LONGEST_EXAMPLE = 160  # letters of an entry that is quoted in a message
+
+
+def read_coco_vid(json_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a COCO-VID JSON with its four lists, each a list of objects, images not empty.
+
+    Raises ValueError that names the file, what is missing, and what makes it.
+    """
+    json_path = Path(json_path)
+    try:
+        content = json.loads(json_path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{json_path}: no such file, but data.<split>.json names it. {_how_to_make(json_path)}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{json_path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(
+            f"{json_path}: is not JSON ({error}); it may be cut off: make it again. "
+            f"{_how_to_make(json_path)}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{json_path}: holds a {type(content).__name__} where COCO-VID has an object with "
+            "videos, images, annotations and categories"
+        )
+    if "annotation" in content and "annotations" not in content:
+        raise ValueError(
+            f"{json_path}: has the key `annotation`, so it is SUN-SEG's own file, not COCO-VID; "
+            "convert it with `python datasets/prepare_sunseg.py --source DIR --output DIR`"
+        )
+    for key in ("videos", "images", "annotations", "categories"):
+        entries = content.get(key)
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            what = "has no key" if key not in content else "needs a list of objects under"
+            raise ValueError(
+                f"{json_path}: {what} `{key}`; a COCO-VID file has videos, images, annotations and "
+                f"categories. {_how_to_make(json_path)}"
+            )
+    if not content["images"]:
+        raise ValueError(
+            f"{json_path}: the split is empty, there are no frames under `images`; make it again "
+            "and read the audit report beside it"
+        )
+    return content
+
+
+def _how_to_make(json_path: Path) -> str:
+    known = [name for name in CONVERTERS if any(name == part.lower() for part in json_path.parts)]
+    if known[-1:] == ["synthetic"]:
+        return "`python datasets/make_synthetic.py` makes it (see datasets/README.md)."
+    script = f"prepare_{known[-1]}.py" if known else "prepare_<data set>.py"
+    return (
+        f"`python datasets/{script} --source DIR --output {json_path.parent}` makes it "
+        "(see datasets/README.md)."
+    )
+
+
+def _quote(key: str, position: int, entry: Mapping[str, Any]) -> str:
+    text = str(dict(entry))
+    return f"{key}[{position}]: {text[:LONGEST_EXAMPLE]}{'...' if text[LONGEST_EXAMPLE:] else ''}"
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_categories(categories: list[dict[str, Any]], problems: Findings) -> list[str]:
+    """Class names by 0-based index."""
+    ids: list[Any] = [category.get("id") for category in categories]
+    names: list[Any] = [category.get("name") for category in categories]
+    if not categories:
+        problems.add("no categories", "the list is empty, so there is nothing to detect")
+    if not all(map(_is_int, ids)) or sorted(ids) != list(range(1, len(ids) + 1)):
+        problems.add("category ids are not 1..K", f"they are {ids}, not 1..{len(ids)}")
+        return [str(name) for name in names]
+    if len(set(map(str, names))) < len(names) or not all(isinstance(n, str) and n for n in names):
+        problems.add("category names are not distinct words", f"they are {names}")
+    return [str(names[ids.index(k)]) for k in range(1, len(ids) + 1)]
+
+
+def check_model_classes(
+    names: list[str],
+    expected_classes: int | None,
+    class_names: Sequence[str] | None,
+    problems: Findings,
+) -> None:
+    listed = ", ".join(names)
+    if class_names is not None and list(class_names) != names:
+        problems.add(
+            "classes differ from data.class_names",
+            f"the file has {len(names)} ({listed}), the model {len(class_names)} "
+            f"({', '.join(class_names)}), and their order counts",
+        )
+    elif expected_classes is not None and expected_classes != len(names):
+        problems.add(
+            "number of classes differs from the model's",
+            f"the file has {len(names)} ({listed}), the model {expected_classes}; "
+            "set data.class_names to the file's",
+        )
+
+
+def check_videos(videos: list[dict[str, Any]], problems: Findings) -> dict[int, dict[str, Any]]:
+    by_id: dict[int, dict[str, Any]] = {}
+    for position, video in enumerate(videos):
+        if not _is_int(video.get("id")) or not isinstance(video.get("name"), str):
+            problems.add(
+                "video without an integer id and a name", _quote("videos", position, video)
+            )
+        elif video["id"] in by_id:
+            problems.add("video id is used twice", f"{video['id']}")
+        else:
+            by_id[video["id"]] = video
+    return by_id
+
+
+def check_images(
+    images: list[dict[str, Any]], videos: Mapping[int, Any], problems: Findings
+) -> dict[int, dict[str, Any]]:
+    """Sound images by id, with ``frame_index`` and ``scene_id`` set, in order of time."""
+    frames: dict[int, dict[str, Any]] = {}
+    seen_places: dict[tuple[int, int], str] = {}
+    seen_files: set[str] = set()
+    for position, image in enumerate(images):
+        frame = {"scene_id": 0, **image}
+        if "frame_index" not in frame and "frame_id" in frame:
+            frame["frame_index"] = frame["frame_id"]
+        wrong = _fault_of_image(frame, videos)
+        if wrong is not None:
+            problems.add(wrong, _quote("images", position, image))
+            continue
+        name, place = frame["file_name"], (frame["video_id"], frame["frame_index"])
+        if frame["id"] in frames:
+            first = frames[frame["id"]]["file_name"]
+            problems.add("image id is used twice", f"{frame['id']} by {first} and {name}")
+        elif place in seen_places:
+            problems.add(
+                "two frames of a video have the same frame_index",
+                f"{place[1]} of video {place[0]}: {seen_places[place]} and {name}",
+            )
+        elif name in seen_files:
+            problems.add("file is listed twice", name)
+        else:
+            frames[frame["id"]] = frame
+            seen_places[place] = name
+            seen_files.add(name)
+    order = sorted(frames.values(), key=lambda f: (f["video_id"], f["frame_index"]))
+    return {frame["id"]: frame for frame in order}
+
+
+def _fault_of_image(frame: Mapping[str, Any], videos: Mapping[int, Any]) -> str | None:
+    keys = ("id", "file_name", "width", "height", "video_id", "frame_index")
+    missing = [key for key in keys if key not in frame]
+    if missing:
+        return f"image without {', '.join(missing)}"
+    if not isinstance(frame["file_name"], str) or not frame["file_name"]:
+        return "image whose file_name is not a name"
+    for key in ("id", "width", "height", "video_id", "frame_index", "scene_id"):
+        if not _is_int(frame[key]):
+            return f"image whose {key} is not an integer"
+    if frame["frame_index"] < 0:
+        return "image whose frame_index is negative"
+    if frame["width"] <= 0 or frame["height"] <= 0:
+        return "image without width or height"
+    if frame["video_id"] not in videos:
+        return "image of a video that is not under `videos`"
+    return None
+
+
+def check_annotations(
+    annotations: Sequence[dict[str, Any]],
+    frames: Mapping[int, Any],
+    content: Mapping[str, Any],
+    problems: Findings,
+) -> list[dict[str, Any]]:
+    """Annotations of sound ``frames``, of a class that ``content`` has; boxes are not looked at."""
+    image_ids = {image["id"] for image in content["images"] if _is_int(image.get("id"))}
+    class_ids = {c["id"] for c in content["categories"] if _is_int(c.get("id"))}
+    kept: list[dict[str, Any]] = []
+    ids: set[int] = set()
+    for position, annotation in enumerate(annotations):
+        wrong = _fault_of_annotation(annotation, image_ids, class_ids, ids)
+        if wrong is not None:
+            problems.add(wrong, _quote("annotations", position, annotation))
+            continue
+        if "id" in annotation:
+            ids.add(annotation["id"])
+        if annotation["image_id"] in frames:  # else the frame itself is a problem already
+            kept.append(annotation)
+    return kept
+
+
+def _fault_of_annotation(
+    annotation: Mapping[str, Any], image_ids: Set[int], class_ids: Set[int], ids: Set[int]
+) -> str | None:
+    missing = [key for key in ("image_id", "category_id", "bbox") if key not in annotation]
+    if missing:
+        return f"annotation without {', '.join(missing)}"
+    for key in ("id", "image_id", "category_id"):
+        if key in annotation and not _is_int(annotation[key]):
+            return f"annotation whose {key} is not an integer"
+    if annotation.get("instance_id") is not None and not _is_int(annotation["instance_id"]):
+        return "annotation whose instance_id is not an integer"
+    if annotation.get("id") in ids:
+        return "annotation id is used twice"
+    if annotation["image_id"] not in image_ids:
+        return "annotation of an unknown image"
+    if annotation["category_id"] not in class_ids:
+        return "annotation whose category_id is not under `categories`"
+    if annotation.get("iscrowd", 0) != 0:
+        return "annotation with iscrowd, which marks a region, not one lesion"
+    return None
