@@ -73,7 +73,7 @@ def lesion_share(rng: np.random.Generator) -> float:
 
 def _contrast(difficulty: float, rng: np.random.Generator) -> float:
     """Factor on the lesion's contrast: 1 at difficulty 1, less when harder."""
-    return float(rng.uniform(0.85, 1.15) * 2.0 / (1.0 + max(difficulty, 0.1)))
+    return float(rng.uniform(0.85, 1.15) * min(1.2, 2.0 / (1.0 + difficulty)))
 
 
 def _events(
@@ -91,7 +91,7 @@ def _events(
 def _track(spec: ClipSpec, rng: np.random.Generator, num_frames: int, share: float) -> Track:
     track = random_track(rng, num_frames, margin=min(0.10 + 0.45 * share, 0.34))
     if spec.lesion and spec.may_leave and num_frames > 2 and rng.random() < LEAVE_SHARE:
-        track = leave_picture(rng, track, reach=0.35)
+        track = leave_picture(rng, track)
     return track
 
 
@@ -105,8 +105,8 @@ def _shoot_colon(
     wall = colon.random_wall(case_rng, colon.grid_shape(spec.size[0]))
     share, contrast = lesion_share(case_rng), _contrast(spec.difficulty, case_rng)
     lesion, position = _place_lesion(wall, case_rng, spec, share, contrast)
-    scene = colon.build_scene(wall, lesion if spec.lesion else None)
-    point = colon.surface_point(scene, lesion.theta, lesion.z)
+    scene = colon.make_scene(wall, lesion if spec.lesion else None)
+    point = _aim_point(wall, lesion)
     aperture = _aperture(case_rng, spec.size)
     gain = 0.0
     for shot, num_frames in enumerate(spec.shots):
@@ -177,47 +177,42 @@ def _place_lesion(
 ) -> tuple[colon.Lesion, NDArray[np.float64]]:
     """A lesion and a camera position from which it fills `share` of the picture's height.
 
-    Tries places on a coarse copy of the wall until the view is free, then scales the lesion.
+    Tries places until the view is free, then scales the lesion.
     """
-    coarse = replace(
-        wall,
-        height=wall.height[::4, ::4],
-        albedo=wall.albedo[::4, ::4],
-        bump=wall.bump[::4, ::4],
-        grain=wall.grain[::4, ::4],
-    )
     width, height = spec.size
     preview = (64, max(8, round(64 * height / width)))
     per_radian = 0.5 * np.hypot(*preview) / colon.HALF_FIELD
-    best: tuple[float, colon.Lesion, NDArray[np.float64]] | None = None
+    best = (np.inf, colon.random_lesion(rng, contrast=contrast), np.zeros(3))
     for _ in range(14):
-        lesion = colon.random_lesion(rng, radius=0.3, contrast=contrast)
-        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.4)
+        lesion = colon.random_lesion(rng, contrast=contrast)
+        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.45)
         position = np.array([offset * np.cos(angle), offset * np.sin(angle), 0.0])
-        bare = colon.build_scene(coarse, None)
-        point = colon.surface_point(bare, lesion.theta, lesion.z)
-        distance = float(np.linalg.norm(point - position))
-        radius = distance * np.tan(0.5 * share * preview[1] / per_radian)
-        lesion = replace(lesion, radius=float(np.clip(radius, 0.06, 0.60)))
-        line = position + np.linspace(0.0, 0.8, 12)[:, None] * (point - position)
-        if min(colon.clearance(bare, p) for p in line) < 0.04:
+        way = colon.surface_point(wall, lesion.theta, lesion.z) - position
+        radius = float(np.linalg.norm(way)) * np.tan(0.5 * share * preview[1] / per_radian)
+        lesion = replace(lesion, radius=float(np.clip(radius, 0.05, 0.50)))
+        line = position + np.linspace(0.0, 0.8, 12)[:, None] * way
+        if min(colon.clearance(wall, point) for point in line) < 0.04:
             continue
-        camera = colon.Camera(position, point, np.array([0.5, 0.5]), 0.0)
-        for _ in range(2):
-            view = colon.render(colon.build_scene(coarse, lesion), camera, preview)
+        for _ in range(3):
+            camera = colon.Camera(position, _aim_point(wall, lesion), np.array([0.5, 0.5]), 0.0)
+            view = colon.render(colon.make_scene(wall, lesion), camera, preview)
             box = Frame(np.zeros(0, np.uint8), view.mask, 0, "", False).box
-            side = max(box[2] - box[0], box[3] - box[1]) / preview[1] if box else 0.0
-            error = abs(np.log(max(side, 1e-3) / share))
-            if best is None or error < best[0]:
+            side = max(box[2] - box[0], box[3] - box[1]) / preview[1] if box else 1e-3
+            error = abs(np.log(side / share))
+            if error < best[0]:
                 best = (error, lesion, position)
-            if side:
-                factor = np.clip(share / side, 0.6, 1.6)
-                lesion = replace(lesion, radius=float(min(lesion.radius * factor, 0.65)))
-        if best is not None and best[0] < 0.12:
+            scaled = lesion.radius * np.clip(share / side, 0.6, 1.6)
+            lesion = replace(lesion, radius=float(min(scaled, 0.5)))
+        if best[0] < 0.12:
             break
-    if best is None:
-        return lesion, np.zeros(3)
     return best[1], best[2]
+
+
+def _aim_point(wall: colon.Wall, lesion: colon.Lesion) -> NDArray[np.float64]:
+    """A point inside the lesion's body (3,), a little off the wall."""
+    inward = -np.array([np.cos(lesion.theta), np.sin(lesion.theta), 0.0])
+    lift = {"flat": 0.1, "sessile": 0.35, "pedunculated": 0.8}[lesion.kind]
+    return colon.surface_point(wall, lesion.theta, lesion.z) + lift * lesion.radius * inward
 
 
 def _aperture(rng: np.random.Generator, size: tuple[int, int]) -> Array:

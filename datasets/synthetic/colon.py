@@ -6,7 +6,8 @@ the camera: brightness falls with the square of the distance, and wet mucosa mir
 wall faces the lens.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +26,19 @@ from .fields import (
 Z_NEAR, Z_FAR = -1.6, 6.4  # extent of the modelled wall along the tube; the camera sits near 0
 HALF_FIELD = np.radians(66.0)  # from the middle of the picture to its corner
 MARCH_STEPS = 44
+CONTOUR_STEPS = 512
 
 # Linear reflectance of healthy mucosa: pink, orange, tan, grey-brown, deep red.
 MUCOSA = np.array(
     [
-        [0.86, 0.50, 0.40],
-        [0.92, 0.52, 0.28],
-        [0.80, 0.56, 0.38],
-        [0.66, 0.50, 0.40],
-        [0.84, 0.38, 0.30],
+        [0.90, 0.44, 0.36],
+        [0.95, 0.46, 0.17],
+        [0.86, 0.52, 0.28],
+        [0.72, 0.46, 0.33],
+        [0.86, 0.32, 0.24],
     ]
 )
-VESSEL = np.array([0.62, 0.20, 0.16])
+VESSEL = np.array([0.55, 0.13, 0.09])
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Lesion:
     aspect: float
     tilt: float
     harmonics: NDArray[np.float64]
-    tint: NDArray[np.float64]  # factor on the reflectance around it
+    lobes: NDArray[np.float64]  # (5, 4) wave vectors per radius and phases of its surface relief
+    lobe_depth: float
+    tint: NDArray[np.float64]  # factor on the reflectance of the mucosa
     texture: float
 
 
@@ -58,10 +62,9 @@ class Lesion:
 class Wall:
     """The wall without a lesion, on a grid (angles, lengths)."""
 
-    height: Array  # (A, Z) inward displacement, in radii of the tube
-    albedo: Array  # (A, Z, 3)
-    bump: Array  # (A, Z) fine relief: seen by the light, not by the geometry
-    grain: Array  # (A, Z) noise in [0, 1] for the lesion's own texture
+    geometry: Array  # (A, Z, 3) inward displacement in radii of the tube, its slopes
+    skin: Array  # (A, Z, 6) reflectance, slopes of the fine relief, wetness
+    mucosa: NDArray[np.float64]  # (3,) mean reflectance
     bend: NDArray[np.float64]  # (2,) curvature of the centre line
     gloss: float
     exposure: float
@@ -69,13 +72,12 @@ class Wall:
 
 @dataclass(frozen=True)
 class Scene:
-    """What the ray marcher reads: geometry (A, Z, 4) = height, its slopes, lesion level (> 0
-    inside), skin (A, Z, 5) = reflectance and slopes of the relief."""
+    """A wall with a lesion on it, or without; `make_scene` fills in what follows from the two."""
 
-    geometry: Array
-    skin: Array
     wall: Wall
     lesion: Lesion | None
+    base: Array  # (3,) where the lesion meets the wall
+    contour: Array  # radius of its outline at CONTOUR_STEPS angles from -pi
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class View:
 def grid_shape(width: int) -> tuple[int, int]:
     """Cells of the wall's grid for pictures `width` pixels wide."""
     angles = int(np.clip(2 ** np.round(np.log2(width * 3.0)), 256, 2048))
-    return angles, round(angles * (Z_FAR - Z_NEAR) / (2 * np.pi))
+    return angles, angles * 5 // 4  # cells nearly square, and a fast length for the transform
 
 
 def wall_axes(shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -113,102 +115,98 @@ def wall_axes(shape: tuple[int, int]) -> tuple[Array, Array]:
 def random_wall(rng: np.random.Generator, shape: tuple[int, int]) -> Wall:
     """Folds, relief, vessels and colour of one stretch of colon."""
     theta, z = wall_axes(shape)
-    height = _folds(rng, theta, z)
     broad = fractal_noise(rng, shape, slope=2.0, band=(1, 40))
-    height = height + 0.035 * broad
-    relief = fractal_noise(rng, shape, slope=1.0, band=(6, 120))
-    grain = fractal_noise(rng, shape, slope=0.9, band=(10, 200))
+    height = _folds(rng, theta, z) + 0.035 * broad
+    relief = fractal_noise(rng, shape, slope=0.6, band=(12, 90))
     mottle = fractal_noise(rng, shape, slope=1.5, band=(1, 60))
+    wet = smoothstep(np.roll(mottle, shape[0] // 3, axis=0) + 0.35 * relief, 0.0, 1.4)
 
-    base = rng.dirichlet(np.full(len(MUCOSA), 0.35)) @ MUCOSA
-    tone = 1.0 + 0.07 * mottle[..., None] * np.array([0.6, 1.2, 1.3], np.float32)
-    tone = tone + 0.035 * grain[..., None]
-    vessel = _vessels(rng, shape) * rng.uniform(0.15, 0.75)
-    albedo = base.astype(np.float32) * tone
-    albedo += vessel[..., None] * (VESSEL.astype(np.float32) - albedo)
+    mucosa = rng.dirichlet(np.full(len(MUCOSA), 0.35)) @ MUCOSA
+    tone = 1.0 + 0.08 * mottle[..., None] * np.array([0.5, 1.2, 1.3], np.float32)
+    tone = tone + 0.02 * relief[..., None]
     redness = smoothstep(broad, 0.8, 2.2)[..., None] * np.array([0.0, -0.10, -0.08], np.float32)
+    albedo = mucosa.astype(np.float32) * tone + redness
+    vessel = _vessels(rng, shape) * rng.uniform(0.1, 0.9)
+    albedo = albedo + vessel[..., None] * (VESSEL.astype(np.float32) - albedo)
+    bump = _slopes(relief * rng.uniform(0.0015, 0.0040))
     angle, curvature = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.11)
     return Wall(
-        height=height.astype(np.float32),
-        albedo=np.clip(albedo + redness, 0.03, 1.0).astype(np.float32),
-        bump=(relief * rng.uniform(0.002, 0.006)).astype(np.float32),
-        grain=grain,
+        geometry=np.stack([height, *_slopes(height)], axis=-1).astype(np.float32),
+        skin=np.concatenate(
+            [np.clip(albedo, 0.03, 1.0), np.stack([*bump, wet], axis=-1)], axis=-1
+        ).astype(np.float32),
+        mucosa=mucosa,
         bend=curvature * np.array([np.cos(angle), np.sin(angle)]),
-        gloss=float(rng.uniform(0.5, 1.6)),
+        gloss=float(rng.uniform(0.4, 1.4)),
         exposure=float(rng.uniform(0.75, 1.2)),
     )
 
 
-def random_lesion(rng: np.random.Generator, *, radius: float, contrast: float) -> Lesion:
+def random_lesion(rng: np.random.Generator, *, contrast: float) -> Lesion:
     """A lesion ahead of the camera; `contrast` scales how far its colour is from the mucosa's."""
-    kind = str(rng.choice(["flat", "sessile", "pedunculated"], p=[0.22, 0.45, 0.33]))
-    reddish = np.array([1.0, 0.62, 0.62])
-    pale = np.array([1.12, 1.22, 1.25])
-    dark = np.array([0.72, 0.50, 0.52])
-    tint = np.array([reddish, pale, dark])[rng.choice(3, p=[0.5, 0.3, 0.2])]
-    strength = contrast * rng.uniform(0.75, 1.35)
+    kind = str(rng.choice(["flat", "sessile", "pedunculated"], p=[0.22, 0.48, 0.30]))
+    tint = np.array([[1.0, 0.66, 0.68], [1.12, 1.22, 1.30], [0.74, 0.52, 0.56]])
+    strength = contrast * rng.uniform(0.7, 1.2)
+    direction = rng.standard_normal((5, 3))
+    direction *= rng.uniform(4.0, 9.0, (5, 1)) / np.linalg.norm(direction, axis=1, keepdims=True)
     return Lesion(
         theta=float(rng.uniform(0, 2 * np.pi)),
-        z=float(rng.uniform(0.7, 2.2)),
-        radius=radius,
+        z=float(rng.uniform(0.45, 2.1)),
+        radius=0.3,
         kind=kind,
         aspect=float(np.exp(rng.uniform(0.0, 0.45))),
         tilt=float(rng.uniform(0, np.pi)),
-        harmonics=random_harmonics(rng, count=5, roughness=0.06 if kind != "flat" else 0.10),
-        tint=np.clip(1.0 + strength * (tint - 1.0), 0.2, 1.5),
-        texture=float(rng.uniform(0.05, 0.2)),
+        harmonics=random_harmonics(rng, count=5, roughness=0.05 if kind != "flat" else 0.09),
+        lobes=np.concatenate([direction, rng.uniform(0, 2 * np.pi, (5, 1))], axis=1),
+        lobe_depth=float(rng.uniform(0.01, 0.05)),
+        tint=np.clip(1.0 + strength * (tint[rng.choice(3, p=[0.5, 0.3, 0.2])] - 1.0), 0.2, 1.5),
+        texture=float(rng.uniform(0.03, 0.12)),
     )
 
 
-def build_scene(wall: Wall, lesion: Lesion | None) -> Scene:
-    """Put the lesion on the wall and differentiate."""
-    height, albedo, bump = wall.height, wall.albedo, wall.bump
-    level = np.full(height.shape, -1.0, np.float32)
-    if lesion is not None:
-        level = _lesion_level(lesion, height.shape)
-        height = height + _lesion_height(lesion, level, wall.grain)
-        inside = smoothstep(level, -0.04, 0.10)[..., None]
-        tint = lesion.tint.astype(np.float32) * (1 + lesion.texture * wall.grain[..., None])
-        average = ndimage.uniform_filter(albedo, (9, 9, 0), mode=("wrap", "nearest", "nearest"))
-        albedo = albedo + inside * (average * tint - albedo)
-        rim = smoothstep(level, -0.35, -0.02) * (1 - smoothstep(level, -0.02, 0.05))
-        albedo = albedo * (1 - 0.16 * rim[..., None])
-        bump = bump * (1 + 1.2 * inside[..., 0])
-    slopes = _slopes(height)
-    relief = _slopes(bump)
-    geometry = np.stack([height, *slopes, level], axis=-1)
-    skin = np.concatenate([albedo, np.stack(relief, axis=-1)], axis=-1)
-    return Scene(geometry.astype(np.float32), skin.astype(np.float32), wall, lesion)
-
-
-def surface_point(scene: Scene, theta: float, z: float) -> NDArray[np.float64]:
+def surface_point(wall: Wall, theta: float, z: float) -> NDArray[np.float64]:
     """World position (3,) of the wall at an angle and a length."""
-    row, column = _cell(np.array([theta]), np.array([z]), scene.geometry.shape)
-    height = float(bilinear(scene.geometry[..., :1], row, column, wrap_rows=True)[0, 0])
-    centre = scene.wall.bend * max(z, 0.0) ** 2
-    radius = 1.0 - 0.6 * height
-    return np.array(
-        [centre[0] + radius * np.cos(theta), centre[1] + radius * np.sin(theta), z], np.float64
-    )
+    row, column = _cell(np.array([theta]), np.array([z]), wall.geometry.shape)
+    height = float(bilinear(wall.geometry[..., :1], row, column, wrap_rows=True)[0, 0])
+    centre = wall.bend * max(z, 0.0) ** 2
+    place = centre + (1.0 - height) * np.array([np.cos(theta), np.sin(theta)])
+    return np.array([*place, z])
 
 
-def clearance(scene: Scene, position: NDArray[np.float64]) -> float:
-    """Distance along the radius from a point to the wall; negative inside the tissue."""
-    x, y, z = (np.array([v], np.float32) for v in position)
-    return float(_gap(scene, x, y, z)[0])
+def clearance(wall: Wall, point: NDArray[np.float64]) -> float:
+    """Distance along the radius from a world point to the wall; negative inside the tissue."""
+    x, y, z = (np.array([v], np.float32) for v in point)
+    return float(_gap(wall, x, y, z)[0])
+
+
+def make_scene(wall: Wall, lesion: Lesion | None) -> Scene:
+    """Put the lesion on the wall."""
+    if lesion is None:
+        return Scene(wall, None, np.zeros(3, np.float32), np.ones(CONTOUR_STEPS, np.float32))
+    angle = np.linspace(-np.pi, np.pi, CONTOUR_STEPS, dtype=np.float32)
+    contour = contour_radius(angle, lesion.harmonics, aspect=lesion.aspect, tilt=lesion.tilt)
+    base = surface_point(wall, lesion.theta, lesion.z).astype(np.float32)
+    return Scene(wall, lesion, base, lesion.radius * contour)
 
 
 def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> View:
     """What the camera sees, `size` = (width, height) in pixels."""
     width, height = size
     direction = _rays(camera, size)
-    depth, hit = _march(scene, camera.position, direction)
+    depth, hit, on_lesion = _march(scene, camera.position, direction)
     point = camera.position.astype(np.float32) + depth[:, None] * direction
-    light, level = _shade(scene, point, direction, depth)
+    light = np.zeros_like(point)
+    wall = ~on_lesion
+    light[wall] = _shade_wall(scene, point[wall], direction[wall], depth[wall])
+    if on_lesion.any():
+        light[on_lesion] = _shade_lesion(
+            scene, point[on_lesion], direction[on_lesion], depth[on_lesion]
+        )
     light *= hit[:, None]
-    mask = (level > 0) & hit
     return View(
-        light.reshape(height, width, 3), mask.reshape(height, width), depth.reshape(height, width)
+        light.reshape(height, width, 3),
+        (on_lesion & hit).reshape(height, width),
+        depth.reshape(height, width),
     )
 
 
@@ -248,43 +246,59 @@ def _vessels(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
         x, y, heading, calibre = stems.pop()
         for _ in range(int(rng.integers(8, 26))):
             heading += 0.35 * rng.standard_normal()
-            nx, ny = x + 9 * unit * np.cos(heading), y + 9 * unit * np.sin(heading)
+            nx, ny = x + 9 * unit * math.cos(heading), y + 9 * unit * math.sin(heading)
             tone, thick = int(min(255, 90 + 70 * calibre)), max(1, round(calibre * unit))
-            for wrap in (-rows, 0, rows):
-                draw.line([(x, y + wrap), (nx, ny + wrap)], fill=tone, width=thick)
+            draw.line([(x, y), (nx, ny)], fill=tone, width=thick)
+            if not 0 <= ny < rows:  # the same stroke on the other side of the seam
+                seam = rows if ny < 0 else -rows
+                draw.line([(x, y + seam), (nx, ny + seam)], fill=tone, width=thick)
             x, y, calibre = nx, ny % rows, calibre * 0.97
             if rng.random() < 0.16 and calibre > 0.6:
                 stems.append((x, y, heading + rng.choice([-0.8, 0.8]), calibre * 0.7))
     field = np.asarray(canvas, np.float32) / 255
-    return ndimage.gaussian_filter(field, 0.7 * unit, mode=("wrap", "nearest"))
+    return ndimage.gaussian_filter(field, 0.7 * unit, mode="wrap")
 
 
-def _lesion_level(lesion: Lesion, shape: tuple[int, int]) -> Array:
-    """1 in the lesion's middle, 0 on its contour, negative outside, floored at -1."""
-    theta, z = wall_axes(shape)
-    across = (theta - lesion.theta + np.pi) % (2 * np.pi) - np.pi
-    along = np.broadcast_to(z - lesion.z, shape)
-    across = np.broadcast_to(across, shape)
-    level = np.full(shape, -1.0, np.float32)
-    near = (np.abs(across) < 3.2 * lesion.radius) & (np.abs(along) < 3.2 * lesion.radius)
-    angle = np.arctan2(across[near], along[near])
-    contour = contour_radius(angle, lesion.harmonics, aspect=lesion.aspect, tilt=lesion.tilt)
-    distance = np.hypot(across[near], along[near]) / (lesion.radius * contour)
-    level[near] = np.maximum(1.0 - distance, -1.0)
-    return level
+def _lesion_distance(scene: Scene, point: Array) -> Array:
+    """About the distance (n,) of world points (n, 3) to the lesion; negative inside.
+
+    A superellipsoid on the wall; a pedunculated one is lifted onto a stalk.
+    """
+    lesion = scene.lesion
+    assert lesion is not None
+    local = _local(scene, point)
+    rise, power = {"flat": (0.30, 3.0), "sessile": (0.80, 2.4), "pedunculated": (0.85, 2.0)}[
+        lesion.kind
+    ]
+    lift = 0.95 * lesion.radius if lesion.kind == "pedunculated" else 0.0
+    x, y, n = local[:, 0], local[:, 1], local[:, 2] - lift
+    step = (np.arctan2(y, x) + np.pi) * ((CONTOUR_STEPS - 1) / (2 * np.pi))
+    contour = scene.contour[np.minimum(step.astype(np.intp), CONTOUR_STEPS - 1)]
+    flat = np.hypot(x, y)
+    upward = np.abs(n) / (rise * lesion.radius)
+    shell = ((flat / contour) ** power + upward**power) ** (1 / power) - 1.0
+    shell = shell + lesion.lobe_depth * _lobes(lesion, local)
+    distance = shell * (lesion.radius * min(rise, 1.0) * 0.8)
+    if lift:
+        stalk = np.maximum(flat - 0.38 * lesion.radius, local[:, 2] - lift)
+        distance = np.minimum(distance, stalk)
+    return distance
 
 
-def _lesion_height(lesion: Lesion, level: Array, grain: Array) -> Array:
-    """Relief of the lesion's form over the wall."""
-    rise, power, steep = {
-        "flat": (0.26, 3.0, 0.8),
-        "sessile": (0.72, 2.2, 0.7),
-        "pedunculated": (1.15, 3.0, 0.5),
-    }[lesion.kind]
-    distance = np.clip(1.0 - level, 0.0, 1.0)
-    dome = (1.0 - distance**power) ** steep
-    lobes = 1.0 + 0.10 * np.clip(grain, -2, 2) * dome
-    return (min(rise * lesion.radius, 0.55) * dome * lobes).astype(np.float32)
+def _local(scene: Scene, point: Array) -> Array:
+    """World points in the lesion's frame (n, 3): around the tube, along it, inward."""
+    assert scene.lesion is not None
+    offset = point - scene.base
+    c, s = np.float32(np.cos(scene.lesion.theta)), np.float32(np.sin(scene.lesion.theta))
+    around = -s * offset[:, 0] + c * offset[:, 1]
+    inward = -c * offset[:, 0] - s * offset[:, 1]
+    return np.stack([around, offset[:, 2], inward], axis=-1)
+
+
+def _lobes(lesion: Lesion, local: Array) -> Array:
+    """Relief of the lesion's surface, between about -2 and 2."""
+    waves = (lesion.lobes[:, :3] / lesion.radius).astype(np.float32)
+    return np.cos(local @ waves.T + lesion.lobes[:, 3].astype(np.float32)).sum(axis=1) * 0.8
 
 
 def _slopes(field: Array) -> tuple[Array, Array]:
@@ -301,15 +315,15 @@ def _cell(theta: Array, z: Array, shape: tuple[int, ...]) -> tuple[Array, Array]
     return row, column
 
 
-def _gap(scene: Scene, x: Array, y: Array, z: Array) -> Array:
+def _gap(wall: Wall, x: Array, y: Array, z: Array) -> Array:
     """Radial distance to the wall by the nearest cell."""
-    rows, columns = scene.geometry.shape[:2]
+    rows, columns = wall.geometry.shape[:2]
     square = np.maximum(z, 0.0) ** 2
-    x = x - np.float32(scene.wall.bend[0]) * square
-    y = y - np.float32(scene.wall.bend[1]) * square
+    x = x - np.float32(wall.bend[0]) * square
+    y = y - np.float32(wall.bend[1]) * square
     row, column = _cell(np.arctan2(y, x), z, (rows, columns))
     index = row.astype(np.intp) % rows * columns + column.astype(np.intp)
-    return 1.0 - np.sqrt(x * x + y * y) - scene.geometry[..., 0].reshape(-1)[index]
+    return 1.0 - np.sqrt(x * x + y * y) - wall.geometry[..., 0].reshape(-1)[index]
 
 
 def _rays(camera: Camera, size: tuple[int, int]) -> Array:
@@ -349,59 +363,105 @@ def _turn(
 
 def _march(
     scene: Scene, position: NDArray[np.float64], direction: Array
-) -> tuple[Array, NDArray[np.bool_]]:
-    """Distance (n,) to the wall along each ray and whether it was met."""
+) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Distance (n,) along each ray to a surface, whether one was met, whether the lesion's."""
     start = position.astype(np.float32)
     depth = np.full(len(direction), 0.02, np.float32)
     hit = np.zeros(len(direction), np.bool_)
+    on_lesion = np.zeros(len(direction), np.bool_)
+    near = _near_lesion(scene, start, direction)
     active = np.arange(len(direction))
     t = depth.copy()
     for _ in range(MARCH_STEPS):
-        ray = direction[active]
-        point = start + t[:, None] * ray
-        gap = _gap(scene, point[:, 0], point[:, 1], point[:, 2])
+        point = start + t[:, None] * direction[active]
+        gap = _gap(scene.wall, point[:, 0], point[:, 1], point[:, 2])
+        step = np.maximum(0.62 * gap, 0.012)
+        close = np.flatnonzero(near[active])
+        if len(close) and scene.lesion is not None:
+            other = _lesion_distance(scene, point[close])
+            on_lesion[active[close]] = other < gap[close]
+            gap[close] = np.minimum(gap[close], other)
+            step[close] = np.minimum(step[close], np.maximum(0.7 * other, 0.008))
         met = gap < 0.006
         hit[active[met]] = True
         depth[active] = t
         alive = ~met & (t < 9.0)
-        active, t = active[alive], (t + np.maximum(0.62 * gap, 0.012))[alive]
+        active, t = active[alive], (t + step)[alive]
         if not len(active):
             break
     hit |= depth > 4.0  # lost in the dark of the lumen, where it makes no difference
     hit[active] = True
-    return depth, hit
+    on_lesion[active] = False
+    return depth, hit, on_lesion
 
 
-def _shade(scene: Scene, point: Array, ray: Array, depth: Array) -> tuple[Array, Array]:
-    """Light (n, 3) that returns from surface points, and the lesion's level there (n,)."""
+def _near_lesion(scene: Scene, start: Array, direction: Array) -> NDArray[np.bool_]:
+    """Which rays (n,) pass so near the lesion that its shape matters."""
+    if scene.lesion is None:
+        return np.zeros(len(direction), np.bool_)
+    base = scene.base - start
+    along = np.maximum(direction @ base, 0.0)
+    miss = np.linalg.norm(base - along[:, None] * direction, axis=1)
+    return miss < 2.6 * scene.lesion.radius
+
+
+def _shade_wall(scene: Scene, point: Array, ray: Array, depth: Array) -> Array:
+    """Light (n, 3) that returns from points of the wall."""
+    wall = scene.wall
     square = np.maximum(point[:, 2], 0.0) ** 2
-    x = point[:, 0] - np.float32(scene.wall.bend[0]) * square
-    y = point[:, 1] - np.float32(scene.wall.bend[1]) * square
+    x = point[:, 0] - np.float32(wall.bend[0]) * square
+    y = point[:, 1] - np.float32(wall.bend[1]) * square
     radius = np.maximum(np.hypot(x, y), 1e-3)
-    row, column = _cell(np.arctan2(y, x), point[:, 2], scene.geometry.shape)
-    geometry = bilinear(scene.geometry, row, column, wrap_rows=True)
-    skin = bilinear(scene.skin, row, column, wrap_rows=True)
+    row, column = _cell(np.arctan2(y, x), point[:, 2], wall.geometry.shape)
+    geometry = bilinear(wall.geometry, row, column, wrap_rows=True)
+    skin = bilinear(wall.skin, row, column, wrap_rows=True)
 
     def facing(slope_theta: Array, slope_z: Array) -> Array:
         """Cosine between the surface's normal and the way back to the camera."""
         nx = x / radius - slope_theta / radius * y / radius
         ny = y / radius + slope_theta / radius * x / radius
         norm = np.sqrt(nx**2 + ny**2 + slope_z**2)
-        return (nx * ray[:, 0] + ny * ray[:, 1] + slope_z * ray[:, 2]) / norm
+        return np.clip((nx * ray[:, 0] + ny * ray[:, 1] + slope_z * ray[:, 2]) / norm, 0, 1)
 
-    smooth = np.clip(facing(geometry[:, 1], geometry[:, 2]), 0, 1)
-    rough = np.clip(facing(geometry[:, 1] + skin[:, 3], geometry[:, 2] + skin[:, 4]), 0, 1)
+    smooth = facing(geometry[:, 1], geometry[:, 2])
+    rough = facing(geometry[:, 1] + skin[:, 3], geometry[:, 2] + skin[:, 4])
+    albedo = skin[:, :3]
+    if scene.lesion is not None:
+        distance = _lesion_distance(scene, point)
+        contact = np.exp(-np.maximum(distance, 0) / (0.18 * scene.lesion.radius))
+        albedo = albedo * (1 - 0.35 * contact[:, None])
+    return _light(wall, albedo, smooth, rough, skin[:, 5], depth)
+
+
+def _shade_lesion(scene: Scene, point: Array, ray: Array, depth: Array) -> Array:
+    """Light (n, 3) that returns from points of the lesion."""
+    wall, lesion = scene.wall, scene.lesion
+    assert lesion is not None
+    step = np.float32(0.02 * lesion.radius)
+    here = _lesion_distance(scene, point)
+    slope = np.stack(
+        [
+            _lesion_distance(scene, point + step * np.eye(3, dtype=np.float32)[k]) - here
+            for k in range(3)
+        ],
+        axis=-1,
+    )
+    normal = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
+    facing = np.clip(-(normal * ray).sum(axis=1), 0, 1)
+    local = _local(scene, point)
+    pits = _lobes(lesion, 3.0 * local) * 0.5
+    albedo = wall.mucosa * lesion.tint * (1.0 + lesion.texture * pits[:, None])
+    wet = np.clip(0.5 + 0.5 * _lobes(lesion, 1.7 * local + 0.3), 0, 1)
+    return _light(wall, albedo.astype(np.float32), facing, facing, wet, depth)
+
+
+def _light(
+    wall: Wall, albedo: Array, smooth: Array, rough: Array, wet: Array, depth: Array
+) -> Array:
+    """Diffuse return with the lamp's fall-off and reddening, and mirrored light where wet."""
     fall = 1.0 / (0.10 + depth**2)
     diffuse = (0.18 + 0.82 * (0.5 * smooth + 0.5 * rough)) * fall
     fade = np.exp(-depth[:, None] * np.array([0.04, 0.16, 0.20], np.float32))
-    light = skin[:, :3] * diffuse[:, None] * fade
-    mirror = scene.wall.gloss * np.exp(70.0 * (rough - 1.0)) * np.sqrt(fall)
-    return light + mirror[:, None] * 0.9, geometry[:, 3]
-
-
-def scale_lesion(scene: Scene, factor: float) -> Scene:
-    """The same scene with its lesion's radius multiplied by `factor`."""
-    assert scene.lesion is not None
-    return build_scene(
-        scene.wall, replace(scene.lesion, radius=float(scene.lesion.radius * factor))
-    )
+    shine = smoothstep(rough, 0.975, 0.995) * smoothstep(smooth, 0.80, 0.97) * wet
+    mirror = wall.gloss * shine * np.sqrt(fall)
+    return albedo * diffuse[:, None] * fade + mirror[:, None]

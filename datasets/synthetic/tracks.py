@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 MEDIAN_SHIFT = 0.0083
 LOG_DEVIATION = 1.04  # ln(0.0313 / 0.0083) / 1.2816
-BETWEEN_CLIPS = 0.62  # part of LOG_DEVIATION that is a property of the clip
+BETWEEN_CLIPS = 0.42  # part of LOG_DEVIATION that is a property of the clip
 PERSISTENCE = 0.75  # of the log speed from frame to frame
-TURN = 0.5  # radians, deviation of the change of direction in one frame
+TURN = 0.6  # radians, deviation of the change of direction in one frame
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,17 @@ def random_track(
     return Track(centre, log_zoom, roll)
 
 
-def leave_picture(rng: np.random.Generator, track: Track, *, reach: float) -> Track:
-    """The same track, carried out of the picture over its last (or in over its first) frames."""
+def leave_picture(rng: np.random.Generator, track: Track) -> Track:
+    """The same track, carried over the border at some frame after the first (or, played
+    backwards, into the picture from outside)."""
     num_frames = len(track.centre)
-    away = max(1, round(num_frames * rng.uniform(0.2, 0.5)))
-    ramp = np.zeros(num_frames)
-    ramp[-away:] = np.linspace(1, 2, away) if away > 1 else 1.5
-    if num_frames > away:
-        ramp[-away - 1] = 0.4
-    side = rng.integers(2)
-    outward = np.zeros(2)
-    outward[side] = 1.0 if track.centre[-1, side] > 0.5 else -1.0
-    if rng.random() < 0.5:
-        ramp = ramp[::-1]
-    return Track(track.centre + ramp[:, None] * outward * reach, track.log_zoom, track.roll)
+    exit_frame = rng.integers(1, num_frames)
+    speed = rng.uniform(0.04, 0.09)
+    beyond = 1.1 + speed * (np.arange(num_frames) - exit_frame)
+    side, low = rng.integers(2), rng.random() < 0.5
+    centre = track.centre.copy()
+    centre[:, side] = 1.0 - beyond if low else beyond
+    return Track(centre if rng.random() < 0.5 else centre[::-1], track.log_zoom, track.roll)
 
 
 def _smooth_walk(rng: np.random.Generator, num_frames: int, scale: float) -> NDArray[np.float64]:
