@@ -19,6 +19,7 @@ class PaddedGroupNorm(nn.GroupNorm):
     ) -> Float[Tensor, "B d h w"]:
         if padding is None:
             return super().forward(x)
+        x = x.float()  # a half cannot count the cells of a level, nor sum them
         B, d, h, w = x.shape
         keep = (~padding).view(B, 1, 1, h, w).to(x.dtype)
         groups = x.reshape(B, self.num_groups, -1, h, w)
