@@ -17,7 +17,7 @@ COLON_EVENTS = {
     "blur": 0.20,
     "fog": 0.14,
 }
-BREAST_EVENTS = {"shadow": 0.36, "blur": 0.28, "dropout": 0.36}
+BREAST_EVENTS = {"shadow": 0.42, "blur": 0.30, "liftoff": 0.28}
 
 
 def pick_event(rng: np.random.Generator, weights: dict[str, float]) -> str:
@@ -93,21 +93,27 @@ def defocus(picture: Array, sigma: float) -> Array:
 def spoil_breast(
     rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
-    """Lost contact over the lesion, a sudden movement, or a drop of gain."""
+    """Gas or lost contact over the lesion, a sudden movement, or the probe lifted off."""
     height, width = picture.shape[:2]
+    depth = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     if event == "shadow":
         x = np.arange(width, dtype=np.float32)
-        half = max(box[2] - box[0], 6.0) * rng.uniform(0.45, 0.8)
-        middle = (box[0] + box[2]) / 2 + half * rng.uniform(-0.3, 0.3)
-        column = smoothstep(np.abs(x - middle), half * 1.3, half * 0.7)
-        depth = smoothstep(np.linspace(0, 1, height, dtype=np.float32), 0.0, 0.12)
-        return picture * (1 - 0.93 * depth[:, None, None] * column[None, :, None])
+        half = max(box[2] - box[0], 6.0) * rng.uniform(0.5, 0.85)
+        middle = (box[0] + box[2]) / 2 + half * rng.uniform(-0.25, 0.25)
+        flutter = ndimage.gaussian_filter1d(rng.standard_normal(width), width * 0.02)
+        flutter = 0.25 * flutter / (flutter.std() + 1e-9)
+        column = smoothstep(np.abs(x - middle) / half + flutter, 1.4, 0.6)[None, :, None]
+        start = rng.uniform(0.0, 0.08)
+        ringing = np.exp(-6 * depth) * (0.5 + 0.5 * np.cos(2 * np.pi * depth / 0.045)) ** 2
+        below = smoothstep(depth, start, start + 0.15)
+        return picture * (1 - 0.92 * below * column) + 0.5 * ringing * column * picture.mean()
     if event == "blur":
-        shift = np.array([rng.choice([-1, 1]) * width * rng.uniform(0.10, 0.18), 0.0])
-        return defocus(motion_blur(picture, shift), 0.02 * width)
-    assert event == "dropout", event
-    haze = fractal_noise(rng, picture.shape[:2], slope=0.6)[..., None]
-    return np.clip(0.22 * picture + 0.10 + 0.05 * haze, 0, 1)
+        shift = np.array([rng.choice([-1, 1]) * width * rng.uniform(0.08, 0.15), 0.0])
+        return defocus(motion_blur(picture, shift), 0.018 * width)
+    assert event == "liftoff", event
+    echoes = np.exp(-3.5 * depth) * (0.5 + 0.5 * np.cos(2 * np.pi * depth / 0.06)) ** 3
+    grain = 0.85 + 0.3 * rng.random((height, width, 1), dtype=np.float32)
+    return np.clip(0.16 * picture + 0.03 + 0.55 * echoes * grain, 0, 1)
 
 
 def decoy_breast(rng: np.random.Generator, picture: Array) -> Array:
@@ -143,11 +149,13 @@ def _debris(
     rng: np.random.Generator, picture: Array, middle: NDArray[np.float64], reach: float
 ) -> Array:
     """Yellow-brown residue with a ragged edge."""
-    noise = fractal_noise(rng, picture.shape[:2], slope=1.0, band=(3, 200))
-    level = _blob(rng, picture.shape, middle, reach, roughness=0.15) + 0.13 * noise
-    alpha = smoothstep(level, 0.0, 0.12)[..., None]
-    colour = np.array([0.74, 0.56, 0.16]) * rng.uniform(0.55, 1.15) + rng.uniform(-0.05, 0.08, 3)
-    light = 0.75 + 0.18 * noise[..., None] + 0.2 * np.clip(level, 0, 1)[..., None]
+    noise = fractal_noise(rng, picture.shape[:2], slope=1.5, band=(3, 60))
+    level = _blob(rng, picture.shape, middle, reach, roughness=0.15) + 0.11 * noise
+    alpha = 0.97 * smoothstep(level, -0.04, 0.14)[..., None]
+    colour = np.array([[0.80, 0.60, 0.16], [0.62, 0.50, 0.20], [0.55, 0.34, 0.12]])
+    colour = colour[rng.integers(3)] * rng.uniform(0.7, 1.1)
+    relief = ndimage.sobel(noise, axis=0) / 8 + 0.10 * noise
+    light = 0.80 + 0.22 * relief[..., None] + 0.2 * np.clip(level, 0, 1)[..., None]
     return picture + alpha * (np.clip(colour * light, 0, 1) - picture)
 
 
@@ -180,17 +188,17 @@ def _bubbles(
 ) -> Array:
     """Foam: a cluster of bubbles with bright rims."""
     out = picture.copy()
-    for _ in range(int(rng.integers(14, 26))):
-        place = middle + reach * rng.normal(0, 0.5, 2)
-        radius = reach * rng.uniform(0.18, 0.5)
+    for _ in range(int(rng.integers(22, 40))):
+        place = middle + reach * np.clip(rng.normal(0, 0.5, 2), -1.1, 1.1)
+        radius = reach * rng.uniform(0.12, 0.42)
         y = np.arange(picture.shape[0], dtype=np.float32)[:, None] - place[1]
         x = np.arange(picture.shape[1], dtype=np.float32)[None, :] - place[0]
         r = np.hypot(x, y) / radius
         veil = smoothstep(r, 1.02, 0.9)[..., None]
         rim = np.exp(-(((r - 0.9) / 0.12) ** 2))[..., None]
         dot = np.exp(-((x + 0.35 * radius) ** 2 + (y + 0.35 * radius) ** 2) / (0.18 * radius) ** 2)
-        out = out + veil * 0.5 * (np.array([0.80, 0.74, 0.62]) - out)
-        out = np.clip(out + 0.35 * rim + 0.8 * dot[..., None], 0, 1)
+        out = out + veil * 0.33 * (np.array([0.78, 0.66, 0.52]) - out)
+        out = np.clip(out + 0.16 * rim + 0.6 * dot[..., None], 0, 1)
     return out.astype(np.float32)
 
 
@@ -198,9 +206,9 @@ def _glare(
     rng: np.random.Generator, picture: Array, middle: NDArray[np.float64], reach: float
 ) -> Array:
     """The lamp reflected: a burnt-out patch."""
-    noise = fractal_noise(rng, picture.shape[:2], slope=1.2, band=(2, 60))
-    level = _blob(rng, picture.shape, middle, reach, roughness=0.12) + 0.15 * noise
-    alpha = smoothstep(level, -0.35, 0.25)[..., None]
+    noise = fractal_noise(rng, picture.shape[:2], slope=1.8, band=(2, 30))
+    level = _blob(rng, picture.shape, middle, 1.1 * reach, roughness=0.10) + 0.12 * noise
+    alpha = smoothstep(level, -0.5, 0.3)[..., None]
     return picture + alpha * (np.array([1.0, 0.99, 0.93], np.float32) - picture)
 
 
@@ -209,8 +217,9 @@ def _fog(rng: np.random.Generator, picture: Array) -> Array:
     soft = defocus(picture, picture.shape[1] * rng.uniform(0.035, 0.055))
     if rng.random() < 0.4:
         return (soft * 0.3).astype(np.float32)
-    veil = np.array([0.72, 0.60, 0.52]) * rng.uniform(0.8, 1.2)
-    return (0.35 * soft + 0.65 * np.clip(veil, 0, 1)).astype(np.float32)
+    veil = soft.mean(axis=(0, 1)) * rng.uniform(0.9, 1.5) + 0.06
+    clouds = fractal_noise(rng, picture.shape[:2], slope=1.8, band=(1, 8))[..., None]
+    return (0.30 * soft + np.clip(0.70 * veil * (1 + 0.12 * clouds), 0, 1)).astype(np.float32)
 
 
 def _moved(picture: Array, shift: NDArray[np.float64]) -> Array:
