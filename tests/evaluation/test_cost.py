@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from v2idetr.evaluation.cost import flops, measure_cost, parameters, seconds_per_frame
+from tests.conftest import make_sample, tiny_detector, tiny_teacher
+from v2idetr.distillation.student import DistilledStudent
+from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
+from v2idetr.evaluation.cost import WARM_UP, flops, measure_cost, parameters, seconds_per_frame
 from v2idetr.modeling.deformable_attention import DeformableAttention
 
 
@@ -77,6 +80,35 @@ def test_reads_of_deformable_attention_are_counted():
     assert flops(model, sample()) == projections + reads
 
 
+class SplitParameter(nn.Module):
+    """Under no_grad, the parts of a split parameter claim to need a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Parameter(torch.zeros(5, 16))
+        self.layer = nn.Linear(8, 4, bias=False)
+
+    def forward(self, image):
+        return self.layer(self.embed.split(8, dim=1)[0])
+
+
+def test_split_parameters_do_not_stop_the_count():
+    model = OnImage(SplitParameter())
+    assert flops(model, sample()) == 2 * 5 * 8 * 4
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_plain_detector_and_student_cost_the_same_and_a_teacher_more():
+    plain, teacher = tiny_detector(), tiny_teacher()
+    student = DistilledStudent(
+        student=tiny_detector(), tfd=TargetGuidedFeatureDistillation(), cqd=None
+    )
+    clip = make_sample()
+    assert flops(plain, clip) == flops(student, clip)
+    assert parameters(plain) == parameters(student)
+    assert flops(teacher, clip) > flops(plain, clip) > 0
+
+
 def test_time_is_measured_in_evaluation_mode_and_training_mode_comes_back():
     modes = []
 
@@ -91,7 +123,7 @@ def test_time_is_measured_in_evaluation_mode_and_training_mode_comes_back():
 
     spy = Spy().train()
     assert seconds_per_frame(spy, sample(), repeats=5) > 0
-    assert modes == [(False, False)] * (3 + 5)  # warm-up, then repeats
+    assert modes == [(False, False)] * (WARM_UP + 5)  # warm-up, then repeats
     assert spy.training
 
 

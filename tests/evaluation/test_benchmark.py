@@ -1,0 +1,58 @@
+"""The benchmark: fair to its variants, and runs from end to end."""
+
+import json
+from itertools import count
+
+import pytest
+import torch
+
+from tools import benchmark
+from tools.benchmark import Case, measure
+from v2idetr.evaluation import cost
+
+
+def test_medians_are_compared_with_the_baseline_of_the_same_run(monkeypatch):
+    seconds = {"slow": iter([9, 2, 2, 8]), "fast": iter([9, 1, 1, 1])}  # the first is the warm-up
+    order = []
+
+    def timed(call, device):
+        order.append(call())
+        return next(seconds[order[-1]])
+
+    monkeypatch.setattr(cost, "timed", timed)
+    case = Case("case", "slow", {"slow": lambda: "slow", "fast": lambda: "fast"})
+    slow, fast = measure(case, torch.device("cpu"), warm_up=1, repeats=3)
+    assert (slow["median_ms"], slow["fastest_ms"], slow["slowest_ms"]) == (2000, 2000, 8000)
+    assert (slow["speed_up"], fast["speed_up"]) == (1, 2)
+    assert order == ["slow", "fast"] * 4  # in turns, so that a slow spell hits both
+
+
+def test_whole_run_writes_machine_and_timings(tmp_path, monkeypatch, capsys):
+    clock = count()
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))
+    path = tmp_path / "benchmark.json"
+    asked = ["--cases", "attention", "--size", "32", "64", "--repeats", "1", "--warm-up", "0"]
+    benchmark.main([*asked, "--device", "cpu", "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert "threads" in result["machine"] and result["size"] == [32, 64]
+    assert {timing["baseline"] for timing in result["timings"]} <= {
+        "grid_sample",
+        "grid_sample (default)",
+    }
+    assert all(timing["speed_up"] == 1 for timing in result["timings"])
+    assert "deformable attention, forward and backward" in capsys.readouterr().out
+
+
+def test_a_teacher_is_a_plain_detector_with_msi():
+    rows = {(r["backbone"], r["role"]): r["total"] for r in benchmark.parameter_table()}
+    backbones = {backbone for backbone, _ in rows}
+    more = {
+        rows[b, benchmark.ROLES["teacher"]] - rows[b, benchmark.ROLES["model"]] for b in backbones
+    }
+    assert {"resnet50", "efficientnet_lite0"} <= backbones
+    assert len(more) == 1 and more.pop() > 0  # MSI is the same whatever the backbone
+
+
+def test_unknown_backbone_lists_those_that_exist():
+    with pytest.raises(SystemExit, match="resnet50"):
+        benchmark.main(["--cases", "detector", "--backbone", "resnet5", "--device", "cpu"])

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Measure what the parts of the project cost on this machine.
+
+    python tools/benchmark.py                          # every case, on the GPU if there is one
+    python tools/benchmark.py --cases attention --json attention.json
+    python tools/benchmark.py --size 480 640 --backbone resnet50
+    python tools/benchmark.py --parameters             # only the parameter table
+
+Every case compares variants with a baseline in the same run: the variants take turns, repeat by
+repeat, so that a machine that slows down slows all of them. Times are medians. Pictures are noise
+and weights are random; neither changes what is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "configs" / "common" / "models"
+CASES = ("attention", "detector", "msi")
+NUM_FRAMES = 3
+ROLES = {"model": "plain or student", "teacher": f"teacher, {NUM_FRAMES} frames"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Variants of one computation; calling one computes it once."""
+
+    name: str
+    baseline: str
+    variants: dict[str, Callable[[], Any]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the command line asks for and print it."""
+    options = _options(arguments)
+    import torch  # after the options, so that --help answers at once
+    from tabulate import tabulate
+
+    from v2idetr.evaluation.cost import machine
+
+    if options.parameters:
+        print(tabulate(parameter_table(), headers="keys"))
+        return
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(best if options.device == "auto" else options.device)
+    # Others' work on the same machine shows in the times.
+    where = f"{machine(device)}, load before {os.getloadavg()[0]:.1f}"
+    print(f"machine: {where}", flush=True)
+    timings: list[dict[str, Any]] = []
+    builders = {"attention": attention_cases, "detector": detector_cases, "msi": msi_cases}
+    for name in options.cases:
+        for case in builders[name](device, tuple(options.size), options.backbone):
+            rows = measure(case, device, warm_up=options.warm_up, repeats=options.repeats)
+            print(f"\n{case.name}\n{tabulate(rows, headers='keys', floatfmt='.2f')}", flush=True)
+            timings += [{"case": case.name, "baseline": case.baseline, **row} for row in rows]
+    if options.json:
+        asked = {key: getattr(options, key) for key in ("size", "backbone", "warm_up", "repeats")}
+        result = {"machine": where, **asked, "timings": timings}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cases", nargs="+", choices=CASES, default=list(CASES))
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 ...")
+    add("--size", nargs=2, type=int, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
+    add("--backbone", default="resnet50", help="a name in configs/common/models/backbones.py")
+    add("--warm-up", type=int, default=3, help="untimed calls of each variant (default 3)")
+    add("--repeats", type=int, default=10, help="timed calls of each variant (default 10)")
+    add("--json", type=Path, help="also write the result there")
+    add("--parameters", action="store_true", help="print the parameters of every detector and stop")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1 or options.warm_up < 0:
+        parser.error("--repeats must be at least 1 and --warm-up at least 0")
+    return options
+
+
+def measure(case: Case, device: Any, *, warm_up: int, repeats: int) -> list[dict[str, Any]]:
+    """Time the variants in turn; ``speed_up`` is the baseline's median over the variant's."""
+    from v2idetr.evaluation.cost import timed
+
+    seconds: dict[str, list[float]] = {name: [] for name in case.variants}
+    for repeat in range(warm_up + repeats):
+        for name, call in case.variants.items():
+            elapsed = timed(call, device)
+            if repeat >= warm_up:
+                seconds[name].append(elapsed)
+    return [
+        {
+            "variant": name,
+            "median_ms": 1e3 * median(times),
+            "fastest_ms": 1e3 * min(times),
+            "slowest_ms": 1e3 * max(times),
+            "speed_up": median(seconds[case.baseline]) / median(times),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def attention_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterator[Case]:
+    """Implementations of the deformable read, as the encoder uses it (a query a token)."""
+    import torch
+
+    from v2idetr.modeling.deformable_attention import deformable_read, implementation
+
+    shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (8, 16, 32, 64)]
+    S, heads, c, points = sum(h * w for h, w in shapes), 8, 32, 4
+    grid = (1, S, heads, len(shapes), points)
+    value = torch.randn(1, S, heads, c, device=device, requires_grad=True)
+    locations = torch.rand(*grid, 2, device=device, requires_grad=True)
+    weights = torch.rand(grid, device=device, requires_grad=True)
+    default = implementation(device.type)
+
+    def forward(how: Any) -> Any:
+        with torch.no_grad():
+            return deformable_read(value, shapes, locations, weights, how)
+
+    def training_step(how: Any) -> None:
+        read = deformable_read(value, shapes, locations, weights, how)
+        torch.autograd.grad(read.sum(), (value, locations, weights))
+
+    names = dict.fromkeys(["grid_sample", "bags", default])
+    for what, run in (("forward", forward), ("forward and backward", training_step)):
+        title = f"deformable attention, {what}, {S} queries of {len(shapes)} levels"
+        labels = {how: f"{how} (default)" if how == default else how for how in names}
+        variants = {label: partial(run, how) for how, label in labels.items()}
+        yield Case(title, labels["grid_sample"], variants)
+
+
+def detector_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterator[Case]:
+    """Detecting one frame: the single-frame detector against the teacher that reads a clip."""
+    from v2idetr.evaluation.predictions import evaluating
+
+    sample = _noise_clip(size)
+
+    def detect(model: Any) -> None:
+        with evaluating(model):
+            model([sample])
+
+    for name in _model_files():
+        built = {role: build(name, role, backbone) for role in ROLES}
+        models = {ROLES[role]: model.to(device) for role, model in built.items() if model}
+        variants = {label: partial(detect, model) for label, model in models.items()}
+        yield Case(f"{name}, one detection at batch 1", ROLES["model"], variants)
+
+
+def msi_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterator[Case]:
+    """Features of a clip with and without MSI."""
+    import torch
+
+    detectors = {"without MSI": build("deformable_detr", "model", backbone)}
+    role_sets = {
+        "with MSI": ["local", "local", "global", "global"],
+        "local levels only": ["local", "local", "none", "none"],
+        "global levels only": ["none", "none", "global", "global"],
+    }
+    for label, roles in role_sets.items():
+        detectors[label] = build("deformable_detr", "teacher", backbone, roles=roles)
+    detectors = {label: detector.to(device).eval() for label, detector in detectors.items()}
+    clip = detectors["with MSI"].images(_noise_clip(size)["clip"])
+
+    def extract(detector: Any) -> None:
+        with torch.no_grad():
+            detector.net.extract(clip)
+
+    variants = {label: partial(extract, detector) for label, detector in detectors.items()}
+    yield Case(f"features of a clip of {NUM_FRAMES} frames", "without MSI", variants)
+
+
+def parameter_table() -> list[dict[str, Any]]:
+    """Parameters of every detector of ``configs/common/models`` with every backbone, in total."""
+    import torch
+
+    from v2idetr.evaluation.cost import parameters
+
+    with torch.device("meta"):  # counted, never initialised
+        return [
+            {"detector": name, "backbone": backbone, "role": ROLES[role], **parameters(model)}
+            for name in _model_files()
+            for backbone in _load("backbones")
+            for role in ROLES
+            if (model := build(name, role, backbone)) is not None
+        ]
+
+
+def build(name: str, role: str, backbone: str, *, roles: list[str] | None = None) -> Any:
+    """A detector as training would build it, with random weights; None where it has no such role.
+
+    Args:
+        name: a file of ``configs/common/models``.
+        role: "model" (plain detector and student) or "teacher".
+        backbone: a key of ``configs/common/models/backbones.py``.
+        roles: of MSI's levels; the configured ones by default.
+    """
+    from detectron2.config import instantiate
+
+    config = _load(name)
+    if role not in config:
+        return None
+    config.data = {"class_names": ["lesion"], "num_frames": NUM_FRAMES}
+    backbones = _load("backbones")
+    if backbone not in backbones:
+        raise SystemExit(f"--backbone {backbone}: choose from {', '.join(backbones)}")
+    config.model.net.backbone = backbones[backbone]
+    config.model.net.weights = ""
+    if roles is not None:
+        config.teacher.model.net.temporal.roles = roles
+    return instantiate(config.model if role == "model" else config.teacher.model)
+
+
+def _model_files() -> list[str]:
+    return sorted(path.stem for path in MODELS.glob("*.py") if "model" in _load(path.stem))
+
+
+def _load(name: str) -> Any:
+    from detectron2.config import LazyConfig
+
+    return LazyConfig.load(str(MODELS / f"{name}.py"))
+
+
+def _noise_clip(size: tuple[int, int]) -> dict[str, Any]:
+    import torch
+
+    height, width = size
+    frames = [
+        {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8)}
+        | {"height": height, "width": width, "file_name": f"noise {number}"}
+        for number in range(NUM_FRAMES)
+    ]
+    current = NUM_FRAMES // 2
+    return {**frames[current], "clip": frames, "clip_index": current}
+
+
+if __name__ == "__main__":
+    logging.getLogger("v2idetr").setLevel(logging.ERROR)  # random weights are on purpose here
+    main()
