@@ -27,6 +27,7 @@ help:  ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY)  ## libraries, detectron2 and this project in .venv: once, then at once
+	@echo "Ready: $(PY). What is in it: make doctor"
 
 test: $(READY)  ## the tests, without the slow ones (ARGS='-k matcher' selects)
 	$(PYTEST) $(ARGS)

@@ -29,7 +29,8 @@ find_python() { # prints the first Python that is new enough; PYTHON, when given
             return
         fi
     done
-    fail "V2I-DETR needs Python 3.11 or newer; ${PYTHON:-python3} is: $("${PYTHON:-python3}" --version 2>&1 | head -n 1)" \
+    candidate=${PYTHON:-python3}
+    fail "V2I-DETR needs Python 3.11 or newer. $candidate: $("$candidate" --version 2>/dev/null || echo "not found")" \
         "Name another one: make setup PYTHON=/path/to/python3.12"
 }
 
@@ -48,7 +49,7 @@ make_environment() { # keeps one whose Python runs, completes one without pip, r
 install() { # pip, with its output in the log; shown are downloads of 10 MB and more
     if ! "$py" -m pip install "$@" 2>&1 | tee -a "$log" |
         awk '/^ *Downloading .*\([0-9][0-9]+\.[0-9] MB\)/ { print "      " $2, $3, $4 }
-            /^Installing collected/ { print "      unpacking", NF - 3, "packages" } { fflush() }'; then
+            /^Installing collected/ && NF > 9 { print "      unpacking", NF - 3, "packages" } { fflush() }'; then
         tail -n 15 "$log" >&2
         fail "" "pip failed. Its full output is in $log; \`make setup\` goes on from here."
     fi
@@ -63,4 +64,3 @@ echo "[3/4] detectron2"
 "$py" tools/install_detectron2.py
 echo "[4/4] This project, editable"
 install --no-deps --editable .
-echo "Ready: $("$py" --version) in $venv. If something does not work: make doctor"
