@@ -168,7 +168,8 @@ class ClipMapper:
     record (`height`, `width` in original px, `file_name`, `image_id`, `video_id`, `frame_index`,
     `scene_id`) and, in training, `instances` with `gt_boxes` (xyxy px of the transformed image) and
     `gt_classes`. `clip` holds the same for each of the T frames, in temporal order, all of one
-    size; `clip[clip_index]` is the current frame. Crowd annotations are no instances, as everywhere
+    size; `clip[clip_index]` is the current frame; `seed` is what everything random about the sample
+    was drawn from, for whoever draws more for it. Crowd annotations are no instances, as everywhere
     in Detectron2.
     """
 
@@ -222,7 +223,7 @@ class ClipMapper:
                 image = transforms.apply_image(self.cache.read(other))
                 frames[other["image_id"]] = self._frame(other, image, transforms)
         clip = [dict(frames[r["image_id"]]) for r in clip_records]
-        return {**clip[clip_index], "clip": clip, "clip_index": clip_index}
+        return {**clip[clip_index], "clip": clip, "clip_index": clip_index, "seed": seed}
 
     def _clip_records(
         self, record: Record, seed: int, scene: Sequence[Record] | None
