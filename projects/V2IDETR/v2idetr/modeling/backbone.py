@@ -272,7 +272,7 @@ def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
     def zero(x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
         if size not in keep:
-            padding = images.padding(round(H / size[0]), *size)
+            padding = images.padding(_stride(H, size[0]), *size)
             assert padding is not None
             keep[size] = ~padding.unsqueeze(1)
         return x * keep[size]
@@ -291,3 +291,11 @@ def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _stride(pixels: int, cells: int) -> int:
+    """The stride of a map that has so many cells along so many pixels: a power of two."""
+    stride = 1
+    while -(-pixels // stride) > cells:
+        stride *= 2
+    return stride

@@ -86,22 +86,23 @@ class Neck(nn.Module):
         """Feature maps of the backbone -> levels by stride."""
         levels: dict[int, Tensor] = {}
         padding: dict[int, Tensor] = {}
-        last = maps[self.source[max(self.source)]]
-        H = images.pixels.shape[-2]
+        reached = max(self.source)
+        last = maps[self.source[reached]]
         for stride, projection, norm in zip(
             self.strides, self.projections, self.norms, strict=True
         ):
-            x = maps[self.source[stride]] if stride in self.source else last
+            own = stride in self.source
+            x = maps[self.source[stride]] if own else last
             if self.isolate_padding:
-                edge = images.padding(round(H / x.shape[-2]), *x.shape[-2:])
+                edge = images.padding(stride if own else reached, *x.shape[-2:])
                 x = x if edge is None else x * (~edge).unsqueeze(1)
             x = projection(x)
             mask = images.padding(stride, *x.shape[-2:])
             levels[stride] = norm(x, mask if self.isolate_padding else None)
             if mask is not None:
                 padding[stride] = mask
-            if stride not in self.source:
-                last = levels[stride]
+            if not own:
+                last, reached = levels[stride], stride
         return Features(levels, padding or None)
 
 
