@@ -191,6 +191,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not tensors by name.")
     return {
         key.removeprefix("module."): torch.as_tensor(value)
         for key, value in state.items()
@@ -198,7 +200,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _read_numpy_pickle(path: Path) -> dict[str, Any]:
+def _read_numpy_pickle(path: Path) -> Any:
     """A pickle that holds numpy arrays and plain containers; anything else in it is refused."""
     import pickle
 
@@ -207,6 +209,8 @@ def _read_numpy_pickle(path: Path) -> dict[str, Any]:
         ("numpy", "dtype"),
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.numeric", "_frombuffer"),
+        ("numpy._core.numeric", "_frombuffer"),
         ("collections", "OrderedDict"),
         ("_codecs", "encode"),
     }
