@@ -80,8 +80,10 @@ def test_box_in_the_wrong_corner_is_false_and_the_lesion_missed(rule):
     assert counts([frame(ONE_LESION, [((300, 300, 400, 400), 0.9)])], rule) == (0, 1, 1)
 
 
-def test_centre_on_the_border_is_outside():
-    on_the_border = [((150, 100, 250, 200), 0.9)]  # centre (200, 150)
+@pytest.mark.parametrize("centre", [(100, 150), (200, 150), (150, 100), (150, 200)])
+def test_centre_on_the_border_is_outside(centre):
+    x, y = centre
+    on_the_border = [((x - 50, y - 50, x + 50, y + 50), 0.9)]
     assert counts([frame(ONE_LESION, on_the_border)], "endovis_center") == (0, 1, 1)
 
 
@@ -104,6 +106,14 @@ def test_second_detection_takes_the_lesion_that_is_left():
     # Both overlap the first lesion most; the better score takes it, the other one the second.
     detections = [((112, 100, 212, 200), 0.6), ((100, 100, 200, 200), 0.9)]
     assert counts([frame(lesions, detections)], "iou50") == (2, 0, 0)
+
+
+def test_equal_scores_give_the_same_counts_in_any_order():
+    lesions = [(100, 100, 200, 200), (125, 100, 225, 200)]
+    fits_both, fits_first = ((100, 100, 200, 200), 0.9), ((80, 100, 180, 200), 0.9)
+    # Whoever comes first takes the first lesion; only one of the two then finds the other.
+    assert counts([frame(lesions, [fits_both, fits_first])], "iou50") == (2, 0, 0)
+    assert counts([frame(lesions, [fits_first, fits_both])], "iou50") == (2, 0, 0)
 
 
 @pytest.mark.parametrize("rule", RULES)
