@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,9 @@ class _BagRead(torch.autograd.Function):
     """The read as one weighted ``embedding_bag``, with its first derivative by hand."""
 
     @staticmethod
-    def forward(ctx, value, shapes, locations, weights):
+    def forward(
+        ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+    ) -> Tensor:
         B, S, heads, c = value.shape
         N = locations.shape[1]
         rows, across, down, across_inside, down_inside = _corners(shapes, locations, S)
@@ -124,7 +126,7 @@ class _BagRead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         table, rows, corners, weights, across, down, across_inside, down_inside = ctx.saved_tensors
         B, S, heads, c, N = ctx.sizes
         grad_out = grad_out.reshape(B * N * heads, c).contiguous()
