@@ -21,7 +21,7 @@ new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-find_python() { # prints the first Python that is new enough; PYTHON, when given, is the only candidate
+find_python() { # the first one that is new enough; PYTHON, when given, is the only candidate
     local candidate
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
         if new_enough "$candidate"; then
@@ -30,7 +30,8 @@ find_python() { # prints the first Python that is new enough; PYTHON, when given
         fi
     done
     candidate=${PYTHON:-python3}
-    fail "V2I-DETR needs Python 3.11 or newer. $candidate: $("$candidate" --version 2>/dev/null || echo "not found")" \
+    fail "V2I-DETR needs Python 3.11 or newer." \
+        "$candidate: $("$candidate" --version 2>/dev/null || echo "not found")" \
         "Name another one: make setup PYTHON=/path/to/python3.12"
 }
 
@@ -42,14 +43,16 @@ make_environment() { # keeps one whose Python runs, completes one without pip, r
             fail "$python comes without venv; on Debian and Ubuntu: apt-get install python3-venv"
         "$python" -m venv --clear "$venv"
     fi
-    new_enough "$py" || fail "$venv holds $("$py" --version), and 3.11 or newer is needed: make distclean, then again"
+    new_enough "$py" ||
+        fail "$venv holds $("$py" --version), and 3.11 or newer is needed: make distclean, then again"
     "$py" -m pip --version >/dev/null 2>&1 || "$py" -m ensurepip --upgrade >/dev/null
 }
 
 install() { # pip, with its output in the log; shown are downloads of 10 MB and more
     if ! "$py" -m pip install "$@" 2>&1 | tee -a "$log" |
         awk '/^ *Downloading .*\([0-9][0-9]+\.[0-9] MB\)/ { print "      " $2, $3, $4 }
-            /^Installing collected/ && NF > 9 { print "      unpacking", NF - 3, "packages" } { fflush() }'; then
+            /^Installing collected/ && NF > 9 { print "      unpacking", NF - 3, "packages" }
+            { fflush() }'; then
         tail -n 15 "$log" >&2
         fail "" "pip failed. Its full output is in $log; \`make setup\` goes on from here."
     fi
