@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from synthetic.clips import render_clip
-from synthetic.layouts import FrameRecord, Job, Options, annotate, plan
+from synthetic.jobs import FrameRecord, Job, Options
+from synthetic.layouts import annotate, plan
 from tqdm import tqdm
 
 VERSION = 1  # raise whenever the same arguments would give other bytes
@@ -38,7 +39,8 @@ DEFAULTS: dict[str, dict[str, int]] = {
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line to namespace."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--layout", choices=sorted(DEFAULTS), required=True, help="folder layout to imitate")

@@ -62,8 +62,8 @@ def random_mass(rng: np.random.Generator, *, side: float, malignant: bool, contr
         absorb, ragged = rng.uniform(-5.0, -1.0), 0.015
     return Mass(
         malignant=malignant,
-        centre=np.array([0.0, rng.uniform(0.30, 0.52)]),
-        radius=0.5 * side / np.sqrt(max(aspect, 1 / aspect)),
+        centre=np.array([0.0, 0.45]),
+        radius=0.5 * side / np.sqrt(max(aspect, 1 / aspect)) / (1.25 if malignant else 1.0),
         aspect=float(aspect),
         tilt=float(tilt),
         harmonics=harmonics,
@@ -114,7 +114,7 @@ def random_tissue(rng: np.random.Generator, size: tuple[int, int]) -> Tissue:
         attenuation=float(rng.uniform(0.4, 1.6)),
         column_gain=(0.22 * gain / (gain.std() + 1e-9)).astype(np.float32),
         brightness=float(rng.uniform(0.05, 0.55)),
-        sector=float(rng.uniform(0.05, 0.22) if rng.random() < 0.15 else 0.0),
+        sector=float(rng.uniform(0.03, 0.10) if rng.random() < 0.15 else 0.0),
     )
 
 

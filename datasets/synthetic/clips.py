@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from . import breast, colon, degrade
 from .fields import Array, smoothstep
 from .tracks import Track, leave_picture, random_track
+from .wall import Wall, clearance, grid_shape, random_wall, surface_point
 
 HARD_SHARE = 0.30  # of the frames, at difficulty 1
 DECOY_SHARE = 0.12
@@ -102,7 +103,7 @@ def _track(spec: ClipSpec, rng: np.random.Generator, num_frames: int, share: flo
 def _shoot_colon(
     spec: ClipSpec, case_rng: np.random.Generator, rng: np.random.Generator
 ) -> Iterator[Frame]:
-    wall = colon.random_wall(case_rng, colon.grid_shape(spec.size[0]))
+    wall = random_wall(case_rng, grid_shape(spec.size[0]))
     share, contrast = lesion_share(case_rng), _contrast(spec.difficulty, case_rng)
     lesion, position = _place_lesion(wall, case_rng, spec, share, contrast)
     scene = colon.make_scene(wall, lesion if spec.lesion else None)
@@ -171,7 +172,7 @@ def _aim(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[float, floa
 
 
 def _place_lesion(
-    wall: colon.Wall,
+    wall: Wall,
     rng: np.random.Generator,
     spec: ClipSpec,
     share: float,
@@ -189,11 +190,11 @@ def _place_lesion(
         lesion = colon.random_lesion(rng, contrast=contrast)
         angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.45)
         position = np.array([offset * np.cos(angle), offset * np.sin(angle), 0.0])
-        way = colon.surface_point(wall, lesion.theta, lesion.z) - position
+        way = surface_point(wall, lesion.theta, lesion.z) - position
         radius = float(np.linalg.norm(way)) * np.tan(0.5 * share * preview[1] / per_radian)
         lesion = replace(lesion, radius=float(np.clip(radius, 0.05, 0.50)))
         line = position + np.linspace(0.0, 0.8, 12)[:, None] * way
-        if min(colon.clearance(wall, point) for point in line) < 0.04:
+        if min(clearance(wall, point) for point in line) < 0.04:
             continue
         for _ in range(3):
             camera = colon.Camera(position, _aim_point(wall, lesion), np.array([0.5, 0.5]), 0.0)
@@ -210,11 +211,11 @@ def _place_lesion(
     return best[1], best[2]
 
 
-def _aim_point(wall: colon.Wall, lesion: colon.Lesion) -> NDArray[np.float64]:
+def _aim_point(wall: Wall, lesion: colon.Lesion) -> NDArray[np.float64]:
     """A point inside the lesion's body (3,), a little off the wall."""
     inward = -np.array([np.cos(lesion.theta), np.sin(lesion.theta), 0.0])
     lift = {"flat": 0.1, "sessile": 0.35, "pedunculated": 0.8}[lesion.kind]
-    return colon.surface_point(wall, lesion.theta, lesion.z) + lift * lesion.radius * inward
+    return surface_point(wall, lesion.theta, lesion.z) + lift * lesion.radius * inward
 
 
 def _aperture(rng: np.random.Generator, size: tuple[int, int]) -> Array:
@@ -235,10 +236,12 @@ def _shoot_breast(
     spec: ClipSpec, case_rng: np.random.Generator, rng: np.random.Generator
 ) -> Iterator[Frame]:
     tissue = breast.random_tissue(case_rng, spec.size)
-    share, contrast = lesion_share(case_rng), _contrast(spec.difficulty, case_rng)
+    share, contrast = 1.15 * lesion_share(case_rng), _contrast(spec.difficulty, case_rng)
     mass = breast.random_mass(case_rng, side=share, malignant=spec.malignant, contrast=contrast)
     for shot, num_frames in enumerate(spec.shots):
         track = _track(spec, rng, num_frames, share)
+        depth = float(np.clip(track.centre[:, 1].mean(), 0.2, 0.8))
+        mass = replace(mass, centre=np.array([mass.centre[0], depth]))
         events = _events(rng, num_frames, spec.difficulty, degrade.BREAST_EVENTS)
         for t in range(num_frames):
             picture, mask = breast.render(

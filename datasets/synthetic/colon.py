@@ -1,44 +1,21 @@
-"""A colon seen from inside: a bent tube with folds and a lesion, rendered by ray marching.
+"""A colon seen from inside: a wall and a lesion, rendered by ray marching.
 
-The wall is a height field over angle and length, radius(theta, z) = 1 - height(theta, z), so that
-folds hide what lies behind them and the picture moves as an endoscope's does.  The light sits at
+Folds hide what lies behind them and the picture moves as an endoscope's does.  The light sits at
 the camera: brightness falls with the square of the distance, and wet mucosa mirrors it where the
 wall faces the lens.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from scipy import ndimage
 
-from .fields import (
-    Array,
-    bilinear,
-    contour_radius,
-    fractal_noise,
-    random_harmonics,
-    smoothstep,
-)
+from .fields import Array, bilinear, contour_radius, random_harmonics, smoothstep
+from .wall import Wall, cell, gap, surface_point
 
-Z_NEAR, Z_FAR = -1.6, 6.4  # extent of the modelled wall along the tube; the camera sits near 0
 HALF_FIELD = np.radians(66.0)  # from the middle of the picture to its corner
 MARCH_STEPS = 44
 CONTOUR_STEPS = 512
-
-# Linear reflectance of healthy mucosa: pink, orange, tan, grey-brown, deep red.
-MUCOSA = np.array(
-    [
-        [0.90, 0.44, 0.36],
-        [0.95, 0.46, 0.17],
-        [0.86, 0.52, 0.28],
-        [0.72, 0.46, 0.33],
-        [0.86, 0.32, 0.24],
-    ]
-)
-VESSEL = np.array([0.55, 0.13, 0.09])
 
 
 @dataclass(frozen=True)
@@ -56,18 +33,6 @@ class Lesion:
     lobe_depth: float
     tint: NDArray[np.float64]  # factor on the reflectance of the mucosa
     texture: float
-
-
-@dataclass(frozen=True)
-class Wall:
-    """The wall without a lesion, on a grid (angles, lengths)."""
-
-    geometry: Array  # (A, Z, 3) inward displacement in radii of the tube, its slopes
-    skin: Array  # (A, Z, 6) reflectance, slopes of the fine relief, wetness
-    mucosa: NDArray[np.float64]  # (3,) mean reflectance
-    bend: NDArray[np.float64]  # (2,) curvature of the centre line
-    gloss: float
-    exposure: float
 
 
 @dataclass(frozen=True)
@@ -99,49 +64,6 @@ class View:
     depth: Array
 
 
-def grid_shape(width: int) -> tuple[int, int]:
-    """Cells of the wall's grid for pictures `width` pixels wide."""
-    angles = int(np.clip(2 ** np.round(np.log2(width * 3.0)), 256, 2048))
-    return angles, angles * 5 // 4  # cells nearly square, and a fast length for the transform
-
-
-def wall_axes(shape: tuple[int, int]) -> tuple[Array, Array]:
-    """Angle (A, 1) and length (1, Z) of every cell of a wall's grid."""
-    theta = np.linspace(0, 2 * np.pi, shape[0], endpoint=False, dtype=np.float32)[:, None]
-    z = np.linspace(Z_NEAR, Z_FAR, shape[1], dtype=np.float32)[None, :]
-    return theta, z
-
-
-def random_wall(rng: np.random.Generator, shape: tuple[int, int]) -> Wall:
-    """Folds, relief, vessels and colour of one stretch of colon."""
-    theta, z = wall_axes(shape)
-    broad = fractal_noise(rng, shape, slope=2.0, band=(1, 40))
-    height = _folds(rng, theta, z) + 0.035 * broad
-    relief = fractal_noise(rng, shape, slope=0.6, band=(12, 90))
-    mottle = fractal_noise(rng, shape, slope=1.5, band=(1, 60))
-    wet = smoothstep(np.roll(mottle, shape[0] // 3, axis=0) + 0.35 * relief, 0.0, 1.4)
-
-    mucosa = rng.dirichlet(np.full(len(MUCOSA), 0.35)) @ MUCOSA
-    tone = 1.0 + 0.08 * mottle[..., None] * np.array([0.5, 1.2, 1.3], np.float32)
-    tone = tone + 0.02 * relief[..., None]
-    redness = smoothstep(broad, 0.8, 2.2)[..., None] * np.array([0.0, -0.10, -0.08], np.float32)
-    albedo = mucosa.astype(np.float32) * tone + redness
-    vessel = _vessels(rng, shape) * rng.uniform(0.1, 0.9)
-    albedo = albedo + vessel[..., None] * (VESSEL.astype(np.float32) - albedo)
-    bump = _slopes(relief * rng.uniform(0.0015, 0.0040))
-    angle, curvature = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.11)
-    return Wall(
-        geometry=np.stack([height, *_slopes(height)], axis=-1).astype(np.float32),
-        skin=np.concatenate(
-            [np.clip(albedo, 0.03, 1.0), np.stack([*bump, wet], axis=-1)], axis=-1
-        ).astype(np.float32),
-        mucosa=mucosa,
-        bend=curvature * np.array([np.cos(angle), np.sin(angle)]),
-        gloss=float(rng.uniform(0.4, 1.4)),
-        exposure=float(rng.uniform(0.75, 1.2)),
-    )
-
-
 def random_lesion(rng: np.random.Generator, *, contrast: float) -> Lesion:
     """A lesion ahead of the camera; `contrast` scales how far its colour is from the mucosa's."""
     kind = str(rng.choice(["flat", "sessile", "pedunculated"], p=[0.22, 0.48, 0.30]))
@@ -162,21 +84,6 @@ def random_lesion(rng: np.random.Generator, *, contrast: float) -> Lesion:
         tint=np.clip(1.0 + strength * (tint[rng.choice(3, p=[0.5, 0.3, 0.2])] - 1.0), 0.2, 1.5),
         texture=float(rng.uniform(0.03, 0.12)),
     )
-
-
-def surface_point(wall: Wall, theta: float, z: float) -> NDArray[np.float64]:
-    """World position (3,) of the wall at an angle and a length."""
-    row, column = _cell(np.array([theta]), np.array([z]), wall.geometry.shape)
-    height = float(bilinear(wall.geometry[..., :1], row, column, wrap_rows=True)[0, 0])
-    centre = wall.bend * max(z, 0.0) ** 2
-    place = centre + (1.0 - height) * np.array([np.cos(theta), np.sin(theta)])
-    return np.array([*place, z])
-
-
-def clearance(wall: Wall, point: NDArray[np.float64]) -> float:
-    """Distance along the radius from a world point to the wall; negative inside the tissue."""
-    x, y, z = (np.array([v], np.float32) for v in point)
-    return float(_gap(wall, x, y, z)[0])
 
 
 def make_scene(wall: Wall, lesion: Lesion | None) -> Scene:
@@ -208,55 +115,6 @@ def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> View:
         (on_lesion & hit).reshape(height, width),
         depth.reshape(height, width),
     )
-
-
-def _folds(rng: np.random.Generator, theta: Array, z: Array) -> Array:
-    """Haustral folds: crescents across the tube, in one, two or three lobes."""
-    height = np.zeros((theta.shape[0], z.shape[1]), np.float32)
-    lobes = rng.choice([1, 2, 3], p=[0.3, 0.2, 0.5])
-    strength = rng.uniform(0.08, 0.34)
-    spacing = rng.uniform(0.55, 1.3)
-    place = Z_NEAR + rng.uniform(0, spacing)
-    while place < Z_FAR + 0.5:
-        phase = rng.uniform(0, 2 * np.pi)
-        swell = 0.5 + 0.5 * np.cos(lobes * theta + phase)
-        reach = strength * rng.uniform(0.6, 1.3) * (0.25 + 0.75 * swell ** rng.uniform(0.6, 1.6))
-        wobble = 0.10 * np.cos(theta + rng.uniform(0, 6.3)) + 0.06 * np.cos(
-            2 * theta + rng.uniform(0, 6.3)
-        )
-        offset = z - place - wobble * rng.uniform(0.5, 1.8)
-        thickness = rng.uniform(0.07, 0.16)
-        ridge = 1.0 / (1.0 + (offset / np.where(offset < 0, thickness, 1.7 * thickness)) ** 2)
-        height = np.maximum(height, reach * ridge) + 0.15 * reach * ridge
-        place += spacing * rng.uniform(0.7, 1.4)
-    return height
-
-
-def _vessels(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Branching vessels (A, Z) in [0, 1]: random walks that taper and fork."""
-    rows, columns = shape
-    canvas = Image.new("L", (columns, rows))
-    draw = ImageDraw.Draw(canvas)
-    unit = rows / 512
-    stems = [
-        (rng.uniform(0, columns), rng.uniform(0, rows), rng.uniform(0, 6.3), rng.uniform(1.2, 2.6))
-        for _ in range(int(rng.integers(10, 38)))
-    ]
-    while stems:
-        x, y, heading, calibre = stems.pop()
-        for _ in range(int(rng.integers(8, 26))):
-            heading += 0.35 * rng.standard_normal()
-            nx, ny = x + 9 * unit * math.cos(heading), y + 9 * unit * math.sin(heading)
-            tone, thick = int(min(255, 90 + 70 * calibre)), max(1, round(calibre * unit))
-            draw.line([(x, y), (nx, ny)], fill=tone, width=thick)
-            if not 0 <= ny < rows:  # the same stroke on the other side of the seam
-                seam = rows if ny < 0 else -rows
-                draw.line([(x, y + seam), (nx, ny + seam)], fill=tone, width=thick)
-            x, y, calibre = nx, ny % rows, calibre * 0.97
-            if rng.random() < 0.16 and calibre > 0.6:
-                stems.append((x, y, heading + rng.choice([-0.8, 0.8]), calibre * 0.7))
-    field = np.asarray(canvas, np.float32) / 255
-    return ndimage.gaussian_filter(field, 0.7 * unit, mode="wrap")
 
 
 def _lesion_distance(scene: Scene, point: Array) -> Array:
@@ -299,31 +157,6 @@ def _lobes(lesion: Lesion, local: Array) -> Array:
     """Relief of the lesion's surface, between about -2 and 2."""
     waves = (lesion.lobes[:, :3] / lesion.radius).astype(np.float32)
     return np.cos(local @ waves.T + lesion.lobes[:, 3].astype(np.float32)).sum(axis=1) * 0.8
-
-
-def _slopes(field: Array) -> tuple[Array, Array]:
-    """Derivatives along angle (periodic, radians) and length of a field on the wall's grid."""
-    d_theta = (np.roll(field, -1, 0) - np.roll(field, 1, 0)) * (field.shape[0] / (4 * np.pi))
-    d_z = np.gradient(field, axis=1) * ((field.shape[1] - 1) / (Z_FAR - Z_NEAR))
-    return d_theta, d_z
-
-
-def _cell(theta: Array, z: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Fractional row and column of the wall's grid."""
-    row = (theta % (2 * np.pi)) * (shape[0] / (2 * np.pi))
-    column = np.clip((z - Z_NEAR) * ((shape[1] - 1) / (Z_FAR - Z_NEAR)), 0, shape[1] - 1)
-    return row, column
-
-
-def _gap(wall: Wall, x: Array, y: Array, z: Array) -> Array:
-    """Radial distance to the wall by the nearest cell."""
-    rows, columns = wall.geometry.shape[:2]
-    square = np.maximum(z, 0.0) ** 2
-    x = x - np.float32(wall.bend[0]) * square
-    y = y - np.float32(wall.bend[1]) * square
-    row, column = _cell(np.arctan2(y, x), z, (rows, columns))
-    index = row.astype(np.intp) % rows * columns + column.astype(np.intp)
-    return 1.0 - np.sqrt(x * x + y * y) - wall.geometry[..., 0].reshape(-1)[index]
 
 
 def _rays(camera: Camera, size: tuple[int, int]) -> Array:
@@ -374,15 +207,15 @@ def _march(
     t = depth.copy()
     for _ in range(MARCH_STEPS):
         point = start + t[:, None] * direction[active]
-        gap = _gap(scene.wall, point[:, 0], point[:, 1], point[:, 2])
-        step = np.maximum(0.62 * gap, 0.012)
+        room = gap(scene.wall, point[:, 0], point[:, 1], point[:, 2])
+        step = np.maximum(0.62 * room, 0.012)
         close = np.flatnonzero(near[active])
         if len(close) and scene.lesion is not None:
             other = _lesion_distance(scene, point[close])
-            on_lesion[active[close]] = other < gap[close]
-            gap[close] = np.minimum(gap[close], other)
+            on_lesion[active[close]] = other < room[close]
+            room[close] = np.minimum(room[close], other)
             step[close] = np.minimum(step[close], np.maximum(0.7 * other, 0.008))
-        met = gap < 0.006
+        met = room < 0.006
         hit[active[met]] = True
         depth[active] = t
         alive = ~met & (t < 9.0)
@@ -412,7 +245,7 @@ def _shade_wall(scene: Scene, point: Array, ray: Array, depth: Array) -> Array:
     x = point[:, 0] - np.float32(wall.bend[0]) * square
     y = point[:, 1] - np.float32(wall.bend[1]) * square
     radius = np.maximum(np.hypot(x, y), 1e-3)
-    row, column = _cell(np.arctan2(y, x), point[:, 2], wall.geometry.shape)
+    row, column = cell(np.arctan2(y, x), point[:, 2], wall.geometry.shape)
     geometry = bilinear(wall.geometry, row, column, wrap_rows=True)
     skin = bilinear(wall.skin, row, column, wrap_rows=True)
 

@@ -218,8 +218,8 @@ def _fog(rng: np.random.Generator, picture: Array) -> Array:
     if rng.random() < 0.4:
         return (soft * 0.3).astype(np.float32)
     veil = soft.mean(axis=(0, 1)) * rng.uniform(0.9, 1.5) + 0.06
-    clouds = fractal_noise(rng, picture.shape[:2], slope=1.8, band=(1, 8))[..., None]
-    return (0.30 * soft + np.clip(0.70 * veil * (1 + 0.12 * clouds), 0, 1)).astype(np.float32)
+    clouds = fractal_noise(rng, picture.shape[:2], slope=2.0, band=(1, 4))[..., None]
+    return (0.30 * soft + np.clip(0.70 * veil * (1 + 0.10 * clouds), 0, 1)).astype(np.float32)
 
 
 def _moved(picture: Array, shift: NDArray[np.float64]) -> Array:

@@ -14,7 +14,8 @@ MEDIAN_SHIFT = 0.0083
 LOG_DEVIATION = 1.04  # ln(0.0313 / 0.0083) / 1.2816
 BETWEEN_CLIPS = 0.42  # part of LOG_DEVIATION that is a property of the clip
 PERSISTENCE = 0.75  # of the log speed from frame to frame
-TURN = 0.6  # radians, deviation of the change of direction in one frame
+TURN = 1.0  # radians, deviation of the change of direction in one frame
+TARGET_SHARE = 0.82  # of the shift that is the target's; zoom, roll and outline add the rest
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,15 @@ class Track:
         return steps[min(max(index - 1, 0), len(steps) - 1)] if len(steps) else np.zeros(2)
 
 
-def random_track(
-    rng: np.random.Generator, num_frames: int, *, margin: float, pace: float = 1.0
-) -> Track:
+def random_track(rng: np.random.Generator, num_frames: int, *, margin: float) -> Track:
     """A smooth random walk that stays `margin` away from the picture's border.
 
-    Steps turn towards the middle when they would leave; `pace` scales the speed.
+    Steps turn towards the middle when they would leave.
     """
     centre = np.empty((num_frames, 2))
     centre[0] = rng.uniform(margin, 1 - margin, 2)
     within = np.sqrt(LOG_DEVIATION**2 - BETWEEN_CLIPS**2)
-    level = np.log(MEDIAN_SHIFT * pace) + BETWEEN_CLIPS * rng.standard_normal()
+    level = np.log(MEDIAN_SHIFT * TARGET_SHARE) + BETWEEN_CLIPS * rng.standard_normal()
     swing = within * rng.standard_normal()
     heading = rng.uniform(0, 2 * np.pi)
     for t in range(1, num_frames):
