@@ -48,6 +48,13 @@ class Findings:
         if len(kept) < self._examples_per_kind:
             kept.append(example)
 
+    def extend(self, other: Findings, suffix: str = "") -> None:
+        """Take over the findings of another, with ``suffix`` added to their kinds."""
+        for kind, count in other.counts.items():
+            for example in other.examples[kind]:
+                self.add(kind + suffix, example)
+            self.counts[kind + suffix] += count - len(other.examples[kind])
+
     def __len__(self) -> int:
         return self.counts.total()
 

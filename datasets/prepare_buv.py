@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""BUV (breast ultrasound video, MICCAI 2022) -> train.json, val.json, test.json.
+
+    python datasets/prepare_buv.py --source data/BUV --output data/buv
+
+The published validation set is what the literature reports on: here it is test.json. val.json, for
+score thresholds and the best checkpoint, is a part of the published training videos. Negative
+widths and heights are swapped corners and are put right. Videos that are known to be duplicates or
+mislabelled are left out. For numbers that compare with the literature, keep both faults:
+
+    python datasets/prepare_buv.py --source data/BUV --output data/buv_raw --raw --val-share 0
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from v2idetr.data.audit import Findings
+from v2idetr.data.conversion import (
+    Conversion,
+    Frame,
+    Lesion,
+    Video,
+    check_folder,
+    evenly_spaced,
+    natural_key,
+)
+
+LAYOUT = """\
+  rawframes/benign/<id>/000000.png ...   rawframes/malignant/<id>/000000.png ...
+  imagenet_vid_train_15frames.json and imagenet_vid_val.json (or the same in annotations/, with
+  instances_ before; or trainval.json and test.json)"""
+ANNOTATIONS = (
+    ("imagenet_vid_train_15frames.json", "imagenet_vid_val.json"),
+    (
+        "annotations/instances_imagenet_vid_train_15frames.json",
+        "annotations/instances_imagenet_vid_val.json",
+    ),
+    ("trainval.json", "test.json"),
+)
+CLASSES = ["benign", "malignant"]
+
+# Ids without the x that some folders have before them. Sources: the README of CVA-Net, which
+# published the data (2023-03-25), its issues 12 and 27, and audits of the pixels by others.
+MISLABELLED = "labelled benign, correct is malignant (the authors' README)"
+EXCLUDED = {
+    "66ef02e7f1b9a0ef": "the same video as malignant/x3b88488853e8b7d1 (the authors' README)",
+    "63c9ba1377f35bf6": MISLABELLED,
+    "5a1c46ec6377e946": MISLABELLED,
+    "1282311c38f808f": "106 of 110 frames are those of malignant/x9c1c965d274c457, a test video",
+    "786ebd9dada09453": "frames are those of malignant/3f88a121e5e77ebe (CVA-Net issue 27)",
+}
+# One patient: never on both sides of a split.
+SAME_PATIENT = ("63c9ba1377f35bf6", "5a1c46ec6377e946", "2390fbea047347b", "7a39ab5d4970bf89")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line to namespace."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder with rawframes/ and the JSON files")
+    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
+    add(
+        "--val-share",
+        type=float,
+        default=0.1,
+        help="of the training videos of each class, for validation (default 0.1; 0: none)",
+    )
+    add(
+        "--raw",
+        action="store_true",
+        help="keep every box as published and every video, to reproduce numbers of the literature",
+    )
+    return parser.parse_args(arguments)
+
+
+def convert(options: argparse.Namespace) -> Conversion:
+    """Read the source and write the splits."""
+    if not 0 <= options.val_share < 1:
+        raise ValueError(f"--val-share {options.val_share}: needs to be 0 or more and below 1")
+    source: Path = options.source
+    bases = [source, *sorted(p for p in source.glob("*") if p.is_dir())]
+    found = [
+        (base, base / train, base / test)
+        for base in bases
+        for train, test in ANNOTATIONS
+        if (base / train).is_file() and (base / test).is_file() and (base / "rawframes").is_dir()
+    ]
+    check_folder(source, found, LAYOUT)
+    base, train_json, test_json = found[0]
+    conversion = Conversion(
+        name="BUV",
+        converter="prepare_buv.py",
+        output=options.output,
+        image_root=base / "rawframes",
+        class_names=CLASSES,
+        boxes="raw" if options.raw else "clip",
+    )
+    notes = conversion.notes
+    train, test = read_videos(train_json, notes), read_videos(test_json, notes)
+    both = {video.name for video in train} & {video.name for video in test}
+    for name in sorted(both):
+        notes.add("video is in the training and in the published validation file", name)
+    if not options.raw:
+        train, test = exclude(train, test, notes)
+    val_names = choose_val(train, options.val_share)
+    splits = {
+        "train": [video for video in train if video.name not in val_names],
+        "val": [video for video in train if video.name in val_names],
+        "test": test,
+    }
+    if not splits["val"]:
+        del splits["val"]
+        notes.add("no validation split", "thresholds and the best checkpoint need another")
+    conversion.write(splits)
+    return conversion
+
+
+def read_videos(path: Path, notes: Findings) -> list[Video]:
+    """Videos of one of the published files; a video is a folder of rawframes."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        categories = {c["id"]: CLASSES.index(c["name"]) + 1 for c in content["categories"]}
+        lesions: dict[Any, list[Lesion]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            lesion = read_lesion(annotation, categories)
+            if annotation["image_id"] in lesions:
+                lesions[annotation["image_id"]].append(lesion)
+            else:
+                notes.add("box of an unknown image is not used", f"{path.name}: {annotation}")
+        frames = [
+            (image["file_name"], lesions[image["id"]], (image["width"], image["height"]))
+            for image in content["images"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: is not BUV's annotation file ({type(error).__name__}: {error})"
+        ) from None
+    videos: dict[str, Video] = {}
+    for file_name, boxes, size in sorted(frames, key=lambda frame: natural_key(frame[0])):
+        folder = Path(file_name).parent
+        name = "/".join(folder.parts[-2:])
+        digits = re.search(r"(\d+)$", Path(file_name).stem)
+        if digits is None:
+            raise ValueError(f"{path}: file_name {file_name!r} has no frame number at its end")
+        video = videos.setdefault(name, Video(name, []))
+        video.frames.append(Frame(file_name, boxes, frame_index=int(digits[1]), boxes_for=size))
+        for lesion in boxes:
+            if CLASSES[lesion.category_id - 1] != name.split("/")[0]:
+                notes.add("box of another class than its video's folder", file_name)
+    return list(videos.values())
+
+
+def read_lesion(annotation: Mapping[str, Any], categories: Mapping[Any, int]) -> Lesion:
+    """A box with the published area, which is negative where the width or height is."""
+    return Lesion(
+        annotation["bbox"],
+        category_id=categories[annotation["category_id"]],
+        instance_id=annotation.get("instance_id"),
+        area=annotation.get("area"),
+    )
+
+
+def bare_id(name: str) -> str:
+    """``benign/x66ef02e7f1b9a0ef`` -> ``66ef02e7f1b9a0ef``."""
+    return name.rpartition("/")[2].lower().removeprefix("x")
+
+
+def exclude(
+    train: Sequence[Video], test: Sequence[Video], notes: Findings
+) -> tuple[list[Video], list[Video]]:
+    """Without the known faults, and without training videos of a patient who is in test."""
+    for split, videos in (("train", train), ("test", test)):
+        for video in videos:
+            if bare_id(video.name) in EXCLUDED:
+                notes.add(
+                    "video with a known fault is left out",
+                    f"{video.name} ({split}, {len(video.frames)} frames): "
+                    f"{EXCLUDED[bare_id(video.name)]}",
+                )
+    test = [video for video in test if bare_id(video.name) not in EXCLUDED]
+    train = [video for video in train if bare_id(video.name) not in EXCLUDED]
+    tested = {bare_id(video.name) for video in test}
+    kept = []
+    for video in train:
+        same = set(SAME_PATIENT) & tested if bare_id(video.name) in SAME_PATIENT else set()
+        if video.name in {v.name for v in test} or same:
+            reason = "same patient as a test video" if same else "in test too"
+            notes.add("training video is left out", f"{video.name}: {reason}")
+        else:
+            kept.append(video)
+    return kept, test
+
+
+def choose_val(train: Sequence[Video], share: float) -> set[str]:
+    """Names of an even share of the training videos of each class; a patient stays together."""
+    chosen: set[str] = set()
+    if not share:
+        return chosen
+    for label in CLASSES:
+        names = sorted(
+            video.name
+            for video in train
+            if video.name.startswith(f"{label}/") and bare_id(video.name) not in SAME_PATIENT
+        )
+        count = min(max(1, round(share * len(names))), max(len(names) - 1, 0))
+        chosen |= set(evenly_spaced(names, count))
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert; exit with the reason when that is not possible."""
+    options = parse(arguments)
+    try:
+        conversion = convert(options)
+    except ValueError as error:
+        raise SystemExit(f"prepare_buv.py: {error}") from None
+    print("\n".join(conversion.lines()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""CVC-ClinicDB -> train.json, val.json, test.json, one video a sequence.
+
+    python datasets/prepare_clinicdb.py --source data/CVC-ClinicDB --output data/clinicdb
+
+Sequences are kept whole: frames of one are near copies of each other. Default: train 1-14, val
+15-16, test 17-23. Sequences 15 and 16 are of both camera geometries of the set, and their lesions
+(17 to 48 % of the side of the picture) cover the middle of the range; the small flat ones of 14, of
+which there are few, stay in training.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from v2idetr.data.audit import Findings
+from v2idetr.data.conversion import (
+    Conversion,
+    Frame,
+    Lesion,
+    Video,
+    boxes_of_mask,
+    check_folder,
+    in_threads,
+    numbered_pictures,
+    numbers_of,
+    read_mask,
+)
+
+LAYOUT = """\
+  Original/1.tif ... and "Ground Truth"/1.tif ...   as released; .png too, also in PNG/ or TIF/
+or
+  frames/001.jpg ..., annotations.json (sequences, and boxes_xywh by frame)"""
+# First frames of the 29 sequences, from the README of the release; the last one ends at 612.
+FIRST_FRAMES = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343)
+FIRST_FRAMES += (364, 384, 409, 429, 448, 467, 479, 504, 529, 547, 572, 592)
+LAST_FRAME = 612
+DEFAULTS = {"train": "1-14", "val": "15-16", "test": "17-23"}
+
+Sequences = dict[int, Video]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line to namespace."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of the release")
+    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
+    for split, default in DEFAULTS.items():
+        add(
+            f"--{split}-sequences",
+            default=default,
+            metavar="LIST",
+            help=f"numbers or ranges (default {default})",
+        )
+    return parser.parse_args(arguments)
+
+
+def convert(options: argparse.Namespace) -> Conversion:
+    """Read the source and write the splits."""
+    source: Path = options.source
+    released = [
+        (base / "Original", base / "Ground Truth")
+        for base in (source, source / "PNG", source / "TIF")
+        if (base / "Original").is_dir() and (base / "Ground Truth").is_dir()
+    ]
+    listed = source / "annotations.json"
+    check_folder(source, [*released, listed.is_file()], LAYOUT)
+    conversion = Conversion(
+        name="CVC-ClinicDB",
+        converter="prepare_clinicdb.py",
+        output=options.output,
+        image_root=source,
+        class_names=["polyp"],
+    )
+    if listed.is_file():
+        sequences = read_listed(listed, conversion.notes)
+    else:
+        sequences = read_released(*released[0], source, conversion.notes)
+    splits: dict[str, list[Video]] = {}
+    used: dict[int, str] = {}
+    for split in DEFAULTS:
+        flag = f"--{split}-sequences {getattr(options, f'{split}_sequences')}"
+        try:
+            numbers = numbers_of(getattr(options, f"{split}_sequences"))
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
+        for number in numbers:
+            if number in used:
+                raise ValueError(f"{flag}: sequence {number} is in {used[number]} already")
+            used[number] = split
+        for number in sorted(set(numbers) - sequences.keys()):
+            conversion.notes.add("sequence is not there", f"{number} ({split})")
+        splits[split] = [sequences[number] for number in numbers if number in sequences]
+    for number in sorted(sequences.keys() - used.keys()):
+        conversion.notes.add(
+            "sequence is in no split",
+            f"{number} ({len(sequences[number].frames)} frames); see --train-sequences and others",
+        )
+    conversion.write(splits)
+    return conversion
+
+
+def read_listed(path: Path, notes: Findings) -> Sequences:
+    """Sequences of ``annotations.json``, which has boxes by frame number."""
+    files = numbered_pictures(path.parent / "frames")
+    sequences: Sequences = {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = sorted(content["frames"], key=lambda f: (f["sequence"], f["index_in_sequence"]))
+        for entry in entries:
+            number = entry["frame"]
+            if number not in files:
+                notes.add("frame is not in frames/ and is left out", f"{number}")
+                continue
+            frame = Frame(
+                f"frames/{files[number]}",
+                [Lesion(box) for box in entry["boxes_xywh"]],
+                frame_index=entry["index_in_sequence"],
+                boxes_for=(entry["width"], entry["height"]),
+            )
+            name = f"sequence{entry['sequence']:02d}"
+            sequences.setdefault(entry["sequence"], Video(name, [])).frames.append(frame)
+            if entry.get("dropped_small_components"):
+                notes.add("mask with specks, which give no box", f"frame {number}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the expected annotations ({type(error).__name__}: {error}); "
+            f"it needs frames with frame, sequence, index_in_sequence, width, height, boxes_xywh"
+        ) from None
+    return sequences
+
+
+def read_released(originals: Path, masks: Path, source: Path, notes: Findings) -> Sequences:
+    """Sequences of the release: numbered pictures, one box for each connected part of a mask."""
+    frames, truths = numbered_pictures(originals), numbered_pictures(masks)
+    for number in sorted(frames.keys() ^ truths.keys()):
+        notes.add("frame without a mask, or the reverse, is left out", f"{number}")
+    numbers = sorted(frames.keys() & truths.keys())
+    found = in_threads(lambda number: read_mask(masks / truths[number]), numbers, "masks")
+    root = originals.relative_to(source)
+    sequences: Sequences = {}
+    for number, mask in zip(numbers, found, strict=True):
+        sequence = sum(first <= number for first in FIRST_FRAMES)
+        if not 1 <= number <= LAST_FRAME:
+            notes.add("frame number is not 1..612: left out", f"{number}")
+            continue
+        boxes, specks = boxes_of_mask(mask)
+        if specks:
+            notes.add("mask with specks, which give no box", f"frame {number}: {specks}")
+        frame = Frame(
+            (root / frames[number]).as_posix(),
+            [Lesion(box) for box in boxes],
+            frame_index=number - FIRST_FRAMES[sequence - 1],
+            boxes_for=(mask.shape[1], mask.shape[0]),
+        )
+        name = f"sequence{sequence:02d}"
+        sequences.setdefault(sequence, Video(name, [])).frames.append(frame)
+    return sequences
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert; exit with the reason when that is not possible."""
+    options = parse(arguments)
+    try:
+        conversion = convert(options)
+    except ValueError as error:
+        raise SystemExit(f"prepare_clinicdb.py: {error}") from None
+    print("\n".join(conversion.lines()))
+
+
+if __name__ == "__main__":
+    main()

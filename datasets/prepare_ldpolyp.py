@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""LDPolypVideo -> train.json, val.json, test.json, one video a folder.
+
+    python datasets/prepare_ldpolyp.py --source data/LDPolypVideo --output data/ldpolyp
+
+Test is the Test folder of the release, validation an even tenth of the videos of TrainValid. A text
+file that counts 0 boxes is a lesion-free frame; a frame without a text file is left out, and noted.
+A folder with Images and Annotations alone is divided 70 : 10 : 20; a single video gives test.json.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from v2idetr.data.audit import Findings
+from v2idetr.data.conversion import (
+    Conversion,
+    Frame,
+    Lesion,
+    Video,
+    check_folder,
+    evenly_spaced,
+    in_threads,
+    natural_key,
+    numbered_pictures,
+    picture_files,
+)
+
+LAYOUT = """\
+  TrainValid/Images/<video>/<frame>.jpg   TrainValid/Annotations/<video>/<frame>.txt
+  Test/Images/...                         Test/Annotations/...
+or Images/ and Annotations/ alone, or one clip: frames/<frame>.jpg and annotations.json"""
+VAL_SHARE, TEST_SHARE = 0.1, 0.2
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line to namespace."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of the release")
+    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
+    return parser.parse_args(arguments)
+
+
+def convert(options: argparse.Namespace) -> Conversion:
+    """Read the source and write the splits."""
+    source: Path = options.source
+    parts = {name: source / name for name in ("TrainValid", "Test", ".")}
+    parts = {n: p for n, p in parts.items() if (p / "Images").is_dir()}
+    clip = source / "annotations.json"
+    check_folder(source, [*parts, clip.is_file()], LAYOUT)
+    conversion = Conversion(
+        name="LDPolypVideo",
+        converter="prepare_ldpolyp.py",
+        output=options.output,
+        image_root=source,
+        class_names=["polyp"],
+    )
+    if not parts:
+        conversion.write({"test": [read_clip(clip, conversion.notes)]})
+        return conversion
+    read = {name: read_videos(part, source, conversion.notes) for name, part in parts.items()}
+    conversion.write(choose(read))
+    return conversion
+
+
+def read_videos(part: Path, source: Path, notes: Findings) -> list[Video]:
+    """Videos of one part of the release: a folder of Images each, with texts in Annotations."""
+    videos = []
+    folders = [folder for folder in (part / "Images").iterdir() if folder.is_dir()]
+    for folder in sorted(folders, key=lambda path: natural_key(path.name)):
+        texts = part / "Annotations" / folder.name
+        root = folder.relative_to(source)
+        names = picture_files(folder)
+        found = in_threads(
+            lambda name, texts=texts: read_boxes(texts / f"{Path(name).stem}.txt"),
+            names,
+            f"video {folder.name}",
+        )
+        frames = []
+        for place, (name, boxes) in enumerate(zip(names, found, strict=True)):
+            if isinstance(boxes, str):
+                notes.add(boxes, (root / name).as_posix())
+                continue
+            lesions = [Lesion(box) for box in boxes]
+            frames.append(Frame((root / name).as_posix(), lesions, frame_index=place))
+        prefix = "" if part == source else f"{part.name}/"
+        if frames:
+            videos.append(Video(f"{prefix}{folder.name}", frames))
+        else:
+            notes.add("video without labelled frames is left out", str(root))
+    return videos
+
+
+def read_boxes(path: Path) -> list[list[int]] | str:
+    """Boxes xywh of a text file: line 1 their count, then ``x1 y1 x2 y2``; or what is wrong."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        count, rows = int(lines[0][0]), [[int(float(v)) for v in line] for line in lines[1:]]
+    except FileNotFoundError:
+        return "frame without a text file is left out"
+    except (ValueError, IndexError, OverflowError):
+        return "frame whose text file cannot be read is left out"
+    if count != len(rows) or any(len(row) != 4 for row in rows):
+        return "frame whose text file does not have the boxes that it counts is left out"
+    return [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in rows]
+
+
+def read_clip(path: Path, notes: Findings) -> Video:
+    """The one video of a folder with ``frames/`` and an ``annotations.json`` of boxes_xyxy."""
+    files = numbered_pictures(path.parent / "frames")
+    frames = []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        size = (content["width"], content["height"])
+        for entry in sorted(content["frames"], key=lambda entry: entry["frame"]):
+            number = entry["frame"]
+            if number not in files:
+                notes.add("frame is not in frames/ and is left out", f"{number}")
+                continue
+            lesions = [Lesion([a, b, c - a, d - b]) for a, b, c, d in entry["boxes_xyxy"]]
+            name = f"frames/{files[number]}"
+            frames.append(Frame(name, lesions, frame_index=number, boxes_for=size))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the expected annotations ({type(error).__name__}: {error}); it needs "
+            "width, height and frames with frame and boxes_xyxy"
+        ) from None
+    return Video("clip", frames)
+
+
+def choose(read: dict[str, list[Video]]) -> dict[str, list[Video]]:
+    """Test as released, else an even fifth; an even tenth of the others for validation."""
+    videos = read.get("TrainValid", []) + read.get(".", [])
+    test = read.get("Test", [])
+    if len(videos) + len(test) < 3:
+        return {"test": videos + test}
+    if not test:
+        test = evenly_spaced(videos, max(1, round(TEST_SHARE * len(videos))))
+        videos = [video for video in videos if video not in test]
+    val = evenly_spaced(videos, max(1, round(VAL_SHARE * len(videos)))) if videos else []
+    splits = {"train": [v for v in videos if v not in val], "val": val, "test": test}
+    return {split: chosen for split, chosen in splits.items() if chosen}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert; exit with the reason when that is not possible."""
+    options = parse(arguments)
+    try:
+        conversion = convert(options)
+    except ValueError as error:
+        raise SystemExit(f"prepare_ldpolyp.py: {error}") from None
+    print("\n".join(conversion.lines()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""SUN Colonoscopy Video Database -> train.json, val.json, test.json, one video a case.
+
+    python datasets/prepare_sun.py --source data/SUN --output data/sun
+
+Class 0 of SUN's rows is the polyp; rows of class 1 (non-polyp) give no box and are counted.
+SUN has no official split. The default is by case: of the cases in order of their numbers, every
+fifth (20 %) is for test and, of the others, an even tenth for validation; lesion-free cases
+likewise. For the clips that the paper uses, see prepare_sunseg.py.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from v2idetr.data.audit import Findings
+from v2idetr.data.conversion import (
+    Conversion,
+    Frame,
+    Lesion,
+    Video,
+    check_folder,
+    evenly_spaced,
+    numbers_of,
+    picture_files,
+)
+from v2idetr.data.sun_names import case_folders, in_time, lesion_free_videos
+
+LAYOUT = """\
+  sundatabase_positive_part1/case<N>/*.jpg   (and _part2; or one folder sundatabase_positive)
+  sundatabase_positive_part1/annotation_txt/case<N>.txt
+  sundatabase_negative_part1/case<N>/*.jpg   (_part1 to _part4; may be missing)"""
+POLYP, NON_POLYP = 0, 1
+TEST_SHARE, VAL_SHARE = 0.2, 0.1
+
+Cases = dict[int, list[Video]]
+Boxes = dict[str, list[Lesion]]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line to namespace."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder with sundatabase_positive_part1 ...")
+    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
+    add(
+        "--val-cases",
+        metavar="LIST",
+        help="cases for validation, such as 4,14,n2: numbers or ranges, lesion-free ones with n",
+    )
+    add("--test-cases", metavar="LIST", help="cases for test, in the same form")
+    add("--no-negatives", action="store_true", help="leave the lesion-free part out")
+    return parser.parse_args(arguments)
+
+
+def convert(options: argparse.Namespace) -> Conversion:
+    """Read the source and write the splits."""
+    source: Path = options.source
+    folders = sorted(source.iterdir()) if source.is_dir() else []
+    folders = [folder for folder in folders if folder.is_dir()]
+    positive = [folder for folder in folders if "positive" in folder.name.lower()]
+    negative = [folder for folder in folders if "negative" in folder.name.lower()]
+    texts = [folder / "annotation_txt" for folder in positive]
+    check_folder(source, (path for text in texts for path in text.glob("case*.txt")), LAYOUT)
+    conversion = Conversion(
+        name="SUN",
+        converter="prepare_sun.py",
+        output=options.output,
+        image_root=source,
+        class_names=["polyp"],
+    )
+    cases = positive_cases(positive, texts, source, conversion.notes)
+    free: Cases = {}
+    if not options.no_negatives:
+        free = lesion_free_videos(negative, source, conversion.notes)
+    if not free:
+        conversion.notes.add(
+            "no lesion-free cases", "false alarms on lesion-free video cannot be measured"
+        )
+    conversion.write(choose(cases, free, options.val_cases, options.test_cases))
+    return conversion
+
+
+def positive_cases(
+    folders: Sequence[Path], texts: Sequence[Path], source: Path, notes: Findings
+) -> Cases:
+    """The one video of each case by case number, with the boxes of its text file."""
+    files = {path.stem: path for text in texts for path in sorted(text.glob("case*.txt"))}
+    cases: Cases = {}
+    for folder in folders:
+        for number, case in case_folders(folder).items():
+            text = files.pop(case.name, None)
+            if number in cases:
+                raise ValueError(f"{case}: {case.name} is in two folders; remove one of them")
+            if text is None:
+                notes.add("case without a text file is left out", str(case.relative_to(source)))
+                continue
+            video = read_case(number, case, read_rows(text, notes), source, notes)
+            if video.frames:
+                cases[number] = [video]
+    for name in files:
+        notes.add("case with a text file, but no frames (is a part not unpacked?)", name)
+    return dict(sorted(cases.items()))
+
+
+def read_case(number: int, folder: Path, boxes: Boxes, source: Path, notes: Findings) -> Video:
+    """The frames of a case in order of time; a case of SUN has one polyp: its instance."""
+    root = folder.relative_to(source)
+    frames = []
+    for name, scene in in_time(picture_files(folder), folder.name, notes):
+        lesions = boxes.pop(name, None)
+        if lesions is None:
+            notes.add("frame of a positive case without a row is left out", f"{root / name}")
+            continue
+        if len(lesions) == 1:
+            lesions[0].instance_id = number
+        frames.append(Frame((root / name).as_posix(), lesions, scene_id=scene))
+    for name in boxes:
+        notes.add("row of a frame that is not on disk", f"{root / name}")
+    return Video(folder.name, frames)
+
+
+def read_rows(path: Path, notes: Findings) -> Boxes:
+    """Lesions by frame name of rows ``name min_x,min_y,max_x,max_y,class [more boxes]``."""
+    boxes: Boxes = {}
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, *fields = line.split()
+        where = f"{path.name} line {number}"
+        if not fields:
+            notes.add("row without a box is not used", f"{where}: {line.strip()}")
+        for field in fields:
+            add_box(boxes, name, field, where, notes)
+    return boxes
+
+
+def add_box(boxes: Boxes, name: str, field: str, where: str, notes: Findings) -> None:
+    """Add the box ``min_x,min_y,max_x,max_y,class`` of a frame; without lesion: the frame alone."""
+    try:
+        left, top, right, bottom, label = (int(float(value)) for value in field.split(","))
+    except (ValueError, OverflowError):
+        notes.add("row that cannot be read is not used", f"{where}: {name} {field}")
+        return
+    lesions = boxes.setdefault(name, [])
+    if label == NON_POLYP:
+        notes.add("box of class 1 (non-polyp) is no lesion", f"{where}: {field}")
+    elif label != POLYP:
+        notes.add("box of a class that SUN does not have is not used", f"{where}: {field}")
+    elif any(lesion.bbox == [left, top, right - left, bottom - top] for lesion in lesions):
+        notes.add("box is listed twice", f"{where}: {name} {field}")
+    else:
+        lesions.append(Lesion([left, top, right - left, bottom - top]))
+
+
+def choose(
+    cases: Cases, free: Cases, val_text: str | None, test_text: str | None
+) -> dict[str, list[Video]]:
+    """Splits by case: positive and lesion-free ones each as asked for, else evenly spaced."""
+    splits: dict[str, list[Video]] = {"train": [], "val": [], "test": []}
+    asked_val, asked_test = case_list(val_text, "--val-cases"), case_list(test_text, "--test-cases")
+    for kind, known in ((0, cases), (1, free)):
+        if not known:
+            continue
+        val, test = asked_val[kind], asked_test[kind]
+        unknown = sorted({*val, *test} - known.keys())
+        if unknown or set(val) & set(test):
+            what = (
+                f"{unknown} are not there" if unknown else f"{sorted(set(val) & set(test))} twice"
+            )
+            raise ValueError(
+                f"--val-cases, --test-cases: {('cases', 'lesion-free cases')[kind]} {what}; "
+                f"there are {sorted(known)}"
+            )
+        if not test:
+            test = spread(sorted(known.keys() - set(val)), TEST_SHARE, len(known))
+        if not val:
+            val = spread(sorted(known.keys() - set(test)), VAL_SHARE, len(known))
+        for number, videos in known.items():
+            split = "test" if number in test else "val" if number in val else "train"
+            splits[split] += videos
+    return splits
+
+
+def spread(numbers: Sequence[int], share: float, total: int) -> list[int]:
+    """An even ``share`` of ``total`` out of ``numbers``, at least one, leaving at least one."""
+    return evenly_spaced(numbers, min(max(1, round(share * total)), max(len(numbers) - 1, 0)))
+
+
+def case_list(text: str | None, flag: str) -> tuple[list[int], list[int]]:
+    """``"4,14-16,n2"`` -> ([4, 14, 15, 16], [2]): positive and lesion-free cases."""
+    parts = [part.strip() for part in (text or "").split(",")]
+    try:
+        positive = numbers_of(",".join(part for part in parts if not part.startswith("n")))
+        free = numbers_of(",".join(part[1:] for part in parts if part.startswith("n")))
+    except ValueError as error:
+        raise ValueError(f"{flag} {text}: {error}") from None
+    return positive, free
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert; exit with the reason when that is not possible."""
+    options = parse(arguments)
+    try:
+        conversion = convert(options)
+    except ValueError as error:
+        raise SystemExit(f"prepare_sun.py: {error}") from None
+    print("\n".join(conversion.lines()))
+
+
+if __name__ == "__main__":
+    main()

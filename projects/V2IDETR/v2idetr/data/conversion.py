@@ -1,0 +1,392 @@
+"""Videos of a data set, as a converter understood them -> one COCO-VID JSON a split, and an audit.
+
+    Lesion, Frame, Video   what a converter fills in
+    Conversion             sizes of frames, bad boxes, numbering, the files; all of it counted
+    evenly_spaced          a share of cases or videos for validation or test, the same on every run
+    boxes_of_mask          one box for each connected part of a mask
+
+A converter never drops anything without a note: notes end up in ``audit.json`` and ``audit.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+from scipy import ndimage
+from tabulate import tabulate
+from tqdm import tqdm
+
+from v2idetr.data.audit import AuditReport, Findings, audit_boxes
+from v2idetr.data.coco_vid import RAW, write_split, write_whole
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+EXIF_ORIENTATION = 274
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+SMALLEST_PART_PX = 16  # beside a larger part, fewer pixels are specks of the annotation tool
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Lesion:
+    """A box [x, y, w, h] in px. ``area`` only where a raw file's own, odd one is to be kept."""
+
+    bbox: Sequence[Any]
+    category_id: int = 1
+    instance_id: int | None = None
+    area: float | None = None
+
+
+@dataclass
+class Frame:
+    """A picture, ``file_name`` relative to the image root. No lesions: a lesion-free frame.
+
+    ``frame_index`` None stands for its place in the list of the video's frames. ``boxes_for`` is
+    the (width, height) that the boxes were made for, where the source says so.
+    """
+
+    file_name: str
+    lesions: list[Lesion] = field(default_factory=list)
+    scene_id: int = 0
+    frame_index: int | None = None
+    boxes_for: tuple[int, int] | None = None
+
+
+@dataclass
+class Video:
+    """Frames in order of time."""
+
+    name: str
+    frames: list[Frame]
+    group: str | None = None
+
+
+class Conversion:
+    """Writes the splits of one data set to a folder, with ``audit.json`` and ``audit.md`` beside.
+
+    Args:
+        name: of the data set.
+        converter: the script, for ``info`` of the files.
+        output: folder for the files; made if need be.
+        image_root: folder that the frames' ``file_name`` are relative to.
+        class_names: categories 1..K.
+        boxes: "clip" normalises swapped corners, cuts boxes to their frame and drops what is then
+            empty; "raw" writes every box as it was published.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        converter: str,
+        output: Path,
+        image_root: Path,
+        class_names: Sequence[str],
+        boxes: Literal["clip", "raw"] = "clip",
+    ) -> None:
+        self.name = name
+        self.converter = converter
+        self.output = output
+        self.image_root = image_root
+        self.class_names = list(class_names)
+        self.boxes = boxes
+        self.notes = Findings()
+        self.reports: dict[str, AuditReport] = {}
+        self._box_sizes: dict[str, list[float]] = {}
+        self._videos = self._images = self._annotations = 0
+
+    def write(self, splits: Mapping[str, Sequence[Video]]) -> None:
+        """Write ``<split>.json`` for each split, then the audit.
+
+        Raises:
+            ValueError: a split is empty or would be wrong; nothing is written for it.
+        """
+        for split, videos in splits.items():
+            if not any(video.frames for video in videos):
+                raise ValueError(
+                    f"{self.name}: split {split!r} has no frames; choose other cases or videos "
+                    f"for it. {'; '.join(self.notes.lines())}"
+                )
+        sizes = self._read_sizes(splits)
+        for split, videos in splits.items():
+            self._write_split(split, videos, sizes)
+        audit = {
+            "data_set": self.name,
+            "converter": self.converter,
+            "boxes": self.boxes,
+            "splits": {split: report.as_dict() for split, report in self.reports.items()},
+            "notes": self.notes.as_dict(),
+        }
+        write_whole(self.output / "audit.json", json.dumps(audit, indent=1) + "\n")
+        write_whole(self.output / "audit.md", "\n".join(self.markdown()) + "\n")
+
+    def _read_sizes(self, splits: Mapping[str, Sequence[Video]]) -> dict[str, tuple[int, int]]:
+        """Width and height of every frame; one that cannot be opened is noted and left out.
+
+        Raises ValueError when pictures are not of the size that their boxes were made for.
+        """
+        frames = [f for videos in splits.values() for video in videos for f in video.frames]
+        found = in_threads(
+            lambda frame: picture_size(self.image_root / frame.file_name), frames, "sizes of frames"
+        )
+        problems = Findings()
+        sizes: dict[str, tuple[int, int]] = {}
+        for frame, size in zip(frames, found, strict=True):
+            if isinstance(size, str):
+                self.notes.add(
+                    "frame cannot be opened and is left out", f"{frame.file_name} ({size})"
+                )
+                continue
+            sizes[frame.file_name] = size
+            if frame.boxes_for not in (None, size):
+                problems.add(
+                    "picture is not of the size that its boxes were made for (was it resized?)",
+                    f"{frame.file_name} is {size}, its boxes are for {frame.boxes_for}",
+                )
+        problems.raise_if_any(self.name)
+        return sizes
+
+    def _write_split(
+        self, split: str, videos: Sequence[Video], sizes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        entries: dict[str, list[dict[str, Any]]] = {"videos": [], "images": [], "annotations": []}
+        for video in videos:
+            self._number(video, sizes, entries)
+        report = AuditReport(source=split)
+        frames = {image["id"]: image for image in entries["images"]}
+        clipped = audit_boxes(entries["annotations"], frames, report, "clip")
+        if self.boxes == "clip":
+            entries["annotations"] = clipped
+        self._count(split, report, entries, frames)
+        write_split(
+            self.output / f"{split}.json",
+            **entries,
+            categories=[{"id": k, "name": name} for k, name in enumerate(self.class_names, 1)],
+            info={
+                "description": f"{self.name}, {split}",
+                "source": self.name,
+                "box_policy": RAW if self.boxes == "raw" else "clip",
+                "converter": self.converter,
+                "image_root_hint": str(self.image_root.resolve()),
+            },
+        )
+        self.reports[split] = report
+
+    def _number(
+        self,
+        video: Video,
+        sizes: Mapping[str, tuple[int, int]],
+        entries: dict[str, list[dict[str, Any]]],
+    ) -> None:
+        """Give ids, which are unique over all splits, so that splits can be pooled."""
+        self._videos += 1
+        group = {} if video.group is None else {"group": video.group}
+        entries["videos"].append({"id": self._videos, "name": video.name, **group})
+        for place, frame in enumerate(video.frames):
+            if frame.file_name not in sizes:
+                continue
+            self._images += 1
+            width, height = sizes[frame.file_name]
+            entries["images"].append(
+                {
+                    "id": self._images,
+                    "file_name": frame.file_name,
+                    "width": width,
+                    "height": height,
+                    "video_id": self._videos,
+                    "frame_index": place if frame.frame_index is None else frame.frame_index,
+                    "scene_id": frame.scene_id,
+                }
+            )
+            for lesion in frame.lesions:
+                self._annotations += 1
+                entries["annotations"].append(self._annotation(lesion))
+
+    def _annotation(self, lesion: Lesion) -> dict[str, Any]:
+        area = lesion.area
+        if area is None and len(lesion.bbox) == 4:
+            area = lesion.bbox[2] * lesion.bbox[3]
+        instance = {} if lesion.instance_id is None else {"instance_id": lesion.instance_id}
+        return {
+            "id": self._annotations,
+            "image_id": self._images,
+            "category_id": lesion.category_id,
+            "bbox": list(lesion.bbox),
+            "area": area,
+            "iscrowd": 0,
+            **instance,
+        }
+
+    def _count(
+        self,
+        split: str,
+        report: AuditReport,
+        entries: Mapping[str, Sequence[Mapping[str, Any]]],
+        frames: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        annotations = entries["annotations"]
+        report.videos, report.frames = len(entries["videos"]), len(frames)
+        report.lesion_free_frames = len(frames) - len({a["image_id"] for a in annotations})
+        labels = [annotation["category_id"] for annotation in annotations]
+        report.boxes_per_class = {
+            name: labels.count(k) for k, name in enumerate(self.class_names, start=1)
+        }
+        shares = [
+            abs(a["bbox"][2] * a["bbox"][3])
+            / (frames[a["image_id"]]["width"] * frames[a["image_id"]]["height"])
+            for a in annotations
+            if len(a["bbox"]) == 4
+        ]
+        self._box_sizes[split] = np.sqrt(shares).tolist()
+        raw = self.boxes == "raw"
+        outcome = "kept as published" if raw else "clipped, or dropped if nothing is left"
+        self.notes.extend(report.notes, f" ({outcome})")
+        if report.frames_left_without_box and not raw:
+            self.notes.add(
+                "frames lost all their boxes and count as lesion-free",
+                f"{report.frames_left_without_box} in {split}",
+            )
+
+    def lines(self) -> list[str]:
+        """The table of splits and the notes, for the terminal."""
+        lines = tabulate(self._table(), headers="keys", disable_numparse=True).splitlines()
+        lines += [f"note: {line}" for line in self.notes.lines()]
+        return [*lines, f"written to {self.output}: {', '.join(f'{s}.json' for s in self.reports)}"]
+
+    def markdown(self) -> list[str]:
+        """The audit as a readable page."""
+        table = tabulate(self._table(), headers="keys", tablefmt="github", disable_numparse=True)
+        kept = "as published (raw)" if self.boxes == "raw" else "clipped to their frames"
+        lines = [f"# Audit of {self.name}", "", f"Written by `{self.converter}`; boxes {kept}."]
+        lines += ["Box size is sqrt(box area / frame area), in percent.", "", table, ""]
+        lines += ["## Notes", ""]
+        if not self.notes:
+            return [*lines, "Nothing was left out or changed."]
+        for kind, count in self.notes.counts.items():
+            lines.append(f"- {kind}: {count}")
+            lines += [f"    - {example}" for example in self.notes.examples[kind]]
+            rest = count - len(self.notes.examples[kind])
+            lines += [f"    - ... and {rest} more"] if rest else []
+        return lines
+
+    def _table(self) -> list[dict[str, object]]:
+        rows = []
+        for split, report in self.reports.items():
+            sizes = self._box_sizes[split] or [0.0]
+            quantiles = [f"{100 * q:.0f}" for q in np.quantile(sizes, [0.05, 0.5, 0.95])]
+            rows.append(
+                {
+                    "split": split,
+                    "videos": report.videos,
+                    "frames": report.frames,
+                    "lesion-free": report.lesion_free_frames,
+                    **{f"boxes: {name}": n for name, n in report.boxes_per_class.items()},
+                    "size % (5th, median, 95th)": ", ".join(quantiles),
+                    "bad boxes": sum(report.bad_boxes.values()),
+                    "dropped": report.dropped if self.boxes == "clip" else 0,
+                }
+            )
+        return rows
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], what: str
+) -> list[Result]:
+    """``function`` of every item, in order, several at once, with a progress bar on a terminal."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return list(tqdm(pool.map(function, items), total=len(items), desc=what, disable=None))
+
+
+def picture_size(path: Path) -> tuple[int, int] | str:
+    """(width, height) of a picture as it is seen upright, or, as text, why it cannot be opened."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            sideways = picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
+    return (height, width) if sideways else (width, height)
+
+
+def picture_files(folder: Path) -> list[str]:
+    """Names of the pictures in a folder, in natural order (``image9`` before ``image10``)."""
+    names = (n for n in os.listdir(folder) if n.lower().endswith(PICTURES) and n[0] != ".")
+    return sorted(names, key=natural_key)
+
+
+def numbered_pictures(folder: Path) -> dict[int, str]:
+    """Pictures of a folder whose names are numbers, by number; none where there is no folder."""
+    names = picture_files(folder) if folder.is_dir() else []
+    return {int(Path(name).stem): name for name in names if Path(name).stem.isdecimal()}
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that reads runs of digits as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` of the items, spread evenly over their order; the same on every run."""
+    if not 0 <= count <= len(items):
+        raise ValueError(f"cannot take {count} of {len(items)}")
+    return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
+
+
+def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
+    """A mask picture as booleans: above half of white, or, in masks of 0 and 1, above 0."""
+    with Image.open(path) as picture:
+        mask = np.asarray(picture.convert("L") if picture.mode != "P" else picture)
+    return mask > (127 if mask.max() > 1 else 0)
+
+
+def boxes_of_mask(mask: Bool[np.ndarray, "H W"]) -> tuple[list[list[int]], int]:
+    """[x, y, w, h] of each 8-connected part, top to bottom, and how many specks were left out.
+
+    The largest part is never a speck: it is what the annotator meant, however little is in view.
+    """
+    labels = np.empty(mask.shape, dtype=np.int32)
+    ndimage.label(mask, structure=np.ones((3, 3)), output=labels)
+    areas = np.bincount(labels.ravel())[1:]
+    boxes = []
+    for part, area in zip(ndimage.find_objects(labels), areas, strict=True):
+        if area >= min(SMALLEST_PART_PX, areas.max()):
+            assert part is not None
+            rows, cols = part
+            x, y = cols.start, rows.start
+            boxes.append([x, y, cols.stop - x, rows.stop - y])
+    return boxes, len(areas) - len(boxes)
+
+
+def numbers_of(text: str) -> list[int]:
+    """``"1,3,5-8"`` -> [1, 3, 5, 6, 7, 8]. Raises ValueError for anything else."""
+    numbers: list[int] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise ValueError(f"{part!r} is neither a number nor a range such as 5-8")
+        first, last = int(match[1]), int(match[2] or match[1])
+        numbers += range(first, last + 1)
+    return numbers
+
+
+def check_folder(source: Path, found: Iterable[object], expected: str) -> None:
+    """Raise ValueError that shows the ``expected`` layout unless something of it was ``found``."""
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder (--source)")
+    if not any(found):
+        held = sorted(entry.name for entry in source.iterdir())
+        listed = ", ".join(held[:8]) + (", ..." if held[8:] else "") if held else "nothing"
+        raise ValueError(
+            f"{source}: not the expected layout; it holds {listed}. Expected:\n{expected}"
+        )
