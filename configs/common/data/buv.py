@@ -1,0 +1,39 @@
+"""Breast ultrasound video, the paper's Table II: datasets/prepare_buv.py."""
+
+from detectron2.config import LazyCall as L
+
+from v2idetr.data.augmentation import (
+    ResizeShortEdge,
+    color_jitter,
+    horizontal_flip,
+    resize_or_crop_resize,
+)
+
+ROOT = "data/BUV"
+
+data = dict(
+    class_names=["benign", "malignant"],
+    train=dict(json="data/buv/train.json", image_root=ROOT),
+    val=dict(json="data/buv/val.json", image_root=ROOT),
+    test=dict(test=dict(json="data/buv/test.json", image_root=ROOT)),
+    num_frames=3,  # T, paper, section III
+    window=10,
+    sampling="random",
+    side="both",
+    # The paper states no sizes. No vertical flip: the probe is always at the top.
+    augmentations=dict(
+        train=[
+            L(horizontal_flip)(),
+            L(resize_or_crop_resize)(
+                resize=L(ResizeShortEdge)(
+                    short_edges=[352, 384, 416, 448, 480, 512, 544], max_size=800
+                )
+            ),
+            L(color_jitter)(saturation=0.0, hue=0.0),  # ultrasound is grey
+        ],
+        test=[L(ResizeShortEdge)(short_edges=480, max_size=800)],
+    ),
+    min_visible=0.25,
+    on_bad_box="raise",
+    negative_share=None,
+)

@@ -1,0 +1,36 @@
+"""CVC-ClinicDB by whole sequences, small pictures: datasets/prepare_clinicdb.py."""
+
+from detectron2.config import LazyCall as L
+
+from v2idetr.data.augmentation import (
+    ScaleJitter,
+    color_jitter,
+    horizontal_flip,
+    resize_fixed,
+    vertical_flip,
+)
+
+ROOT = "${oc.env:V2I_REAL_DATA,data}/cvc_clinicdb"
+
+data = dict(
+    class_names=["polyp"],
+    train=dict(json="data/clinicdb/train.json", image_root=ROOT),
+    val=dict(json="data/clinicdb/val.json", image_root=ROOT),
+    test=dict(test=dict(json="data/clinicdb/test.json", image_root=ROOT)),
+    num_frames=3,  # T, paper, section III
+    window=2,  # its frames were picked from the videos: neighbours are far apart already
+    sampling="random",
+    side="both",
+    augmentations=dict(  # from 384 x 288 px
+        train=[
+            L(horizontal_flip)(),
+            L(vertical_flip)(),
+            L(ScaleJitter)(width=256, height=192),
+            L(color_jitter)(),
+        ],
+        test=[L(resize_fixed)(width=256, height=192)],
+    ),
+    min_visible=0.25,
+    on_bad_box="raise",
+    negative_share=None,
+)

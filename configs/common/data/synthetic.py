@@ -1,0 +1,42 @@
+"""Synthetic endoscopy in SUN-SEG's layout: make_synthetic.py, then prepare_sunseg.py."""
+
+from detectron2.config import LazyCall as L
+
+from v2idetr.data.augmentation import (
+    ScaleJitter,
+    color_jitter,
+    horizontal_flip,
+    resize_fixed,
+    vertical_flip,
+)
+
+ROOT = "data/synthetic"
+JSON = "data/synthetic_json"
+
+data = dict(
+    class_names=["polyp"],
+    train=dict(json=f"{JSON}/train.json", image_root=ROOT),
+    val=dict(json=f"{JSON}/val.json", image_root=ROOT),
+    test=dict(
+        easy_seen=dict(json=f"{JSON}/test_easy_seen.json", image_root=ROOT),
+        easy_unseen=dict(json=f"{JSON}/test_easy_unseen.json", image_root=ROOT),
+        hard_seen=dict(json=f"{JSON}/test_hard_seen.json", image_root=ROOT),
+        hard_unseen=dict(json=f"{JSON}/test_hard_unseen.json", image_root=ROOT),
+    ),
+    num_frames=3,  # T, paper, section III
+    window=2,  # clips of 5 frames
+    sampling="random",
+    side="both",
+    augmentations=dict(
+        train=[
+            L(horizontal_flip)(),
+            L(vertical_flip)(),
+            L(ScaleJitter)(width=128, height=96, scale=[0.9, 1.3]),
+            L(color_jitter)(),
+        ],
+        test=[L(resize_fixed)(width=128, height=96)],
+    ),
+    min_visible=0.25,
+    on_bad_box="raise",
+    negative_share=None,
+)

@@ -1,0 +1,17 @@
+"""For a laptop: EfficientNet-Lite0, d 128, 3 + 3 layers, two-stage queries."""
+
+from .backbones import efficientnet_lite0
+from .deformable_detr import model, teacher
+
+model.net.backbone = efficientnet_lite0
+model.net.weights = "package:efficientnet-lite0"  # ImageNet
+model.net.d = 128
+model.net.num_queries = 30
+model.net.num_encoder_layers = 3
+model.net.num_decoder_layers = 3
+model.net.ffn_dim = 256
+model.net.box_refine = True
+model.net.two_stage = True
+model.pixel_mean = [127.0, 127.0, 127.0]  # EfficientNet-Lite
+model.pixel_std = [128.0, 128.0, 128.0]
+teacher.model.net.temporal.ffn_dim = 256

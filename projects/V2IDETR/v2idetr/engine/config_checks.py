@@ -1,0 +1,323 @@
+"""What can be checked before anything is built: targets, types, relations between keys."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.registry import locate
+
+from v2idetr.evaluation.lesion_metrics import RULES
+
+STAGES = ("teacher", "plain", "student")
+COCO_METRICS = ("AP", "AP50", "AP75")
+
+# The keys that the program itself reads, and the type of each. Arguments of L(...) nodes are
+# checked against the # signatures of their callables instead.
+PROGRAM_KEYS: dict[str, type | tuple[type, ...]] = {
+    "train.output_dir": str,
+    "train.seed": int,
+    "train.device": str,
+    "train.stages": list,
+    "train.max_iter": int,
+    "train.batch_size": int,
+    "train.accumulate": int,
+    "train.amp": str,
+    "train.clip_grad_norm": float,
+    "train.eval_period": int,
+    "train.checkpoint_period": int,
+    "train.log_period": int,
+    "train.num_workers": int,
+    "train.init_checkpoint": str,
+    "train.init_partial": bool,
+    "train.best_metric": str,
+    "train.deterministic": bool,
+    "train.tensorboard": bool,
+    "train.find_unused_parameters": bool,
+    "optimizer": dict,
+    "lr_multiplier": dict,
+    "data.class_names": list,
+    "data.train.json": str,
+    "data.train.image_root": str,
+    "data.val.json": str,
+    "data.val.image_root": str,
+    "data.test": dict,
+    "data.num_frames": int,
+    "data.window": int,
+    "data.sampling": str,
+    "data.side": str,
+    "data.min_visible": float,
+    "data.augmentations.train": list,
+    "data.augmentations.test": list,
+    "data.on_bad_box": str,
+    "data.negative_share": (float, type(None)),
+    "model": dict,
+    "evaluation.rules": list,
+    "evaluation.coco_ap": bool,
+    "evaluation.batch_size": int,
+    "evaluation.checkpoint": str,
+}
+TEACHER_KEYS: dict[str, type | tuple[type, ...]] = {
+    "teacher.model": dict,
+    "teacher.checkpoint": str,
+    "teacher.max_iter": (int, type(None)),
+    "teacher.batch_size": (int, type(None)),
+}
+DISTILLATION_KEYS: dict[str, type | tuple[type, ...]] = {
+    "distillation.tfd": (dict, type(None)),
+    "distillation.cqd": (dict, type(None)),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "train.device": ("auto", "cpu", "cuda"),
+    "train.amp": ("off", "bf16", "fp16"),
+    "data.sampling": ("random", "fixed"),
+    "data.side": ("both", "past"),
+    "data.on_bad_box": ("raise", "clip", "drop"),
+    "evaluation.checkpoint": ("best", "final"),
+}
+AT_LEAST: dict[str, int] = {
+    "train.seed": 0,
+    "train.max_iter": 1,
+    "train.batch_size": 1,
+    "train.accumulate": 1,
+    "train.clip_grad_norm": 0,
+    "train.eval_period": 0,
+    "train.checkpoint_period": 1,
+    "train.log_period": 1,
+    "train.num_workers": 0,
+    "teacher.max_iter": 1,
+    "teacher.batch_size": 1,
+    "data.num_frames": 1,
+    "data.window": 0,
+    "evaluation.batch_size": 1,
+}
+_PLAIN_BUILTINS = ("builtins.dict", "builtins.list", "builtins.tuple", "builtins.set")
+
+
+def check_targets(config: dict[str, Any], problems: list[str]) -> None:
+    """Each `_target_` must name a callable of an installed library, and the other keys bind to it.
+
+    The standard library is refused because a YAML from somewhere could otherwise name `os.system`;
+    a config still chooses which installed code is built, so run only configs that you trust.
+    """
+    for key, node in _nodes(config, ""):
+        target = node["_target_"]
+        where = f"{key}._target_" if key else "_target_"
+        if not isinstance(target, str):
+            problems.append(f"{where} must be the dotted name of a callable, but is {target!r}.")
+            continue
+        if _is_standard_library(target):
+            problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
+            continue
+        try:
+            found = locate(target)
+        except Exception as error:  # importing a stranger's module can raise anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            problems.append(f"{where}: {target} cannot be imported: {reason}")
+            continue
+        if not callable(found):
+            problems.append(
+                f"{where}: {target} {'is not callable' if found else 'does not exist'}."
+            )
+        elif _is_standard_library(f"{getattr(found, '__module__', '') or ''}.x"):
+            problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
+        else:
+            _check_arguments(key, target, found, node, problems)
+
+
+def validate_config(
+    config: dict[str, Any], *, world_size: int = 1, has_gpu: bool = False
+) -> list[str]:
+    """Sentences about missing, mistyped and contradictory keys of a resolved config.
+
+    Args:
+        config: resolved plain config.
+        world_size: processes over all machines.
+        has_gpu: whether this machine has one.
+    """
+    problems: list[str] = []
+    stages = config.get("train", {}).get("stages")
+    stages = stages if isinstance(stages, list) else []
+    expected = dict(PROGRAM_KEYS)
+    if "teacher" in stages or "student" in stages:
+        expected |= TEACHER_KEYS
+    if "student" in stages:
+        expected |= DISTILLATION_KEYS
+    for key, kind in expected.items():
+        _check_type(config, key, kind, problems)
+    for key, choices in CHOICES.items():
+        value = _get(config, key)
+        if isinstance(value, str) and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            problems.append(f"{key} must be one of {', '.join(choices)}, but is {value!r}.{hint}")
+    for key, least in AT_LEAST.items():
+        value = _get(config, key)
+        if isinstance(value, int | float) and value < least:
+            problems.append(f"{key} must be at least {least}, but is {value}.")
+    if not problems:  # the relations read keys that must be there and have their type
+        relations: tuple[Callable[[dict[str, Any], list[str]], None], ...] = (
+            _check_stages,
+            _check_classes,
+            _check_splits,
+            _check_evaluation,
+            _check_files,
+        )
+        for relation in relations:
+            relation(config, problems)
+        _check_batches(config, world_size, problems)
+        _check_device(config["train"], has_gpu, problems)
+    return problems
+
+
+def _check_stages(config: dict[str, Any], problems: list[str]) -> None:
+    stages = config["train"]["stages"]
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if not stages or unknown:
+        problems.append(f"train.stages must name some of {', '.join(STAGES)}, but is {stages}.")
+    elif sorted(set(stages), key=STAGES.index) != stages:
+        problems.append(
+            f"train.stages must be in the order {', '.join(STAGES)}, each once, but is {stages}."
+        )
+    if "student" in stages and "teacher" not in stages and not config["teacher"]["checkpoint"]:
+        problems.append(
+            "train.stages has the student, who needs a teacher: add teacher to train.stages, or "
+            "name a trained one, such as teacher.checkpoint=output/my_run/teacher/best.pth."
+        )
+
+
+def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
+    names = config["data"]["class_names"]
+    are_words = all(isinstance(name, str) for name in names)
+    if not names or not are_words or len(set(names)) != len(names):
+        problems.append(f"data.class_names must be different words, one per class, but is {names}.")
+    for key, node in (("model", config["model"]), ("teacher.model", _get(config, "teacher.model"))):
+        given = node.get("class_names") if isinstance(node, dict) else None
+        if given is not None and given != names:
+            problems.append(f"{key}.class_names is {given}, but data.class_names is {names}.")
+
+
+def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
+    if not config["data"]["test"]:
+        problems.append(
+            "data.test must name at least one split: {name: {json: ..., image_root: ...}}."
+        )
+    for name, split in config["data"]["test"].items():
+        paths = split if isinstance(split, dict) else {}
+        are_words = all(isinstance(path, str) for path in paths.values())
+        if set(paths) != {"json", "image_root"} or not are_words:
+            problems.append(
+                f"data.test.{name} must be {{json: ..., image_root: ...}}, but is {split!r}."
+            )
+
+
+def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
+    train, evaluation = config["train"], config["evaluation"]
+    metric, rules = train["best_metric"], evaluation["rules"]
+    known = [*COCO_METRICS] if evaluation["coco_ap"] else []
+    known += [f"{rule}/{name}" for rule in rules for name in ("f1", "precision", "recall")]
+    unknown = [rule for rule in rules if rule not in RULES]
+    if unknown:
+        problems.append(f"evaluation.rules has {unknown}; the rules are {', '.join(RULES)}.")
+    elif metric not in known:
+        problems.append(
+            f"train.best_metric is {metric!r}, which this evaluation does not compute; it computes "
+            f"{', '.join(known)}."
+        )
+    if evaluation["checkpoint"] == "best" and train["eval_period"] == 0:
+        problems.append(
+            "evaluation.checkpoint=best needs train.eval_period above 0: nothing is best without "
+            "evaluations. Or set evaluation.checkpoint=final."
+        )
+
+
+def _check_files(config: dict[str, Any], problems: list[str]) -> None:
+    train = config["train"]
+    for key in ("train.init_checkpoint", "teacher.checkpoint"):
+        path = _get(config, key)
+        if path and not Path(path).is_file():
+            problems.append(f"{key}: there is no file {path}.")
+    if train["init_partial"] and not train["init_checkpoint"]:
+        problems.append("train.init_partial is true, but train.init_checkpoint names no file.")
+
+
+def _check_batches(config: dict[str, Any], world_size: int, problems: list[str]) -> None:
+    share = world_size * config["train"]["accumulate"]
+    for key in ("train.batch_size", "teacher.batch_size"):
+        size = _get(config, key)
+        if isinstance(size, int) and size % share:
+            problems.append(
+                f"{key} is {size}, which {world_size} process(es) x train.accumulate="
+                f"{config['train']['accumulate']} do not divide; use a multiple of {share}."
+            )
+
+
+def _check_device(train: dict[str, Any], has_gpu: bool, problems: list[str]) -> None:
+    if train["device"] == "cuda" and not has_gpu:
+        problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
+    if train["amp"] == "fp16" and (train["device"] == "cpu" or not has_gpu):
+        problems.append("train.amp=fp16 needs a GPU; on a CPU use bf16 or off.")
+
+
+def _check_type(
+    config: dict[str, Any], key: str, kind: type | tuple[type, ...], problems: list[str]
+) -> None:
+    value = _get(config, key, missing := object())
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+    if value is missing:
+        problems.append(f"{key} is missing; it must be {names} (see configs/common).")
+    elif type(value) not in kinds and not (float in kinds and type(value) is int):
+        problems.append(f"{key} must be {names}, but is {value!r} ({type(value).__name__}).")
+
+
+def _get(config: Any, key: str, default: Any = None) -> Any:
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return default
+        config = config[part]
+    return config
+
+
+def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All L(...) nodes with their full keys, outer ones first."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield key, value
+        for name, item in value.items():
+            yield from _nodes(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _nodes(item, f"{key}.{index}")
+
+
+def _is_standard_library(target: str) -> bool:
+    return target.split(".")[0] in sys.stdlib_module_names and target not in _PLAIN_BUILTINS
+
+
+def _check_arguments(
+    key: str, target: str, found: Callable, node: dict[str, Any], problems: list[str]
+) -> None:
+    """The keys must be parameters of the callable, all required parameters among them."""
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return  # some C callables have no signature
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    named = {
+        name: p
+        for name, p in parameters.items()
+        if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+    for name in node.keys() - named.keys() - {"_target_"}:
+        if not takes_any:
+            near = difflib.get_close_matches(name, list(named), n=1)
+            hint = f" Did you mean {key}.{near[0]}?" if near else f" It takes {', '.join(named)}."
+            problems.append(f"{key}.{name}: {target} has no such argument.{hint}")
+    for name, parameter in named.items():
+        if parameter.default is inspect.Parameter.empty and name not in node:
+            problems.append(f"{key}: {target} needs the argument {name}.")

@@ -1,0 +1,305 @@
+"""What happens around the steps: rates, log, evaluation, checkpoints, stopping, teaching."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
+from tqdm import tqdm
+
+from v2idetr.distillation.knowledge import teacher_knowledge
+from v2idetr.engine.atomic_file import write_text_atomically
+from v2idetr.engine.checkpoint import Checkpoint, save_checkpoint
+from v2idetr.engine.optimizer import set_learning_rates
+from v2idetr.engine.signals import StopRequested, StopSignals
+from v2idetr.engine.trainer import Sample, TrainerHook
+
+logger = logging.getLogger(__name__)
+
+
+class LearningRate(TrainerHook):
+    """Sets the learning rates of every step from its number alone."""
+
+    def __init__(self, multiplier: ParamScheduler) -> None:
+        self.multiplier = multiplier
+        self.value = 0.0
+
+    def before_step(self) -> None:
+        trainer = self.trainer
+        self.value = set_learning_rates(
+            trainer.optimizer, self.multiplier, trainer.iter, trainer.max_iter
+        )
+        trainer.storage.put_scalar("lr", self.value, smoothing_hint=False)
+
+
+class DistillationHook(TrainerHook):
+    """Asks the frozen teacher about each micro-batch before the student sees it.
+
+    Args:
+        teacher: a trained detector of clips; set to evaluation mode and frozen here.
+        decode: whether the decoded queries are needed (they are for CQD).
+    """
+
+    def __init__(self, teacher: nn.Module, *, decode: bool = True) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.decode = decode
+
+    def before_forward(self, batch: list[Sample]) -> dict[str, Any]:
+        return {"knowledge": teacher_knowledge(self.teacher, batch, decode=self.decode)}
+
+
+class MetricsLog(TrainerHook):
+    """Appends to metrics.jsonl the means since the last line, and shows progress.
+
+    A line is {"iteration": completed steps, losses, "grad_norm", "lr", "time_s", "data_time_s"}.
+    Sums that are not yet a line are part of the checkpoint, so the file of a resumed run equals
+    that of an uninterrupted one, times apart.
+    """
+
+    def __init__(self, path: Path, period: int, learning_rate: LearningRate) -> None:
+        self.path, self.period, self.learning_rate = path, period, learning_rate
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._start_s = 0.0
+        self._bar: Any = None
+
+    def before_train(self) -> None:
+        self._start_s = time.monotonic()
+        if comm.is_main_process():
+            truncate_metrics(self.path, self.trainer.start_iter)
+            if sys.stderr.isatty():
+                self._bar = tqdm(
+                    total=self.trainer.max_iter,
+                    initial=self.trainer.start_iter,
+                    desc=self.trainer.stage,
+                    unit="step",
+                )
+
+    def after_step(self) -> None:
+        for name, value in self.trainer.step_metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        done = self.trainer.iter + 1
+        if self._bar is not None:
+            self._bar.update(1)
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            means = {name: value / self._count for name, value in self._sums.items()}
+            self._sums, self._count = {}, 0
+            self.append({"iteration": done, **means, "lr": self.learning_rate.value})
+            self._show(done, means)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line; a value that is not finite becomes null."""
+        if comm.is_main_process():
+            finite = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in line.items()
+            }
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums, self._count = dict(state["sums"]), state["count"]
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self, done: int, means: dict[str, float]) -> None:
+        trainer = self.trainer
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{means['total_loss']:.3f}")
+            return
+        per_step_s = (time.monotonic() - self._start_s) / (done - trainer.start_iter)
+        left = timedelta(seconds=round(per_step_s * (trainer.max_iter - done)))
+        logger.info(
+            "%s: step %d of %d, loss %.3f, lr %.2g, %.2f s a step, about %s left",
+            trainer.stage,
+            done,
+            trainer.max_iter,
+            means["total_loss"],
+            self.learning_rate.value,
+            means["time_s"],
+            left,
+        )
+
+
+class TensorBoard(TrainerHook):
+    """Event files for TensorBoard, on the main process."""
+
+    def __init__(self, folder: Path, period: int) -> None:
+        from detectron2.utils.events import TensorboardXWriter
+
+        self.period = period
+        self._writer = TensorboardXWriter(str(folder), window_size=1)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            self._writer.write()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class CheckpointWriter(TrainerHook):
+    """Writes last.pth periodically and at the end, and final.pth; best.pth when asked to.
+
+    Args:
+        folder: of the stage.
+        period: steps between writes of last.pth.
+        snapshot: (iteration, with the state needed to resume) -> what to write.
+    """
+
+    def __init__(
+        self, folder: Path, period: int, snapshot: Callable[[int, bool], Checkpoint]
+    ) -> None:
+        self.folder, self.period, self.snapshot = folder, period, snapshot
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            self.write_last()
+
+    def after_train(self) -> None:
+        self._write("final.pth", self.trainer.max_iter, resumable=False)
+
+    def write_last(self) -> None:
+        """Everything needed to continue after the current step."""
+        self._write("last.pth", self.trainer.iter + 1, resumable=True)
+
+    def write_best(self, iteration: int) -> None:
+        """The weights alone."""
+        self._write("best.pth", iteration, resumable=False)
+
+    def _write(self, name: str, iteration: int, *, resumable: bool) -> None:
+        if comm.is_main_process():
+            save_checkpoint(self.snapshot(iteration, resumable), self.folder / name)
+
+
+class Validation(TrainerHook):
+    """Evaluates on the validation split and keeps the best weights by a named metric.
+
+    Args:
+        validate: returns metrics by name, the same on all processes.
+        period: steps between evaluations; there is one more at the end.
+        metric: name of the metric to maximise.
+        writer: writes best.pth, and last.pth when an evaluation is interrupted.
+        log: gets one line per evaluation, names prefixed with "val/".
+    """
+
+    def __init__(
+        self,
+        validate: Callable[[], dict[str, float]],
+        *,
+        period: int,
+        metric: str,
+        writer: CheckpointWriter,
+        log: MetricsLog,
+        signals: StopSignals,
+    ) -> None:
+        self.validate, self.period, self.metric = validate, period, metric
+        self.writer, self.log, self.signals = writer, log, signals
+        self.best: dict[str, Any] | None = None
+        self._evaluated = 0
+
+    def before_train(self) -> None:
+        """Make up for an evaluation that the interrupted run did not finish."""
+        start = self.trainer.start_iter
+        if start > 0 and self._due(start) and self._evaluated != start:
+            with self.signals.immediate():
+                self._evaluate(start)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._due(done):
+            try:
+                with self.signals.immediate():
+                    self._evaluate(done)
+            except StopRequested:
+                self.writer.write_last()
+                raise
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "evaluated": self._evaluated}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self._evaluated = state["best"], state["evaluated"]
+
+    def _due(self, done: int) -> bool:
+        return done % self.period == 0 or done == self.trainer.max_iter
+
+    def _evaluate(self, done: int) -> None:
+        metrics = self.validate()
+        if self.metric not in metrics:
+            raise ValueError(
+                f"train.best_metric is {self.metric!r}; the evaluation computes "
+                f"{', '.join(metrics)}."
+            )
+        value = float(metrics[self.metric])
+        with self.signals.deferred():
+            if self.best is None or value >= _or_worst(
+                self.best["value"]
+            ):  # equal: the longer trained
+                finite = value if math.isfinite(value) else None
+                self.best = {"metric": self.metric, "value": finite, "iteration": done}
+                self.writer.write_best(done)
+            self._evaluated = done
+            named = {f"val/{name}": value for name, value in metrics.items()}
+            self.log.append({"iteration": done, **named})
+            self.trainer.storage.put_scalars(**named, smoothing_hint=False)
+        logger.info(
+            "%s: step %d: validation %s %.4f (best %s at step %d)",
+            self.trainer.stage,
+            done,
+            self.metric,
+            value,
+            "undefined" if self.best["value"] is None else f"{self.best['value']:.4f}",
+            self.best["iteration"],
+        )
+
+
+class Interruption(TrainerHook):
+    """After a signal: finish the step, write last.pth, stop on all processes together."""
+
+    def __init__(self, signals: StopSignals, writer: CheckpointWriter) -> None:
+        self.signals, self.writer = signals, writer
+
+    def after_step(self) -> None:
+        number = self.signals.requested(self.trainer.device)
+        if number is not None:
+            self.writer.write_last()
+            comm.synchronize()  # whoever ends first takes the others down
+            raise StopRequested(number)
+
+
+def _or_worst(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+def truncate_metrics(path: Path, iteration: int) -> None:
+    """Drop the lines after `iteration`, and a last line that was cut off in writing."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["iteration"] > iteration:
+                continue
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept.append(line + "\n")
+    write_text_atomically(path, "".join(kept))

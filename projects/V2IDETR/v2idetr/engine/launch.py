@@ -1,0 +1,188 @@
+"""From the command line's options to the processes that run the stages."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.engine import launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from torch.multiprocessing import ProcessExitedException
+
+from v2idetr.engine import run_folder
+from v2idetr.engine.config import ConfigError, load_run_config
+from v2idetr.engine.run_context import Run, load_splits
+from v2idetr.engine.signals import SIGNALS, StopRequested, StopSignals
+from v2idetr.engine.stages import evaluate_only, run_stages
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR = 2  # exit code
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is all there is to show."""
+
+
+def launch_run(options: argparse.Namespace) -> int:
+    """Check the config, start one process or several, return the exit code.
+
+    Raises:
+        UserError: config, data, checkpoint or folder cannot be used, or a loss was not finite.
+    """
+    world = options.num_gpus * options.num_machines
+    gpus = torch.cuda.device_count()
+    try:
+        config = load_run_config(
+            options.config_file, options.overrides, world_size=world, has_gpu=gpus > 0
+        )
+    except ConfigError as error:
+        raise UserError(str(error)) from error
+    device_type = config.train.device
+    if device_type == "auto":
+        device_type = "cuda" if gpus else "cpu"
+    if device_type == "cuda" and options.num_gpus > gpus:
+        raise UserError(f"--num-gpus {options.num_gpus}: this machine has {gpus}.")
+    if world == 1:
+        return run_process(options, config, device_type)
+    if device_type == "cpu":  # detectron2 would choose NCCL where there is a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    with _signals_forwarded():
+        try:
+            launch(
+                _worker,
+                options.num_gpus,
+                num_machines=options.num_machines,
+                machine_rank=options.machine_rank,
+                dist_url=options.dist_url,
+                args=(options, config, device_type),
+            )
+        except ProcessExitedException as error:
+            return error.exit_code if error.exit_code > 0 else 1
+    return 0
+
+
+def run_process(options: argparse.Namespace, config: DictConfig, device_type: str) -> int:
+    """What every process does: prepare, run the stages; returns the exit code.
+
+    Raises:
+        UserError: see `launch_run`.
+    """
+    setup_logger(distributed_rank=comm.get_rank(), name="v2idetr").setLevel(logging.INFO)
+    with StopSignals() as signals:
+        try:
+            run = _prepare(options, config, device_type, signals)
+            if options.eval_only:
+                evaluate_only(run)
+            else:
+                run_stages(run)
+        except StopRequested as stop:
+            logger.warning("stopped by %s; to continue:\n  %s", stop, _resume_command())
+            return stop.exit_code
+        except (ValueError, FloatingPointError) as error:
+            _log_to_file("stopped by an error", error)
+            raise UserError(_message(error)) from error
+    return 0
+
+
+def _worker(options: argparse.Namespace, config: DictConfig, device_type: str) -> None:
+    """`run_process` in a process of its own, whose exit code is all that others see."""
+    if device_type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.num_gpus))
+    try:
+        code = run_process(options, config, device_type)
+    except UserError as error:
+        logger.error("%s", error)
+        code = USER_ERROR
+    if code:
+        raise SystemExit(code)
+
+
+def _prepare(
+    options: argparse.Namespace, config: DictConfig, device_type: str, signals: StopSignals
+) -> Run:
+    """Data, folder and device, checked before anything is trained."""
+    folder = Path(config.train.output_dir)
+    splits = load_splits(config, with_train=not options.eval_only)
+    index = comm.get_local_rank() if device_type == "cuda" else None
+    device = torch.device(device_type, index) if index is not None else torch.device(device_type)
+    # Where there is no repeatable implementation, torch warns once and goes on.
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    deterministic: Any = torch.utils.deterministic  # a module whose class has the property
+    deterministic.fill_uninitialized_memory = False  # would only cost time
+    if comm.is_main_process():
+        if not options.eval_only:
+            run_folder.claim(folder, config, resume=options.resume)
+            run_folder.record(
+                folder,
+                config,
+                splits,
+                device=run_folder.device_name(device),
+                processes=comm.get_world_size(),
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        _add_log_file(folder / "log.txt")
+    comm.synchronize()
+    logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)
+    return Run(config, device, splits, signals)
+
+
+@contextlib.contextmanager
+def _signals_forwarded() -> Iterator[None]:
+    """A signal to this process, which only waits, is passed on to those that work."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _add_log_file(path: Path) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    package = logging.getLogger("v2idetr")
+    for old in [h for h in package.handlers if isinstance(h, logging.FileHandler)]:
+        package.removeHandler(old)
+        old.close()
+    package.addHandler(handler)
+
+
+def _log_to_file(text: str, error: Exception) -> None:
+    """The whole traceback, for those who look for it; the terminal gets the message alone."""
+    for handler in logging.getLogger("v2idetr").handlers:
+        if isinstance(handler, logging.FileHandler):
+            trace = (type(error), error, error.__traceback__)
+            record = logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), trace)
+            handler.handle(record)
+
+
+def _message(error: Exception) -> str:
+    """An error's own text; one from a data worker carries that process's traceback before it."""
+    text = str(error)
+    marker = f"{type(error).__name__}: "
+    return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text
+
+
+def _resume_command() -> str:
+    arguments = [a for a in sys.argv if a != "--resume"]
+    return shlex.join(["python", *arguments[:1], "--resume", *arguments[1:]])

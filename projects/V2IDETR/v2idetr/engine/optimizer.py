@@ -1,0 +1,82 @@
+"""AdamW in three groups of parameters, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWRecipe:
+    """Model -> AdamW with its own learning rates for the backbone and for the slow parameters.
+
+    Attributes:
+        lr: of everything that is in no other group.
+        backbone_lr: of parameters with "backbone" in their name.
+        slow_factor: `lr` times this is the rate of the slow parameters.
+        slow_names: a parameter whose name contains one of these is slow (Deformable DETR, main.py).
+        weight_decay: decoupled, of all groups.
+    """
+
+    lr: float
+    backbone_lr: float
+    slow_factor: float = 0.1
+    slow_names: Sequence[str] = ("sampling_offsets", "reference_points")
+    weight_decay: float = 1e-4
+
+    def __call__(self, model: nn.Module) -> AdamW:
+        """Every parameter that requires a gradient in exactly one group; the counts are logged.
+
+        Raises:
+            ValueError: nothing in the model is trainable.
+        """
+        rates = {"main": self.lr, "backbone": self.backbone_lr, "slow": self.lr * self.slow_factor}
+        groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+        frozen = 0
+        for name, parameter in model.named_parameters():  # shared parameters come once
+            if parameter.requires_grad:
+                groups[self._group(name)].append(parameter)
+            else:
+                frozen += parameter.numel()
+        for name, parameters in groups.items():
+            count = sum(parameter.numel() for parameter in parameters)
+            logger.info("optimizer: %s: %d parameters, lr %g", name, count, rates[name])
+        logger.info("optimizer: frozen: %d parameters", frozen)
+        if not any(groups.values()):
+            raise ValueError("the model has no parameter to train: everything is frozen")
+        return AdamW(
+            [
+                {"params": parameters, "lr": rates[name], "initial_lr": rates[name], "name": name}
+                for name, parameters in groups.items()
+                if parameters
+            ],
+            weight_decay=self.weight_decay,
+        )
+
+    def _group(self, name: str) -> str:
+        if "backbone" in name:
+            return "backbone"
+        return "slow" if any(word in name for word in self.slow_names) else "main"
+
+
+def set_learning_rates(
+    optimizer: Optimizer, multiplier: ParamScheduler, iteration: int, max_iter: int
+) -> float:
+    """Set every group to its initial rate times `multiplier(iteration / max_iter)`.
+
+    A function of the iteration alone, so there is no schedule to save.
+
+    Returns:
+        the rate of the first group.
+    """
+    factor = multiplier(iteration / max_iter)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])

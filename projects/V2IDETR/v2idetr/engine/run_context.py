@@ -1,0 +1,133 @@
+"""What all stages of a run share: config, device, data, and the loaders made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from v2idetr.data.clip_mapper import ClipMapper
+from v2idetr.data.coco_vid import SplitData, load_split
+from v2idetr.data.loader import build_eval_loader, build_train_loader
+from v2idetr.engine.config import build
+from v2idetr.engine.signals import StopSignals
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of train_net.py on one process.
+
+    Attributes:
+        config: resolved and checked.
+        device: of this process.
+        splits: "train" (not for evaluation alone), "val" and "test/<name>".
+        signals: tell the run to stop.
+    """
+
+    config: DictConfig
+    device: torch.device
+    splits: dict[str, SplitData]
+    signals: StopSignals
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes; each stage has a folder in it."""
+        return Path(self.config.train.output_dir)
+
+    @property
+    def tests(self) -> dict[str, SplitData]:
+        """Test splits by their own names."""
+        return {n.removeprefix("test/"): s for n, s in self.splits.items() if n.startswith("test/")}
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage writes."""
+        return self.folder / stage
+
+    def weights(self, stage: str) -> Path:
+        """The file of a trained stage that is evaluated, and that teaches."""
+        if stage == "teacher" and self.config.teacher.checkpoint:
+            return Path(self.config.teacher.checkpoint)
+        return self.stage_folder(stage) / f"{self.config.evaluation.checkpoint}.pth"
+
+    def length(self, stage: str) -> tuple[int, int]:
+        """Number of steps of a stage, and clips per step over all processes."""
+        train = self.config.train
+        if stage != "teacher":
+            return train.max_iter, train.batch_size
+        teacher = self.config.teacher
+        return teacher.max_iter or train.max_iter, teacher.batch_size or train.batch_size
+
+
+def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]:
+    """Read and check all splits of a run.
+
+    Raises:
+        ValueError: all that is wrong with any of them, see `load_split`.
+    """
+    wanted = {"train": config.data.train} if with_train else {}
+    wanted["val"] = config.data.val
+    wanted |= {f"test/{name}": paths for name, paths in config.data.test.items()}
+    splits, problems = {}, []
+    for name, paths in wanted.items():
+        try:
+            splits[name] = load_split(
+                paths.json,
+                paths.image_root,
+                on_bad_box=config.data.on_bad_box,
+                expected_classes=len(config.data.class_names),
+                class_names=list(config.data.class_names),
+            )
+        except (ValueError, OSError) as error:
+            problems.append(f"data.{name.replace('/', '.')}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return splits
+
+
+def train_loader(run: Run, stage: str, num_frames: int, start_iteration: int) -> DataLoader:
+    """Endless batches of clips of `num_frames` frames, this process's share."""
+    world = comm.get_world_size()
+    return build_train_loader(
+        run.splits["train"],
+        _mapper(run.config, num_frames, is_train=True),
+        batch_size=run.length(stage)[1] // world,
+        seed=run.config.train.seed,
+        start_iteration=start_iteration,
+        negative_share=run.config.data.negative_share,
+        num_workers=run.config.train.num_workers,
+        rank=comm.get_rank(),
+        world_size=world,
+    )
+
+
+def eval_loader(run: Run, split: SplitData, num_frames: int) -> DataLoader:
+    """Every frame of a split once, in order, this process's share."""
+    return build_eval_loader(
+        split,
+        _mapper(run.config, num_frames, is_train=False),
+        batch_size=run.config.evaluation.batch_size,
+        num_workers=run.config.train.num_workers,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
+
+
+def _mapper(config: DictConfig, num_frames: int, *, is_train: bool) -> ClipMapper:
+    data: Any = config.data
+    sampling: Literal["random", "fixed"] = data.sampling if is_train else "fixed"
+    return ClipMapper(
+        num_frames=num_frames,
+        window=data.window,
+        sampling=sampling,
+        side=data.side,
+        augmentations=build(config, f"data.augmentations.{'train' if is_train else 'test'}"),
+        is_train=is_train,
+        min_visible=data.min_visible,
+        # In order, each frame is read once; in random order a cache would hardly ever hit.
+        cache_frames=0 if is_train or num_frames == 1 else 2 * data.window + 1,
+    )

@@ -1,0 +1,163 @@
+"""The folder of a run: who may write to it, what is recorded in it, which stages in it are done.
+
+output_dir/config.yaml  run.json  log.txt  results.json
+output_dir/<stage>/     config.yaml  metrics.jsonl  last.pth  best.pth  final.pth  evaluation.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from v2idetr.data.coco_vid import SplitData
+from v2idetr.engine.atomic_file import write_text_atomically
+from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
+from v2idetr.engine.config_checks import STAGES
+
+CONFIG, RECORD, RESULTS = "config.yaml", "run.json", "results.json"
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "Pillow",
+    "timm",
+    "omegaconf",
+    "fvcore",
+    "faster-coco-eval",
+    "sal-detectron2",
+    "detectron2",
+]
+
+
+def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
+    """Make sure that this run may write to its folder, and save its config there.
+
+    A new run needs a folder without one; a resumed run continues only what was started with the
+    same settings. With `resume` and nothing to resume, the run simply starts.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is off, or that run had another config.
+    """
+    existing = folder / CONFIG
+    if existing.exists() or any((folder / stage).exists() for stage in STAGES):
+        if not resume:
+            raise ValueError(
+                f"{folder} already holds a run. Add --resume to continue it, or choose another "
+                "folder with "
+                "train.output_dir=..."
+            )
+        if existing.exists():
+            _check_same(load_config(existing), config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("**/.*.tmp"):  # of writes that were killed
+        leftover.unlink()
+    save_config(config, existing)
+
+
+def record(
+    folder: Path, config: DictConfig, splits: dict[str, SplitData], *, device: str, processes: int
+) -> None:
+    """Add this start of the program to run.json: versions, commit, data, command line.
+
+    Raises:
+        ValueError: an annotation file differs from that of the run's first start.
+    """
+    path = folder / RECORD
+    data = {name: data_fingerprint(split) for name, split in splits.items()}
+    history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"starts": []}
+    if history["starts"]:
+        before = history["starts"][0]["data"]
+        changed = [
+            name
+            for name in data
+            if name in before and before[name]["sha256"] != data[name]["sha256"]
+        ]
+        if changed:
+            raise ValueError(
+                f"{folder}: the annotations of {', '.join(changed)} changed since this run began; "
+                "start a new run in "
+                "another train.output_dir."
+            )
+    history["starts"].append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "config_fingerprint": fingerprint(config),
+            "git_commit": git_commit(),
+            "device": device,
+            "processes": processes,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": _versions(),
+            "data": data,
+        }
+    )
+    write_text_atomically(path, json.dumps(history, indent=1) + "\n")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a stage was trained to its end and evaluated."""
+    return (folder / "final.pth").exists() and (folder / "evaluation.json").exists()
+
+
+def data_fingerprint(split: SplitData) -> dict[str, Any]:
+    """Hash of the annotation file and the number of frames; pictures are not read."""
+    digest = hashlib.sha256(Path(split.json_path).read_bytes()).hexdigest()
+    return {"json": str(split.json_path), "sha256": digest[:16], "frames": len(split.records)}
+
+
+def git_commit() -> str:
+    """Commit of the source tree, with "+" for local changes; "" if unknown."""
+    source = Path(__file__).parent
+    try:
+        head = _git(source, "rev-parse", "HEAD")
+        return head + ("+" if _git(source, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or "cpu" with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _check_same(before: DictConfig, now: DictConfig, folder: Path) -> None:
+    changed = differing_keys(before, now)
+    if changed:
+        raise ValueError(
+            f"{folder} was started with other settings, so it cannot be resumed with these:\n  "
+            + "\n  ".join(changed)
+            + "\nResume with the old settings, or start a new run in another train.output_dir, "
+            "with "
+            "train.init_checkpoint for the weights."
+        )
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=20
+    ).stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

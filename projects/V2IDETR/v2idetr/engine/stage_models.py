@@ -1,0 +1,78 @@
+"""The models of a stage, as its config describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from v2idetr.distillation.student import DistilledStudent
+from v2idetr.engine.config import build
+from v2idetr.engine.trainer import seed_step
+
+
+@dataclass(frozen=True)
+class StageModels:
+    """Models of one stage.
+
+    Attributes:
+        detector: what is evaluated and saved.
+        trained: what is trained: the detector itself, or it with its distillation losses around it.
+        teacher: whom the student learns from; None in the other stages.
+    """
+
+    detector: Any  # a Detector: torch types its submodules as Tensor | Module
+    trained: nn.Module
+    teacher: Any = None
+
+
+def build_stage(config: DictConfig, stage: str) -> StageModels:
+    """Models with freshly drawn weights, the same ones on every call.
+
+    Plain and distilled student start from the same weights: they differ by the distillation alone.
+
+    Raises:
+        ValueError: a module refuses its settings, names the key; teacher and student do not fit.
+    """
+    detector = _build_detector(config, "teacher.model" if stage == "teacher" else "model")
+    if stage != "student":
+        return StageModels(detector, detector)
+    teacher = _build_detector(config, "teacher.model")
+    losses: dict[str, Any] = {
+        name: build(config, f"distillation.{name}") if config.distillation[name] else None
+        for name in ("tfd", "cqd")
+    }
+    try:
+        student = DistilledStudent(student=detector, **losses)
+    except ValueError as error:
+        raise ValueError(f"distillation: {error}") from error
+    return StageModels(detector, student, teacher)
+
+
+def split_state(models: StageModels) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State of the detector, and of what surrounds it in training."""
+    detector = dict(models.detector.state_dict())
+    if models.trained is models.detector:
+        return detector, {}
+    own = {id(tensor) for tensor in models.detector.state_dict(keep_vars=True).values()}
+    everything = models.trained.state_dict(keep_vars=True)
+    around = {name: t.detach() for name, t in everything.items() if id(t) not in own}
+    return detector, around
+
+
+def _build_detector(config: DictConfig, key: str) -> Any:
+    seed_step(config.train.seed, "initial weights", 0, 0)
+    detector = build(config, key)
+    if not 1 <= detector.num_frames <= config.data.num_frames:
+        raise ValueError(
+            f"{key} looks at {detector.num_frames} frames, but data.num_frames is "
+            f"{config.data.num_frames}."
+        )
+    if list(detector.class_names) != list(config.data.class_names):
+        raise ValueError(
+            f"{key} has the classes {list(detector.class_names)}, but data.class_names is "
+            f"{list(config.data.class_names)}."
+        )
+    return detector

@@ -1,0 +1,174 @@
+"""Training of one stage, from its beginning or from where it was cut off."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from v2idetr.engine import hooks
+from v2idetr.engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_into,
+    load_weights,
+)
+from v2idetr.engine.config import build, fingerprint, save_config
+from v2idetr.engine.run_context import Run, eval_loader, train_loader
+from v2idetr.engine.run_folder import CONFIG, git_commit
+from v2idetr.engine.stage_models import StageModels, build_stage, split_state
+from v2idetr.engine.trainer import Trainer
+from v2idetr.evaluation.evaluator import validate
+
+logger = logging.getLogger(__name__)
+
+
+def train_stage(run: Run, stage: str) -> None:
+    """Train a stage up to its final.pth; continues from its last.pth if there is one.
+
+    Raises:
+        ValueError, CheckpointError: something does not fit; NonFiniteLossError; StopRequested.
+    """
+    folder = run.stage_folder(stage)
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(run.config, folder / CONFIG)
+    models = build_stage(run.config, stage)
+    if models.teacher is not None:
+        path = run.weights("teacher")
+        names = list(run.config.data.class_names)
+        load_into(models.teacher, load_weights(path, class_names=names), path)
+        models.teacher.to(run.device)
+    last = folder / "last.pth"
+    checkpoint = load_checkpoint(last) if last.exists() else None
+    if checkpoint is None:
+        _load_initial_weights(run.config, models.detector)
+    else:
+        _load_model(models, checkpoint, last, stage, run.config)
+    models.trained.to(run.device)
+    start = checkpoint.iteration if checkpoint else 0
+    trainer = _build_trainer(run, stage, models, start)
+    if checkpoint is not None:
+        assert checkpoint.optimizer is not None, "last.pth is written with the optimizer"
+        trainer.optimizer.load_state_dict(checkpoint.optimizer)
+        trainer.load_state_dict(checkpoint.progress)
+        logger.info("%s: resuming at step %d of %d", stage, start, run.length(stage)[0])
+    comm.synchronize()
+    with run.signals.deferred():
+        trainer.train(start, run.length(stage)[0])
+    comm.synchronize()
+
+
+def _load_initial_weights(config: DictConfig, detector: nn.Module) -> None:
+    path = config.train.init_checkpoint
+    if not path:
+        return
+    left_out = load_into(detector, load_weights(path), path, partial=config.train.init_partial)
+    logger.info("starting from %s; weights not in it: %s", path, ", ".join(left_out) or "none")
+
+
+def _load_model(
+    models: StageModels, checkpoint: Checkpoint, path: Path, stage: str, config: DictConfig
+) -> None:
+    if checkpoint.stage != stage or checkpoint.config_fingerprint != fingerprint(config):
+        raise CheckpointError(
+            f"{path}: was written by stage {checkpoint.stage} of a run with other settings; "
+            "give this run another train.output_dir."
+        )
+    load_into(models.detector, checkpoint.model, path)
+    _, around = split_state(models)
+    if around.keys() != checkpoint.adapters.keys():
+        raise CheckpointError(
+            f"{path}: was written with other distillation losses: it has "
+            f"{sorted(checkpoint.adapters)}, the config gives {sorted(around)}."
+        )
+    models.trained.load_state_dict(checkpoint.adapters, strict=False)
+
+
+def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Trainer:
+    train, folder = run.config.train, run.stage_folder(stage)
+    trainer = Trainer(
+        _distributed(run, models.trained),
+        train_loader(run, stage, _frames_needed(models), start),
+        build(run.config, "optimizer")(models.trained),
+        stage=stage,
+        seed=train.seed,
+        accumulate=train.accumulate,
+        amp=train.amp,
+        clip_grad_norm=float(train.clip_grad_norm),
+    )
+    learning_rate = hooks.LearningRate(build(run.config, "lr_multiplier"))
+    log = hooks.MetricsLog(folder / "metrics.jsonl", train.log_period, learning_rate)
+    commit, digest = git_commit(), fingerprint(run.config)
+    validation: hooks.Validation | None = None
+
+    def snapshot(iteration: int, resumable: bool) -> Checkpoint:
+        detector, around = split_state(models)
+        return Checkpoint(
+            stage=stage,
+            iteration=iteration,
+            model=detector,
+            adapters=around,
+            optimizer=trainer.optimizer.state_dict() if resumable else None,
+            progress=trainer.state_dict() if resumable else {},
+            best=validation.best if validation else None,
+            class_names=list(run.config.data.class_names),
+            config_fingerprint=digest,
+            git_commit=commit,
+        )
+
+    writer = hooks.CheckpointWriter(folder, train.checkpoint_period, snapshot)
+    if train.eval_period:
+        validation = _validation(run, models, writer, log)
+    distillation = None
+    if models.teacher is not None:
+        decode = run.config.distillation.cqd is not None
+        distillation = hooks.DistillationHook(models.teacher, decode=decode)
+    board = None
+    if train.tensorboard and comm.is_main_process():
+        board = hooks.TensorBoard(folder, train.log_period)
+    stop = hooks.Interruption(run.signals, writer)
+    # Log before validation before checkpoint: last.pth then holds what both have done.
+    trainer.register_hooks([learning_rate, distillation, log, validation, board, writer, stop])
+    return trainer
+
+
+def _validation(
+    run: Run, models: StageModels, writer: hooks.CheckpointWriter, log: hooks.MetricsLog
+) -> hooks.Validation:
+    split, evaluation = run.splits["val"], run.config.evaluation
+    loader = eval_loader(run, split, models.detector.num_frames)
+    return hooks.Validation(
+        lambda: validate(
+            models.detector,
+            split,
+            loader,
+            rules=list(evaluation.rules),
+            coco_ap=evaluation.coco_ap,
+        ),
+        period=run.config.train.eval_period,
+        metric=run.config.train.best_metric,
+        writer=writer,
+        log=log,
+        signals=run.signals,
+    )
+
+
+def _frames_needed(models: StageModels) -> int:
+    watching = models.detector if models.teacher is None else models.teacher
+    return watching.num_frames
+
+
+def _distributed(run: Run, model: nn.Module) -> nn.Module:
+    if comm.get_world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[run.device.index] if run.device.type == "cuda" else None,
+        find_unused_parameters=run.config.train.find_unused_parameters,
+    )

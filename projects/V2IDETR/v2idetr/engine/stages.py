@@ -1,0 +1,111 @@
+"""The stages of a run: trained, evaluated, compared; resumable at any point."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+
+from v2idetr.engine.atomic_file import write_text_atomically
+from v2idetr.engine.checkpoint import CheckpointError, load_into, load_weights
+from v2idetr.engine.run_context import Run, eval_loader
+from v2idetr.engine.run_folder import RESULTS, is_finished
+from v2idetr.engine.stage_models import build_stage
+from v2idetr.engine.stage_training import train_stage
+from v2idetr.evaluation.evaluator import evaluate, write_evaluation
+from v2idetr.evaluation.table import format_table
+
+logger = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+
+
+def stages_to_train(run: Run) -> list[str]:
+    """The run's stages, without the teacher's where a trained teacher is given."""
+    given = run.config.teacher.checkpoint if "teacher" in run.config else ""
+    return [s for s in run.config.train.stages if not (s == "teacher" and given)]
+
+
+def run_stages(run: Run) -> dict[str, Result]:
+    """Train and evaluate every stage that is not finished; returns the evaluations by stage."""
+    stages = stages_to_train(run)
+    for stage in stages:  # so that what does not fit is found before hours of training
+        build_stage(run.config, stage)
+    results: dict[str, Result] = {}
+    for number, stage in enumerate(stages, start=1):
+        logger.info("stage %d of %d: %s", number, len(stages), stage)
+        folder = run.stage_folder(stage)
+        if is_finished(folder):
+            logger.info("%s: finished already", stage)
+            results[stage] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+            continue
+        if not (folder / "final.pth").exists():
+            train_stage(run, stage)
+        results[stage] = evaluate_stage(run, stage)
+    return _finish(run, results)
+
+
+def evaluate_only(run: Run) -> dict[str, Result]:
+    """Evaluate `train.init_checkpoint`, or else the checkpoints of all stages; train nothing.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit.
+    """
+    initial = run.config.train.init_checkpoint
+    if initial:
+        result = _evaluate(run, "plain", Path(initial), run.folder / "evaluation")
+        return {Path(initial).stem: result}
+    stages = run.config.train.stages
+    missing = [str(run.weights(stage)) for stage in stages if not run.weights(stage).exists()]
+    if missing:
+        raise CheckpointError(
+            f"--eval-only needs trained weights, but there is no {', no '.join(missing)}. Name a "
+            "checkpoint with train.init_checkpoint=..., the folder of a finished run with "
+            "train.output_dir=..., or fewer train.stages."
+        )
+    return _finish(run, {stage: evaluate_stage(run, stage) for stage in stages})
+
+
+def evaluate_stage(run: Run, stage: str) -> Result:
+    """Evaluate a trained stage on the test splits, thresholds from the validation split.
+
+    Writes evaluation.json and the predictions into the stage's folder.
+    """
+    return _evaluate(run, stage, run.weights(stage), run.stage_folder(stage))
+
+
+def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
+    detector = build_stage(run.config, "teacher" if stage == "teacher" else "plain").detector
+    names = list(run.config.data.class_names)
+    load_into(detector, load_weights(weights, class_names=names), weights)
+    detector.to(run.device)
+
+    def with_loader(split: Any) -> tuple[Any, Any]:
+        return split, eval_loader(run, split, detector.num_frames)
+
+    result = evaluate(
+        detector,
+        val=with_loader(run.splits["val"]),
+        tests={name: with_loader(split) for name, split in run.tests.items()},
+        rules=list(run.config.evaluation.rules),
+        coco_ap=run.config.evaluation.coco_ap,
+        progress=True,
+        predictions_dir=folder,
+    )
+    result = {"stage": stage, "checkpoint": str(weights), **result}
+    if comm.is_main_process():
+        write_evaluation(folder / "evaluation.json", result)
+    return result
+
+
+def _finish(run: Run, results: dict[str, Result]) -> dict[str, Result]:
+    """Write results.json and show the table."""
+    table = format_table(results)
+    if comm.is_main_process():
+        text = json.dumps({"stages": results, "table": table}, indent=1, allow_nan=False)
+        write_text_atomically(run.folder / RESULTS, text + "\n")
+    logger.info("results (%s):\n%s", run.folder / RESULTS, table)
+    return results

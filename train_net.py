@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Train and evaluate: the video teacher, the plain detector, and the detector distilled from the
+teacher.
+
+    python train_net.py --config-file configs/v2i_synthetic.yaml
+    python train_net.py --config-file configs/v2i_sun.yaml --num-gpus 4 train.amp=bf16
+    python train_net.py --config-file configs/v2i_sun.yaml --resume
+    python train_net.py --config-file configs/v2i_sun.yaml --eval-only
+    train.init_checkpoint=student.pth
+
+Each stage writes output_dir/<stage>/ (metrics.jsonl, last.pth, best.pth, final.pth,
+evaluation.json), the run writes output_dir/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help=".yaml or LazyConfig .py")
+    add("--resume", action="store_true", help="continue the run in train.output_dir")
+    add("--eval-only", action="store_true", help="evaluate checkpoints, train nothing")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines of the run")
+    add("--machine-rank", type=int, default=0, metavar="R", help="this machine, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT for several machines")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the config, such as train.max_iter=500; +key=value adds a key",
+    )
+    options = parser.parse_args(arguments)
+    if options.num_gpus < 1 or not 0 <= options.machine_rank < options.num_machines:
+        parser.error("--num-gpus must be 1 or more, --machine-rank in 0 .. --num-machines - 1")
+    if options.resume and options.eval_only:
+        parser.error("--resume trains and --eval-only does not: give one of them")
+    if options.num_machines > 1 and options.dist_url == "auto":
+        parser.error("several machines need --dist-url tcp://HOST:PORT of machine 0")
+    return options
+
+
+def main(options: argparse.Namespace) -> int:
+    """Check everything that can be checked, start the processes, return the exit code."""
+    # cuBLAS is repeatable only with a fixed work space, set before CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Imported here, so that --help and usage errors need no torch.
+    from v2idetr.engine.launch import UserError, launch_run
+
+    try:
+        return launch_run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse()))
