@@ -1,0 +1,75 @@
+"""The published model configuration builds the paper's models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from v2idetr.distillation.cqd import CrossViewQueryDistillation
+from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
+from v2idetr.modeling.meta_arch import ClipDetector, Detector
+from v2idetr.modeling.temporal import MSI
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config() -> DictConfig:
+    """The model's part of a configuration, with what the other parts would give it."""
+    config = LazyConfig.load(str(ROOT / "configs/common/models/deformable_detr.py"))
+    config.data = {"class_names": ["lesion"], "num_frames": 3}
+    config.train = {"max_iter": 10, "batch_size": 2}
+    config.model.net.weights = ""
+    return config
+
+
+def build(node: DictConfig) -> nn.Module:
+    with torch.device("meta"):
+        return instantiate(node)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
+def test_student_and_teacher_differ_by_msi_alone(config: DictConfig) -> None:
+    student, teacher = build(config.model), build(config.teacher.model)
+    assert type(student) is Detector and type(teacher) is ClipDetector
+    assert teacher.num_frames == 3 and isinstance(teacher.net.temporal, MSI)
+    assert student.net.temporal is None
+    assert count(student) == 39_944_135
+    assert count(teacher) == count(student) + count(teacher.net.temporal)
+    names = {name for name, _ in teacher.named_parameters() if ".temporal." not in name}
+    assert names == {name for name, _ in student.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
+def test_a_change_of_the_student_reaches_the_teacher(config: DictConfig) -> None:
+    config.model.net.num_queries = 20
+    config.model.net.d = 64
+    config.model.criterion.l1_weight = 3.0
+    teacher = build(config.teacher.model)
+    assert teacher.net.num_queries == 20
+    assert teacher.net.d == 64
+    assert teacher.criterion.weights["l1"] == 3.0
+
+
+def test_the_distillation_has_the_weights_of_the_paper(config: DictConfig) -> None:
+    tfd, cqd = build(config.distillation.tfd), build(config.distillation.cqd)
+    assert isinstance(tfd, TargetGuidedFeatureDistillation) and tfd.weight == 1.0
+    assert isinstance(cqd, CrossViewQueryDistillation) and cqd.weight == 5.0
+    assert tfd.stride == 32 and not list(tfd.parameters())
+    assert (cqd.mask, cqd.sampling, cqd.per_frame) == ("one_way", "disjoint", "N/T")
+    assert not list(cqd.parameters())
+
+
+def test_missing_backbone_weights_stop_the_construction(config: DictConfig) -> None:
+    config.model.net.weights = "weights/no_such_file.pth"
+    with pytest.raises(ValueError, match=r"No backbone weights at weights/no_such_file\.pth"):
+        build(config.model)
