@@ -45,7 +45,7 @@ class Lesion:
     bbox: Sequence[Any]
     category_id: int = 1
     instance_id: int | None = None
-    area: float | None = None
+    area: int | float | None = None
 
 
 @dataclass
@@ -344,9 +344,11 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
-    """A mask picture as booleans: above half of white, or, in masks of 0 and 1, above 0."""
+    """A mask picture as booleans: above half of white; above 0 in palettes and masks of 0 and 1."""
     with Image.open(path) as picture:
-        mask = np.asarray(picture.convert("L") if picture.mode != "P" else picture)
+        if picture.mode == "P":
+            return np.asarray(picture) > 0
+        mask = np.asarray(picture.convert("L"))
     return mask > (127 if mask.max() > 1 else 0)
 
 

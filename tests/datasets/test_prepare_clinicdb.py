@@ -1,0 +1,136 @@
+"""CVC-ClinicDB: the release and the listed layout by hand, and the real frames where they are."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.datasets.layouts import HEIGHT, WIDTH, boxes_by_file, mask, names, picture
+from v2idetr.data.coco_vid import load_split
+
+BOX = (20, 4, 8, 12)
+NUMBERS = (1, 2, 10, 27, 300, 320, 343, 345, 479)  # sequences 1, 1, 1, 2, 15, 16, 17, 17, 24
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    root = tmp_path / "CVC-ClinicDB"
+    for number in NUMBERS:
+        picture(root / "Original" / f"{number}.tif")
+        mask(root / "Ground Truth" / f"{number}.tif", BOX)
+    return root
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    root = tmp_path / "clinicdb"
+    entries = []
+    for number, sequence in zip(NUMBERS, (1, 1, 1, 2, 15, 16, 17, 17, 24), strict=True):
+        picture(root / "frames" / f"{number:03d}.jpg")
+        entries.append(
+            {
+                "frame": number,
+                "sequence": sequence,
+                "index_in_sequence": number % 20,
+                "width": WIDTH,
+                "height": HEIGHT,
+                "boxes_xywh": [list(BOX)],
+            }
+        )
+    (root / "annotations.json").write_text(json.dumps({"sequences": [], "frames": entries}))
+    return root
+
+
+def test_release_is_divided_by_sequence(convert, release):
+    written = convert("clinicdb", release)
+    assert names(written["train"]) == ["sequence01", "sequence02"]
+    assert names(written["val"]) == ["sequence15", "sequence16"]
+    assert names(written["test"]) == ["sequence17"]
+    assert boxes_by_file(written["train"])["Original/10.tif"] == [list(BOX)]
+    first = [image["frame_index"] for image in written["train"]["images"]]
+    assert first == [0, 1, 9, 1]
+    notes = written["audit"]["notes"]
+    assert notes["sequence is in no split"]["examples"][0].startswith("24 (1 frames)")
+    assert notes["sequence is not there"]["count"] == 12 + 6
+
+
+def test_listed_layout_gives_the_same_splits(convert, listed, tmp_path):
+    written = convert("clinicdb", listed)
+    assert names(written["train"]) == ["sequence01", "sequence02"]
+    assert boxes_by_file(written["train"])["frames/010.jpg"] == [list(BOX)]
+    load_split(tmp_path / "out" / "train.json", listed, class_names=["polyp"])
+
+
+def test_sequences_can_be_chosen(convert, release):
+    options = ("--train-sequences", "1,2", "--val-sequences", "16", "--test-sequences", "17-29")
+    assert names(convert("clinicdb", release, *options)["test"]) == ["sequence17", "sequence24"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--val-sequences", "14-16", "--val-sequences 14-16: sequence 14 is in train already"),
+        ("--test-sequences", "x", "--test-sequences x: 'x' is neither a number nor a range"),
+        ("--test-sequences", "20", "split 'test' has no frames"),
+    ],
+)
+def test_sequences_that_cannot_be_are_refused(convert, release, option, value, message):
+    with pytest.raises(SystemExit, match=message):
+        convert("clinicdb", release, option, value)
+
+
+def test_each_part_of_a_mask_is_a_polyp_and_specks_are_noted(convert, release):
+    mask(release / "Ground Truth" / "2.tif", (2, 3, 6, 5), BOX, (38, 0, 1, 1))
+    written = convert("clinicdb", release)
+    assert sorted(boxes_by_file(written["train"])["Original/2.tif"]) == [[2, 3, 6, 5], list(BOX)]
+    notes = written["audit"]["notes"]["mask with specks, which give no box"]
+    assert notes["examples"] == ["frame 2: 1"]
+
+
+def test_frames_without_a_mask_are_left_out_and_noted(convert, release):
+    (release / "Ground Truth" / "2.tif").unlink()
+    picture(release / "Original" / "700.tif")
+    mask(release / "Ground Truth" / "700.tif", BOX)
+    notes = convert("clinicdb", release)["audit"]["notes"]
+    assert notes["frame without a mask, or the reverse, is left out"]["examples"] == ["2"]
+    assert notes["frame number is not 1..612: left out"]["examples"] == ["700"]
+
+
+def test_png_edition_in_a_folder_is_known(convert, release):
+    (release / "PNG").mkdir()
+    for folder in ("Original", "Ground Truth"):
+        (release / folder).rename(release / "PNG" / folder)
+    written = convert("clinicdb", release)
+    assert written["train"]["images"][0]["file_name"] == "PNG/Original/1.tif"
+
+
+def test_other_folders_and_files_are_refused(convert, listed):
+    with pytest.raises(SystemExit, match="not the expected layout"):
+        convert("clinicdb", listed / "frames")
+    (listed / "annotations.json").write_text('{"frames": [{"frame": 1}]}')
+    with pytest.raises(SystemExit, match=r"not the expected annotations \(KeyError"):
+        convert("clinicdb", listed)
+
+
+def test_resized_frames_are_refused(convert, listed):
+    picture(listed / "frames" / "001.jpg", size=(20, 15))
+    with pytest.raises(SystemExit, match=r"001\.jpg is \(20, 15\), its boxes are for \(40, 30\)"):
+        convert("clinicdb", listed)
+
+
+@pytest.mark.skipif("V2I_REAL_DATA" not in os.environ, reason="V2I_REAL_DATA is not set")
+def test_real_frames_can_be_trained_on(convert, tmp_path):
+    source = Path(os.environ["V2I_REAL_DATA"]) / "cvc_clinicdb"
+    if not source.is_dir():
+        pytest.skip(f"no cvc_clinicdb in V2I_REAL_DATA={os.environ['V2I_REAL_DATA']}")
+    convert("clinicdb", source)
+    reports = {
+        split: load_split(tmp_path / "out" / f"{split}.json", source).report
+        for split in ("train", "val", "test")
+    }
+    assert {split: (r.videos, r.frames, r.boxes) for split, r in reports.items()} == {
+        "train": (14, 297, 309),
+        "val": (2, 45, 45),
+        "test": (7, 136, 136),
+    }
