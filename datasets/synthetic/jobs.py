@@ -122,7 +122,9 @@ def _prefix(options: Options, case: int) -> str:
 def frame_names(options: Options, case: int, clip: int, shots: Sequence[int]) -> list[str]:
     """Names of a clip's frames; clips of one case never share an `_a<k>_`."""
     rng = np.random.default_rng([options.seed, LAYOUT_CODE[options.layout], case, 6])
-    first = int(rng.integers(1, 12)) if len(shots) == 1 else int(rng.choice([2, 8, 9, 9]))
+    first = int(rng.integers(1, 12))
+    if len(shots) > 1 and case % 2:
+        first = 9  # a plain sort puts a10 before a9
     names = []
     for shot, num_frames in enumerate(shots):
         acquisition = first + 20 * (clip - 1) + shot

@@ -61,12 +61,12 @@ def random_track(rng: np.random.Generator, num_frames: int, *, margin: float) ->
 
 
 def leave_picture(rng: np.random.Generator, track: Track) -> Track:
-    """The same track, carried over the border at some frame after the first (or, played
-    backwards, into the picture from outside)."""
+    """The same track, carried over the border at some frame after the second (or, played
+    backwards, into the picture from outside); three frames at least."""
     num_frames = len(track.centre)
-    exit_frame = rng.integers(1, num_frames)
-    speed = rng.uniform(0.04, 0.09)
-    beyond = 1.1 + speed * (np.arange(num_frames) - exit_frame)
+    exit_frame = rng.integers(2, num_frames)
+    speed = rng.uniform(0.07, 0.12)
+    beyond = 1.12 + speed * (np.arange(num_frames) - exit_frame)
     side, low = rng.integers(2), rng.random() < 0.5
     centre = track.centre.copy()
     centre[:, side] = 1.0 - beyond if low else beyond
