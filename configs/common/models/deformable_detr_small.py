@@ -1,7 +1,7 @@
 """For a laptop: EfficientNet-Lite0, d 128, 3 + 3 layers, two-stage queries."""
 
 from .backbones import efficientnet_lite0
-from .deformable_detr import model, teacher
+from .deformable_detr import distillation, model, teacher  # noqa: F401 (parts of this config)
 
 model.net.backbone = efficientnet_lite0
 model.net.weights = "package:efficientnet-lite0"  # ImageNet

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.utils.registry import locate
 
+from v2idetr.engine.config_merge import KIND_NAMES
 from v2idetr.evaluation.lesion_metrics import RULES
 
 STAGES = ("teacher", "plain", "student")
@@ -268,7 +269,7 @@ def _check_type(
 ) -> None:
     value = _get(config, key, missing := object())
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+    names = " or ".join(KIND_NAMES.get(k, k.__name__) for k in kinds)
     if value is missing:
         problems.append(f"{key} is missing; it must be {names} (see configs/common).")
     elif type(value) not in kinds and not (float in kinds and type(value) is int):

@@ -17,6 +17,16 @@ from detectron2.utils.registry import locate
 
 from v2idetr.engine.config_yaml import parse_yaml
 
+KIND_NAMES: dict[type, str] = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    float: "a number",
+    int: "an integer",
+    bool: "true or false",
+    type(None): "null",
+}
+
 # Keys that may be null, with the type of their value otherwise. Arguments of L(...) nodes may be
 # null where the # callable's own signature says so.
 OPTIONAL_KEYS: dict[str, type] = {
@@ -150,18 +160,17 @@ def _replace(old: Any, new: Any, key: str, node: dict, *, source: str, problems:
             return copy.deepcopy(new)
         return merge(old, new, source=source, problems=problems, prefix=key)
     expected = OPTIONAL_KEYS.get(key) if old is None else type(old)
-    if expected is None or _fits(new, expected):
-        if isinstance(old, list) and not _items_fit(old, new):
-            problems.append(
-                f"{source}: {key} must be a list like {_short(old)}, but is {_short(new)}."
-            )
-            return old
-        return float(new) if expected is float else copy.deepcopy(new)
-    problems.append(
-        f"{source}: {key} must be {_name(expected)}{'' if old is None else f', as {_short(old)}'}, "
-        f"but is {_describe(new)}."
-    )
-    return old
+    if expected is None:
+        return copy.deepcopy(new)
+    like = "" if old is None else f", as {_short(old)}"
+    if not _fits(new, expected):
+        kind = KIND_NAMES.get(expected, expected.__name__)
+        problems.append(f"{source}: {key} must be {kind}{like}, but is {_describe(new)}.")
+        return old
+    if isinstance(old, list) and not _items_fit(old, new):
+        problems.append(f"{source}: {key} must be a list like {_short(old)}, but is {_short(new)}.")
+        return old
+    return float(new) if expected is float else copy.deepcopy(new)
 
 
 def _parent(config: dict, key: str, *, create: bool) -> dict | None:
@@ -228,16 +237,6 @@ def _may_be_none(node: dict, name: str) -> bool:
 def _did_you_mean(key: str, config: dict, prefix: str) -> str:
     near = nearest_key(key, list(all_keys(config, prefix)))
     return f" Did you mean {near}?" if near else ""
-
-
-def _name(kind: type) -> str:
-    return {
-        dict: "a mapping",
-        list: "a list",
-        str: "text",
-        float: "a number",
-        int: "an integer",
-    }.get(kind, "true or false" if kind is bool else kind.__name__)
 
 
 def _short(value: Any) -> str:
