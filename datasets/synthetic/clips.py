@@ -14,7 +14,7 @@ from .wall import Wall, clearance, grid_shape, random_wall, surface_point
 
 HARD_SHARE = 0.30  # of the frames, at difficulty 1
 DECOY_SHARE = 0.12
-LEAVE_SHARE = 0.08  # of the clips
+LEAVE_SHARE = 0.06  # of the clips
 MIN_VISIBLE = 4e-4  # of the picture: a lesion with less of it is out of the picture
 
 Box = tuple[int, int, int, int]

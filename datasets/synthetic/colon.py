@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fields import Array, bilinear, contour_radius, random_harmonics, smoothstep
-from .wall import Wall, cell, gap, surface_point
+from .wall import Wall, around_axis, cell, gap, surface_point
 
 HALF_FIELD = np.radians(66.0)  # from the middle of the picture to its corner
 MARCH_STEPS = 44
@@ -241,13 +241,9 @@ def _near_lesion(scene: Scene, start: Array, direction: Array) -> NDArray[np.boo
 def _shade_wall(scene: Scene, point: Array, ray: Array, depth: Array) -> Array:
     """Light (n, 3) that returns from points of the wall."""
     wall = scene.wall
-    square = np.maximum(point[:, 2], 0.0) ** 2
-    x = point[:, 0] - np.float32(wall.bend[0]) * square
-    y = point[:, 1] - np.float32(wall.bend[1]) * square
+    x, y = around_axis(wall, point[:, 0], point[:, 1], point[:, 2])
     radius = np.maximum(np.hypot(x, y), 1e-3)
-    row, column = cell(np.arctan2(y, x), point[:, 2], wall.geometry.shape)
-    geometry = bilinear(wall.geometry, row, column, wrap_rows=True)
-    skin = bilinear(wall.skin, row, column, wrap_rows=True)
+    geometry, skin = _wall_values(wall, wall.geometry, point), _wall_values(wall, wall.skin, point)
 
     def facing(slope_theta: Array, slope_z: Array) -> Array:
         """Cosine between the surface's normal and the way back to the camera."""
@@ -283,9 +279,20 @@ def _shade_lesion(scene: Scene, point: Array, ray: Array, depth: Array) -> Array
     facing = np.clip(-(normal * ray).sum(axis=1), 0, 1)
     local = _local(scene, point)
     pits = _lobes(lesion, 3.0 * local) * 0.5
-    albedo = wall.mucosa * lesion.tint * (1.0 + lesion.texture * pits[:, None])
+    own = wall.mucosa * lesion.tint * (1.0 + lesion.texture * pits[:, None])
+    room = gap(wall, point[:, 0], point[:, 1], point[:, 2])
+    head = 0.25 + 0.75 * smoothstep(room, 0.0, 0.35 * lesion.radius)[:, None]
+    skin = _wall_values(wall, wall.skin, point)[:, :3]  # its base is covered by healthy mucosa
+    albedo = skin + head * (own - skin)
     wet = np.clip(0.5 + 0.5 * _lobes(lesion, 1.7 * local + 0.3), 0, 1)
     return _light(wall, albedo.astype(np.float32), facing, facing, wet, depth)
+
+
+def _wall_values(wall: Wall, field: Array, point: Array) -> Array:
+    """Values (n, C) of one of the wall's fields behind world points (n, 3)."""
+    x, y = around_axis(wall, point[:, 0], point[:, 1], point[:, 2])
+    row, column = cell(np.arctan2(y, x), point[:, 2], field.shape)
+    return bilinear(field, row, column, wrap_rows=True)
 
 
 def _light(

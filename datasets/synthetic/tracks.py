@@ -15,7 +15,7 @@ LOG_DEVIATION = 1.04  # ln(0.0313 / 0.0083) / 1.2816
 BETWEEN_CLIPS = 0.42  # part of LOG_DEVIATION that is a property of the clip
 PERSISTENCE = 0.75  # of the log speed from frame to frame
 TURN = 1.0  # radians, deviation of the change of direction in one frame
-TARGET_SHARE = 0.82  # of the shift that is the target's; zoom, roll and outline add the rest
+TARGET_SHARE = 0.78  # of the shift that is the target's; zoom, roll and outline add the rest
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def leave_picture(rng: np.random.Generator, track: Track) -> Track:
     backwards, into the picture from outside); three frames at least."""
     num_frames = len(track.centre)
     exit_frame = rng.integers(2, num_frames)
-    speed = rng.uniform(0.07, 0.12)
-    beyond = 1.12 + speed * (np.arange(num_frames) - exit_frame)
+    speed = rng.uniform(0.05, 0.10)
+    beyond = 1.06 + speed * (np.arange(num_frames) - exit_frame)
     side, low = rng.integers(2), rng.random() < 0.5
     centre = track.centre.copy()
     centre[:, side] = 1.0 - beyond if low else beyond

@@ -99,14 +99,18 @@ def clearance(wall: Wall, point: NDArray[np.float64]) -> float:
 
 
 def gap(wall: Wall, x: Array, y: Array, z: Array) -> Array:
-    """Radial distance to the wall by the nearest cell."""
+    """Radial distance (n,) of world points to the wall, by the nearest cell."""
     rows, columns = wall.geometry.shape[:2]
-    square = np.maximum(z, 0.0) ** 2
-    x = x - np.float32(wall.bend[0]) * square
-    y = y - np.float32(wall.bend[1]) * square
+    x, y = around_axis(wall, x, y, z)
     row, column = cell(np.arctan2(y, x), z, (rows, columns))
     index = row.astype(np.intp) % rows * columns + column.astype(np.intp)
     return 1.0 - np.sqrt(x * x + y * y) - wall.geometry[..., 0].reshape(-1)[index]
+
+
+def around_axis(wall: Wall, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
+    """World x and y (n,) relative to the centre line at z."""
+    square = np.maximum(z, 0.0) ** 2
+    return x - np.float32(wall.bend[0]) * square, y - np.float32(wall.bend[1]) * square
 
 
 def cell(theta: Array, z: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
