@@ -36,9 +36,9 @@ test-all: $(READY)  ## all tests
 	$(PYTEST) -m "" $(ARGS)
 
 lint: $(READY)  ## ruff format --check, ruff check, pyright
-	$(PY) -m ruff format --check .
-	$(PY) -m ruff check .
-	$(PY) -m pyright
+	@failed=0; for check in "ruff format --check ." "ruff check ." pyright; do \
+	  echo "$$check"; $(PY) -m $$check || failed=1; \
+	done; exit $$failed
 
 format: $(READY)  ## let ruff rewrite what it can
 	$(PY) -m ruff format .
