@@ -66,13 +66,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     _assert_plain(content, "checkpoint")
     try:
         write_atomically(path, lambda file: torch.save(content, file))
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's zip writer wraps a full disk in a RuntimeError
-        if isinstance(error, RuntimeError) and "writ" not in str(error):
+    except (OSError, RuntimeError) as error:
+        cause = _os_error(error)
+        if cause is None:
             raise
-        raise CheckpointError(_write_failure(path, error)) from error
+        raise CheckpointError(_write_failure(path, cause)) from error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -219,19 +217,20 @@ def _check_sums(path: Path) -> None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
-def _write_failure(path: Path, error: Exception) -> str:
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The system's error: torch closes its half-written file and reports that failure instead."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def _write_failure(path: Path, error: OSError) -> str:
     free = shutil.disk_usage(path.parent).free / 2**20
-    reason = _first_line(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        reason = f"{errno.errorcode.get(error.errno, error.errno)}: {error.strerror}"
-    kept = (
-        "the file that was there before is untouched"
-        if path.exists()
-        else "nothing was left behind"
-    )
+    code = errno.errorcode.get(error.errno or 0, "error")
+    kept = "The file that was there before is untouched" if path.exists() else "Nothing is left"
     return (
-        f"{path}: could not be written ({reason}; {free:.0f} MiB free); {kept}. "
-        "Make room and continue with --resume, or set another train.output_dir."
+        f"{path}: could not be written ({code}: {error.strerror}; {free:.0f} MiB free). {kept}. "
+        "Make room and continue with --resume, or choose another train.output_dir."
     )
 
 
