@@ -15,7 +15,7 @@ LOG_DEVIATION = 1.04  # ln(0.0313 / 0.0083) / 1.2816
 BETWEEN_CLIPS = 0.42  # part of LOG_DEVIATION that is a property of the clip
 PERSISTENCE = 0.75  # of the log speed from frame to frame
 TURN = 1.0  # radians, deviation of the change of direction in one frame
-TARGET_SHARE = 0.78  # of the shift that is the target's; zoom, roll and outline add the rest
+TARGET_SHARE = 0.82  # of the shift that is the target's; zoom, roll and outline add the rest
 
 
 @dataclass(frozen=True)

@@ -218,11 +218,11 @@ def test_tracks_move_as_real_lesions_do() -> None:
         centre = random_track(np.random.default_rng(seed), 24, margin=0.25).centre
         one.append(np.hypot(*np.diff(centre, axis=0).T))
         five.append(np.hypot(*(centre[5:] - centre[:-5]).T))
-    # The target's own share of the motion is 0.78; zoom, roll and outline add the rest.
+    # The target's own share of the motion is 0.82; zoom, roll and outline add the rest.
     shift = np.percentile(np.concatenate(one), [25, 50, 75, 90])
-    np.testing.assert_allclose(shift, 0.78 * REAL_SHIFT, rtol=0.15)
+    np.testing.assert_allclose(shift, 0.82 * REAL_SHIFT, rtol=0.15)
     shift_5 = np.percentile(np.concatenate(five), [25, 50, 75])
-    np.testing.assert_allclose(shift_5, 0.83 * REAL_SHIFT_5, rtol=0.15)
+    np.testing.assert_allclose(shift_5, 0.87 * REAL_SHIFT_5, rtol=0.15)
 
 
 def test_rendered_boxes_move_as_real_lesions_do() -> None:
