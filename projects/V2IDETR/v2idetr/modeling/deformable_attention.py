@@ -138,7 +138,7 @@ class _BagRead(torch.autograd.Function):
             by_row = flat.argsort()
             starts = F.pad(flat.bincount(minlength=B * S * heads).cumsum(0)[:-1], (1, 0))
             grad_value = F.embedding_bag(
-                (by_row // rows.shape[1]).to(rows.dtype),
+                by_row.to(rows.dtype) // rows.shape[1],
                 grad_out,
                 starts.to(rows.dtype),
                 per_sample_weights=corners.view(-1)[by_row],
