@@ -6,8 +6,8 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 
 from .optim import optimizer
 
-optimizer.lr = 5e-4
-optimizer.backbone_lr = 1e-4
+optimizer.lr = 1e-3
+optimizer.backbone_lr = 2e-4
 
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.02),

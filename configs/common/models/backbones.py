@@ -3,6 +3,7 @@
 from detectron2.config import LazyCall as L
 from detectron2.modeling import ResNet
 from detectron2.modeling.backbone.resnet import BasicStem
+
 from v2idetr.modeling.backbone import TimmBackbone
 
 resnet50 = L(ResNet)(

@@ -1,6 +1,7 @@
 """V2I-DETR with Deformable DETR as teacher and student, at the size of the paper."""
 
 from detectron2.config import LazyCall as L
+
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.modeling.criterion import SetCriterion

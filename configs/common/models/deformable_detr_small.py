@@ -1,4 +1,4 @@
-"""For a laptop: EfficientNet-Lite0, d 128, 3 + 3 layers, two-stage queries."""
+"""For a laptop: EfficientNet-Lite0, d 128, 2 + 2 layers, two-stage queries."""
 
 from .backbones import efficientnet_lite0
 from .deformable_detr import distillation, model, teacher  # noqa: F401 (parts of this config)
@@ -7,8 +7,8 @@ model.net.backbone = efficientnet_lite0
 model.net.weights = "package:efficientnet-lite0"  # ImageNet
 model.net.d = 128
 model.net.num_queries = 30
-model.net.num_encoder_layers = 3
-model.net.num_decoder_layers = 3
+model.net.num_encoder_layers = 2
+model.net.num_decoder_layers = 2
 model.net.ffn_dim = 256
 model.net.box_refine = True
 model.net.two_stage = True
