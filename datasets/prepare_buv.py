@@ -97,12 +97,13 @@ def convert(options: argparse.Namespace) -> Conversion:
         name="BUV",
         converter="prepare_buv.py",
         output=options.output,
-        image_root=base / "rawframes",
+        image_root=source,
         class_names=CLASSES,
         boxes="raw" if options.raw else "clip",
     )
     notes = conversion.notes
-    train, test = read_videos(train_json, notes), read_videos(test_json, notes)
+    root = (base / "rawframes").relative_to(source)
+    train, test = (read_videos(path, root, notes) for path in (train_json, test_json))
     both = {video.name for video in train} & {video.name for video in test}
     for name in sorted(both):
         notes.add("video is in the training and in the published validation file", name)
@@ -121,8 +122,8 @@ def convert(options: argparse.Namespace) -> Conversion:
     return conversion
 
 
-def read_videos(path: Path, notes: Findings) -> list[Video]:
-    """Videos of one of the published files; a video is a folder of rawframes."""
+def read_videos(path: Path, root: Path, notes: Findings) -> list[Video]:
+    """Videos of one of the published files; a video is a folder of rawframes, which is ``root``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         categories = {c["id"]: CLASSES.index(c["name"]) + 1 for c in content["categories"]}
@@ -149,7 +150,9 @@ def read_videos(path: Path, notes: Findings) -> list[Video]:
         if digits is None:
             raise ValueError(f"{path}: file_name {file_name!r} has no frame number at its end")
         video = videos.setdefault(name, Video(name, []))
-        video.frames.append(Frame(file_name, boxes, frame_index=int(digits[1]), boxes_for=size))
+        video.frames.append(
+            Frame((root / file_name).as_posix(), boxes, frame_index=int(digits[1]), boxes_for=size)
+        )
         for lesion in boxes:
             if CLASSES[lesion.category_id - 1] != name.split("/")[0]:
                 notes.add("box of another class than its video's folder", file_name)

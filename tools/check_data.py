@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Check splits before they are trained on: the JSON, every frame, copies between splits.
+
+    python tools/check_data.py data/sunseg/train.json data/sunseg/val.json --output check
+    python tools/check_data.py data/buv_raw/test.json --write-clipped data/buv/test.json
+
+Prints counts and problems and writes check_data.html, a page of sample frames with their boxes and
+a table of the videos, and check_data.json. Exits with 1 when there are errors: problems of a JSON,
+bad boxes, frames that cannot be read, frames that two of the splits share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_sheet import video_rows, write_sheet
+from tabulate import tabulate
+
+from v2idetr.data.audit import AuditReport, audit_boxes
+from v2idetr.data.coco_vid import SplitData, read_split, write_split, write_whole
+from v2idetr.data.frame_checks import Copies, Fingerprint, check_frames, find_copies
+from v2idetr.data.schema import check_annotations, check_images, check_videos, read_coco_vid
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("json", type=Path, nargs="+", metavar="JSON", help="splits of one data set")
+    add(
+        "--image-root",
+        type=Path,
+        metavar="DIR",
+        help="folder of the frames (default: image_root_hint of each JSON)",
+    )
+    add("--output", type=Path, metavar="DIR", help="for the page (default: beside the first JSON)")
+    add(
+        "--every",
+        type=int,
+        default=1,
+        metavar="K",
+        help="read every K-th frame of a video only: quicker, finds less (default 1: all)",
+    )
+    add("--samples", type=int, default=24, metavar="N", help="frames of a split on the page")
+    add(
+        "--write-clipped",
+        type=Path,
+        metavar="OUT.json",
+        help="write a copy of the one JSON with its boxes cut to their frames",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, print and write; 0 without errors, 1 with, 2 where nothing can be read."""
+    options = parse(arguments)
+    try:
+        splits, fingerprints = read(options)
+    except ValueError as error:
+        print(f"check_data: {error}", file=sys.stderr)
+        return 2
+    copies = find_copies(splits, fingerprints)
+    output = options.output or options.json[0].parent
+    errors = sum(len(split.report.problems) for split in splits.values())
+    errors += sum(c.num_frames for c in copies if c.across_splits)
+    page = write_sheet(
+        output / "check_data.html",
+        splits=splits,
+        contents={name: read_coco_vid(split.json_path) for name, split in splits.items()},
+        copies=copies,
+        errors=errors,
+        every=options.every,
+        num_samples=options.samples,
+    )
+    write_whole(output / "check_data.json", json.dumps(as_json(splits, copies), indent=1) + "\n")
+    print("\n".join(lines(splits, copies, errors)))
+    print(f"{page} ({page.stat().st_size / 2**20:.1f} MiB)")
+    if options.write_clipped is not None:
+        try:
+            print(write_clipped(options.json[0], options.write_clipped))
+        except ValueError as error:
+            print(f"check_data: {error}", file=sys.stderr)
+            return 2
+    return 1 if errors else 0
+
+
+def read(
+    options: argparse.Namespace,
+) -> tuple[dict[str, SplitData], dict[str, dict[int, Fingerprint]]]:
+    """The splits by name, and fingerprints of the frames that could be read."""
+    if options.write_clipped is not None and len(options.json) != 1:
+        raise ValueError("--write-clipped takes one JSON at a time")
+    if options.every < 1 or options.samples < 0:
+        raise ValueError("--every needs to be 1 or more, --samples 0 or more")
+    stems = [path.stem for path in options.json]
+    names = [
+        path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
+        for path in options.json
+    ]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a JSON is given twice: {', '.join(map(str, options.json))}")
+    splits = {
+        name: read_split(path, image_root(path, options.image_root))
+        for name, path in zip(names, options.json, strict=True)
+    }
+    return splits, {name: check_frames(s, every=options.every) for name, s in splits.items()}
+
+
+def image_root(path: Path, given: Path | None) -> Path:
+    """The folder given, else what the converter wrote into the file, else the file's own."""
+    if given is not None:
+        return given
+    info = read_coco_vid(path).get("info")
+    hint = info.get("image_root_hint") if isinstance(info, dict) else None
+    return Path(hint) if isinstance(hint, str) else path.parent
+
+
+def lines(splits: Mapping[str, SplitData], copies: list[Copies], errors: int) -> list[str]:
+    """What is printed: a table of the splits, then everything that was found."""
+    rows = []
+    for name, split in splits.items():
+        report = split.report
+        rows.append(
+            {
+                "split": name,
+                "videos": report.videos,
+                "frames": report.frames,
+                "lesion-free": report.lesion_free_frames,
+                **{f"boxes: {label}": n for label, n in report.boxes_per_class.items()},
+                "bad boxes": sum(report.bad_boxes.values()),
+                "missing frames": len(report.missing_frames),
+                "frames read": report.frames_decoded,
+            }
+        )
+    text = tabulate(rows, headers="keys", disable_numparse=True).splitlines()
+    for name, split in splits.items():
+        text += [f"error: {name}: {line}" for line in split.report.problems.lines()]
+        text += [f"note: {name}: {line}" for line in split.report.notes.lines()]
+    for c in copies:
+        places = " = ".join(f"{s}: {v}" for s, v in zip(c.splits, c.videos, strict=True))
+        kind = "error" if c.across_splits else "note"
+        text.append(f"{kind}: {c.num_frames} frames are the same in two videos: {places}")
+    return [*text, f"{errors} errors" if errors else "no errors"]
+
+
+def as_json(splits: Mapping[str, SplitData], copies: list[Copies]) -> dict[str, Any]:
+    """Everything that was found, in plain types."""
+    return {
+        "splits": {
+            name: {
+                **split.report.as_dict(),
+                "missing": split.report.missing_frames,
+                "per_video": video_rows(split),
+            }
+            for name, split in splits.items()
+        },
+        "copies": [{**vars(c), "across_splits": c.across_splits} for c in copies],
+    }
+
+
+def write_clipped(source: Path, target: Path) -> str:
+    """Write the corrected copy and say what was done.
+
+    Raises ValueError when more than its boxes is wrong with the file.
+    """
+    content = read_coco_vid(source)
+    report = AuditReport(source=str(target))
+    frames = check_images(
+        content["images"], check_videos(content["videos"], report.problems), report.problems
+    )
+    known = check_annotations(content["annotations"], frames, content, report.problems)
+    report.problems.raise_if_any(str(source))
+    clipped = audit_boxes(known, frames, report, "clip")
+    write_split(
+        target,
+        videos=content["videos"],
+        images=content["images"],
+        annotations=clipped,
+        categories=content["categories"],
+        info={**(content.get("info") or {}), "box_policy": "clip"},
+    )
+    return f"{target}: {len(clipped)} boxes, {report.clipped} clipped, {report.dropped} dropped"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
