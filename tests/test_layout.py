@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "modeling"},
     "engine": {"data", "modeling", "distillation", "evaluation"},
     "deploy": {"data", "modeling", "evaluation"},
+    "report": {"data", "distillation", "evaluation", "engine"},  # reads what a run left behind
 }
 # Where detectron2 may be imported: its engine costs seconds and most of a gigabyte, and a network
 # has to be read, tested and exported without it.

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Write a run's report: one HTML file with table, curves, frames and what was run.
+
+    python tools/report.py output/run                       # -> output/run/report.html
+    python tools/report.py output/run --output report.html
+
+The run may be unfinished; the page says what it does not have yet. It needs the frames that the
+run was trained and evaluated on, where they were then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN_DIR", help="train.output_dir of a run of train_net.py")
+    add("--output", type=Path, metavar="FILE", help="default: RUN_DIR/report.html")
+    add(
+        "--facts",
+        type=Path,
+        metavar="FILE",
+        help='JSON object of further lines for "What was run", such as {"Operator": "Ann"}',
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page and say where it is; 2 for a user's error."""
+    options = parse(arguments)
+    # Imported here, so that --help and usage errors need no torch.
+    from v2idetr.report.page import write_report
+
+    output = options.output or options.run / "report.html"
+    try:
+        missing = write_report(options.run, output, read_facts(options.facts))
+    except ValueError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    for sentence in missing:
+        print(f"note: {sentence}")
+    print(f"{output} ({output.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+def read_facts(path: Path | None) -> dict[str, str]:
+    """Lines to show; ValueError where the file is not an object of words."""
+    if path is None:
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--facts {path}: cannot be read as JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"--facts {path}: must hold an object of names and texts")
+    return {str(name): str(text) for name, text in facts.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
