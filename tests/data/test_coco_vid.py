@@ -130,6 +130,13 @@ def test_missing_json_names_the_key_and_the_command_that_makes_it(frames, tmp_pa
     assert str(tmp_path / "sun" / "train.json") in str(error.value)
 
 
+def test_missing_synthetic_json_names_both_commands(frames, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"make_synthetic\.py --layout sunseg .*prepare_sunseg\.py"
+    ):
+        load_split(tmp_path / "synthetic_json" / "train.json", frames)
+
+
 def test_missing_image_root_names_the_key(save, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no such folder.*data\.<split>\.image_root"):
         load_split(save(content()), tmp_path / "nowhere")

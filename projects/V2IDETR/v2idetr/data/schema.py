@@ -14,7 +14,7 @@ from typing import Any
 
 from v2idetr.data.audit import Findings
 
-CONVERTERS = ("sun", "sunseg", "buv", "clinicdb", "ldpolyp", "synthetic")
+CONVERTERS = ("sun", "sunseg", "buv", "clinicdb", "ldpolyp")
 LONGEST_EXAMPLE = 160  # letters of an entry that is quoted in a message
 
 
@@ -64,12 +64,18 @@ def read_coco_vid(json_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _how_to_make(json_path: Path) -> str:
-    known = [name for name in CONVERTERS if any(name == part.lower() for part in json_path.parts)]
-    if known[-1:] == ["synthetic"]:
-        return "`python datasets/make_synthetic.py` makes it (see datasets/README.md)."
+    """The command that writes such a file, as far as its folders tell the data set."""
+    folders = [part.lower() for part in json_path.parts[:-1]]
+    output = json_path.parent
+    if any("synthetic" in folder for folder in folders):
+        return (
+            "`python datasets/make_synthetic.py --layout sunseg --output DIR`, then `python "
+            f"datasets/prepare_sunseg.py --source DIR --output {output}` make it."
+        )
+    known = [folder for folder in folders if folder in CONVERTERS]
     script = f"prepare_{known[-1]}.py" if known else "prepare_<data set>.py"
     return (
-        f"`python datasets/{script} --source DIR --output {json_path.parent}` makes it "
+        f"`python datasets/{script} --source DIR --output {output}` makes it "
         "(see datasets/README.md)."
     )
 
