@@ -26,7 +26,7 @@ from synthetic.jobs import FrameRecord, Job, Options
 from synthetic.layouts import annotate, plan
 from tqdm import tqdm
 
-VERSION = 1  # raise whenever the same arguments would give other bytes
+VERSION = 2  # raise whenever the same arguments would give other bytes
 RECORD = "generator.json"
 FRAMES = "generator_frames.json"
 DEFAULTS: dict[str, dict[str, int]] = {
@@ -34,6 +34,13 @@ DEFAULTS: dict[str, dict[str, int]] = {
     "sunseg": {"train": 400, "easy": 48, "hard": 32, "negative": 40, "frames": 5},
     "buv": {"train": 40, "easy": 12, "hard": 0, "negative": 0, "frames": 24},
 }
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,7 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--frames-per-clip", type=int, help="frames of a clip (sun: of a case)")
     add("--difficulty", type=float, default=1.0, help="share of spoiled frames, lesion contrast")
     add("--defects", action="store_true", help="known faults of the real annotation files, too")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    add("--workers", type=int, default=available_cores(), help="processes")
     add("--overwrite", action="store_true", help="replace a folder that this program made")
     return parser.parse_args(arguments)
 
