@@ -7,7 +7,6 @@ import os
 import pickle
 import resource
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,19 +46,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path) -> None:
     assert os.listdir(tmp_path) == ["last.pth"], "no temporary file is left"
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Exit code of `work` in a forked process, whose limits end with it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def test_a_full_disk_leaves_the_old_checkpoint_and_no_temporary_file(tmp_path) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_temporary_file(tmp_path, in_child) -> None:
     path = tmp_path / "last.pth"
     save_checkpoint(checkpoint(1.0), path)
 

@@ -88,18 +88,14 @@ def save_config(config: DictConfig, path: str | Path) -> None:
     write_text_atomically(Path(path), dump_yaml(to_plain(config)))
 
 
-def build(config: DictConfig, key: str, **arguments: Any) -> Any:
-    """Instantiate the L(...) node at a dotted key, with further arguments that only the program
-    knows.
+def build(config: DictConfig, key: str) -> Any:
+    """Instantiate the L(...) node, or list of nodes, at a dotted key.
 
     Raises:
-        ValueError: the callable refused its arguments; names the key.
+        ValueError: a callable refused its arguments; names the key.
     """
-    node = select(to_plain(config), key)
-    if isinstance(node, dict):
-        node = {**node, **arguments}
     try:
-        return instantiate(node)
+        return instantiate(select(to_plain(config), key))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key}: {error}") from error
 

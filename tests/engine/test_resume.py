@@ -1,0 +1,209 @@
+"""A run that is cut off anywhere and resumed ends with the bits of an uninterrupted one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from v2idetr.engine import launch, stage_training
+from v2idetr.engine import stages as run_order
+from v2idetr.engine.checkpoint import load_checkpoint
+from v2idetr.engine.config import load_config
+from v2idetr.engine.trainer import Trainer
+from v2idetr.evaluation import evaluator
+
+STAGES = ("teacher", "plain", "student")
+COST = {
+    "parameters": 1,
+    "trainable_parameters": 1,
+    "flops": 1,
+    "frames_per_second": 1.0,
+    "peak_memory_mib": None,
+    "input_height": 48,
+    "input_width": 64,
+    "frames_per_detection": 1,
+    "machine": "test",
+}
+
+
+def run(
+    config_path: Path, output: Path, *, resume: bool = False, stages: tuple[str, ...] = ("plain",)
+) -> int:
+    """Exit code of a run in this process."""
+    overrides = [f"train.output_dir={output}", f"train.stages=[{', '.join(stages)}]"]
+    config = load_config(config_path, overrides)
+    options = argparse.Namespace(resume=resume, eval_only=False)
+    evaluator.measure_cost = lambda model, sample: COST  # takes longer than all the rest
+    return launch.run_process(options, config, "cpu")
+
+
+def before_step(number: int, act: Callable[[], None]) -> None:
+    """In this process, call `act` in the middle of the n-th step from now."""
+    original, count = Trainer._losses, iter(range(1, 10_000))
+
+    def patched(self: Trainer, *arguments):
+        if next(count) == number:
+            act()
+        return original(self, *arguments)
+
+    Trainer._losses = patched
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("uninterrupted")
+
+
+@pytest.fixture
+def uninterrupted(module_folder: Path, tiny_config: Path, in_child) -> Path:
+    output = module_folder / "run"
+    if not (output / "results.json").exists():
+        assert in_child(lambda: run(tiny_config, output, stages=STAGES)) == 0
+    return output
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [{k: v for k, v in line.items() if "time" not in k} for line in lines]
+
+
+def assert_equal_runs(one: Path, other: Path, stages: tuple[str, ...] = ("plain",)) -> None:
+    for stage in stages:
+        for name in ("best.pth", "final.pth", "last.pth"):
+            a, b = (load_checkpoint(folder / stage / name) for folder in (one, other))
+            for part in ("model", "adapters", "best", "iteration", "optimizer"):
+                assert same(getattr(a, part), getattr(b, part)), f"{stage}/{name}: {part}"
+        assert metrics(one / stage) == metrics(other / stage)
+        a, b = (json.loads((f / stage / "evaluation.json").read_text()) for f in (one, other))
+        assert (a["tests"], a["thresholds"]) == (b["tests"], b["thresholds"])
+
+
+def test_a_run_that_is_killed_in_every_stage_ends_as_an_uninterrupted_one(
+    tiny_config, tmp_path, in_child, uninterrupted
+) -> None:
+    output = tmp_path / "killed"
+
+    def killed(step: int, resume: bool) -> int:
+        def work() -> int:
+            before_step(step, send(signal.SIGKILL))
+            return run(tiny_config, output, resume=resume, stages=STAGES)
+
+        return in_child(work)
+
+    assert killed(5, resume=False) == -signal.SIGKILL  # teacher, last.pth at 4
+    assert killed(2 + 4, resume=True) == -signal.SIGKILL  # plain, last.pth at 2
+    assert killed(4 + 2, resume=True) == -signal.SIGKILL  # student, before its first last.pth
+    assert not (output / "student" / "last.pth").exists()
+    assert killed(6, resume=True) == -signal.SIGKILL  # student, last.pth at 4
+    assert in_child(lambda: run(tiny_config, output, resume=True, stages=STAGES)) == 0
+    assert_equal_runs(uninterrupted, output, STAGES)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
+    tiny_config, tmp_path, in_child, uninterrupted, number, code, capfd
+) -> None:
+    output = tmp_path / "stopped"
+
+    def stopped() -> int:
+        before_step(5, send(number))
+        return run(tiny_config, output)
+
+    assert in_child(stopped) == code
+    assert load_checkpoint(output / "plain" / "last.pth").iteration == 5
+    assert "--resume" in capfd.readouterr().out
+    if number == signal.SIGTERM:
+        assert in_child(lambda: run(tiny_config, output, resume=True)) == 0
+        assert_equal_runs(uninterrupted, output)
+
+
+def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_repeats_it(
+    tiny_config, tmp_path, in_child, uninterrupted
+) -> None:
+    output = tmp_path / "stopped"
+
+    def stopped() -> int:
+        def validate(*arguments, **named):
+            threading.Timer(0.0, send(signal.SIGTERM)).start()
+            signal.pause()
+
+        stage_training.validate = validate
+        return run(tiny_config, output)
+
+    assert in_child(stopped) == 143
+    assert load_checkpoint(output / "plain" / "last.pth").iteration == 3
+    assert not (output / "plain" / "best.pth").exists()
+    assert in_child(lambda: run(tiny_config, output, resume=True)) == 0
+    assert_equal_runs(uninterrupted, output)
+
+
+def test_a_signal_in_the_last_evaluation_costs_only_that_evaluation(
+    tiny_config, tmp_path, in_child, uninterrupted
+) -> None:
+    output = tmp_path / "stopped"
+
+    def stopped() -> int:
+        def evaluate(*arguments, **named):
+            os.kill(os.getpid(), signal.SIGINT)
+
+        run_order.evaluate = evaluate
+        return run(tiny_config, output)
+
+    def resumed() -> int:
+        before_step(1, lambda: os._exit(99))
+        return run(tiny_config, output, resume=True)
+
+    assert in_child(stopped) == 130
+    assert (output / "plain" / "final.pth").exists()
+    assert in_child(resumed) == 0
+    assert_equal_runs(uninterrupted, output)
+
+
+def test_a_finished_run_is_not_trained_again(tiny_config, in_child, uninterrupted) -> None:
+    written = (uninterrupted / "student" / "final.pth").stat().st_mtime_ns
+
+    def resumed() -> int:
+        before_step(1, lambda: os._exit(99))
+        return run(tiny_config, uninterrupted, resume=True, stages=STAGES)
+
+    assert in_child(resumed) == 0
+    assert (uninterrupted / "student" / "final.pth").stat().st_mtime_ns == written
+
+
+def test_plain_and_distilled_student_have_the_same_parameters(uninterrupted) -> None:
+    plain, student = (load_checkpoint(uninterrupted / s / "final.pth") for s in STAGES[1:])
+    assert {n: t.shape for n, t in plain.model.items()} == {
+        n: t.shape for n, t in student.model.items()
+    }
+    assert not same(plain.model, student.model)
+
+
+def test_the_run_writes_one_table_of_all_stages(uninterrupted) -> None:
+    results = json.loads((uninterrupted / "results.json").read_text())
+    assert tuple(results["stages"]) == STAGES
+    assert all(stage in results["table"] for stage in STAGES)
+    record = json.loads((uninterrupted / "run.json").read_text())
+    assert record["starts"][0]["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert set(record["starts"][0]["data"]) == {"train", "val", "test/held_out"}
