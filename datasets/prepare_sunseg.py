@@ -56,7 +56,8 @@ ORDERS = {
     "xyxy": lambda a, b, c, d: [a, b, c - a, d - b],  # what the documentation once said
 }
 SAMPLE = 60  # masks that are compared with boxes to find their order
-LEAST_IOU, LEAST_LEAD = 0.5, 0.01  # mean IoU of the right order, and its lead over the next
+# Mean IoU of the right order, its lead over the next, and what needs none (boxes on the diagonal).
+LEAST_IOU, LEAST_LEAD, SURE_IOU = 0.5, 0.01, 0.8
 
 
 @dataclass
@@ -198,12 +199,9 @@ def boxes_from_json(
     listed = read_json(path, notes)
     wanted = [_key(video, frame) for video in videos for frame in video.frames]
     where = f"{path.parent.parent.name}/Detection/bbox_annotation.json"
-    boxes: Boxes = {}
-    for key in wanted:
-        if key in listed:
-            boxes[key] = listed[key]
-        else:
-            notes.add("frame that the JSON does not list is left out", f"{where}: {'/'.join(key)}")
+    for key in [key for key in wanted if key not in listed]:
+        notes.add("frame that the JSON does not list is left out", f"{where}: {'/'.join(key)}")
+    boxes = {key: listed[key] for key in wanted if key in listed}
     if order == "auto":
         order = measure_order(path, boxes, masks, notes)
     to_xywh = ORDERS[order]
@@ -265,7 +263,8 @@ def measure_order(path: Path, boxes: Boxes, masks: Path, notes: Findings) -> str
             f"and there are no masks under {masks} to tell: {way_out}"
         )
     (order, best), (_, second) = sorted(scores.items(), key=lambda item: -item[1])[:2]
-    if best / compared < LEAST_IOU or (best - second) / compared < LEAST_LEAD:
+    iou, lead = best / compared, (best - second) / compared
+    if iou < LEAST_IOU or (iou < SURE_IOU and lead < LEAST_LEAD):
         found = ", ".join(f"{name} {score / compared:.2f}" for name, score in scores.items())
         raise ValueError(
             f"{path}: the order of the numbers of its boxes is not clear from {compared} masks "
@@ -273,8 +272,8 @@ def measure_order(path: Path, boxes: Boxes, masks: Path, notes: Findings) -> str
         )
     notes.add(
         f"order of the boxes is {order}{'' if order == 'xywh' else ': put right'}",
-        f"{path.parent.parent.name}: mean IoU with {compared} masks {best / compared:.2f}, "
-        f"of the next order {second / compared:.2f}",
+        f"{path.parent.parent.name}: mean IoU with {compared} masks {iou:.2f}, "
+        f"of the next order {iou - lead:.2f}",
     )
     return order
 

@@ -139,6 +139,12 @@ def test_order_that_no_mask_confirms_is_refused(convert, sunseg):
     assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [[[20, 1, 5, 5]]] * 2
 
 
+def test_boxes_on_the_diagonal_need_no_order(convert, sunseg):
+    Part(sunseg / TESTS[1]).clip("case7_1", frame(1), frame(2), box=(8, 8, 10, 12)).save()
+    written = convert("sunseg", sunseg)
+    assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [[[8, 8, 10, 12]]] * 2
+
+
 def test_without_masks_the_order_must_be_given(convert, sunseg):
     for path in (sunseg / TESTS[1] / "GT" / "case7_1").iterdir():
         path.unlink()
