@@ -44,14 +44,14 @@ ANNOTATIONS = (
 CLASSES = ["benign", "malignant"]
 
 # Ids without the x that some folders have before them. Sources: the README of CVA-Net, which
-# published the data (2023-03-25), its issues 12 and 27, and audits of the pixels by others.
+# published the data (2023-03-25), reports of its users, and audits of the pixels by others.
 MISLABELLED = "labelled benign, correct is malignant (the authors' README)"
 EXCLUDED = {
     "66ef02e7f1b9a0ef": "the same video as malignant/x3b88488853e8b7d1 (the authors' README)",
     "63c9ba1377f35bf6": MISLABELLED,
     "5a1c46ec6377e946": MISLABELLED,
     "1282311c38f808f": "106 of 110 frames are those of malignant/x9c1c965d274c457, a test video",
-    "786ebd9dada09453": "frames are those of malignant/3f88a121e5e77ebe (CVA-Net issue 27)",
+    "786ebd9dada09453": "frames are those of malignant/3f88a121e5e77ebe (reported by a user, 2024-08-28)",
 }
 # One patient: never on both sides of a split.
 SAME_PATIENT = ("63c9ba1377f35bf6", "5a1c46ec6377e946", "2390fbea047347b", "7a39ab5d4970bf89")
