@@ -51,7 +51,7 @@ EXCLUDED = {
     "63c9ba1377f35bf6": MISLABELLED,
     "5a1c46ec6377e946": MISLABELLED,
     "1282311c38f808f": "106 of 110 frames are those of malignant/x9c1c965d274c457, a test video",
-    "786ebd9dada09453": "frames are those of malignant/3f88a121e5e77ebe (reported by a user, 2024-08-28)",
+    "786ebd9dada09453": "frames are those of malignant/3f88a121e5e77ebe (report of a user)",
 }
 # One patient: never on both sides of a split.
 SAME_PATIENT = ("63c9ba1377f35bf6", "5a1c46ec6377e946", "2390fbea047347b", "7a39ab5d4970bf89")
