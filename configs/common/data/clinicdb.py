@@ -21,14 +21,14 @@ data = dict(
     window=2,  # its frames were picked from the videos: neighbours are far apart already
     sampling="random",
     side="both",
-    augmentations=dict(  # from 384 x 288 px
+    augmentations=dict(  # half of 384 x 288 px
         train=[
             L(horizontal_flip)(),
             L(vertical_flip)(),
-            L(ScaleJitter)(width=256, height=192),
+            L(ScaleJitter)(width=192, height=144),
             L(color_jitter)(),
         ],
-        test=[L(resize_fixed)(width=256, height=192)],
+        test=[L(resize_fixed)(width=192, height=144)],
     ),
     min_visible=0.25,
     on_bad_box="raise",
