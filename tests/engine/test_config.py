@@ -120,6 +120,16 @@ def test_list_items_are_addressed_by_their_index(base) -> None:
     assert "does not exist" in only_problem(base, "schedule.values.2=0.2")
 
 
+def test_a_key_behind_a_reference_is_checked_and_changed_for_itself(base) -> None:
+    base.write_text(BASE + 'more = dict(train="${train}", seeds=["${train.seed}"])\n')
+    config = load_config(base, ["more.train.seed=5", "other.length=3"])
+    assert (config.more.train.seed, config.train.seed, config.other.length) == (5, 0, 3)
+    assert "an integer" in only_problem(base, "more.train.seed=abc")
+    assert "an integer" in only_problem(base, "other.length=abc")
+    assert "an integer" in only_problem(derive(base, "other: {length: abc}\n"))
+    assert "more.train.sede does not exist" in only_problem(base, "more.train.sede=1")
+
+
 def test_a_plus_adds_a_key_and_refuses_an_existing_one(base) -> None:
     config = load_config(base, ["+train.note=hello", "+extra.depth.key=3"])
     assert config.train.note == "hello" and config.extra.depth.key == 3

@@ -25,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from v2idetr.engine.atomic_file import write_text_atomically
 from v2idetr.engine.config_checks import check_targets, validate_config
-from v2idetr.engine.config_merge import apply_override, merge, select
+from v2idetr.engine.config_keys import is_reference, select
+from v2idetr.engine.config_merge import apply_override, merge
 from v2idetr.engine.config_yaml import dump_yaml, parse_yaml
 
 # Keys that change neither the weights nor their order of events: a resumed run may change them.
@@ -256,7 +257,7 @@ def _resolve(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """References such as "${model.dim}" replaced by their values, each bad one reported."""
     node = OmegaConf.create(config)
     for key, value in list(_leaves(config)):
-        if isinstance(value, str) and "${" in value:
+        if is_reference(value):
             try:
                 OmegaConf.select(node, key, throw_on_resolution_failure=True)
             except OmegaConfBaseException as error:

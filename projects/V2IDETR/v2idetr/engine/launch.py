@@ -81,7 +81,7 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
     Raises:
         UserError: see `launch_run`.
     """
-    setup_logger(distributed_rank=comm.get_rank(), name="v2idetr").setLevel(logging.INFO)
+    _log_to_terminal()
     with StopSignals() as signals:
         try:
             run = _prepare(options, config, device_type, signals)
@@ -155,6 +155,18 @@ def _signals_forwarded() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _log_to_terminal() -> None:
+    """The first process tells how it goes, the others only what went wrong."""
+    rank = comm.get_rank()
+    package = setup_logger(distributed_rank=rank, name="v2idetr")
+    package.setLevel(logging.INFO)
+    if rank > 0 and not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.ERROR)
+        handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))
+        package.addHandler(handler)
 
 
 def _add_log_file(path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Every config in the repository can be run, and says what the paper says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from v2idetr.engine.config import build, load_run_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def load(name: str, *overrides: str):
+    return load_run_config(CONFIGS / name, list(overrides), world_size=1, has_gpu=False)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_loads_and_its_settings_agree(name) -> None:
+    config = load(name)
+    assert config.train.output_dir == f"output/{Path(name).stem}"
+
+
+@pytest.mark.parametrize("data", ["sun", "buv", "clinicdb", "synthetic"])
+def test_a_baseline_is_the_same_detector_without_a_teacher(data) -> None:
+    full, plain = load(f"v2i_{data}.yaml"), load(f"baselines/deformable_detr_{data}.yaml")
+    assert list(full.train.stages) == ["teacher", "plain", "student"]
+    assert list(plain.train.stages) == ["plain"]
+    assert (plain.model, plain.data, plain.optimizer) == (full.model, full.data, full.optimizer)
+
+
+@pytest.mark.parametrize("name", ["v2i_sun.yaml", "v2i_buv.yaml"])
+def test_the_recipe_is_that_of_the_paper(name) -> None:
+    config = load(name)
+    assert (config.train.batch_size, config.data.num_frames) == (16, 3)
+    assert config.model.net.num_queries == 100
+    assert (config.optimizer.lr, config.optimizer.backbone_lr) == (1e-4, 1e-5)
+    assert (config.distillation.tfd.weight, config.distillation.cqd.weight) == (1.0, 5.0)
+    assert config.train.clip_grad_norm == 0.1
+    assert config.teacher.max_iter == config.train.max_iter
+    schedule = build(config, "lr_multiplier")
+    assert [schedule(epoch / 12) for epoch in (0, 9.99, 10, 11.99)] == [1.0, 1.0, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4])
+def test_the_large_configs_run_on_up_to_four_gpus(gpus) -> None:
+    load_run_config(CONFIGS / "v2i_sun.yaml", [], world_size=gpus, has_gpu=True)
+
+
+def test_ultrasound_has_two_classes() -> None:
+    config = load("v2i_buv.yaml")
+    assert config.model.net.num_classes == config.teacher.model.net.num_classes == 2
+    assert list(config.model.class_names) == ["benign", "malignant"]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "/" not in name])
+def test_augmentations_of_every_config_can_be_built(name) -> None:
+    config = load(name)
+    assert build(config, "data.augmentations.train") and build(config, "data.augmentations.test")

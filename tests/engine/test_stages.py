@@ -1,0 +1,183 @@
+"""Which stages run, on which weights, and what is refused before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from v2idetr.engine import launch, run_folder
+from v2idetr.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from v2idetr.engine.config import load_config
+from v2idetr.engine.run_context import Run, load_splits
+from v2idetr.engine.signals import StopSignals
+from v2idetr.engine.stage_models import build_stage, split_state
+from v2idetr.engine.stage_training import train_stage
+from v2idetr.engine.stages import evaluate_only, run_stages, stages_to_train
+
+
+def make_run(path: Path, *overrides: str) -> Run:
+    config = load_config(path, ["train.max_iter=2", "train.eval_period=2", *overrides])
+    splits = load_splits(config, with_train=True)
+    return Run(config, torch.device("cpu"), splits, StopSignals())
+
+
+def write_weights(run: Run, stage: str, name: str = "best.pth") -> Path:
+    """Freshly drawn weights of a stage, as if it had been trained."""
+    models = build_stage(run.config, stage)
+    path = run.stage_folder(stage) / name
+    from v2idetr.engine.checkpoint import Checkpoint
+
+    save_checkpoint(Checkpoint(stage, 2, split_state(models)[0], class_names=["polyp"]), path)
+    return path
+
+
+# ------------------------------------------------------------------------------------- eval-only
+
+
+def test_evaluating_without_any_checkpoint_is_an_error(tiny_config) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no .*/teacher/best\.pth"):
+        evaluate_only(make_run(tiny_config))
+
+
+def test_evaluating_weights_of_another_architecture_lists_them(tiny_config, tmp_path) -> None:
+    run = make_run(tiny_config)
+    path = write_weights(run, "teacher")
+    run = make_run(tiny_config, f"train.init_checkpoint={path}")
+    with pytest.raises(CheckpointError, match=r"not in the model \(\d+\):\n    net\.temporal\."):
+        evaluate_only(run)
+
+
+def test_evaluating_weights_of_other_classes_is_an_error(tiny_config) -> None:
+    path = write_weights(make_run(tiny_config), "plain")
+    checkpoint = load_checkpoint(path)
+    checkpoint.class_names = ["cyst"]
+    save_checkpoint(checkpoint, path)
+    with pytest.raises(CheckpointError, match=r"trained for the classes \['cyst'\]"):
+        evaluate_only(make_run(tiny_config, f"train.init_checkpoint={path}"))
+
+
+def test_a_checkpoint_is_evaluated_without_training(tiny_config, tmp_path) -> None:
+    path = write_weights(make_run(tiny_config), "plain", "mine.pth")
+    results = evaluate_only(make_run(tiny_config, f"train.init_checkpoint={path}"))
+    assert list(results) == ["mine"] and results["mine"]["tests"]["held_out"]["frames"] == 3
+    written = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert written["checkpoint"] == str(path)
+
+
+# --------------------------------------------------------------------------------------- weights
+
+
+def test_a_teacher_that_is_given_is_not_trained(tiny_config, tmp_path) -> None:
+    path = write_weights(make_run(tiny_config), "teacher", "given.pth")
+    run = make_run(tiny_config, f"teacher.checkpoint={path}", "train.stages=[teacher, student]")
+    assert stages_to_train(run) == ["student"]
+    results = run_stages(run)
+    assert list(results) == ["student"]
+    assert not (tmp_path / "run" / "teacher" / "last.pth").exists()
+
+
+def test_a_student_as_teacher_is_refused(tiny_config) -> None:
+    path = write_weights(make_run(tiny_config), "plain")
+    run = make_run(tiny_config, f"teacher.checkpoint={path}", "train.stages=[student]")
+    with pytest.raises(CheckpointError, match=r"missing in the file \(\d+\):\n    net\.temporal\."):
+        train_stage(run, "student")
+
+
+def test_initial_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path, caplog) -> None:
+    path = tmp_path / "weights.pth"
+    detector = build_stage(make_run(tiny_config).config, "plain").detector
+    state = {n: t + 1 for n, t in detector.state_dict().items() if "backbone" in n}
+    torch.save(state, path)
+    settings = ("train.stages=[plain]", f"train.init_checkpoint={path}", "optimizer.lr=0.0")
+    with pytest.raises(CheckpointError, match=r"missing in the file.*(?s:.*)init_partial=true"):
+        train_stage(make_run(tiny_config, *settings), "plain")
+    with caplog.at_level(logging.INFO, "v2idetr"):
+        frozen = ("train.init_partial=true", "optimizer.backbone_lr=0.0")
+        train_stage(make_run(tiny_config, *settings, *frozen), "plain")
+    assert "weights not in it: net." in caplog.text
+    final = load_checkpoint(tmp_path / "run" / "plain" / "final.pth")
+    assert all(torch.equal(final.model[name], value) for name, value in state.items())
+
+
+def test_teacher_and_student_of_different_width_are_refused_before_training(tiny_config) -> None:
+    overrides = ["teacher.model.net.d=64", "teacher.model.net.temporal.d=64"]
+    with pytest.raises(ValueError, match=r"distillation.*(32.*64|64.*32)"):
+        run_stages(make_run(tiny_config, *overrides))
+
+
+def test_a_teacher_of_more_frames_than_a_clip_has_is_refused(tiny_config) -> None:
+    with pytest.raises(ValueError, match=r"teacher\.model looks at 5 frames.*num_frames is 3"):
+        run_stages(make_run(tiny_config, "teacher.model.num_frames=5"))
+
+
+def test_students_start_from_the_same_weights(tiny_config) -> None:
+    config = load_config(tiny_config)
+    one, other = (
+        build_stage(config, stage).detector.state_dict() for stage in ("plain", "student")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_with_a_run_is_neither_overwritten_nor_mixed(tiny_config, tmp_path) -> None:
+    config = load_config(tiny_config)
+    folder = tmp_path / "run"
+    run_folder.claim(folder, config, resume=False)
+    with pytest.raises(ValueError, match=r"already holds a run. Add --resume"):
+        run_folder.claim(folder, config, resume=False)
+    run_folder.claim(folder, load_config(tiny_config, ["train.num_workers=2"]), resume=True)
+    with pytest.raises(ValueError, match=r"other settings(?s:.*)optimizer\.lr: 0\.001 -> 0\.5"):
+        run_folder.claim(folder, load_config(tiny_config, ["optimizer.lr=0.5"]), resume=True)
+
+
+def test_resuming_where_nothing_is_starts(tiny_config, tmp_path) -> None:
+    run_folder.claim(tmp_path / "new", load_config(tiny_config), resume=True)
+    assert load_config(tmp_path / "new" / "config.yaml") == load_config(tiny_config)
+
+
+def test_leftovers_of_killed_writes_are_removed(tiny_config, tmp_path) -> None:
+    leftover = tmp_path / "run" / "plain" / ".last.pth.123.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_text("half")
+    run_folder.claim(tmp_path / "run", load_config(tiny_config), resume=True)
+    assert not leftover.exists()
+
+
+def test_data_that_changed_since_the_start_cannot_be_resumed(tiny_config, tmp_path) -> None:
+    config = load_config(tiny_config)
+    splits = load_splits(config, with_train=True)
+    run_folder.record(tmp_path, config, splits, device="cpu", processes=1)
+    run_folder.record(tmp_path, config, splits, device="cpu", processes=1)
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 2
+    swapped = splits | {"train": splits["val"]}
+    with pytest.raises(ValueError, match="annotations of train changed"):
+        run_folder.record(tmp_path, config, swapped, device="cpu", processes=1)
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+def test_all_splits_are_checked_before_anything_is_trained(tiny_config, tmp_path) -> None:
+    config = load_config(
+        tiny_config, ["data.val.json=nowhere.json", "data.test.held_out.image_root=nowhere"]
+    )
+    options = argparse.Namespace(resume=False, eval_only=False)
+    with pytest.raises(launch.UserError) as caught:
+        launch.run_process(options, config, "cpu")
+    assert "data.val: nowhere.json" in str(caught.value)
+    assert "data.test.held_out:" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_the_model_does_not_have_is_an_error(tiny_config) -> None:
+    config = load_config(tiny_config, ["data.class_names=[adenoma]"])
+    with pytest.raises(ValueError, match="adenoma"):
+        load_splits(config, with_train=True)

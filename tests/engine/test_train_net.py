@@ -1,0 +1,61 @@
+"""The program itself, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{ROOT / 'projects' / 'V2IDETR'}{os.pathsep}{HERE}",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def train_net(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train_net.py"), *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_needs_no_torch() -> None:
+    start = time.process_time_ns(), os.times().children_user
+    done = train_net("--help")
+    seconds = os.times().children_user - start[1]
+    assert done.returncode == 0 and "--eval-only" in done.stdout
+    assert seconds < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--config-file"),
+        (["--config-file", "x", "--resume", "--eval-only"], "give one of them"),
+        (["--config-file", "x", "--num-gpus", "0"], "must be 1 or more"),
+        (["--config-file", "x", "--num-machines", "2"], "--dist-url"),
+    ],
+)
+def test_wrong_usage_is_explained_at_once(arguments, expected) -> None:
+    done = train_net(*arguments)
+    assert done.returncode == 2 and expected in done.stderr
+
+
+def test_a_mistyped_key_fails_with_a_suggestion_and_no_traceback() -> None:
+    done = train_net("--config-file", "configs/v2i_synthetic.yaml", "train.max_itr=5")
+    assert done.returncode == 2
+    assert "Did you mean train.max_iter?" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_all_stages(tiny_config, tmp_path) -> None:
+    done = train_net("--config-file", str(tiny_config), "--num-gpus", "2")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "results.json").exists()
+    again = train_net("--config-file", str(tiny_config), "--num-gpus", "2")
+    assert again.returncode == 2 and "Add --resume" in again.stderr + again.stdout
