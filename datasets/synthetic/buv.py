@@ -37,9 +37,7 @@ def plan(options: Options) -> list[Job]:
 
 
 def _job(options: Options, case: int, split: str, name: str, malignant: bool) -> Job:
-    spec = make_spec(
-        options, case, 1, shots=(options.frames_per_clip,), malignant=malignant, may_leave=False
-    )
+    spec = make_spec(options, case, 1, shots=(options.frames_per_clip,), malignant=malignant)
     frames = tuple(f"{i:06d}" for i in range(options.frames_per_clip))
     return Job(spec, split, name, under(f"rawframes/{name}", frames, "png"))
 

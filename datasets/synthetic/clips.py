@@ -14,7 +14,7 @@ from .wall import Wall, clearance, grid_shape, random_wall, surface_point
 
 HARD_SHARE = 0.30  # of the frames, at difficulty 1
 DECOY_SHARE = 0.12
-LEAVE_SHARE = 0.06  # of the clips
+LEAVE_SHARE = 0.06  # of the clips of a colon; every BUV frame has its lesion
 MIN_VISIBLE = 4e-4  # of the picture: a lesion with less of it is out of the picture
 
 Box = tuple[int, int, int, int]
@@ -35,7 +35,6 @@ class ClipSpec:
     shots: tuple[int, ...]
     lesion: bool = True
     malignant: bool = False
-    may_leave: bool = True
     difficulty: float = 1.0
 
 
@@ -51,11 +50,16 @@ class Frame:
 
     @property
     def box(self) -> Box | None:
-        """Extent of the mask: x0, y0, x1, y1 in pixels, ends exclusive; None without lesion."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        if not len(rows):
-            return None
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        """Extent of the mask; None where no lesion is in the picture."""
+        return extent(self.mask)
+
+
+def extent(mask: NDArray[np.bool_]) -> Box | None:
+    """Smallest box around a mask (H, W): x0, y0, x1, y1 in pixels, ends exclusive."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def render_clip(spec: ClipSpec) -> Iterator[Frame]:
@@ -80,7 +84,7 @@ def _contrast(difficulty: float, rng: np.random.Generator) -> float:
 def _events(
     rng: np.random.Generator, num_frames: int, difficulty: float, weights: dict[str, float]
 ) -> list[str]:
-    """What spoils each frame; at least half of the frames stay clear."""
+    """What spoils each frame; at least half of a clip stays clear."""
     expected = num_frames * min(HARD_SHARE * difficulty, 0.6) * rng.uniform(0.6, 1.4)
     count = min(int(expected + rng.random()), max(num_frames // 2, int(rng.random() < 0.3)))
     events = [""] * num_frames
@@ -91,7 +95,8 @@ def _events(
 
 def _track(spec: ClipSpec, rng: np.random.Generator, num_frames: int, share: float) -> Track:
     track = random_track(rng, num_frames, margin=min(0.10 + 0.45 * share, 0.34))
-    if spec.lesion and spec.may_leave and num_frames > 2 and rng.random() < LEAVE_SHARE:
+    may_leave = spec.lesion and spec.style == "colon" and num_frames > 2
+    if may_leave and rng.random() < LEAVE_SHARE:
         track = leave_picture(rng, track)
     return track
 
@@ -164,7 +169,7 @@ def _finish_colon(
 def _aim(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
     """What an event should hide: the lesion, or anything where there is none."""
     height, width = mask.shape
-    box = Frame(np.zeros(0, np.uint8), mask, 0, "", False).box
+    box = extent(mask)
     if box is not None:
         return box
     x, y, half = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height, 0.15 * height
@@ -199,7 +204,7 @@ def _place_lesion(
         for _ in range(3):
             camera = colon.Camera(position, _aim_point(wall, lesion), np.array([0.5, 0.5]), 0.0)
             view = colon.render(colon.make_scene(wall, lesion), camera, preview)
-            box = Frame(np.zeros(0, np.uint8), view.mask, 0, "", False).box
+            box = extent(view.mask)
             side = max(box[2] - box[0], box[3] - box[1]) / preview[1] if box else 1e-3
             error = abs(np.log(side / share))
             if error < best[0]:

@@ -66,7 +66,6 @@ def make_spec(
     factor: float = 1.0,
     lesion: bool = True,
     malignant: bool = False,
-    may_leave: bool = True,
 ) -> ClipSpec:
     code = LAYOUT_CODE[options.layout] + (0 if lesion else NEGATIVE_CODE)
     return ClipSpec(
@@ -77,7 +76,6 @@ def make_spec(
         shots=shots,
         lesion=lesion,
         malignant=malignant,
-        may_leave=may_leave,
         difficulty=options.difficulty * factor,
     )
 

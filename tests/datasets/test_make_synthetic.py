@@ -228,7 +228,7 @@ def test_tracks_move_as_real_lesions_do() -> None:
 def test_rendered_boxes_move_as_real_lesions_do() -> None:
     shifts = []
     for seed in range(50):
-        spec = ClipSpec("breast", (128, 96), (seed, 0), (seed, 1), (9,), may_leave=False)
+        spec = ClipSpec("breast", (128, 96), (seed, 0), (seed, 1), (9,))
         boxes = np.array([frame.box for frame in render_clip(spec)], float)
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.array([128, 96])
         shifts.append(np.hypot(*np.diff(centre, axis=0).T))
