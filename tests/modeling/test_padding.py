@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from torch import nn
 
 from configs.common.models.backbones import efficientnet_lite0, resnet18
 from tests.conftest import criterion, make_sample, tiny_detector, tiny_net, tiny_teacher
-from v2idetr.modeling.backbone import padding_isolated
+from v2idetr.modeling.backbone import TimmBackbone, padding_isolated
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.interface import Decoded, Images
 from v2idetr.modeling.meta_arch import Detector
@@ -144,6 +145,7 @@ def test_clips_of_different_sizes_give_what_they_give_alone() -> None:
     ("config", "sizes"),
     [
         pytest.param(resnet18, [(70, 101), (99, 64)], id="resnet18"),
+        pytest.param(L(TimmBackbone)(name="resnet18"), [(70, 101), (99, 64)], id="timm_resnet18"),
         # TensorFlow's padding is one-sided: exact for sizes that are multiples of 32 only
         pytest.param(efficientnet_lite0, [(64, 128), (96, 64)], id="efficientnet_lite0"),
     ],
