@@ -43,9 +43,10 @@ def test_the_recipe_is_that_of_the_paper(name) -> None:
     assert [schedule(epoch / 12) for epoch in (0, 9.99, 10, 11.99)] == [1.0, 1.0, 0.1, 0.1]
 
 
-@pytest.mark.parametrize("gpus", [1, 2, 4])
-def test_the_large_configs_run_on_up_to_four_gpus(gpus) -> None:
-    load_run_config(CONFIGS / "v2i_sun.yaml", [], world_size=gpus, has_gpu=True)
+@pytest.mark.parametrize("name", ["v2i_sun.yaml", "v2i_buv.yaml"])
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])
+def test_the_large_configs_run_on_one_to_sixteen_gpus(name, gpus) -> None:
+    load_run_config(CONFIGS / name, [], world_size=gpus, has_gpu=True)
 
 
 def test_ultrasound_has_two_classes() -> None:

@@ -334,7 +334,8 @@ def test_the_fingerprint_ignores_what_does_not_change_the_weights(tiny_config) -
         ("train.stages=[techer]", "must name some of teacher, plain, student"),
         ("train.stages=[student, teacher]", "must be in the order"),
         ("train.stages=[plain, student]", "needs a teacher"),
-        ("train.batch_size=6", "use a multiple of 4"),
+        ("train.batch_size=5", "which 2 processes cannot share equally"),
+        ("train.batch_size=6", "use a divisor of 3"),
         ("train.max_iter=0", "must be at least 1"),
         ("data.num_frames=0", "must be at least 1"),
         ("train.amp=fp8", "must be one of off, bf16, fp16"),
@@ -354,7 +355,7 @@ def test_the_fingerprint_ignores_what_does_not_change_the_weights(tiny_config) -
     ],
 )
 def test_settings_that_contradict_each_other_are_errors(tiny_config, override, expected) -> None:
-    overrides = ["train.accumulate=2", override]
+    overrides = ["train.clips_at_once=2", override]
     if expected is None:
         load_run_config(tiny_config, overrides, world_size=2, has_gpu=False)
         return

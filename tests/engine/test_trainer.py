@@ -68,7 +68,7 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(counts, accumulate) 
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"5 clips cannot be cut into train\.accumulate=2"):
+    with pytest.raises(ValueError, match=r"5 clips cannot be cut into 2 equal parts"):
         split_batch(samples(1, 1, 1, 1, 1), 2)
 
 

@@ -17,7 +17,7 @@ data = dict(
     val=dict(json="data/buv/val.json", image_root=ROOT),
     test=dict(test=dict(json="data/buv/test.json", image_root=ROOT)),
     num_frames=3,  # T, paper, section III
-    window=10,
+    window=10,  # frames of the video: train.json may list only some of them
     sampling="random",
     side="both",
     # The paper states no sizes. No vertical flip: the probe is always at the top.

@@ -16,11 +16,9 @@ data = dict(
     class_names=["polyp"],
     train=dict(json="data/sunseg/train.json", image_root=ROOT),
     val=dict(json="data/sunseg/val.json", image_root=ROOT),
-    test=dict(
-        easy_seen=dict(json="data/sunseg/test_easy_seen.json", image_root=ROOT),
-        easy_unseen=dict(json="data/sunseg/test_easy_unseen.json", image_root=ROOT),
-        hard_seen=dict(json="data/sunseg/test_hard_seen.json", image_root=ROOT),
-        hard_unseen=dict(json="data/sunseg/test_hard_unseen.json", image_root=ROOT),
+    test=dict(  # seen and unseen clips: groups of videos in each
+        easy=dict(json="data/sunseg/test_easy.json", image_root=ROOT),
+        hard=dict(json="data/sunseg/test_hard.json", image_root=ROOT),
     ),
     num_frames=3,  # T, paper, section III
     window=10,  # frames at 30 a second: references within a third of a second

@@ -17,11 +17,9 @@ data = dict(
     class_names=["polyp"],
     train=dict(json=f"{JSON}/train.json", image_root=ROOT),
     val=dict(json=f"{JSON}/val.json", image_root=ROOT),
-    test=dict(
-        easy_seen=dict(json=f"{JSON}/test_easy_seen.json", image_root=ROOT),
-        easy_unseen=dict(json=f"{JSON}/test_easy_unseen.json", image_root=ROOT),
-        hard_seen=dict(json=f"{JSON}/test_hard_seen.json", image_root=ROOT),
-        hard_unseen=dict(json=f"{JSON}/test_hard_unseen.json", image_root=ROOT),
+    test=dict(  # seen and unseen clips: groups of videos in each
+        easy=dict(json=f"{JSON}/test_easy.json", image_root=ROOT),
+        hard=dict(json=f"{JSON}/test_hard.json", image_root=ROOT),
     ),
     num_frames=3,  # T, paper, section III
     window=2,  # clips of 5 frames

@@ -59,9 +59,9 @@ teacher = dict(
                 if key not in ("_target_", "temporal")
             },
             temporal=L(MSI)(
-                strides="${model.net.strides}",
+                strides="${teacher.model.net.strides}",
                 roles=["local", "local", "global", "global"],
-                d="${model.net.d}",
+                d="${teacher.model.net.d}",
                 ffn_dim=1024,
                 num_heads=8,
                 depth=1,

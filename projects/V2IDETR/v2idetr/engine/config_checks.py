@@ -26,7 +26,7 @@ PROGRAM_KEYS: dict[str, type | tuple[type, ...]] = {
     "train.stages": list,
     "train.max_iter": int,
     "train.batch_size": int,
-    "train.accumulate": int,
+    "train.clips_at_once": int,
     "train.amp": str,
     "train.clip_grad_norm": float,
     "train.eval_period": int,
@@ -84,7 +84,7 @@ AT_LEAST: dict[str, int] = {
     "train.seed": 0,
     "train.max_iter": 1,
     "train.batch_size": 1,
-    "train.accumulate": 1,
+    "train.clips_at_once": 1,
     "train.clip_grad_norm": 0,
     "train.eval_period": 0,
     "train.checkpoint_period": 1,
@@ -247,13 +247,21 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_batches(config: dict[str, Any], world_size: int, problems: list[str]) -> None:
-    share = world_size * config["train"]["accumulate"]
+    at_once = config["train"]["clips_at_once"]
     for key in ("train.batch_size", "teacher.batch_size"):
         size = _get(config, key)
-        if isinstance(size, int) and size % share:
+        if not isinstance(size, int):
+            continue
+        share, rest = divmod(size, world_size)
+        if rest or not share:
             problems.append(
-                f"{key} is {size}, which {world_size} process(es) x train.accumulate="
-                f"{config['train']['accumulate']} do not divide; use a multiple of {share}."
+                f"{key} is {size}, which {world_size} processes cannot share equally; use "
+                "--num-gpus so that it divides the batch, or another batch size."
+            )
+        elif share > at_once and share % at_once:
+            problems.append(
+                f"{key} is {size}, so each process has {share} clips, which cannot be cut into "
+                f"equal parts of train.clips_at_once={at_once}; use a divisor of {share}."
             )
 
 

@@ -95,6 +95,13 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         except (ValueError, FloatingPointError) as error:
             _log_to_file("stopped by an error", error)
             raise UserError(_message(error)) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _log_to_file("stopped by the file system", error)
+            raise UserError(
+                f"{where}{error.strerror or error}. Mend that (make doctor shows free disk and "
+                f"memory); {_resume_command()} continues from the last checkpoint."
+            ) from error
     return 0
 
 

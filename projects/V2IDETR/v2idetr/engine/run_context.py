@@ -62,6 +62,11 @@ class Run:
         teacher = self.config.teacher
         return teacher.max_iter or train.max_iter, teacher.batch_size or train.batch_size
 
+    def micro_batches(self, stage: str) -> int:
+        """Into how many parts a process cuts its share of a batch."""
+        share = self.length(stage)[1] // comm.get_world_size()
+        return max(1, share // self.config.train.clips_at_once)
+
 
 def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]:
     """Read and check all splits of a run.
@@ -84,6 +89,15 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
             )
         except (ValueError, OSError) as error:
             problems.append(f"data.{name.replace('/', '.')}: {error}")
+        if (
+            name == "val"
+            and name in splits
+            and not any(splits[name].report.boxes_per_class.values())
+        ):
+            problems.append(
+                f"data.val: {paths.json} has no lesion, so neither a score threshold nor the best "
+                "checkpoint can be chosen from it; give a split with lesions."
+            )
     if problems:
         raise ValueError("\n".join(problems))
     return splits
@@ -128,6 +142,7 @@ def _mapper(config: DictConfig, num_frames: int, *, is_train: bool) -> ClipMappe
         augmentations=build(config, f"data.augmentations.{'train' if is_train else 'test'}"),
         is_train=is_train,
         min_visible=data.min_visible,
-        # In order, each frame is read once; in random order a cache would hardly ever hit.
+        # In order, each worker decodes a frame once (batches of several workers overlap); in
+        # random order a cache would hardly ever hit.
         cache_frames=0 if is_train or num_frames == 1 else 2 * data.window + 1,
     )

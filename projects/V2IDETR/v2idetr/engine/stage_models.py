@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from v2idetr.distillation.student import DistilledStudent
@@ -28,18 +29,25 @@ class StageModels:
     teacher: Any = None
 
 
-def build_stage(config: DictConfig, stage: str) -> StageModels:
+def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> StageModels:
     """Models with freshly drawn weights, the same ones on every call.
 
     Plain and distilled student start from the same weights: they differ by the distillation alone.
 
+    Args:
+        config: of the run.
+        stage: teacher, plain or student.
+        pretrained: give the backbone its ImageNet weights; not needed, nor the file with them,
+            where a checkpoint is loaded next, as always into the teacher of a student.
+
     Raises:
         ValueError: a module refuses its settings, names the key; teacher and student do not fit.
     """
-    detector = _build_detector(config, "teacher.model" if stage == "teacher" else "model")
+    key = "teacher.model" if stage == "teacher" else "model"
+    detector = _build_detector(config, key, pretrained)
     if stage != "student":
         return StageModels(detector, detector)
-    teacher = _build_detector(config, "teacher.model")
+    teacher = _build_detector(config, "teacher.model", pretrained=False)
     losses: dict[str, Any] = {
         name: build(config, f"distillation.{name}") if config.distillation[name] else None
         for name in ("tfd", "cqd")
@@ -62,8 +70,11 @@ def split_state(models: StageModels) -> tuple[dict[str, Any], dict[str, Any]]:
     return detector, around
 
 
-def _build_detector(config: DictConfig, key: str) -> Any:
+def _build_detector(config: DictConfig, key: str, pretrained: bool) -> Any:
     seed_step(config.train.seed, "initial weights", 0, 0)
+    if not pretrained and OmegaConf.select(config, f"{key}.net.weights") is not None:
+        config = copy.deepcopy(config)
+        OmegaConf.update(config, f"{key}.net.weights", None)
     detector = build(config, key)
     if not 1 <= detector.num_frames <= config.data.num_frames:
         raise ValueError(

@@ -27,6 +27,8 @@ from v2idetr.evaluation.evaluator import validate
 
 logger = logging.getLogger(__name__)
 
+LAST = "last.pth"
+
 
 def train_stage(run: Run, stage: str) -> None:
     """Train a stage up to its final.pth; continues from its last.pth if there is one.
@@ -38,16 +40,14 @@ def train_stage(run: Run, stage: str) -> None:
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         save_config(run.config, folder / CONFIG)
-    models = build_stage(run.config, stage)
+    models = build_stage(run.config, stage, pretrained=not started(run, stage))
     if models.teacher is not None:
-        path = run.weights("teacher")
-        names = list(run.config.data.class_names)
-        load_into(models.teacher, load_weights(path, class_names=names), path)
+        load_teacher(run, models.teacher)
         models.teacher.to(run.device)
-    last = folder / "last.pth"
-    checkpoint = load_checkpoint(last) if last.exists() else None
+    last = folder / LAST
+    checkpoint = load_checkpoint(last) if started(run, stage) else None
     if checkpoint is None:
-        _load_initial_weights(run.config, models.detector)
+        load_initial_weights(run.config, models.detector)
     else:
         _load_model(models, checkpoint, last, stage, run.config)
     models.trained.to(run.device)
@@ -64,7 +64,20 @@ def train_stage(run: Run, stage: str) -> None:
     comm.synchronize()
 
 
-def _load_initial_weights(config: DictConfig, detector: nn.Module) -> None:
+def started(run: Run, stage: str) -> bool:
+    """Whether there is a checkpoint to continue the stage from."""
+    return (run.stage_folder(stage) / LAST).exists()
+
+
+def load_teacher(run: Run, teacher: nn.Module) -> None:
+    """Give a student's teacher the weights that were trained, or given by teacher.checkpoint."""
+    path = run.weights("teacher")
+    names = list(run.config.data.class_names)
+    load_into(teacher, load_weights(path, class_names=names), path)
+
+
+def load_initial_weights(config: DictConfig, detector: nn.Module) -> None:
+    """Start from train.init_checkpoint, if there is one."""
     path = config.train.init_checkpoint
     if not path:
         return
@@ -98,7 +111,7 @@ def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Tra
         build(run.config, "optimizer")(models.trained),
         stage=stage,
         seed=train.seed,
-        accumulate=train.accumulate,
+        accumulate=run.micro_batches(stage),
         amp=train.amp,
         clip_grad_norm=float(train.clip_grad_norm),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from pathlib import Path
@@ -14,7 +15,12 @@ from v2idetr.engine.checkpoint import CheckpointError, load_into, load_weights
 from v2idetr.engine.run_context import Run, eval_loader
 from v2idetr.engine.run_folder import RESULTS, is_finished
 from v2idetr.engine.stage_models import build_stage
-from v2idetr.engine.stage_training import train_stage
+from v2idetr.engine.stage_training import (
+    load_initial_weights,
+    load_teacher,
+    started,
+    train_stage,
+)
 from v2idetr.evaluation.evaluator import evaluate, write_evaluation
 from v2idetr.evaluation.table import format_table
 
@@ -32,8 +38,7 @@ def stages_to_train(run: Run) -> list[str]:
 def run_stages(run: Run) -> dict[str, Result]:
     """Train and evaluate every stage that is not finished; returns the evaluations by stage."""
     stages = stages_to_train(run)
-    for stage in stages:  # so that what does not fit is found before hours of training
-        build_stage(run.config, stage)
+    check_weights(run, stages)
     results: dict[str, Result] = {}
     for number, stage in enumerate(stages, start=1):
         logger.info("stage %d of %d: %s", number, len(stages), stage)
@@ -44,20 +49,38 @@ def run_stages(run: Run) -> dict[str, Result]:
             continue
         if not (folder / "final.pth").exists():
             train_stage(run, stage)
-        results[stage] = evaluate_stage(run, stage)
-    return _finish(run, results)
+            gc.collect()  # the trainer and its hooks know each other; evaluation wants the memory
+        results[stage] = _evaluate(run, stage, run.weights(stage), folder)
+    return _finish(results, run.folder)
+
+
+def check_weights(run: Run, stages: list[str]) -> None:
+    """Build what will be trained and load what it starts from, before hours of training.
+
+    Raises:
+        ValueError, CheckpointError: models or given weights do not fit.
+    """
+    for stage in stages:
+        models = build_stage(run.config, stage, pretrained=not started(run, stage))
+        if not started(run, stage):
+            load_initial_weights(run.config, models.detector)
+        if models.teacher is not None and run.config.teacher.checkpoint:
+            load_teacher(run, models.teacher)
 
 
 def evaluate_only(run: Run) -> dict[str, Result]:
     """Evaluate `train.init_checkpoint`, or else the checkpoints of all stages; train nothing.
 
+    A given checkpoint is that of an image detector, or of the only stage in `train.stages`. Writes
+    into output_dir/evaluation; what the run itself found out stays as it is.
+
     Raises:
         CheckpointError: there is none, or it does not fit.
     """
-    initial = run.config.train.init_checkpoint
+    initial, folder = run.config.train.init_checkpoint, run.folder / "evaluation"
     if initial:
-        result = _evaluate(run, "plain", Path(initial), run.folder / "evaluation")
-        return {Path(initial).stem: result}
+        only = run.config.train.stages[0] if len(run.config.train.stages) == 1 else "student"
+        return {Path(initial).stem: _evaluate(run, only, Path(initial), folder)}
     stages = run.config.train.stages
     missing = [str(run.weights(stage)) for stage in stages if not run.weights(stage).exists()]
     if missing:
@@ -66,19 +89,17 @@ def evaluate_only(run: Run) -> dict[str, Result]:
             "checkpoint with train.init_checkpoint=..., the folder of a finished run with "
             "train.output_dir=..., or fewer train.stages."
         )
-    return _finish(run, {stage: evaluate_stage(run, stage) for stage in stages})
-
-
-def evaluate_stage(run: Run, stage: str) -> Result:
-    """Evaluate a trained stage on the test splits, thresholds from the validation split.
-
-    Writes evaluation.json and the predictions into the stage's folder.
-    """
-    return _evaluate(run, stage, run.weights(stage), run.stage_folder(stage))
+    results = {s: _evaluate(run, s, run.weights(s), folder / s) for s in stages}
+    return _finish(results, folder)
 
 
 def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
-    detector = build_stage(run.config, "teacher" if stage == "teacher" else "plain").detector
+    """Evaluate a trained stage on the test splits, thresholds from the validation split.
+
+    Writes evaluation.json and the predictions into the folder.
+    """
+    kind = "teacher" if stage == "teacher" else "plain"
+    detector = build_stage(run.config, kind, pretrained=False).detector
     names = list(run.config.data.class_names)
     load_into(detector, load_weights(weights, class_names=names), weights)
     detector.to(run.device)
@@ -101,11 +122,11 @@ def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
     return result
 
 
-def _finish(run: Run, results: dict[str, Result]) -> dict[str, Result]:
-    """Write results.json and show the table."""
+def _finish(results: dict[str, Result], folder: Path) -> dict[str, Result]:
+    """Write results.json into the folder and show the table."""
     table = format_table(results)
     if comm.is_main_process():
         text = json.dumps({"stages": results, "table": table}, indent=1, allow_nan=False)
-        write_text_atomically(run.folder / RESULTS, text + "\n")
-    logger.info("results (%s):\n%s", run.folder / RESULTS, table)
+        write_text_atomically(folder / RESULTS, text + "\n")
+    logger.info("results (%s):\n%s", folder / RESULTS, table)
     return results

@@ -259,7 +259,5 @@ def split_batch(batch: list[Sample], parts: int) -> list[list[Sample]]:
     """Equal consecutive parts of a batch."""
     size, rest = divmod(len(batch), parts)
     if rest or not size:
-        raise ValueError(
-            f"a batch of {len(batch)} clips cannot be cut into train.accumulate={parts} equal parts"
-        )
+        raise ValueError(f"a batch of {len(batch)} clips cannot be cut into {parts} equal parts")
     return [batch[start : start + size] for start in range(0, len(batch), size)]

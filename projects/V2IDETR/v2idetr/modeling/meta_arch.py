@@ -49,7 +49,7 @@ class Detector(nn.Module):
         if net.num_classes != len(class_names):
             raise ValueError(
                 f"The network has {net.num_classes} classes, but class_names are "
-                f"{list(class_names)}."
+                f"{list(class_names)}: set model.net.num_classes={len(class_names)}."
             )
         self.net, self.criterion = net, criterion
         self.class_names = list(class_names)

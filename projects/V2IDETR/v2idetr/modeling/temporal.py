@@ -62,6 +62,7 @@ class MSI(nn.Module):
             raise ValueError(f"MSI residual must be 'uniformer' or 'paper', got {residual!r}.")
         if kernel_size % 2 == 0:
             raise ValueError(f"MSI kernel_size must be odd, got {kernel_size}.")
+        self.d, self.strides = d, tuple(strides)
         self.levels = nn.ModuleDict()
         for stride, role in zip(strides, roles, strict=True):
             if role not in ("local", "global", "none"):
