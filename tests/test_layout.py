@@ -32,7 +32,7 @@ DETECTRON2_ROOMS = {"data", "engine", "evaluation"}
 DETECTRON2_FILES = {"modeling/meta_arch.py"}
 
 MOST_LINES_OF_A_FILE = 400
-MOST_LINES_OF_A_FUNCTION = 60
+MOST_LINES_OF_A_FUNCTION = 60  # its signature aside, which has one argument a line
 
 
 def imported_modules(path: Path, package: Path = PACKAGE) -> Iterator[str]:
@@ -97,7 +97,7 @@ def test_files_and_functions_stay_short() -> None:
             offences.append(f"{name_in_package(path)}: {lines} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                lines = (node.end_lineno or 0) - node.body[0].lineno + 1
                 if lines > MOST_LINES_OF_A_FUNCTION:
                     offences.append(f"{name_in_package(path)}, {node.name}: {lines} lines")
     assert not offences
