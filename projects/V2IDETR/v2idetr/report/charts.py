@@ -13,7 +13,7 @@ from html import escape
 
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 34  # margins for the numbers on the axes
-LOG_FACTORS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(k / 10 for k in range(10, 100)))
+LOG_FACTORS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 MAX_POINTS = 400  # a line longer than this is thinned by means: a screen shows no more
 
 
@@ -97,12 +97,13 @@ class _Axis:
 def _log_ticks(low: float, high: float) -> list[float]:
     """Round numbers between 10**low and 10**high: as few as possible, but at least three."""
     decades = range(math.floor(low), math.ceil(high) + 1)
-    ticks: list[float] = []
     for factors in LOG_FACTORS:
         ticks = [f * 10.0**e for e in decades for f in factors if low <= math.log10(f) + e <= high]
         if len(ticks) >= 3:
-            break
-    return ticks
+            return ticks
+    step = nice_step(10**high - 10**low, 4)
+    first, last = math.ceil(10**low / step), math.floor(10**high / step)
+    return [step * k for k in range(first, last + 1)]
 
 
 def nice_step(span: float, most: int) -> float:

@@ -26,6 +26,7 @@ COUNTED = (
     ("recall", "Recall", "share of the lesions that are found"),
 )
 RESAMPLES = 2000
+LEARNED_AP50 = 0.05  # below it a comparison of two models says nothing
 SAME_SPEED = 0.1  # speeds that differ by less are one and the same: two timings of one network do
 
 
@@ -107,37 +108,33 @@ def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
     """What the run shows about distillation, in words."""
     if not evaluations:
         return Verdict("open", "Nothing is evaluated yet", ["No stage has come to its end."])
-    size = held_out(next(iter(evaluations.values())))
     lesson = _teacher_sentence(evaluations)
     if not {"plain", "student"} <= evaluations.keys():
         missing = [TITLES[n] for n in ("plain", "student") if n not in evaluations]
         sentence = f"Not evaluated: {' and '.join(missing)}. The comparison needs both students."
         return Verdict("open", "The comparison is not complete", [sentence, *lesson])
     plain, student = held_out(evaluations["plain"]), held_out(evaluations["student"])
-    where = (
-        f"{size['frames']} held-out frames with {size['lesions']} lesions "
-        f"of {_count(size['videos'], 'video')}"
-    )
-    sentences, signs = [], []
-    if plain["coco"] and student["coco"]:
-        ours, theirs = student["coco"]["AP50"], plain["coco"]["AP50"]
-        if ours is not None and theirs is not None:
-            gain = round(100 * (ours - theirs), 1)
-            signs.append(np.sign(gain))
-            sentences.append(
-                f"AP50 is {_percent(ours)} for the V2I student and {_percent(theirs)} for the "
-                f"plain student ({_signed(gain)} points), on {where}."
-            )
-    certain = []
+    sentences, signs, certain = [], [], []
+    ours, theirs = ((figures["coco"] or {}).get("AP50") for figures in (student, plain))
+    if ours is not None and theirs is not None:
+        gain = round(100 * (ours - theirs), 1)
+        signs.append(float(np.sign(gain)))
+        sentences.append(
+            f"AP50 is {_percent(ours)} for the V2I student and {_percent(theirs)} for the plain "
+            f"student ({_signed(gain)} points), on {plain['frames']} held-out frames with "
+            f"{plain['lesions']} lesions of {plain['videos']} videos."
+        )
     for rule in (name for name in RULES if name in student["rules"] and name in plain["rules"]):
         paired = f1_difference(student["per_video"], plain["per_video"], rule)
         if paired is None:
             continue
         gain, low, high = (round(100 * value, 1) for value in paired)
-        signs.append(np.sign(gain))
-        certain.append(np.sign(low) if np.sign(low) == np.sign(high) else 0)
+        signs.append(float(np.sign(gain)))
+        certain.append(float(np.sign(low)) if np.sign(low) == np.sign(high) else 0.0)
         sentences.append(_f1_sentence(rule, gain, low, high))
     sentences += [*lesson, "One run with one seed: another seed can turn a small difference round."]
+    if ours is not None and theirs is not None and max(ours, theirs) < LEARNED_AP50:
+        return Verdict("open", "The students have hardly learned to detect", sentences)
     return Verdict(*_judgement(signs, certain), sentences)
 
 
@@ -161,9 +158,11 @@ def f1_difference(
         return None
     keys = list(tables[0])
     counts = np.array([[table[key] for key in keys] for table in tables], dtype=float)
-    drawn = np.random.default_rng(seed).integers(len(keys), size=(RESAMPLES, len(keys)))
-    totals = np.concatenate([counts.sum(1)[:, None], counts[:, drawn].sum(2)], axis=1)
-    tp, fp, fn = np.moveaxis(totals, -1, 0)  # (2 models, 1 + resamples)
+    draws = np.random.default_rng(seed).multinomial(
+        len(keys), np.full(len(keys), 1 / len(keys)), size=RESAMPLES
+    )
+    weights = np.concatenate([np.ones((1, len(keys))), draws])  # first row: the split itself
+    tp, fp, fn = np.moveaxis(weights @ counts, -1, 0)  # (2 models, 1 + resamples) each
     whole = 2 * tp + fp + fn
     if not whole[:, 0].all():
         return None
@@ -197,11 +196,14 @@ def _judgement(signs: Sequence[float], certain: Sequence[float]) -> tuple[str, s
         return "open", "The figures are undefined"
     if all(sign > 0 for sign in signs):
         if any(c > 0 for c in certain):
-            return "better", "The V2I student is better than the plain student"
-        return "open", "The V2I student is ahead of the plain student, but not for certain"
+            return "better", "In this run, the V2I student is better than the plain student"
+        return (
+            "open",
+            "In this run the V2I student is ahead of the plain student, but not for certain",
+        )
     if all(sign <= 0 for sign in signs):
         if any(c < 0 for c in certain):
-            return "worse", "The V2I student is worse than the plain student"
+            return "worse", "In this run, the V2I student is worse than the plain student"
         return "open", "The V2I student is not better than the plain student here"
     return "open", "Mixed: the V2I student leads by one figure and not by another"
 
@@ -228,7 +230,7 @@ def _percent_row(name: str, note: str, values: Mapping[str, float | None]) -> Ro
     shown = {stage: None if v is None else round(100 * v, 1) for stage, v in values.items()}
     known = [value for value in shown.values() if value is not None]
     cells = [
-        Cell(_percent(value), value, len(known) > 1 and shown[stage] == max(known))
+        Cell(_percent(value), value, len(set(known)) > 1 and shown[stage] == max(known))
         for stage, value in values.items()
     ]
     plain, student = shown.get("plain"), shown.get("student")
@@ -239,7 +241,7 @@ def _percent_row(name: str, note: str, values: Mapping[str, float | None]) -> Ro
 
 def _cost_rows(costs: Mapping[str, Any]) -> list[Row]:
     known = next(cost for cost in costs.values() if cost)
-    frames = {name: cost["frames_per_detection"] if cost else None for name, cost in costs.items()}
+    frames = _cost(costs, lambda c: float(c["frames_per_detection"]))
     picture = f"{known['input_width']} × {known['input_height']} px"
     rows = [
         _cost_row("Frames it sees", "", frames, "{:.0f}", None),
@@ -274,7 +276,7 @@ def _cost_row(
     tolerance: float = 0.0,
 ) -> Row:
     known = [value for value in values.values() if value is not None]
-    winner = best(known) if best and len(known) > 1 else None
+    winner = best(known) if best and len(set(known)) > 1 else None
 
     def cell(value: float | None) -> Cell:
         if value is None:
@@ -292,7 +294,3 @@ def _percent(value: float | None) -> str:
 def _signed(points: float) -> str:
     """With a true minus sign; 0.0 without a sign."""
     return "0.0" if points == 0 else f"{'+' if points > 0 else '−'}{abs(points):.1f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -40,9 +40,9 @@ class Picture:
     height: float
     scale: float  # panel units a pixel of the frame
 
-    def box(self, kind: str, corners_px: Iterable[float], label: str = "") -> Box:
+    def box(self, kind: str, corners_px: Float[np.ndarray, "4"], label: str = "") -> Box:
         """A box xyxy in pixels of the frame -> panel units."""
-        x0, y0, x1, y1 = (round(float(c) * self.scale, 2) for c in corners_px)
+        x0, y0, x1, y1 = (corners_px.astype(float) * self.scale).round(2).tolist()
         return Box(kind, x0, y0, round(x1 - x0, 2), round(y1 - y0, 2), label)
 
     def boxes(

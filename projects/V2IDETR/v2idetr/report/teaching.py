@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
@@ -132,9 +132,7 @@ def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | 
         boxes = _scaled(picture, seen, lesions[seen["image_id"]])
         if current and "teacher" in frame.outcomes:
             outcome = frame.outcomes["teacher"]
-            ratio = seen["image"].shape[-1] / seen["width"]
-            tall = seen["image"].shape[-2] / seen["height"]
-            corners = outcome.boxes_xyxy_px * np.array([ratio, tall, ratio, tall])
+            corners = outcome.boxes_xyxy_px * _ratio(seen)
             boxes += picture.boxes("teacher", corners, [f"{s:.2f}" for s in outcome.scores])
         caption = "the frame itself" if current else _offset(offset)
         shown.append(ClipFrame(picture, boxes, caption, current))
@@ -210,13 +208,15 @@ def _scaled(
     picture: Picture, seen: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
 ) -> list[Box]:
     """Ground truth in pixels of the original -> boxes over the picture that the network sees."""
-    wide = seen["image"].shape[-1] / seen["width"]
-    tall = seen["image"].shape[-2] / seen["height"]
-    boxes = []
-    for annotation in annotations:
-        x, y, w, h = annotation["bbox"]
-        boxes.append(picture.box("truth", [x * wide, y * tall, (x + w) * wide, (y + h) * tall]))
-    return boxes
+    boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return picture.boxes("truth", boxes * _ratio(seen), [""] * len(boxes))
+
+
+def _ratio(seen: Mapping[str, Any]) -> Float[np.ndarray, "4"]:
+    """What the network's picture is to the original, for x, y, x, y."""
+    height, width = seen["image"].shape[-2:]
+    return np.array([width / seen["width"], height / seen["height"]] * 2)
 
 
 def _offset(frames: int) -> str:

@@ -1,0 +1,496 @@
+"""tools/report.py and v2idetr.report: the page of finished, unfinished and odd runs."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from v2idetr.data.coco_vid import read_split, write_split
+from v2idetr.engine.config import load_config, save_config, to_plain
+from v2idetr.evaluation.evaluator import evaluate_predictions, write_evaluation
+from v2idetr.evaluation.predictions import FramePrediction, write_predictions
+from v2idetr.report import charts, comparison, heldout
+from v2idetr.report.heldout import HeldOutFrame, Outcome, groups_of
+from v2idetr.report.page import write_report
+from v2idetr.report.pictures import Album
+from v2idetr.report.run_files import read_run
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("teacher", "plain", "student")
+WIDTH, HEIGHT = 64, 48
+ODD_NAME = "a<b>&'clip"  # what a folder may be called and HTML may not swallow
+
+# Shift of every box by stage and frame, in shares of its size: 0.1 is found, 0.6 is not.
+SHIFTS = {"teacher": (0.1, 0.1, 0.1), "plain": (0.1, 0.6, 0.6), "student": (0.1, 0.1, 0.6)}
+
+
+def make_split(folder: Path, name: str, *, videos: int = 3, frames: int = 4) -> dict[str, str]:
+    """Noise with one lesion a frame, the last frame of each video without."""
+    rng = np.random.default_rng(len(name))
+    images, annotations = [], []
+    for index in range(videos * frames):
+        video, frame = divmod(index, frames)
+        pixels = rng.integers(0, 200, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        file_name = f"{name}/{index}.png"
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / file_name)
+        images.append({"id": index + 1, "file_name": file_name, "width": WIDTH, "height": HEIGHT})
+        images[-1] |= {"video_id": video + 1, "frame_index": frame, "scene_id": 0}
+        if frame < frames - 1:
+            ids = {"id": index + 1, "image_id": index + 1, "category_id": 1}
+            annotations.append(ids | {"bbox": [16 + video, 12, 20, 16], "area": 320, "iscrowd": 0})
+    write_split(
+        folder / f"{name}.json",
+        videos=[{"id": v + 1, "name": f"{ODD_NAME}{v}"} for v in range(videos)],
+        images=images,
+        annotations=annotations,
+        categories=[{"id": 1, "name": "polyp"}],
+        info={"description": "test"},
+    )
+    return {"json": str(folder / f"{name}.json"), "image_root": str(folder)}
+
+
+def predictions_of(stage: str, split: Any) -> list[FramePrediction]:
+    """One box a lesion, shifted by stage and frame."""
+    predictions = []
+    for record in split.records:
+        boxes = np.array([a["bbox"] for a in record["annotations"]], dtype=float).reshape(-1, 4)
+        shift = SHIFTS[stage][record["frame_index"]] if len(boxes) else 0.0
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        corners += shift * np.concatenate([boxes[:, 2:], boxes[:, 2:]], axis=1)
+        scores = np.full(len(boxes), 0.875 if shift < 0.5 else 0.75)
+        classes = np.zeros(len(boxes), dtype=np.int64)
+        predictions.append(FramePrediction(record["image_id"], corners, scores, classes))
+    return predictions
+
+
+def write_stage(folder: Path, stage: str, splits: dict[str, Any]) -> None:
+    """Metrics, predictions and evaluation of one stage."""
+    folder.mkdir(parents=True)
+    lines: list[dict[str, Any]] = []
+    for step in (20, 40, 60):
+        losses = {"total_loss": 900.0 / step, "loss_class": 300.0 / step}
+        if stage == "student":
+            losses |= {"loss_tfd": 40.0 / step, "loss_cqd": 60.0 / step}
+        lines.append({"iteration": step, **losses, "lr": 1e-4, "time_s": 0.5})
+        figures = {"val/AP50": 0.125 + step / 100 if step < 60 else None, "val/iou50/f1": 0.5}
+        lines.append({"iteration": step, **figures})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"iteration": 61, "total')
+    predicted = {name: predictions_of(stage, split) for name, split in splits.items()}
+    for name, split in splits.items():
+        write_predictions(folder / f"predictions_{name}.json.gz", split, predicted[name])
+    result = evaluate_predictions(
+        val=(splits["val"], predicted["val"]),
+        tests={n: (splits[n], predicted[n]) for n in splits if n != "val"},
+        rules=["endovis_center", "iou50"],
+        coco_ap=True,
+    )
+    frames = 3 if stage == "teacher" else 1
+    cost = {"parameters": 4_600_000 + 1_000_000 * (frames - 1), "flops": 1.25e9 * frames}
+    cost |= {"frames_per_second": 30.5 / frames, "frames_per_detection": frames}
+    cost |= {
+        "input_height": 96,
+        "input_width": 128,
+        "machine": "A processor",
+        "peak_memory_mib": None,
+    }
+    write_evaluation(folder / "evaluation.json", {"stage": stage, **result, "cost": cost})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("report")
+    paths = {name: make_split(folder / "data", name) for name in ("train", "val", "easy", "hard")}
+    run = folder / "run"
+    config = to_plain(load_config(ROOT / "configs" / "v2i_synthetic.yaml"))
+    config["train"] |= {"output_dir": str(run), "max_iter": 60}
+    config["data"] |= {"train": paths["train"], "val": paths["val"]}
+    config["data"]["test"] = {name: paths[name] for name in ("easy", "hard")}
+    splits = {name: read_split(paths[name]["json"], paths[name]["image_root"]) for name in paths}
+    splits.pop("train")
+    for stage in STAGES:
+        write_stage(run / stage, stage, splits)
+    save_config(OmegaConf.create(config), run / "config.yaml")
+    start = {
+        "time": "2026-11-20T09:12:31+00:00",
+        "command": ["train_net.py", "--config-file", str(ROOT / "configs" / "v2i_synthetic.yaml")],
+        "device": "cpu (2 threads)",
+        "processes": 1,
+        "python": "3.11.2",
+        "platform": "Linux",
+        "packages": {"torch": "2.14.1"},
+        "git_commit": "0123abcd",
+        "data": {"train": {"frames": 12}},
+    }
+    (run / "run.json").write_text(json.dumps({"starts": [start]}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> str:
+    """The finished run's page."""
+    output = finished.parent / "report.html"
+    assert write_report(finished, output, {"Operator": "Ann & Bob"}) == []
+    return output.read_text()
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may spoil; the data is shared."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """tools/report.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module("report")
+
+
+def test_the_page_has_all_its_parts(page: str) -> None:
+    assert set(re.findall(r'<section[^>]* id="(\w+)"', page)) == {
+        "results",
+        "curves",
+        "frames",
+        "teaching",
+        "run",
+        "limits",
+    }
+    assert "not a medical device" in page
+    assert 'content="width=device-width' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_nothing_comes_from_elsewhere(page: str) -> None:
+    assert not re.search(r"https?://|\bsrc=|<script|<link|@import|url\(", page)
+    references = re.findall(r'\bhref="([^"]{0,30})', page)
+    assert references
+    assert all(reference.startswith(("#", "data:image/jpeg;base64,")) for reference in references)
+
+
+def test_every_frame_that_is_drawn_is_stored_once(page: str) -> None:
+    stored = re.findall(r'<symbol id="(\w+)"', page)
+    assert len(stored) == len(set(stored))
+    assert set(re.findall(r'<use href="#(\w+)"', page)) == set(stored)
+
+
+def test_names_from_files_are_escaped(page: str) -> None:
+    assert "a&lt;b&gt;&amp;&#39;clip" in page
+    assert "a<b>" not in page
+    assert "Ann &amp; Bob" in page
+
+
+def test_the_table_has_the_figures_of_the_evaluations(page: str, finished: Path) -> None:
+    table = re.search(r'<table class="figures">.*?</table>', page, re.DOTALL)
+    assert table is not None
+    for stage in STAGES:
+        result = json.loads((finished / stage / "evaluation.json").read_text())["all_tests"]
+        assert f"<span>{100 * result['coco']['AP50']:.1f}</span>" in table[0]
+        assert f"<span>{100 * result['rules']['iou50']['f1']:.1f}</span>" in table[0]
+    assert "<span>6.60</span>" in table[0]  # millions of parameters of the teacher
+
+
+def test_the_mask_has_the_cells_of_its_stride(page: str) -> None:
+    """128 x 96 px at stride 32 are 4 x 3 cells; four training frames are shown."""
+    assert "4 × 3 cells" in page
+    assert page.count('<rect class="cell"') == 4 * 12
+
+
+def test_the_clip_has_the_teachers_frames(page: str) -> None:
+    strip = re.search(r'<div class="strip">.*?</div>', page, re.DOTALL)
+    assert strip is not None
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", strip[0])
+    assert captions == ["1 frame earlier", "the frame itself", "2 frames later"]
+
+
+def test_what_was_run_is_there(page: str) -> None:
+    assert "python train_net.py --config-file " in page
+    assert "0123abcd" in page
+    assert "60 of 60" in page
+    assert "train.max_iter: " in page  # a difference from the named config
+
+
+def test_the_same_run_gives_the_same_page(finished: Path, page: str, tmp_path: Path) -> None:
+    write_report(finished, tmp_path / "again.html", {"Operator": "Ann & Bob"})
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_a_stage_that_is_not_evaluated_is_said_to_be_missing(copied: Path, tmp_path: Path) -> None:
+    (copied / "student" / "evaluation.json").unlink()
+    shutil.rmtree(copied / "teacher")
+    assert write_report(copied, tmp_path / "report.html") == []
+    page = (tmp_path / "report.html").read_text()
+    assert "The comparison is not complete" in page
+    assert "Not evaluated: V2I student." in page
+    assert page.count("<b>Plain student</b>") == page.count("<div><svg") > 0
+
+
+def test_a_run_that_has_just_begun_has_a_page(copied: Path, tmp_path: Path) -> None:
+    for stage in STAGES:
+        shutil.rmtree(copied / stage)
+    (copied / "run.json").unlink()
+    write_report(copied, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Nothing is evaluated yet" in page
+    assert page.count("not begun") == 3
+
+
+def test_frames_that_are_gone_are_reported_and_the_rest_is_there(
+    copied: Path, tmp_path: Path
+) -> None:
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(re.sub(r"image_root: .*", "image_root: /nowhere", config))
+    missing = write_report(copied, tmp_path / "report.html")
+    assert len(missing) == 2
+    assert all("/nowhere" in sentence for sentence in missing)
+    page = (tmp_path / "report.html").read_text()
+    assert "/nowhere" in page
+    assert 'id="results"' in page
+    assert 'id="frames"' not in page
+
+
+def test_missing_predictions_are_named_with_the_command_that_makes_them(
+    copied: Path, tmp_path: Path
+) -> None:
+    (copied / "plain" / "predictions_hard.json.gz").unlink()
+    (sentence,) = write_report(copied, tmp_path / "report.html")
+    assert "predictions_hard.json.gz" in sentence
+    assert "--eval-only" in sentence
+
+
+@pytest.mark.parametrize("argument", ["run", "facts"])
+def test_a_users_error_is_a_message_and_status_2(
+    tool: ModuleType, tmp_path: Path, argument: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path)]
+    if argument == "facts":
+        (tmp_path / "facts.json").write_text("[1")
+        arguments += ["--facts", str(tmp_path / "facts.json")]
+    assert tool.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert ("facts.json" if argument == "facts" else "config.yaml") in error
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_tool_says_where_the_page_is(
+    tool: ModuleType, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main([str(copied)]) == 0
+    assert f"{copied}/report.html" in capsys.readouterr().out
+
+
+def test_a_damaged_evaluation_is_named(copied: Path, tmp_path: Path) -> None:
+    (copied / "plain" / "evaluation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"plain/evaluation\.json: is not JSON"):
+        write_report(copied, tmp_path / "report.html")
+
+
+def test_a_line_that_was_cut_off_is_left_out(finished: Path) -> None:
+    stage = read_run(finished).stages["student"]
+    assert [line["iteration"] for line in stage.steps] == [20, 40, 60]
+    assert stage.train_seconds == pytest.approx(60 * 0.5)
+
+
+# ---------------------------------------------------------------- words
+
+
+def evaluation_of(ap50: float, found: list[int]) -> dict[str, Any]:
+    """An evaluation of videos with ten lesions each, of which some are found."""
+    rows = [
+        {"split": "easy", "video_id": v, "rules": {"iou50": {"tp": n, "fp": 0, "fn": 10 - n}}}
+        for v, n in enumerate(found)
+    ]
+    size = {"videos": len(found), "frames": 10 * len(found), "lesions": 10 * len(found)}
+    rules = {"iou50": {"f1": 0.5, "precision": 0.5, "recall": 0.5}}
+    coco = {"AP50": ap50, "AP": ap50 / 2}
+    figures = {**size, "coco": coco, "rules": rules, "per_video": rows, "groups": {}}
+    return {"tests": {"easy": figures}, "all_tests": None, "val": figures, "cost": None}
+
+
+@pytest.mark.parametrize(
+    ("ap50", "found", "tone", "words"),
+    [
+        (0.7, [7, 8, 7, 8, 7, 8], "better", "In this run, the V2I student is better"),
+        (0.6, [6, 4, 6, 5, 6, 5], "open", "not for certain"),
+        (0.5, [5, 5, 5, 5, 5, 5], "open", "not better"),
+        (0.3, [2, 3, 2, 3, 2, 3], "worse", "In this run, the V2I student is worse"),
+        (0.7, [2, 3, 2, 3, 2, 3], "open", "Mixed"),
+    ],
+)
+def test_the_headline_claims_no_more_than_the_figures_show(
+    ap50: float, found: list[int], tone: str, words: str
+) -> None:
+    plain, student = evaluation_of(0.5, [5] * 6), evaluation_of(ap50, found)
+    verdict = comparison.verdict({"plain": plain, "student": student})
+    assert verdict.tone == tone
+    assert words in verdict.headline
+    assert any("another seed" in sentence for sentence in verdict.sentences)
+
+
+def test_models_that_learned_nothing_are_not_compared() -> None:
+    results = {"plain": evaluation_of(0.001, [0, 0]), "student": evaluation_of(0.04, [3, 3])}
+    assert comparison.verdict(results).headline == "The students have hardly learned to detect"
+
+
+def test_a_teacher_that_is_no_better_is_mentioned() -> None:
+    results = dict.fromkeys(STAGES, evaluation_of(0.5, [5, 5]))
+    sentences = " ".join(comparison.verdict(results).sentences)
+    assert "teacher itself is not better" in sentences
+
+
+def test_the_interval_of_a_model_with_itself_is_zero() -> None:
+    rows = evaluation_of(0.5, [1, 9, 4])["val"]["per_video"]
+    assert comparison.f1_difference(rows, rows, "iou50") == (0.0, 0.0, 0.0)
+
+
+def test_the_f1_difference_is_that_of_the_pooled_counts() -> None:
+    """tp, fn of 8, 12 and 4, 16: F1 is 16 / 28 and 8 / 24."""
+    ours, theirs = (evaluation_of(0.5, found)["val"]["per_video"] for found in ([3, 5], [2, 2]))
+    difference = comparison.f1_difference(ours, theirs, "iou50")
+    assert difference is not None
+    assert difference[0] == pytest.approx(16 / 28 - 8 / 24)
+    assert difference[1] <= difference[0] <= difference[2]
+
+
+def test_no_interval_from_a_single_video_or_from_other_videos() -> None:
+    one, three = (evaluation_of(0.5, found)["val"]["per_video"] for found in ([3], [1, 2, 3]))
+    assert comparison.f1_difference(one, one, "iou50") is None
+    assert comparison.f1_difference(three, three[:2], "iou50") is None
+
+
+def test_ties_are_all_marked_and_equal_figures_are_not() -> None:
+    results = {
+        stage: evaluation_of(ap, [5, 5]) for stage, ap in zip(STAGES, (0.5, 0.7, 0.7), strict=True)
+    }
+    ranked, counted = comparison.headline_table(results)
+    assert [cell.best for cell in ranked.rows[0].cells] == [False, True, True]
+    assert not any(cell.best for row in counted.rows for cell in row.cells)
+    assert ranked.rows[0].difference == "0.0"
+
+
+# ---------------------------------------------------------------- frames
+
+
+def frame_of(right: dict[str, bool], index: int = 0) -> HeldOutFrame:
+    nothing = np.zeros((0, 4))
+    outcomes = {
+        stage: Outcome(nothing, np.zeros(0), np.zeros(0, dtype=np.int64), value, "")
+        for stage, value in right.items()
+    }
+    video = heldout.Video("easy", index, f"clip{index}")
+    lesion = np.array([[0.0, 0.0, 1.0, 1.0]])
+    record = {"image_id": index, "frame_index": 0}
+    return HeldOutFrame(video, record, lesion, np.zeros(1, dtype=np.int64), outcomes)
+
+
+@pytest.mark.parametrize("stages", [STAGES, ("plain", "student"), ("teacher", "plain"), ("plain",)])
+def test_every_frame_is_in_exactly_one_group(stages: tuple[str, ...]) -> None:
+    frames = [
+        frame_of(dict(zip(stages, right, strict=True)), index)
+        for index, right in enumerate(itertools.product([True, False], repeat=len(stages)))
+    ]
+    members = [id(frame) for group in groups_of(frames) for frame in group.frames]
+    assert sorted(members) == sorted(map(id, frames))
+
+
+def test_groups_are_named_after_who_is_right() -> None:
+    right = {"teacher": True, "plain": False, "student": True}
+    (group,) = groups_of([frame_of(right)])
+    assert group.title == "The V2I student is right, the plain student is not"
+
+
+def test_shown_frames_come_from_different_videos() -> None:
+    frames = [frame_of({"plain": False}, index // 5) for index in range(50)]
+    (group,) = groups_of(frames)
+    assert len({frame.video for frame in group.shown}) == len(group.shown) == 2
+
+
+def test_the_fixtures_models_differ_as_they_were_made(finished: Path) -> None:
+    frames = heldout.held_out_frames(read_run(finished))
+    by_frame = {f.record["frame_index"]: f.right for f in frames if f.video.video_id == 1}
+    assert by_frame[0] == {"teacher": True, "plain": True, "student": True}
+    assert by_frame[1] == {"teacher": True, "plain": False, "student": True}
+    assert by_frame[2] == {"teacher": True, "plain": False, "student": False}
+    assert by_frame[3] == {"teacher": True, "plain": True, "student": True}  # lesion-free
+
+
+def test_a_box_is_drawn_where_it_is() -> None:
+    picture = Album().add(np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8))
+    box = picture.box("truth", np.array([16.0, 12.0, 36.0, 28.0]))
+    assert (box.x, box.y, box.width, box.height) == (80, 60, 100, 80)  # 320 units for 64 px
+    assert picture.height == 240
+
+
+# ---------------------------------------------------------------- charts
+
+
+def points_of(chart: charts.Chart) -> list[tuple[float, float]]:
+    path = re.search(r'<path class="line[^"]*" d="M([^"]+)"', chart.svg())
+    assert path is not None
+    return [tuple(map(float, place.split())) for place in path[1].split("L")]  # type: ignore[misc]
+
+
+def test_a_line_ends_at_the_corners_of_its_chart() -> None:
+    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", [(0.0, 0.0), (100.0, 1.0)])])
+    bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
+    assert points_of(chart) == [(charts.LEFT, bottom), (charts.WIDTH - charts.RIGHT, top)]
+
+
+def test_equal_ratios_are_equal_heights_on_a_logarithmic_axis() -> None:
+    points = [(0.0, 1.0), (1.0, 10.0), (2.0, 100.0)]
+    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=True)
+    (_, low), (_, middle), (_, high) = points_of(chart)
+    assert low - middle == pytest.approx(middle - high)
+
+
+def test_values_that_cannot_be_drawn_are_left_out() -> None:
+    points = [(1.0, float("nan")), (2.0, 0.0), (3.0, 2.0), (4.0, 3.0)]
+    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=True)
+    assert len(points_of(chart)) == 2
+    assert (
+        charts.Chart("c", "", [charts.Series("plain", "Plain", points[:2])], log=True).svg() == ""
+    )
+
+
+def test_long_lines_are_thinned_by_means() -> None:
+    points = [(float(step), float(step % 2)) for step in range(24 * charts.MAX_POINTS)]
+    drawn = points_of(charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=False))
+    assert len(drawn) == charts.MAX_POINTS
+    assert len({y for _, y in drawn[1:-1]}) == 1  # each the mean of as many zeros as ones
+
+
+@pytest.mark.parametrize(
+    ("span", "most", "step"),
+    [(1.0, 5, 0.2), (500.0, 5, 100), (0.9, 5, 0.2), (7.0, 5, 2), (23.0, 5, 5)],
+)
+def test_steps_of_an_axis_are_round_numbers(span: float, most: int, step: float) -> None:
+    assert charts.nice_step(span, most) == pytest.approx(step)
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.9), (9.0, 18.0), (1.0, 1.3), (0.01, 300.0)])
+def test_a_logarithmic_axis_has_a_few_ticks_inside(limits: tuple[float, float]) -> None:
+    series = charts.Series("plain", "Plain", [(0.0, limits[0]), (1.0, limits[1])])
+    svg = charts.Chart("c", "", [series], log=True).svg()
+    ticks = [float(t) for t in re.findall(r'text-anchor="end">([^<]+)<', svg)]
+    inside = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
+    assert 2 <= len(inside) <= 8
+
+
+def test_rules_without_a_known_name_keep_theirs() -> None:
+    result = evaluation_of(0.5, [5, 5])
+    result["val"]["rules"]["pixels"] = result["val"]["rules"]["iou50"]
+    titles = [section.title for section in comparison.headline_table({"plain": result})]
+    assert titles[-1] == "pixels"

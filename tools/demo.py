@@ -1,0 +1,326 @@
+#!/usr/bin/env python3
+"""The whole way in one command: synthetic video -> teacher, plain and V2I student -> report.
+
+    python tools/demo.py                              # output/demo
+    python tools/demo.py --output output/demo1 --seed 1
+    python tools/demo.py -- train.max_iter=200        # what follows -- changes the configuration
+
+It can be interrupted at any time; the same command continues where it was. What each step prints
+is in OUTPUT/logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from demo_process import Interrupted, ProgramError, run_logged, sole_user
+from demo_progress import SECONDS_OTHERWISE, TITLES, Part, Progress, clock, data_part, run_parts
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "v2i_synthetic.yaml"
+RECORD, LOCK = "demo.json", ".lock"
+# Test splits of the configuration; prepare_sunseg.py names its files after them.
+TESTS = ("easy", "hard")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What to make and where.
+
+    Attributes:
+        output: folder of the demo.
+        seed: of the data and of the training.
+        clips: for training, easy test, hard test, and without lesion; () for the usual numbers.
+        size: of the pictures, "" for the usual one.
+        overrides: changes to the configuration.
+    """
+
+    output: Path
+    seed: int = 0
+    clips: tuple[int, ...] = ()
+    size: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What tells this demo from another one."""
+        return {
+            "seed": self.seed,
+            "clips": list(self.clips),
+            "size": self.size,
+            "overrides": list(self.overrides),
+        }
+
+    @property
+    def results(self) -> Path:
+        """What the training writes last."""
+        return self.output / "run" / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.output / "report.html"
+
+    def log(self, key: str) -> Path:
+        """What a step prints."""
+        return self.output / "logs" / f"{key}.log"
+
+    def parts(self) -> list[Part]:
+        """Everything that takes time, and how much of it is done."""
+        seconds, run = SECONDS_OTHERWISE, self.output / "run"
+        annotated = (self.output / "annotations" / "audit.json").exists()
+        return [
+            data_part(self.output / "data", self.log("data")),
+            Part("annotations", seconds["annotations"], float(annotated)),
+            *run_parts(run, CONFIG),
+            Part("report", seconds["report"], 0.0),
+        ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program of the demo: key in the record, title, command line, and what it makes."""
+
+    key: str
+    title: str
+    command: list[str]
+    result: Path
+
+
+def steps_of(demo: Demo) -> list[Step]:
+    """The programs, in order."""
+    data, annotations, run = (demo.output / name for name in ("data", "annotations", "run"))
+    make = ["--layout", "sunseg", "--output", str(data), "--seed", str(demo.seed)]
+    make += ["--size", demo.size] if demo.size else []
+    names = ("--train-clips", "--test-easy-clips", "--test-hard-clips", "--negative-clips")
+    for name, count in zip(names, demo.clips, strict=False):
+        make += [name, str(count)]
+    prepare = ["--source", str(data), "--output", str(annotations)]
+    prepare += ["--negatives", str(data / "SUN-Negative")] if demo.clips[3:] != (0,) else []
+    train = ["--config-file", os.path.relpath(CONFIG), "--resume", f"train.seed={demo.seed}"]
+    train += [f"train.output_dir={json.dumps(str(run))}"]
+    files = {"train": "train", "val": "val"} | {f"test.{name}": f"test_{name}" for name in TESTS}
+    for split, name in files.items():
+        train += [f"data.{split}.json={json.dumps(str(annotations / f'{name}.json'))}"]
+        train += [f"data.{split}.image_root={json.dumps(str(data))}"]
+    report = [str(run), "--output", str(demo.report), "--facts", str(demo.output / "facts.json")]
+    rows = [
+        (
+            "data",
+            "1/4 synthetic video",
+            "datasets/make_synthetic.py",
+            make,
+            data / "generator.json",
+        ),
+        ("annotations", "2/4 annotations", "datasets/prepare_sunseg.py", prepare, annotations),
+        ("training", "3/4 training", "train_net.py", [*train, *demo.overrides], demo.results),
+        ("report", "4/4 report", "tools/report.py", report, demo.report),
+    ]
+    return [
+        Step(key, title, [os.path.relpath(ROOT / program), *arguments], result)
+        for key, title, program, arguments, result in rows
+    ]
+
+
+class Record:
+    """OUTPUT/demo.json: for which demo the folder is, finished steps, their seconds and memory."""
+
+    def __init__(self, demo: Demo) -> None:
+        """Read it, or begin it.
+
+        Raises:
+            ValueError: the folder is for another demo.
+        """
+        self.path = demo.output / RECORD
+        self.content: dict[str, Any] = {"arguments": demo.arguments, "done": [], "seconds": {}}
+        if self.path.exists():
+            self.content = json.loads(self.path.read_text(encoding="utf-8"))
+            before = self.content["arguments"]
+            changed = [k for k, v in demo.arguments.items() if before.get(k) != v]
+            if changed:
+                raise ValueError(
+                    f"{demo.output} holds a demo with other arguments ("
+                    + "; ".join(f"{k}: {before.get(k)}, now {demo.arguments[k]}" for k in changed)
+                    + "). Choose another --output, or throw that demo away with --restart."
+                )
+        self.write()
+
+    def finished(self, step: Step) -> bool:
+        """Whether a step came to its end, and what it made is still there."""
+        return step.key in self.content["done"] and step.result.exists()
+
+    def add(self, step: Step, seconds: float, *, finished: bool) -> None:
+        """Note the time that a step took, and whether it came to its end."""
+        spent = self.content["seconds"]
+        spent[step.key] = spent.get(step.key, 0.0) + seconds
+        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        self.content["largest_gib"] = max(self.content.get("largest_gib", 0.0), largest)
+        if finished and step.key not in self.content["done"]:
+            self.content["done"].append(step.key)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in all sessions."""
+        return sum(self.content["seconds"].values())
+
+
+def check_folder(output: Path) -> None:
+    """ValueError where a folder holds files and none of them says that it is a demo's."""
+    if not output.exists() or (output / RECORD).exists():
+        return
+    if any(path.name != LOCK for path in output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no demo: choose another --output.")
+
+
+def run_demo(demo: Demo, lock: int, run_program: Callable[..., None] = run_logged) -> None:
+    """Run what is not finished yet, in order.
+
+    Args:
+        demo: what to make.
+        lock: file descriptor that every program inherits, see `sole_user`.
+        run_program: as `run_logged`.
+
+    Raises:
+        ValueError: see `Record`. Interrupted, ProgramError: see `run_logged`.
+    """
+    record = Record(demo)
+    progress = Progress()
+    for step in steps_of(demo):
+        if record.finished(step):
+            continue
+        if step.key == "report":
+            write_facts(demo, record)
+        start, finished = time.monotonic(), False
+        try:
+            show(progress, step, demo)
+            tick = partial(show, progress, step, demo)
+            run_program(step.command, demo.log(step.key), tick, [lock])
+            finished = True
+        finally:
+            progress.close()
+            record.add(step, time.monotonic() - start, finished=finished)
+
+
+def show(progress: Progress, step: Step, demo: Demo) -> None:
+    """Say how far the demo is."""
+    progress.show(step.key, step.title, demo.parts())
+
+
+def write_facts(demo: Demo, record: Record) -> None:
+    """What the report cannot know from the run."""
+    titles = {"data": "synthetic video", "annotations": "annotations", "training": "training"}
+    times = [
+        f"{titles[key]} {clock(s)}" for key, s in record.content["seconds"].items() if key in titles
+    ]
+    facts = {
+        "Made by": shlex.join(["python", "tools/demo.py", *sys.argv[1:]]),
+        "Time, evaluations included": ", ".join(times),
+        "Largest process": f"{record.content['largest_gib']:.1f} GiB",
+    }
+    (demo.output / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def restart(output: Path) -> None:
+    """Remove an earlier demo, all but the lock that we hold."""
+    for path in output.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def summary(demo: Demo, seconds: float) -> str:
+    """What is said at the end: the table, how long it took, what to look at next."""
+    from v2idetr.evaluation.table import format_table
+
+    results = json.loads(demo.results.read_text(encoding="utf-8"))["stages"]
+    pooled = {TITLES[stage]: all_held_out(result) for stage, result in results.items()}
+    return (
+        f"\n{format_table(pooled)}\n\n"
+        f"The demo took {clock(seconds)}. Read next:\n"
+        f"  {demo.report}   what this shows, with curves, frames and masks\n"
+        f"  {demo.results}   every test split on its own\n"
+        "  README.md   the same for your own data\n"
+        f"One seed decides little: python tools/demo.py --output {demo.output}_1 --seed 1"
+    )
+
+
+def all_held_out(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with all test splits pooled as its only one."""
+    pooled = result["all_tests"] or next(iter(result["tests"].values()))
+    return {**result, "tests": {"held-out": {**pooled, "groups": {}}}, "all_tests": None}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output/demo"), help="folder (default output/demo)")
+    add("--seed", type=int, default=0, help="of data and training (default 0)")
+    add(
+        "--clips",
+        type=int,
+        nargs=4,
+        default=(),
+        metavar=("TRAIN", "EASY", "HARD", "NEGATIVE"),
+        help="clips for training, for both tests, and without lesion",
+    )
+    add("--size", default="", metavar="WxH", help="of the pictures")
+    add("--restart", action="store_true", help="throw an earlier demo in this folder away")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; 2 for a user's error, 1 where a program fails."""
+    options = parse(arguments)
+    demo = Demo(
+        output=options.output,
+        seed=options.seed,
+        clips=tuple(options.clips),
+        size=options.size,
+        overrides=tuple(options.overrides),
+    )
+    try:
+        check_folder(demo.output)
+        with sole_user(demo.output / LOCK) as lock:
+            if options.restart:
+                restart(demo.output)
+            run_demo(demo, lock)
+        print(summary(demo, Record(demo).seconds))
+    except ValueError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except ProgramError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print("\nInterrupted. The same command continues where it was.", file=sys.stderr)
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Run one program of the demo: output into a log, signals passed on, nothing left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+POLL_S = 0.5
+LINES_SHOWN = 15  # of the log, when a program fails
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Interrupted(BaseException):
+    """The demo was asked to stop, and its program has stopped; no error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class ProgramError(Exception):
+    """A program ended with an error; the message has the end of its log."""
+
+
+@contextmanager
+def sole_user(lock: Path, patience_s: float = 20.0) -> Iterator[int]:
+    """Hold a lock file in this block; its descriptor is handed on to programs that write beside it.
+
+    It lasts until the last program that inherited it has ended, also one that outlives us.
+
+    Raises:
+        ValueError: another one holds it, also after some seconds of waiting.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"A demo is running in {lock.parent}: wait for it, or use another --output."
+                    ) from None
+                time.sleep(POLL_S)
+        yield file.fileno()
+
+
+def run_logged(
+    command: Sequence[str], log: Path, tick: Callable[[], None], keep_open: Sequence[int] = ()
+) -> None:
+    """Run Python with these arguments and wait for it.
+
+    It gets a process group of its own, so that Ctrl-C reaches it once, through us, and it can
+    write a checkpoint before it ends. If we are killed, it is told to stop as well.
+
+    Args:
+        command: program and arguments.
+        log: file that its output is added to.
+        tick: called about twice a second.
+        keep_open: file descriptors that the program inherits.
+
+    Raises:
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the program has ended.
+        ProgramError: it ended with another code than 0.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            pass_fds=keep_open,
+            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
+        )
+    with _forwarded(child) as received:
+        while True:
+            try:
+                code = child.wait(POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                tick()
+    if received:
+        raise Interrupted(received[0])
+    if code:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        tail = "\n".join(f"  {line}" for line in lines[-LINES_SHOWN:])
+        raise ProgramError(f"{Path(command[0]).name} ended with code {code}:\n{tail}\n({log})")
+
+
+@contextmanager
+def _forwarded(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Signals that arrive in this block, each passed on to the child."""
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop_with_parent() -> None:
+    """In the child, before the program: SIGTERM when the parent dies, whatever it dies of."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # it died before the call
+        os._exit(1)
