@@ -23,7 +23,6 @@ MAY_IMPORT = {
     "evaluation": {"data", "modeling"},
     "engine": {"data", "modeling", "distillation", "evaluation"},
     "deploy": {"data", "modeling", "evaluation"},
-    "report": {"data", "modeling", "distillation", "evaluation", "engine"},
     "report": {"data", "distillation", "evaluation", "engine"},  # reads what a run left behind
 }
 # Where detectron2 may be imported: its engine costs seconds and most of a gigabyte, and a network
