@@ -52,7 +52,7 @@ def make_record(path: Path, index: int, box_xyxy: tuple[int, int, int, int] | No
         "width": WIDTH,
         "image_id": 100 + index,
         "video_id": 7,
-        "frame_index": 10 * index,
+        "frame_index": 10 + index,
         "scene_id": 0,
         "annotations": annotations,
     }
@@ -129,7 +129,7 @@ def test_crowd_annotations_are_no_instances(scene: list[dict]) -> None:
 def test_evaluation_samples_have_no_instances(scene: list[dict]) -> None:
     sample = eval_mapper([resize_fixed(64, 48)])(scene[3], 0, scene)
     assert "instances" not in sample
-    assert [f["frame_index"] for f in sample["clip"]] == [10, 30, 50]
+    assert [f["frame_index"] for f in sample["clip"]] == [11, 13, 15]
 
 
 def test_a_video_of_one_frame_gives_a_clip_of_copies(scene: list[dict]) -> None:
