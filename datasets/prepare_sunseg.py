@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""SUN-SEG -> train, val, test_easy_seen, test_easy_unseen, test_hard_seen, test_hard_unseen .json.
+"""SUN-SEG -> train.json, val.json, test_easy.json, test_hard.json.
 
     python datasets/prepare_sunseg.py --source data/SUN-SEG --output data/sunseg
 
-Validation is a part of TrainDataset, by case. "Seen" test clips are of cases of TrainDataset; the
-videos' `group` says so too. Boxes come from Detection/bbox_annotation.json: files from before
-2023-01-30 have x and y swapped, so the order is measured against the masks of GT.
+Validation is a part of TrainDataset, by case. Test clips have a `group`: "seen" ones are of cases
+of TrainDataset. Boxes come from Detection/bbox_annotation.json: files from before 2023-01-30 have x
+and y swapped, so the order is measured against the masks of GT.
 """
 
 import argparse
@@ -37,14 +37,8 @@ LAYOUT = """\
   TrainDataset/Detection/bbox_annotation.json
   TestEasyDataset/Seen/..., TestEasyDataset/Unseen/..., TestHardDataset/...   the same
 The frames are SUN's: SUN-SEG's reorganize script puts them into Frame/."""
-FOLDERS = {
-    "train": "TrainDataset",
-    "test_easy_seen": "TestEasyDataset/Seen",
-    "test_easy_unseen": "TestEasyDataset/Unseen",
-    "test_hard_seen": "TestHardDataset/Seen",
-    "test_hard_unseen": "TestHardDataset/Unseen",
-}
-UNDIVIDED = {"test_easy": "TestEasyDataset", "test_hard": "TestHardDataset"}  # first release
+TRAIN = "TrainDataset"
+TESTS = {"test_easy": "TestEasyDataset", "test_hard": "TestHardDataset"}
 VAL_SHARE = 0.1  # of the cases of TrainDataset, or of the lesion-free cases
 TEST_SHARE = 0.2  # of the lesion-free cases
 
@@ -105,10 +99,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def convert(options: argparse.Namespace) -> Conversion:
     """Read the source and write the splits."""
     source: Path = options.source
-    folders = {split: source / name for split, name in FOLDERS.items()}
-    folders |= {split: source / name for split, name in UNDIVIDED.items()}
-    folders = {split: path for split, path in folders.items() if (path / "Frame").is_dir()}
-    check_folder(source, ["train" in folders], LAYOUT)
+    check_folder(source, [(source / TRAIN / "Frame").is_dir()], LAYOUT)
     conversion = Conversion(
         name="SUN-SEG",
         converter="prepare_sunseg.py",
@@ -116,28 +107,40 @@ def convert(options: argparse.Namespace) -> Conversion:
         image_root=source,
         class_names=["polyp"],
     )
-    splits = {
-        split: read_split(folder, source, options, conversion.notes)
-        for split, folder in folders.items()
-    }
-    for name in (*FOLDERS.values(), *UNDIVIDED.values()):
-        if (source / name / "GT").is_dir() and not (source / name / "Frame").is_dir():
-            conversion.notes.add("folder with GT, but without Frame, is left out", name)
-    name_groups(splits, conversion.notes)
-    val_cases = choose_val(splits, options.val_cases, conversion.notes)
-    train = splits.pop("train")
+    notes = conversion.notes
+    folders = find_folders(source, notes)
+    tests = {part: read_folder(source / part, source, options, notes) for part in folders}
+    train = read_folder(source / TRAIN, source, options, notes)
+    name_groups(train, tests, notes)
+    val_cases = choose_val(train, tests, options.val_cases, notes)
     ordered = {
         "train": [v for v in train if case_number(v.name) not in val_cases],
         "val": [v for v in train if case_number(v.name) in val_cases],
-        **splits,
     }
+    for folder, videos in tests.items():
+        ordered.setdefault(folders[folder], []).extend(videos)
     if options.negatives is not None:
-        add_negatives(ordered, options.negatives, source, conversion.notes)
+        add_negatives(ordered, options.negatives, source, notes)
     conversion.write(ordered)
     return conversion
 
 
-def read_split(
+def find_folders(source: Path, notes: Findings) -> dict[str, str]:
+    """Folders of test clips, each with its split; those that are left out are noted."""
+    folders: dict[str, str] = {}
+    for split, name in TESTS.items():
+        for part in (f"{name}/Seen", f"{name}/Unseen", name):
+            if not (source / part / "Frame").is_dir():
+                if (source / part / "GT").is_dir():
+                    notes.add("folder with GT, but without Frame, is left out", part)
+            elif part == name and split in folders.values():
+                notes.add("Frame beside Seen and Unseen, of the first release, is left out", part)
+            else:
+                folders[part] = split
+    return folders
+
+
+def read_folder(
     folder: Path, source: Path, options: argparse.Namespace, notes: Findings
 ) -> list[Video]:
     """The clips of one of SUN-SEG's folders, each a video, with boxes."""
@@ -316,35 +319,33 @@ def boxes_from_masks(videos: Sequence[Video], masks: Path, where: str, notes: Fi
 # ---------------------------------------------------------------- splits
 
 
-def name_groups(splits: Mapping[str, Sequence[Video]], notes: Findings) -> None:
+def name_groups(train: list[Video], tests: Mapping[str, list[Video]], notes: Findings) -> None:
     """Set ``group`` of the test clips: as the folder says, else by whether the case is trained on.
 
     A clip in Unseen whose case is in TrainDataset would be a leak: noted.
     """
-    trained = {case_number(video.name) for video in splits["train"]}
-    for split, videos in splits.items():
-        if split == "train":
-            continue
+    trained = {case_number(video.name) for video in train}
+    for folder, videos in tests.items():
         for video in videos:
             known = case_number(video.name) in trained
             by_case = "seen" if known else "unseen"
-            video.group = split.rpartition("_")[2] if split not in UNDIVIDED else by_case
+            video.group = by_case if folder in TESTS.values() else Path(folder).name.lower()
             if video.group != by_case:
                 notes.add(
                     f"clip in {video.group.capitalize()}, but its case is "
                     f"{'in' if known else 'not in'} TrainDataset",
-                    f"{split}: {video.name}",
+                    f"{folder}: {video.name}",
                 )
 
 
 def choose_val(
-    splits: Mapping[str, Sequence[Video]], text: str | None, notes: Findings
+    train: list[Video], tests: Mapping[str, list[Video]], text: str | None, notes: Findings
 ) -> set[int]:
     """Cases of TrainDataset for validation: those asked for, else an even tenth.
 
     Cases without a Seen test clip come first, so that what is called seen was trained on.
     """
-    cases = sorted({case_number(video.name) for video in splits["train"]})
+    cases = sorted({case_number(video.name) for video in train})
     if text is not None:
         chosen = set(numbers_of(text))
         if not chosen or not chosen < set(cases):
@@ -352,7 +353,7 @@ def choose_val(
                 f"--val-cases {text}: choose some, not all, of TrainDataset's cases {cases}"
             )
         return chosen
-    tested = {case_number(v.name) for name, vs in splits.items() if name != "train" for v in vs}
+    tested = {case_number(video.name) for videos in tests.values() for video in videos}
     wanted = max(1, round(VAL_SHARE * len(cases)))
     free = [case for case in cases if case not in tested]
     if len(free) < wanted:

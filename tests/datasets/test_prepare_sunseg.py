@@ -18,6 +18,12 @@ def frame(number: int, recording: int = 1) -> str:
     return f"{PREFIX}_a{recording}_ayy_image{number:04d}"
 
 
+def unseen(written: dict[str, dict]) -> dict[str, list]:
+    """Boxes of the Unseen easy test frames, by file."""
+    boxes = boxes_by_file(written["test_easy"])
+    return {name: found for name, found in boxes.items() if name.startswith(TESTS[1])}
+
+
 class Part:
     """One of SUN-SEG's folders: frames, masks and the JSON, in any order of the numbers."""
 
@@ -56,17 +62,17 @@ def sunseg(tmp_path: Path) -> Path:
     return root
 
 
-def test_each_folder_becomes_a_split_with_groups(convert, sunseg):
+def test_seen_and_unseen_clips_are_groups_of_one_split(convert, sunseg):
     written = convert("sunseg", sunseg)
     assert set(written) - {"audit"} == {
         "train",
         "val",
-        "test_easy_seen",
-        "test_easy_unseen",
-        "test_hard_seen",
+        "test_easy",
+        "test_hard",
     }
-    assert written["test_easy_seen"]["videos"][0]["group"] == "seen"
-    assert written["test_easy_unseen"]["videos"][0]["group"] == "unseen"
+    groups = [(v["name"], v["group"]) for v in written["test_easy"]["videos"]]
+    assert groups == [("case1_2", "seen"), ("case7_1", "unseen")]
+    assert [v["group"] for v in written["test_hard"]["videos"]] == ["seen"]
     assert "group" not in written["train"]["videos"][0]
 
 
@@ -100,7 +106,7 @@ def test_ids_are_unique_over_all_splits(convert, sunseg):
 def test_frames_are_in_order_of_time_with_a_scene_for_each_recording(convert, sunseg):
     stems = [frame(2, 9), frame(10, 9), frame(1, 10)]
     Part(sunseg / TESTS[1]).clip("case8_1", *reversed(stems)).clip("case7_1", frame(1)).save()
-    test = convert("sunseg", sunseg)["test_easy_unseen"]
+    test = convert("sunseg", sunseg)["test_easy"]
     images = [image for image in test["images"] if "case8_1" in image["file_name"]]
     assert [Path(image["file_name"]).stem for image in images] == stems
     assert [(i["frame_index"], i["scene_id"]) for i in images] == [(0, 0), (1, 0), (2, 1)]
@@ -113,7 +119,7 @@ def test_order_of_the_numbers_is_found_with_the_masks(convert, sunseg, order, na
     part = Part(sunseg / TESTS[1]).clip("case7_1", frame(1), frame(2))
     part.save(order)
     written = convert("sunseg", sunseg)
-    assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [[list(BOX)]] * 2
+    assert list(unseen(written).values()) == [[list(BOX)]] * 2
     assert list(boxes_by_file(written["train"]).values()) == [[list(BOX)]] * 6
     kinds = [kind for kind in written["audit"]["notes"] if kind.startswith("order of the boxes")]
     assert any(kind.startswith(f"order of the boxes is {name}") for kind in kinds)
@@ -125,7 +131,7 @@ def test_corners_are_understood_too(convert, sunseg):
         box["bbox"] = [20, 4, 28, 16]
     part.save()
     written = convert("sunseg", sunseg)
-    assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [[list(BOX)]] * 2
+    assert list(unseen(written).values()) == [[list(BOX)]] * 2
 
 
 def test_order_that_no_mask_confirms_is_refused(convert, sunseg):
@@ -136,13 +142,13 @@ def test_order_that_no_mask_confirms_is_refused(convert, sunseg):
     with pytest.raises(SystemExit, match=r"is not clear from 2 masks.*--boxes mask"):
         convert("sunseg", sunseg)
     written = convert("sunseg", sunseg, "--box-order", "yxwh")
-    assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [[[20, 1, 5, 5]]] * 2
+    assert list(unseen(written).values()) == [[[20, 1, 5, 5]]] * 2
 
 
 def test_boxes_on_the_diagonal_need_no_order(convert, sunseg):
     Part(sunseg / TESTS[1]).clip("case7_1", frame(1), frame(2), box=(8, 8, 10, 12)).save()
     written = convert("sunseg", sunseg)
-    assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [[[8, 8, 10, 12]]] * 2
+    assert list(unseen(written).values()) == [[[8, 8, 10, 12]]] * 2
 
 
 def test_without_masks_the_order_must_be_given(convert, sunseg):
@@ -151,14 +157,14 @@ def test_without_masks_the_order_must_be_given(convert, sunseg):
     with pytest.raises(SystemExit, match=r"there are no masks under .*GT to tell.*--box-order"):
         convert("sunseg", sunseg)
     written = convert("sunseg", sunseg, "--box-order", "xywh")
-    assert len(written["test_easy_unseen"]["annotations"]) == 2
+    assert sum(map(len, unseen(written).values())) == 2
 
 
 def test_missing_json_falls_back_on_masks_and_missing_masks_are_noted(convert, sunseg):
     (sunseg / TESTS[1] / "Detection" / "bbox_annotation.json").unlink()
     (sunseg / TESTS[1] / "GT" / "case7_1" / f"{frame(2)}.png").unlink()
     written = convert("sunseg", sunseg)
-    assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [[list(BOX)]]
+    assert list(unseen(written).values()) == [[list(BOX)]]
     notes = written["audit"]["notes"]
     assert notes["no Detection/bbox_annotation.json: boxes from masks"]["count"] == 1
     assert notes["frame without a mask is left out"]["count"] == 1
@@ -169,9 +175,7 @@ def test_masks_give_one_box_a_part_and_no_specks(convert, sunseg):
     mask(path, (2, 3, 6, 5), (20, 10, 10, 8), (38, 0, 2, 2), value=1)
     path.with_name(f"{frame(2)}.png").write_bytes(b"broken")
     written = convert("sunseg", sunseg, "--boxes", "mask")
-    assert list(boxes_by_file(written["test_easy_unseen"]).values()) == [
-        [[2, 3, 6, 5], [20, 10, 10, 8]]
-    ]
+    assert list(unseen(written).values()) == [[[2, 3, 6, 5], [20, 10, 10, 8]]]
     notes = written["audit"]["notes"]
     assert notes["mask with specks, which give no box"]["count"] == 1
     assert notes["frame with a mask that cannot be read is left out"]["count"] == 1
@@ -180,7 +184,7 @@ def test_masks_give_one_box_a_part_and_no_specks(convert, sunseg):
 def test_the_only_part_of_a_mask_gives_a_box_however_small(convert, sunseg):
     mask(sunseg / TESTS[1] / "GT" / "case7_1" / f"{frame(1)}.png", (30, 0, 3, 2))
     written = convert("sunseg", sunseg, "--boxes", "mask")
-    first, _ = boxes_by_file(written["test_easy_unseen"]).values()
+    first, _ = unseen(written).values()
     assert first == [[30, 0, 3, 2]]
 
 
@@ -189,7 +193,7 @@ def test_frame_listed_without_a_box_is_lesion_free_and_unlisted_ones_are_left_ou
     part.save()
     picture(sunseg / TESTS[1] / "Frame" / "case7_1" / f"{frame(3)}.jpg")
     written = convert("sunseg", sunseg)
-    assert [len(b) for b in boxes_by_file(written["test_easy_unseen"]).values()] == [1, 0]
+    assert [len(b) for b in unseen(written).values()] == [1, 0]
     notes = written["audit"]["notes"]
     assert notes["frame that the JSON does not list is left out"]["count"] == 1
 
@@ -203,8 +207,7 @@ def test_one_json_above_seen_and_unseen_serves_both(convert, sunseg):
         part.boxes += Part(sunseg / folder).clip(name, *stems).boxes
     part.save()
     written = convert("sunseg", sunseg)
-    assert len(written["test_easy_seen"]["annotations"]) == 2
-    assert len(written["test_easy_unseen"]["annotations"]) == 2
+    assert [len(b) for b in boxes_by_file(written["test_easy"]).values()] == [1] * 4
 
 
 def test_undivided_first_release_is_grouped_by_case(convert, sunseg):
@@ -216,11 +219,20 @@ def test_undivided_first_release_is_grouped_by_case(convert, sunseg):
     assert [v["group"] for v in written["test_easy"]["videos"]] == ["seen", "unseen"]
 
 
+def test_first_release_beside_the_second_is_not_counted_twice(convert, sunseg):
+    Part(sunseg / "TestEasyDataset").clip("case1_2", frame(1)).clip("case7_1", frame(1)).save()
+    written = convert("sunseg", sunseg)
+    assert names(written["test_easy"]) == ["case1_2", "case7_1"]
+    assert len(written["test_easy"]["images"]) == 4
+    kind = "Frame beside Seen and Unseen, of the first release, is left out"
+    assert written["audit"]["notes"][kind]["examples"] == ["TestEasyDataset"]
+
+
 def test_unseen_clip_of_a_trained_case_is_noted_as_a_leak(convert, sunseg):
     Part(sunseg / TESTS[1]).clip("case7_1", frame(1)).clip("case1_3", frame(1)).save()
     notes = convert("sunseg", sunseg)["audit"]["notes"]
     leak = notes["clip in Unseen, but its case is in TrainDataset"]
-    assert leak["examples"] == ["test_easy_unseen: case1_3"]
+    assert leak["examples"] == ["TestEasyDataset/Unseen: case1_3"]
 
 
 def test_resized_frames_are_refused(convert, sunseg):
