@@ -26,7 +26,7 @@ from synthetic.jobs import FrameRecord, Job, Options
 from synthetic.layouts import annotate, plan
 from tqdm import tqdm
 
-VERSION = 2  # raise whenever the same arguments would give other bytes
+VERSION = 3  # raise whenever the same arguments would give other bytes
 RECORD = "generator.json"
 FRAMES = "generator_frames.json"
 DEFAULTS: dict[str, dict[str, int]] = {

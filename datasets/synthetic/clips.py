@@ -14,6 +14,7 @@ from .wall import Wall, clearance, grid_shape, random_wall, surface_point
 
 HARD_SHARE = 0.30  # of the frames, at difficulty 1
 DECOY_SHARE = 0.12
+CLUTTER_SHARE = 0.2  # of the frames: an occluder beside the lesion, lest occluders give it away
 LEAVE_SHARE = 0.06  # of the clips of a colon; every BUV frame has its lesion
 MIN_VISIBLE = 4e-4  # of the picture: a lesion with less of it is out of the picture
 
@@ -101,6 +102,54 @@ def _track(spec: ClipSpec, rng: np.random.Generator, num_frames: int, share: flo
     return track
 
 
+def _obstacles(
+    rng: np.random.Generator,
+    spec: ClipSpec,
+    mask: NDArray[np.bool_],
+    event: str,
+    occluders: tuple[str, ...],
+) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Kinds of trouble and the boxes (x0, y0, x1, y1) they fall on, first those beside the lesion.
+
+    One frame must not give the lesion away by what hides it: an occluder often has a twin.
+    """
+    box = extent(mask)
+    found = []
+    share = 0.6 if event in occluders else CLUTTER_SHARE * min(spec.difficulty, 1.5)
+    if rng.random() < share:
+        kind = event if event in occluders else str(rng.choice(occluders))
+        hidden = box
+        if box is not None and spec.style == "breast":  # a shadow falls on the whole column
+            hidden = (box[0], 0, box[2], mask.shape[0])
+        place = _elsewhere(rng, mask.shape, hidden)
+        if place is not None:
+            found.append((kind, place))
+    target = box or _elsewhere(rng, mask.shape, None)
+    if event and target is not None:
+        found.append((event, target))
+    return found
+
+
+def _elsewhere(
+    rng: np.random.Generator, shape: tuple[int, ...], box: Box | None
+) -> tuple[float, float, float, float] | None:
+    """A lesion-sized box away from `box`, or None where the picture has no room for it."""
+    height, width = shape
+    for _ in range(12):
+        half_x, half_y = rng.uniform(0.10, 0.20, 2) * height
+        x, y = rng.uniform(0.1, 0.9) * width, rng.uniform(0.1, 0.9) * height
+        place = (x - half_x, y - half_y, x + half_x, y + half_y)
+        reach = 0.4 * max(half_x, half_y)
+        if box is None or (
+            place[0] - reach > box[2]
+            or place[2] + reach < box[0]
+            or place[1] - reach > box[3]
+            or place[3] + reach < box[1]
+        ):
+            return place
+    return None
+
+
 # --------------------------------------------------------------------------------------------
 # Colon
 
@@ -154,8 +203,8 @@ def _finish_colon(
     decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
     if decoy:
         picture = degrade.decoy_colon(rng, picture)
-    if event:
-        picture = degrade.spoil_colon(rng, picture, event, _aim(rng, mask))
+    for kind, box in _obstacles(rng, spec, mask, event, degrade.COLON_OCCLUDERS):
+        picture = degrade.spoil_colon(rng, picture, kind, box)
     picture = degrade.colour_fringe(degrade.motion_blur(picture, 0.7 * shift), 0.35 * shift)
     picture = degrade.defocus(picture, 0.45 + 0.0006 * spec.size[0])
     picture = picture + 0.012 * rng.standard_normal(picture.shape, dtype=np.float32)
@@ -164,16 +213,6 @@ def _finish_colon(
     picture = picture * aperture[..., None] + 0.02
     image = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
     return Frame(image, mask, shot, event, decoy)
-
-
-def _aim(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
-    """What an event should hide: the lesion, or anything where there is none."""
-    height, width = mask.shape
-    box = extent(mask)
-    if box is not None:
-        return box
-    x, y, half = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height, 0.15 * height
-    return x - half, y - half, x + half, y + half
 
 
 def _place_lesion(
@@ -276,8 +315,8 @@ def _finish_breast(
     decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
     if decoy:
         picture = degrade.decoy_breast(rng, picture)
-    if event:
-        picture = degrade.spoil_breast(rng, picture, event, _aim(rng, mask))
+    for kind, box in _obstacles(rng, spec, mask, event, degrade.BREAST_OCCLUDERS):
+        picture = degrade.spoil_breast(rng, picture, kind, box)
     picture = degrade.motion_blur(picture, 0.5 * shift)[..., 0]
     picture = picture + 0.01 * rng.standard_normal(picture.shape, dtype=np.float32)
     image = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)

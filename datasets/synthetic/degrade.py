@@ -17,7 +17,9 @@ COLON_EVENTS = {
     "blur": 0.20,
     "fog": 0.14,
 }
+COLON_OCCLUDERS = ("debris", "instrument", "bubbles", "glare")  # the others spoil all of it
 BREAST_EVENTS = {"shadow": 0.42, "blur": 0.30, "liftoff": 0.28}
+BREAST_OCCLUDERS = ("shadow",)
 
 
 def pick_event(rng: np.random.Generator, weights: dict[str, float]) -> str:
@@ -32,12 +34,12 @@ def spoil_colon(
     """Hide most of `box` (x0, y0, x1, y1) behind something of the kind `event`."""
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     extent = max(box[2] - box[0], box[3] - box[1]) / 2
-    middle = middle + extent * rng.uniform(-0.25, 0.25, 2)
-    reach = extent * rng.uniform(1.0, 1.5)
+    middle = middle + extent * rng.uniform(-0.4, 0.4, 2)
+    reach = extent * rng.uniform(1.2, 1.9)
     if event == "debris":
         return _debris(rng, picture, middle, reach)
     if event == "instrument":
-        return _instrument(rng, picture, middle, 0.75 * reach)
+        return _instrument(rng, picture, middle, 0.65 * reach)
     if event == "bubbles":
         return _bubbles(rng, picture, middle, reach)
     if event == "glare":
@@ -46,9 +48,9 @@ def spoil_colon(
         return _fog(rng, picture)
     assert event == "blur", event
     width = picture.shape[1]
-    angle, length = rng.uniform(0, 2 * np.pi), width * rng.uniform(0.10, 0.18)
+    angle, length = rng.uniform(0, 2 * np.pi), width * rng.uniform(0.13, 0.22)
     blurred = motion_blur(picture, length * np.array([np.cos(angle), np.sin(angle)]))
-    return defocus(blurred, 0.02 * width)
+    return defocus(blurred, 0.026 * width)
 
 
 def decoy_colon(rng: np.random.Generator, picture: Array) -> Array:
