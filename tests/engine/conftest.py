@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from v2idetr.data.coco_vid import write_split
+from v2idetr.evaluation import evaluator
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -144,6 +145,25 @@ def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+COST = {
+    "parameters": 1,
+    "trainable_parameters": 1,
+    "flops": 1,
+    "frames_per_second": 1.0,
+    "peak_memory_mib": None,
+    "input_height": 48,
+    "input_width": 64,
+    "frames_per_detection": 1,
+    "machine": "test",
+}
+
+
+@pytest.fixture(autouse=True)
+def _cost_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than all the rest."""
+    monkeypatch.setattr(evaluator, "measure_cost", lambda model, sample: COST)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from v2idetr.engine import launch, run_folder
-from v2idetr.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from v2idetr.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from v2idetr.engine.config import load_config
 from v2idetr.engine.run_context import Run, load_splits
 from v2idetr.engine.signals import StopSignals
@@ -30,8 +30,6 @@ def write_weights(run: Run, stage: str, name: str = "best.pth") -> Path:
     """Freshly drawn weights of a stage, as if it had been trained."""
     models = build_stage(run.config, stage)
     path = run.stage_folder(stage) / name
-    from v2idetr.engine.checkpoint import Checkpoint
-
     save_checkpoint(Checkpoint(stage, 2, split_state(models)[0], class_names=["polyp"]), path)
     return path
 
