@@ -7,7 +7,7 @@
 Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in px.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +70,8 @@ class FrameCache:
     """The `capacity` frames read last from disk, decoded.
 
     First in, first out: going through a video in order, 2 * window + 1 frames are enough to read
-    each only once, fewer than by last use. Each worker of a loader fills its own.
+    each only once, fewer than by last use. Each worker of a loader fills its own, so that frames in
+    the clips of several workers are read by each of them.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -104,15 +105,17 @@ class ClipSampler:
 
     Args:
         num_frames: T, at least 1.
-        window: how far, in frames of the scene, a reference may be from the current one.
-        sampling: "fixed" spaces the references evenly up to the edge of the window, always the
-            same; "random" draws distinct distances.
+        window: how far a reference may be from the current frame, in frames of the video: by
+            `frame_index`, also where only every n-th frame is listed.
+        sampling: "fixed" takes the listed frames nearest to distances that are evenly spaced up to
+            the edge of the window, always the same; "random" draws different listed frames.
         side: "both" takes half of the references from the past and half from the future (of an odd
             number one more from the past), "past" looks back only, as a live system must.
 
     A reference beyond the first or last frame of the scene becomes that frame, so clips of a border
-    and of scenes shorter than T repeat frames and never leave the scene. The current frame is
-    always at `clip_index`.
+    and of scenes shorter than T repeat frames and never leave the scene. So do clips where fewer
+    frames of the window are listed than there are references; where none is, the references of that
+    side are the nearest frame outside. The current frame is always at `clip_index`.
     """
 
     def __init__(
@@ -130,23 +133,50 @@ class ClipSampler:
         needed = max(1, self.clip_index, num_future)
         if window < needed:
             raise ValueError(
-                f"window={window} must be at least {needed} for num_frames={num_frames} and "
+                f"data.window={window} must be at least {needed} for num_frames={num_frames} and "
                 f"side={side!r}, or the references could not be different frames"
             )
 
-    def __call__(self, length: int, position: int, rng: np.random.Generator) -> list[int]:
-        """Positions of the T frames around `position`, ascending, in a scene of `length` frames."""
-        assert 0 <= position < length, (position, length)
-        past = self._distances(self.clip_index, rng)[::-1]
-        future = self._distances(self.num_frames - 1 - self.clip_index, rng)
-        wanted = [position - d for d in past] + [position] + [position + d for d in future]
-        return [min(max(w, 0), length - 1) for w in wanted]
+    def __call__(
+        self, frame_indices: Sequence[int], position: int, rng: np.random.Generator
+    ) -> list[int]:
+        """Positions of the T frames around `position`, ascending.
 
-    def _distances(self, count: int, rng: np.random.Generator) -> list[int]:
-        """`count` different distances in 1..window, ascending."""
-        if self.sampling == "random":
-            return sorted(int(d) + 1 for d in rng.choice(self.window, count, replace=False))
-        return [(2 * self.window * k + count) // (2 * count) for k in range(1, count + 1)]
+        Args:
+            frame_indices: `frame_index` of the listed frames of a scene, ascending. At least of
+                those at most `window` places from the current one: no other can be chosen.
+            position: place of the current frame among them.
+            rng: what "random" draws from.
+        """
+        assert 0 <= position < len(frame_indices), (position, len(frame_indices))
+        current = frame_indices[position]
+        before = [current - f for f in frame_indices[:position]][::-1]
+        after = [f - current for f in frame_indices[position + 1 :]]
+        past = self._places(before, self.clip_index, rng)[::-1]
+        future = self._places(after, self.num_frames - 1 - self.clip_index, rng)
+        return [position - p for p in past] + [position] + [position + p for p in future]
+
+    def _places(self, distances: list[int], count: int, rng: np.random.Generator) -> list[int]:
+        """`count` frames of one side, by how many places they are from the current one, ascending.
+
+        `distances` are those of the listed frames of that side, ascending.
+        """
+        if count == 0:
+            return []
+        num_inside = bisect_right(distances, self.window)
+        places = list(range(1, num_inside + 1)) or [min(1, len(distances))]
+        if self.sampling == "fixed":
+            spaced = [(2 * self.window * k + count) // (2 * count) for k in range(1, count + 1)]
+            # The first of equally near ones: the one nearer to the current frame.
+            away = [0, *distances]
+            return [min(places, key=lambda p, d=d: abs(away[p] - d)) for d in spaced]
+        if num_inside == len(distances):
+            # What is left of the window lies beyond the border: each frame of it is the border's.
+            places = places[:num_inside]
+            places += [num_inside] * (self.window - max(distances, default=0))
+        repeats = (count - 1) // len(places)
+        drawn = rng.choice(len(places), count - repeats * len(places), replace=False)
+        return sorted(places * repeats + [places[i] for i in drawn])
 
 
 class ClipMapper:
@@ -237,8 +267,13 @@ class ClipMapper:
             )
         position = bisect_left(scene, record["frame_index"], key=lambda r: r["frame_index"])
         assert scene[position]["image_id"] == record["image_id"], "record is not part of the scene"
-        positions = self.sampler(len(scene), position, np.random.default_rng(seed))
-        return [scene[p] for p in positions]
+        # The scene may be long and its records packed: look only at those that can be chosen.
+        first = max(0, position - self.sampler.window)
+        last = min(len(scene) - 1, position + self.sampler.window)
+        near = [scene[p] for p in range(first, last + 1)]
+        frame_indices = [r["frame_index"] for r in near]
+        rng = np.random.default_rng(seed)
+        return [near[p] for p in self.sampler(frame_indices, position - first, rng)]
 
     def _frame(self, record: Record, image: np.ndarray, transforms: T.TransformList) -> Record:
         """Dict of one frame after the transforms."""
