@@ -21,7 +21,7 @@ TITLES = {"teacher": "teacher", "plain": "plain student", "student": "V2I studen
 SECONDS_A_FRAME = 0.03
 SECONDS_A_STEP = {"teacher": 1.0, "plain": 0.5, "student": 1.1}
 SECONDS_OTHERWISE = {"annotations": 5.0, "evaluation": 15.0, "report": 15.0}
-TRUST_S = 20.0  # so many seconds count for the figures above before this machine outweighs them
+TRUST_S = 60.0  # so many seconds count for the figures above before this machine outweighs them
 
 LINE_PERIOD_S = 30.0  # where there is no terminal
 LAST_COUNT = re.compile(r"(\d+)/(\d+) \[")

@@ -328,6 +328,7 @@ def evaluation_of(ap50: float, found: list[int]) -> dict[str, Any]:
         (0.5, [5, 5, 5, 5, 5, 5], "open", "not better"),
         (0.3, [2, 3, 2, 3, 2, 3], "worse", "In this run, the V2I student is worse"),
         (0.7, [2, 3, 2, 3, 2, 3], "open", "Mixed"),
+        (0.4, [6, 4, 6, 5, 6, 5], "open", "cannot be told apart"),
     ],
 )
 def test_the_headline_claims_no_more_than_the_figures_show(

@@ -205,6 +205,8 @@ def _judgement(signs: Sequence[float], certain: Sequence[float]) -> tuple[str, s
         if any(c < 0 for c in certain):
             return "worse", "In this run, the V2I student is worse than the plain student"
         return "open", "The V2I student is not better than the plain student here"
+    if not any(certain):
+        return "open", "In this run the two students cannot be told apart"
     return "open", "Mixed: the V2I student leads by one figure and not by another"
 
 
