@@ -27,7 +27,7 @@ COUNTED = (
 )
 RESAMPLES = 2000
 LEARNED_AP50 = 0.05  # below it a comparison of two models says nothing
-SAME_SPEED = 0.1  # speeds that differ by less are one and the same: two timings of one network do
+SAME_SPEED = 0.2  # speeds that differ by less are one and the same: two timings of one network do
 
 
 @dataclass(frozen=True)
