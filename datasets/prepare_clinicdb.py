@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """CVC-ClinicDB -> train.json, val.json, test.json, one video a sequence.
 
-    python datasets/prepare_clinicdb.py --source data/CVC-ClinicDB --output data/clinicdb
+    python datasets/prepare_clinicdb.py --source data/cvc_clinicdb --output data/clinicdb
 
 Sequences are kept whole: frames of one are near copies of each other. Default: train 1-14, val
 15-16, test 17-23. Sequences 15 and 16 are of both camera geometries of the set, and their lesions
