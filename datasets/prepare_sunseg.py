@@ -377,9 +377,14 @@ def add_negatives(
     cases = lesion_free_videos(parents, source, notes)
     check_folder(folder, cases, "  case<N>/*.jpg, or sundatabase_negative_part1/case<N>/*.jpg ...")
     numbers = list(cases)
-    test = evenly_spaced(numbers, round(TEST_SHARE * len(numbers)))
+    if len(numbers) < 3:
+        raise ValueError(
+            f"{folder}: {len(numbers)} lesion-free cases, but train, val and test need one each; "
+            "give more, or leave --negatives away"
+        )
+    test = evenly_spaced(numbers, max(1, round(TEST_SHARE * len(numbers))))
     rest = [number for number in numbers if number not in test]
-    val = evenly_spaced(rest, min(max(1, round(VAL_SHARE * len(numbers))), len(rest) - 1))
+    val = evenly_spaced(rest, max(1, round(VAL_SHARE * len(numbers))))
     for number, videos in cases.items():
         split = "test_negative" if number in test else "val" if number in val else "train"
         splits.setdefault(split, []).extend(videos)

@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "v2i_synthetic.yaml"
 RECORD, LOCK = "demo.json", ".lock"
 # Test splits of the configuration; prepare_sunseg.py names its files after them.
-TESTS = ("easy", "hard")
+TESTS = ("easy", "hard", "negative")
+FEWEST_NEGATIVES = 3  # one each for training, validation and test
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Demo:
     Attributes:
         output: folder of the demo.
         seed: of the data and of the training.
-        clips: for training, easy test, hard test, and without lesion; () for the usual numbers.
+        clips: for training, easy test, hard test, and without lesion (none, or at least
+            `FEWEST_NEGATIVES`); () for the usual numbers.
         size: of the pictures, "" for the usual one.
         overrides: changes to the configuration.
     """
@@ -62,6 +64,16 @@ class Demo:
             "size": self.size,
             "overrides": list(self.overrides),
         }
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The test splits that it has."""
+        return TESTS if self.negatives else TESTS[:2]
+
+    @property
+    def negatives(self) -> bool:
+        """Whether there are clips without lesion."""
+        return self.clips[3:] != (0,)
 
     @property
     def results(self) -> Path:
@@ -108,13 +120,19 @@ def steps_of(demo: Demo) -> list[Step]:
     for name, count in zip(names, demo.clips, strict=False):
         make += [name, str(count)]
     prepare = ["--source", str(data), "--output", str(annotations)]
-    prepare += ["--negatives", str(data / "SUN-Negative")] if demo.clips[3:] != (0,) else []
+    prepare += ["--negatives", str(data / "SUN-Negative")] if demo.negatives else []
     train = ["--config-file", os.path.relpath(CONFIG), "--resume", f"train.seed={demo.seed}"]
     train += [f"train.output_dir={json.dumps(str(run))}"]
-    files = {"train": "train", "val": "val"} | {f"test.{name}": f"test_{name}" for name in TESTS}
-    for split, name in files.items():
-        train += [f"data.{split}.json={json.dumps(str(annotations / f'{name}.json'))}"]
-        train += [f"data.{split}.image_root={json.dumps(str(data))}"]
+    paths = {
+        name: {"json": str(annotations / f"{name}.json"), "image_root": str(data)}
+        for name in ("train", "val", *(f"test_{name}" for name in demo.tests))
+    }
+    train += [
+        f"data.{name}.{k}={json.dumps(v)}"
+        for name in ("train", "val")
+        for k, v in paths[name].items()
+    ]
+    train += [f"data.test={json.dumps({name: paths[f'test_{name}'] for name in demo.tests})}"]
     report = [str(run), "--output", str(demo.report), "--facts", str(demo.output / "facts.json")]
     rows = [
         (
@@ -290,7 +308,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--size", default="", metavar="WxH", help="of the pictures")
     add("--restart", action="store_true", help="throw an earlier demo in this folder away")
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.clips and 0 < options.clips[3] < FEWEST_NEGATIVES:
+        parser.error(
+            f"--clips: NEGATIVE is {options.clips[3]}; choose 0 or {FEWEST_NEGATIVES} and more"
+        )
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

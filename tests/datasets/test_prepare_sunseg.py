@@ -264,6 +264,14 @@ def test_lesion_free_cases_are_added_on_request(convert, sunseg, tmp_path):
     load_split(tmp_path / "out" / "test_negative.json", sunseg)
 
 
+def test_too_few_lesion_free_cases_are_refused(convert, sunseg, tmp_path):
+    for number in (1, 2):
+        name = f"{PREFIX}_a1_ayy_image000001.jpg"
+        picture(tmp_path / "SUN-Negative" / f"case{number}" / name)
+    with pytest.raises(SystemExit, match="2 lesion-free cases, but train, val and test need one"):
+        convert("sunseg", sunseg, "--negatives", str(tmp_path / "SUN-Negative"))
+
+
 def test_generator_and_converter_agree(convert, synthetic, tmp_path):
     options = ("--train-clips", "4", "--test-easy-clips", "3", "--test-hard-clips", "3")
     source = synthetic(

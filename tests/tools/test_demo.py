@@ -84,6 +84,19 @@ def test_training_gets_data_seed_and_overrides(demo: ModuleType, tmp_path: Path)
     assert all(Path(p.image_root) == settings.output / "data" for p in paths)
 
 
+def test_without_lesion_free_clips_there_is_no_test_on_them(
+    demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare, train = (
+        s.command for s in demo.steps_of(demo.Demo(tmp_path, clips=(9, 2, 2, 0)))[1:3]
+    )
+    config = load_config(demo.CONFIG, train[train.index("--resume") + 1 :])
+    assert (list(config.data.test), "--negatives" in prepare) == (["easy", "hard"], False)
+    with pytest.raises(SystemExit):
+        demo.parse(["--clips", "9", "2", "2", "2"])
+    assert "choose 0 or 3 and more" in capsys.readouterr().err
+
+
 def test_what_is_finished_is_skipped(demo: ModuleType, tmp_path: Path) -> None:
     settings = demo.Demo(tmp_path / "demo")
     first = Programs(demo, settings, fails_at="training")

@@ -20,6 +20,7 @@ data = dict(
     test=dict(  # seen and unseen clips: groups of videos in each
         easy=dict(json=f"{JSON}/test_easy.json", image_root=ROOT),
         hard=dict(json=f"{JSON}/test_hard.json", image_root=ROOT),
+        negative=dict(json=f"{JSON}/test_negative.json", image_root=ROOT),  # no lesion
     ),
     num_frames=3,  # T, paper, section III
     window=2,  # clips of 5 frames
