@@ -21,8 +21,9 @@ from typing import Any
 from data_sheet import video_rows, write_sheet
 from tabulate import tabulate
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, audit_boxes
-from v2idetr.data.coco_vid import SplitData, read_split, write_split, write_whole
+from v2idetr.data.coco_vid import SplitData, read_split, write_split
 from v2idetr.data.frame_checks import Copies, Fingerprint, check_frames, find_copies
 from v2idetr.data.schema import check_annotations, check_images, check_videos, read_coco_vid
 
@@ -79,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
         every=options.every,
         num_samples=options.samples,
     )
-    write_whole(output / "check_data.json", json.dumps(as_json(splits, copies), indent=1) + "\n")
+    write_text_atomically(
+        output / "check_data.json", json.dumps(as_json(splits, copies), indent=1) + "\n"
+    )
     print("\n".join(lines(splits, copies, errors)))
     print(f"{page} ({page.stat().st_size / 2**20:.1f} MiB)")
     if options.write_clipped is not None:

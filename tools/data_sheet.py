@@ -12,9 +12,10 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import FAULT_WORDS, box_fault, clip_box
 from v2idetr.data.clip_mapper import read_frame
-from v2idetr.data.coco_vid import SplitData, by_video, write_whole
+from v2idetr.data.coco_vid import SplitData, by_video
 from v2idetr.data.conversion import evenly_spaced
 from v2idetr.data.frame_checks import Copies
 
@@ -72,7 +73,7 @@ def write_sheet(
         errors=errors,
         every=every,
     )
-    write_whole(path, page)
+    write_text_atomically(path, page)
     return path
 
 

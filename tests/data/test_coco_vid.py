@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -480,7 +481,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(coco_vid.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_split(tmp_path / "train.json", **content())
     assert list(tmp_path.iterdir()) == []

@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, BoxPolicy, Findings, audit_boxes
 from v2idetr.data.schema import (
     check_annotations,
@@ -242,23 +242,9 @@ def write_split(
     if info.get("box_policy") != RAW:
         audit_boxes(known, frames, report, "raise")
     report.problems.raise_if_any(str(path))
-    write_whole(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
-
-
-def write_whole(path: PathLike, text: str) -> None:
-    """Write a text file that is either whole or absent: beside its place, then moved there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp gives 0600, which other users could not read
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_text_atomically(
+        path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+    )
 
 
 def _check_files(frames: Mapping[int, Any], image_root: Path, report: AuditReport) -> None:

@@ -26,8 +26,9 @@ from scipy import ndimage
 from tabulate import tabulate
 from tqdm import tqdm
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, Findings, audit_boxes
-from v2idetr.data.coco_vid import RAW, write_split, write_whole
+from v2idetr.data.coco_vid import RAW, write_split
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 EXIF_ORIENTATION = 274
@@ -128,8 +129,8 @@ class Conversion:
             "splits": {split: report.as_dict() for split, report in self.reports.items()},
             "notes": self.notes.as_dict(),
         }
-        write_whole(self.output / "audit.json", json.dumps(audit, indent=1) + "\n")
-        write_whole(self.output / "audit.md", "\n".join(self.markdown()) + "\n")
+        write_text_atomically(self.output / "audit.json", json.dumps(audit, indent=1) + "\n")
+        write_text_atomically(self.output / "audit.md", "\n".join(self.markdown()) + "\n")
 
     def _read_sizes(self, splits: Mapping[str, Sequence[Video]]) -> dict[str, tuple[int, int]]:
         """Width and height of every frame; one that cannot be opened is noted and left out.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from v2idetr.engine.atomic_file import write_atomically
+from v2idetr.atomic_file import write_atomically
 
 FORMAT = "v2idetr-checkpoint"
 VERSION = 1

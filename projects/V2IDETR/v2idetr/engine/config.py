@@ -23,7 +23,7 @@ from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from v2idetr.engine.atomic_file import write_text_atomically
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.config_checks import check_targets, validate_config
 from v2idetr.engine.config_keys import is_reference, select
 from v2idetr.engine.config_merge import apply_override, merge

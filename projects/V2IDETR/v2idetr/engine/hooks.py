@@ -17,8 +17,8 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 from tqdm import tqdm
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.distillation.knowledge import teacher_knowledge
-from v2idetr.engine.atomic_file import write_text_atomically
 from v2idetr.engine.checkpoint import Checkpoint, save_checkpoint
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.engine.atomic_file import write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.config_checks import STAGES
 

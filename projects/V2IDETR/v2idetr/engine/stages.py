@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from v2idetr.engine.atomic_file import write_text_atomically
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.checkpoint import CheckpointError, load_into, load_weights
 from v2idetr.engine.run_context import Run, eval_loader
 from v2idetr.engine.run_folder import RESULTS, is_finished

@@ -21,10 +21,10 @@ from typing import Any, TypeVar, cast
 from detectron2.utils import comm
 from torch import nn
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.evaluation.coco_ap import coco_ap as average_precision
 from v2idetr.evaluation.cost import measure_cost
-from v2idetr.evaluation.files import whole_file
 from v2idetr.evaluation.frames import LabelledFrame, label_frames
 from v2idetr.evaluation.lesion_metrics import (
     VideoCounts,
@@ -196,8 +196,7 @@ def write_evaluation(path: str | os.PathLike[str], result: Mapping[str, Any]) ->
         ValueError: ``result`` holds NaN or infinity, which JSON does not know.
     """
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text_atomically(path, text)
 
 
 def _check_names(tests: Mapping[str, Any]) -> None:

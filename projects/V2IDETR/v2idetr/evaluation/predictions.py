@@ -7,7 +7,6 @@ computed now, and metrics computed from the written file later, are the same to 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import logging
 import os
@@ -15,12 +14,11 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
-from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -31,8 +29,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from v2idetr.atomic_file import write_atomically
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.evaluation.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -168,14 +166,19 @@ def write_predictions(
     """
     root = split.image_root.resolve()
     names = {r["image_id"]: os.path.relpath(r["file_name"], root) for r in split.records}
-    with whole_file(path) as temporary, _open_text(temporary, "w", str(path)) as file:
-        separator = "[\n"
-        for prediction in predictions:
-            for entry in coco_results(prediction):
-                entry["file_name"] = names[prediction.image_id]
-                file.write(separator + json.dumps(entry, separators=(",", ":")))
-                separator = ",\n"
-        file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+    def write(file: BinaryIO) -> None:
+        with _packed(file) if _is_packed(path) else nullcontext(file) as text:
+            separator = "[\n"
+            for prediction in predictions:
+                for entry in coco_results(prediction):
+                    entry["file_name"] = names[prediction.image_id]
+                    line = separator + json.dumps(entry, separators=(",", ":"))
+                    text.write(line.encode("utf-8"))
+                    separator = ",\n"
+            text.write(b"[]\n" if separator == "[\n" else b"\n]\n")
+
+    write_atomically(path, write)
 
 
 def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[FramePrediction]:
@@ -188,7 +191,7 @@ def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[Fra
     """
     entries_by_frame: dict[int, list[dict[str, Any]]] = {r["image_id"]: [] for r in split.records}
     try:
-        with _open_text(Path(path), "r", str(path)) as file:
+        with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
             entries = json.load(file)
         for entry in entries:
             entries_by_frame[entry["image_id"]].append(entry)
@@ -230,17 +233,10 @@ def _from_coco(image_id: int, entries: list[dict[str, Any]]) -> FramePrediction:
     )
 
 
-@contextmanager
-def _open_text(path: Path, mode: Literal["r", "w"], name: str) -> Iterator[IO[str]]:
-    """Open a text file, through gzip when its final ``name`` says so."""
-    if not name.endswith(".gz"):
-        with path.open(mode, encoding="utf-8") as file:
-            yield file
-        return
-    # No time and no name inside: equal predictions give equal files.
-    with (
-        path.open(mode + "b") as raw,
-        gzip.GzipFile("", mode + "b", compresslevel=4, fileobj=raw, mtime=0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8") as file,
-    ):
-        yield file
+def _is_packed(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).endswith(".gz")
+
+
+def _packed(file: BinaryIO) -> gzip.GzipFile:
+    """Through gzip, with no time and no name inside: equal predictions give equal files."""
+    return gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0)

@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.engine.atomic_file import write_text_atomically
 from v2idetr.report import comparison, curves, heldout, provenance, teaching
 from v2idetr.report.heldout import HeldOutFrame, Outcome
 from v2idetr.report.pictures import PANEL_WIDTH, Album, Box, Picture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file next to `path`, then rename it to `path`.
 
     Raises:
@@ -17,6 +17,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             and what `path` held before is untouched. Errors of `write` itself pass through,
             likewise.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     _sync_folder(path.parent)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """`write_atomically` for UTF-8 text."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
