@@ -19,15 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import (
-    Conversion,
-    Frame,
-    Lesion,
-    Video,
-    check_folder,
-    evenly_spaced,
-    natural_key,
-)
+from v2idetr.data.conversion import Frame, Lesion, Video, even_share, natural_key
+from v2idetr.data.converter_program import check_folder, converter_parser, run_converter
 
 LAYOUT = """\
   rawframes/benign/<id>/000000.png ...   rawframes/malignant/<id>/000000.png ...
@@ -59,12 +52,8 @@ SAME_PATIENT = ("63c9ba1377f35bf6", "5a1c46ec6377e946", "2390fbea047347b", "7a39
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = converter_parser(__doc__, source="folder with rawframes/ and the JSON files")
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder with rawframes/ and the JSON files")
-    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
     add(
         "--val-share",
         type=float,
@@ -79,8 +68,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def convert(options: argparse.Namespace) -> Conversion:
-    """Read the source and write the splits."""
+def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
+    """The videos of each split; what is left out is noted."""
     if not 0 <= options.val_share < 1:
         raise ValueError(f"--val-share {options.val_share}: needs to be 0 or more and below 1")
     source: Path = options.source
@@ -93,15 +82,6 @@ def convert(options: argparse.Namespace) -> Conversion:
     ]
     check_folder(source, found, LAYOUT)
     base, train_json, test_json = found[0]
-    conversion = Conversion(
-        name="BUV",
-        converter="prepare_buv.py",
-        output=options.output,
-        image_root=source,
-        class_names=CLASSES,
-        boxes="raw" if options.raw else "clip",
-    )
-    notes = conversion.notes
     root = (base / "rawframes").relative_to(source)
     train, test = (read_videos(path, root, notes) for path in (train_json, test_json))
     both = {video.name for video in train} & {video.name for video in test}
@@ -118,8 +98,7 @@ def convert(options: argparse.Namespace) -> Conversion:
     if not splits["val"]:
         del splits["val"]
         notes.add("no validation split", "thresholds and the best checkpoint need another")
-    conversion.write(splits)
-    return conversion
+    return splits
 
 
 def read_videos(path: Path, root: Path, notes: Findings) -> list[Video]:
@@ -211,19 +190,15 @@ def choose_val(train: Sequence[Video], share: float) -> set[str]:
             for video in train
             if video.name.startswith(f"{label}/") and bare_id(video.name) not in SAME_PATIENT
         )
-        count = min(max(1, round(share * len(names))), max(len(names) - 1, 0))
-        chosen |= set(evenly_spaced(names, count))
+        chosen |= set(even_share(names, share))
     return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert; exit with the reason when that is not possible."""
     options = parse(arguments)
-    try:
-        conversion = convert(options)
-    except ValueError as error:
-        raise SystemExit(f"prepare_buv.py: {error}") from None
-    print("\n".join(conversion.lines()))
+    boxes = "raw" if options.raw else "clip"
+    print(run_converter(__file__, options, read_splits, "BUV", CLASSES, boxes))
 
 
 if __name__ == "__main__":

@@ -15,18 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import (
-    Conversion,
-    Frame,
-    Lesion,
-    Video,
-    boxes_of_mask,
-    check_folder,
-    in_threads,
-    numbered_pictures,
-    numbers_of,
-    read_mask,
-)
+from v2idetr.data.conversion import Frame, Lesion, Video, in_threads, numbered_pictures
+from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
+from v2idetr.data.masks import boxes_of_mask, read_mask
 
 LAYOUT = """\
   Original/1.tif ... and "Ground Truth"/1.tif ...   as released; .png too, also in PNG/ or TIF/
@@ -43,12 +34,8 @@ Sequences = dict[int, Video]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = converter_parser(__doc__, source="folder of the release")
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of the release")
-    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
     for split, default in DEFAULTS.items():
         add(
             f"--{split}-sequences",
@@ -59,8 +46,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def convert(options: argparse.Namespace) -> Conversion:
-    """Read the source and write the splits."""
+def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
+    """The videos of each split; what is left out is noted."""
     source: Path = options.source
     released = [
         (base / "Original", base / "Ground Truth")
@@ -69,17 +56,10 @@ def convert(options: argparse.Namespace) -> Conversion:
     ]
     listed = source / "annotations.json"
     check_folder(source, [*released, listed.is_file()], LAYOUT)
-    conversion = Conversion(
-        name="CVC-ClinicDB",
-        converter="prepare_clinicdb.py",
-        output=options.output,
-        image_root=source,
-        class_names=["polyp"],
-    )
     if listed.is_file():
-        sequences = read_listed(listed, conversion.notes)
+        sequences = read_listed(listed, notes)
     else:
-        sequences = read_released(*released[0], source, conversion.notes)
+        sequences = read_released(*released[0], source, notes)
     splits: dict[str, list[Video]] = {}
     used: dict[int, str] = {}
     for split in DEFAULTS:
@@ -93,15 +73,14 @@ def convert(options: argparse.Namespace) -> Conversion:
                 raise ValueError(f"{flag}: sequence {number} is in {used[number]} already")
             used[number] = split
         for number in sorted(set(numbers) - sequences.keys()):
-            conversion.notes.add("sequence is not there", f"{number} ({split})")
+            notes.add("sequence is not there", f"{number} ({split})")
         splits[split] = [sequences[number] for number in numbers if number in sequences]
     for number in sorted(sequences.keys() - used.keys()):
-        conversion.notes.add(
+        notes.add(
             "sequence is in no split",
             f"{number} ({len(sequences[number].frames)} frames); see --train-sequences and others",
         )
-    conversion.write(splits)
-    return conversion
+    return splits
 
 
 def read_listed(path: Path, notes: Findings) -> Sequences:
@@ -164,12 +143,7 @@ def read_released(originals: Path, masks: Path, source: Path, notes: Findings) -
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert; exit with the reason when that is not possible."""
-    options = parse(arguments)
-    try:
-        conversion = convert(options)
-    except ValueError as error:
-        raise SystemExit(f"prepare_clinicdb.py: {error}") from None
-    print("\n".join(conversion.lines()))
+    print(run_converter(__file__, parse(arguments), read_splits, "CVC-ClinicDB", ["polyp"]))
 
 
 if __name__ == "__main__":

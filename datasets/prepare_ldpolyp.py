@@ -15,17 +15,16 @@ from pathlib import Path
 
 from v2idetr.data.audit import Findings
 from v2idetr.data.conversion import (
-    Conversion,
     Frame,
     Lesion,
     Video,
-    check_folder,
     evenly_spaced,
     in_threads,
     natural_key,
     numbered_pictures,
     picture_files,
 )
+from v2idetr.data.converter_program import check_folder, converter_parser, run_converter
 
 LAYOUT = """\
   TrainValid/Images/<video>/<frame>.jpg   TrainValid/Annotations/<video>/<frame>.txt
@@ -36,35 +35,20 @@ VAL_SHARE, TEST_SHARE = 0.1, 0.2
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of the release")
-    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
-    return parser.parse_args(arguments)
+    return converter_parser(__doc__, source="folder of the release").parse_args(arguments)
 
 
-def convert(options: argparse.Namespace) -> Conversion:
-    """Read the source and write the splits."""
+def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
+    """The videos of each split; what is left out is noted."""
     source: Path = options.source
     parts = {name: source / name for name in ("TrainValid", "Test", ".")}
     parts = {n: p for n, p in parts.items() if (p / "Images").is_dir()}
     clip = source / "annotations.json"
     check_folder(source, [*parts, clip.is_file()], LAYOUT)
-    conversion = Conversion(
-        name="LDPolypVideo",
-        converter="prepare_ldpolyp.py",
-        output=options.output,
-        image_root=source,
-        class_names=["polyp"],
-    )
     if not parts:
-        conversion.write({"test": [read_clip(clip, conversion.notes)]})
-        return conversion
-    read = {name: read_videos(part, source, conversion.notes) for name, part in parts.items()}
-    conversion.write(choose(read))
-    return conversion
+        return {"test": [read_clip(clip, notes)]}
+    read = {name: read_videos(part, source, notes) for name, part in parts.items()}
+    return choose(read)
 
 
 def read_videos(part: Path, source: Path, notes: Findings) -> list[Video]:
@@ -148,12 +132,7 @@ def choose(read: dict[str, list[Video]]) -> dict[str, list[Video]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert; exit with the reason when that is not possible."""
-    options = parse(arguments)
-    try:
-        conversion = convert(options)
-    except ValueError as error:
-        raise SystemExit(f"prepare_ldpolyp.py: {error}") from None
-    print("\n".join(conversion.lines()))
+    print(run_converter(__file__, parse(arguments), read_splits, "LDPolypVideo", ["polyp"]))
 
 
 if __name__ == "__main__":

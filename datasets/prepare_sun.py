@@ -14,16 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import (
-    Conversion,
-    Frame,
-    Lesion,
-    Video,
-    check_folder,
-    evenly_spaced,
-    numbers_of,
-    picture_files,
-)
+from v2idetr.data.conversion import Frame, Lesion, Video, even_share, picture_files
+from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
 from v2idetr.data.sun_names import case_folders, in_time, lesion_free_videos
 
 LAYOUT = """\
@@ -39,12 +31,8 @@ Boxes = dict[str, list[Lesion]]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = converter_parser(__doc__, source="folder with sundatabase_positive_part1 ...")
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder with sundatabase_positive_part1 ...")
-    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
     add(
         "--val-cases",
         metavar="LIST",
@@ -55,8 +43,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def convert(options: argparse.Namespace) -> Conversion:
-    """Read the source and write the splits."""
+def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
+    """The videos of each split; what is left out is noted."""
     source: Path = options.source
     folders = sorted(source.iterdir()) if source.is_dir() else []
     folders = [folder for folder in folders if folder.is_dir()]
@@ -64,23 +52,13 @@ def convert(options: argparse.Namespace) -> Conversion:
     negative = [folder for folder in folders if "negative" in folder.name.lower()]
     texts = [folder / "annotation_txt" for folder in positive]
     check_folder(source, (path for text in texts for path in text.glob("case*.txt")), LAYOUT)
-    conversion = Conversion(
-        name="SUN",
-        converter="prepare_sun.py",
-        output=options.output,
-        image_root=source,
-        class_names=["polyp"],
-    )
-    cases = positive_cases(positive, texts, source, conversion.notes)
+    cases = positive_cases(positive, texts, source, notes)
     free: Cases = {}
     if not options.no_negatives:
-        free = lesion_free_videos(negative, source, conversion.notes)
+        free = lesion_free_videos(negative, source, notes)
     if not free:
-        conversion.notes.add(
-            "no lesion-free cases", "false alarms on lesion-free video cannot be measured"
-        )
-    conversion.write(choose(cases, free, options.val_cases, options.test_cases))
-    return conversion
+        notes.add("no lesion-free cases", "false alarms on lesion-free video cannot be measured")
+    return choose(cases, free, options.val_cases, options.test_cases)
 
 
 def positive_cases(
@@ -176,18 +154,13 @@ def choose(
                 f"there are {sorted(known)}"
             )
         if not test:
-            test = spread(sorted(known.keys() - set(val)), TEST_SHARE, len(known))
+            test = even_share(sorted(known.keys() - set(val)), TEST_SHARE, len(known))
         if not val:
-            val = spread(sorted(known.keys() - set(test)), VAL_SHARE, len(known))
+            val = even_share(sorted(known.keys() - set(test)), VAL_SHARE, len(known))
         for number, videos in known.items():
             split = "test" if number in test else "val" if number in val else "train"
             splits[split] += videos
     return splits
-
-
-def spread(numbers: Sequence[int], share: float, total: int) -> list[int]:
-    """An even ``share`` of ``total`` out of ``numbers``, at least one, leaving at least one."""
-    return evenly_spaced(numbers, min(max(1, round(share * total)), max(len(numbers) - 1, 0)))
 
 
 def case_list(text: str | None, flag: str) -> tuple[list[int], list[int]]:
@@ -203,12 +176,7 @@ def case_list(text: str | None, flag: str) -> tuple[list[int], list[int]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert; exit with the reason when that is not possible."""
-    options = parse(arguments)
-    try:
-        conversion = convert(options)
-    except ValueError as error:
-        raise SystemExit(f"prepare_sun.py: {error}") from None
-    print("\n".join(conversion.lines()))
+    print(run_converter(__file__, parse(arguments), read_splits, "SUN", ["polyp"]))
 
 
 if __name__ == "__main__":

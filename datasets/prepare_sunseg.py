@@ -17,18 +17,16 @@ from typing import Any
 
 from v2idetr.data.audit import Findings
 from v2idetr.data.conversion import (
-    Conversion,
     Frame,
     Lesion,
     Video,
-    boxes_of_mask,
-    check_folder,
+    even_share,
     evenly_spaced,
     in_threads,
-    numbers_of,
     picture_files,
-    read_mask,
 )
+from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
+from v2idetr.data.masks import boxes_of_mask, read_mask
 from v2idetr.data.sun_names import case_number, in_time, lesion_free_videos
 
 LAYOUT = """\
@@ -67,12 +65,8 @@ Boxes = dict[tuple[str, str], Labels]  # by (clip, frame stem)
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = converter_parser(__doc__, source="folder with TrainDataset, TestEasyDataset ...")
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder with TrainDataset, TestEasyDataset ...")
-    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
     add(
         "--boxes",
         choices=("json", "mask"),
@@ -96,18 +90,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def convert(options: argparse.Namespace) -> Conversion:
-    """Read the source and write the splits."""
+def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
+    """The videos of each split; what is left out is noted."""
     source: Path = options.source
     check_folder(source, [(source / TRAIN / "Frame").is_dir()], LAYOUT)
-    conversion = Conversion(
-        name="SUN-SEG",
-        converter="prepare_sunseg.py",
-        output=options.output,
-        image_root=source,
-        class_names=["polyp"],
-    )
-    notes = conversion.notes
     folders = find_folders(source, notes)
     tests = {part: read_folder(source / part, source, options, notes) for part in folders}
     train = read_folder(source / TRAIN, source, options, notes)
@@ -121,8 +107,7 @@ def convert(options: argparse.Namespace) -> Conversion:
         ordered.setdefault(folders[folder], []).extend(videos)
     if options.negatives is not None:
         add_negatives(ordered, options.negatives, source, notes)
-    conversion.write(ordered)
-    return conversion
+    return ordered
 
 
 def find_folders(source: Path, notes: Findings) -> dict[str, str]:
@@ -382,9 +367,9 @@ def add_negatives(
             f"{folder}: {len(numbers)} lesion-free cases, but train, val and test need one each; "
             "give more, or leave --negatives away"
         )
-    test = evenly_spaced(numbers, max(1, round(TEST_SHARE * len(numbers))))
+    test = even_share(numbers, TEST_SHARE)
     rest = [number for number in numbers if number not in test]
-    val = evenly_spaced(rest, max(1, round(VAL_SHARE * len(numbers))))
+    val = even_share(rest, VAL_SHARE, len(numbers))
     for number, videos in cases.items():
         split = "test_negative" if number in test else "val" if number in val else "train"
         splits.setdefault(split, []).extend(videos)
@@ -392,12 +377,7 @@ def add_negatives(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert; exit with the reason when that is not possible."""
-    options = parse(arguments)
-    try:
-        conversion = convert(options)
-    except ValueError as error:
-        raise SystemExit(f"prepare_sunseg.py: {error}") from None
-    print("\n".join(conversion.lines()))
+    print(run_converter(__file__, parse(arguments), read_splits, "SUN-SEG", ["polyp"]))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from v2idetr.data.conversion import (
     Frame,
     Lesion,
     Video,
-    boxes_of_mask,
+    even_share,
     evenly_spaced,
     natural_key,
-    numbers_of,
     picture_size,
-    read_mask,
 )
+from v2idetr.data.converter_program import numbers_of
+from v2idetr.data.masks import boxes_of_mask, read_mask
 from v2idetr.data.sun_names import case_number, in_time
 
 
@@ -38,6 +38,12 @@ def test_a_fifth_of_a_hundred_cases_is_every_fifth():
     assert evenly_spaced(list(range(1, 101)), 20) == list(range(3, 101, 5))
     with pytest.raises(ValueError, match="cannot take 3 of 2"):
         evenly_spaced([1, 2], 3)
+
+
+def test_a_share_is_at_least_one_item_and_never_all():
+    assert even_share([1, 2, 3, 4, 5], 0.4) == [2, 4]
+    assert even_share([1, 2], 0.1, total=40) == [2]
+    assert [even_share(list(range(n)), 0.1) for n in (2, 1, 0)] == [[1], [], []]
 
 
 def test_lists_and_ranges_of_numbers():

@@ -2,8 +2,7 @@
 
     Lesion, Frame, Video   what a converter fills in
     Conversion             sizes of frames, bad boxes, numbering, the files; all of it counted
-    evenly_spaced          a share of cases or videos for validation or test, the same on every run
-    boxes_of_mask          one box for each connected part of a mask
+    evenly_spaced          some of the cases or videos, the same on every run; even_share: a share
 
 A converter never drops anything without a note: notes end up in ``audit.json`` and ``audit.md``.
 """
@@ -13,16 +12,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
-from scipy import ndimage
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -33,7 +30,6 @@ from v2idetr.data.coco_vid import RAW, write_split
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 EXIF_ORIENTATION = 274
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
-SMALLEST_PART_PX = 16  # beside a larger part, fewer pixels are specks of the annotation tool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -344,52 +340,7 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
-def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
-    """A mask picture as booleans: above half of white; above 0 in palettes and masks of 0 and 1."""
-    with Image.open(path) as picture:
-        if picture.mode == "P":
-            return np.asarray(picture) > 0
-        mask = np.asarray(picture.convert("L"))
-    return mask > (127 if mask.max() > 1 else 0)
-
-
-def boxes_of_mask(mask: Bool[np.ndarray, "H W"]) -> tuple[list[list[int]], int]:
-    """[x, y, w, h] of each 8-connected part, top to bottom, and how many specks were left out.
-
-    The largest part is never a speck: it is what the annotator meant, however little is in view.
-    """
-    labels = np.empty(mask.shape, dtype=np.int32)
-    ndimage.label(mask, structure=np.ones((3, 3)), output=labels)
-    areas = np.bincount(labels.ravel())[1:]
-    boxes = []
-    for part, area in zip(ndimage.find_objects(labels), areas, strict=True):
-        if area >= min(SMALLEST_PART_PX, areas.max()):
-            assert part is not None
-            rows, cols = part
-            x, y = cols.start, rows.start
-            boxes.append([x, y, cols.stop - x, rows.stop - y])
-    return boxes, len(areas) - len(boxes)
-
-
-def numbers_of(text: str) -> list[int]:
-    """``"1,3,5-8"`` -> [1, 3, 5, 6, 7, 8]. Raises ValueError for anything else."""
-    numbers: list[int] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if match is None:
-            raise ValueError(f"{part!r} is neither a number nor a range such as 5-8")
-        first, last = int(match[1]), int(match[2] or match[1])
-        numbers += range(first, last + 1)
-    return numbers
-
-
-def check_folder(source: Path, found: Iterable[object], expected: str) -> None:
-    """Raise ValueError that shows the ``expected`` layout unless something of it was ``found``."""
-    if not source.is_dir():
-        raise ValueError(f"{source}: no such folder (--source)")
-    if not any(found):
-        held = sorted(entry.name for entry in source.iterdir())
-        listed = ", ".join(held[:8]) + (", ..." if held[8:] else "") if held else "nothing"
-        raise ValueError(
-            f"{source}: not the expected layout; it holds {listed}. Expected:\n{expected}"
-        )
+def even_share(items: Sequence[Item], share: float, total: int | None = None) -> list[Item]:
+    """An even ``share`` of ``total`` (all, if None) out of the items: at least one, never all."""
+    wanted = max(1, round(share * (len(items) if total is None else total)))
+    return evenly_spaced(items, min(wanted, max(len(items) - 1, 0)))
