@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""BUV (breast ultrasound video, MICCAI 2022) -> train.json, val.json, test.json.
+"""BUV (breast ultrasound, MICCAI 2022) -> train.json, val.json, test.json, one video a folder.
 
     python datasets/prepare_buv.py --source data/BUV --output data/buv
 
-The published validation set is what the literature reports on: here it is test.json. val.json, for
-score thresholds and the best checkpoint, is a part of the published training videos. Negative
+Test is the published validation set, which the literature reports on. Validation, for score
+thresholds and the best checkpoint, is an even tenth of the published training videos. Negative
 widths and heights are swapped corners and are put right. Videos that are known to be duplicates or
 mislabelled are left out. For numbers that compare with the literature, keep both faults:
 
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--val-share",
         type=float,
         default=0.1,
-        help="of the training videos of each class, for validation (default 0.1; 0: none)",
+        help="share of the training videos of each class for validation (default 0.1; 0: none)",
     )
     add(
         "--raw",

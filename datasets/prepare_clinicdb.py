@@ -3,10 +3,10 @@
 
     python datasets/prepare_clinicdb.py --source data/cvc_clinicdb --output data/clinicdb
 
-Sequences are kept whole: frames of one are near copies of each other. Default: train 1-14, val
-15-16, test 17-23. Sequences 15 and 16 are of both camera geometries of the set, and their lesions
-(17 to 48 % of the side of the picture) cover the middle of the range; the small flat ones of 14, of
-which there are few, stay in training.
+Test is sequences 17-23, validation 15-16, if not chosen otherwise. Sequences are kept whole: frames
+of one are near copies of each other. Sequences 15 and 16 are of both camera geometries of the set,
+and their lesions (17 to 48 % of the side of the picture) cover the middle of the range; the small
+flat ones of 14, of which there are few, stay in training.
 """
 
 import argparse
@@ -34,14 +34,14 @@ Sequences = dict[int, Video]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = converter_parser(__doc__, source="folder of the release")
+    parser = converter_parser(__doc__, source="folder with Original/ and 'Ground Truth'/")
     add = parser.add_argument
     for split, default in DEFAULTS.items():
         add(
             f"--{split}-sequences",
             default=default,
             metavar="LIST",
-            help=f"numbers or ranges (default {default})",
+            help=f"sequences for {split}: numbers or ranges (default {default})",
         )
     return parser.parse_args(arguments)
 

@@ -35,7 +35,7 @@ VAL_SHARE, TEST_SHARE = 0.1, 0.2
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    return converter_parser(__doc__, source="folder of the release").parse_args(arguments)
+    return converter_parser(__doc__, source="folder with TrainValid/, Test/").parse_args(arguments)
 
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:

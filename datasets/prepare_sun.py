@@ -3,10 +3,10 @@
 
     python datasets/prepare_sun.py --source data/SUN --output data/sun
 
-Class 0 of SUN's rows is the polyp; rows of class 1 (non-polyp) give no box and are counted.
-SUN has no official split. The default is by case: of the cases in order of their numbers, every
-fifth (20 %) is for test and, of the others, an even tenth for validation; lesion-free cases
-likewise. For the clips that the paper uses, see prepare_sunseg.py.
+SUN has no official split. The default is by case: test is every fifth case (20 %) in order of
+number, validation an even tenth, out of the others; lesion-free cases likewise. Class 0 of SUN's
+rows is the polyp; rows of class 1 (non-polyp) give no box and are counted. For the clips that the
+paper uses, see prepare_sunseg.py.
 """
 
 import argparse
@@ -31,14 +31,19 @@ Boxes = dict[str, list[Lesion]]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = converter_parser(__doc__, source="folder with sundatabase_positive_part1 ...")
+    parser = converter_parser(__doc__, source="folder with sundatabase_positive_part1/ ...")
     add = parser.add_argument
     add(
         "--val-cases",
         metavar="LIST",
-        help="cases for validation, such as 4,14,n2: numbers or ranges, lesion-free ones with n",
+        help="cases for validation, such as 4,14-16,n2: numbers or ranges, lesion-free ones with n "
+        "(default: an even tenth)",
     )
-    add("--test-cases", metavar="LIST", help="cases for test, in the same form")
+    add(
+        "--test-cases",
+        metavar="LIST",
+        help="cases for test, in the same form (default: an even fifth)",
+    )
     add("--no-negatives", action="store_true", help="leave the lesion-free part out")
     return parser.parse_args(arguments)
 

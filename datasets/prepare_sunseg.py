@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""SUN-SEG -> train.json, val.json, test_easy.json, test_hard.json.
+"""SUN-SEG -> train.json, val.json, test_easy.json, test_hard.json, one video a clip.
 
     python datasets/prepare_sunseg.py --source data/SUN-SEG --output data/sunseg
 
-Validation is a part of TrainDataset, by case. Test clips have a `group`: "seen" ones are of cases
-of TrainDataset. Boxes come from Detection/bbox_annotation.json: files from before 2023-01-30 have x
-and y swapped, so the order is measured against the masks of GT.
+Test is as published; its clips have a `group`: "seen" ones are of cases of TrainDataset. Validation
+is an even tenth of the cases of TrainDataset. Boxes come from Detection/bbox_annotation.json: files
+from before 2023-01-30 have x and y swapped, so the order is measured against the masks of GT.
 """
 
 import argparse
@@ -32,21 +32,25 @@ TEST_SHARE = 0.2  # of the lesion-free cases
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line to namespace."""
-    parser = converter_parser(__doc__, source="folder with TrainDataset, TestEasyDataset ...")
+    parser = converter_parser(__doc__, source="folder with TrainDataset/, TestEasyDataset/ ...")
     add = parser.add_argument
     add(
         "--boxes",
         choices=("json", "mask"),
         default="json",
-        help="from bbox_annotation.json, or one for each connected part of a mask",
+        help="from bbox_annotation.json (default), or one for each connected part of a mask",
     )
     add(
         "--box-order",
         choices=("auto", *ORDERS),
         default="auto",
-        help="order in bbox_annotation.json; auto measures it against the masks",
+        help="order in bbox_annotation.json (default auto: measured against the masks)",
     )
-    add("--val-cases", metavar="LIST", help="cases of TrainDataset for validation, such as 3,8-10")
+    add(
+        "--val-cases",
+        metavar="LIST",
+        help="cases of TrainDataset for validation, such as 3,8-10 (default: an even tenth)",
+    )
     add(
         "--negatives",
         type=Path,
