@@ -5,8 +5,8 @@ teacher.
     python train_net.py --config-file configs/v2i_synthetic.yaml
     python train_net.py --config-file configs/v2i_sun.yaml --num-gpus 4 train.amp=bf16
     python train_net.py --config-file configs/v2i_sun.yaml --resume
-    python train_net.py --config-file configs/v2i_sun.yaml --eval-only
-    train.init_checkpoint=student.pth
+    python train_net.py --config-file configs/v2i_sun.yaml --eval-only \\
+        train.init_checkpoint=student.pth
 
 Each stage writes output_dir/<stage>/ (metrics.jsonl, last.pth, best.pth, final.pth,
 evaluation.json), the run writes output_dir/results.json.

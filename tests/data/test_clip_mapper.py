@@ -137,10 +137,11 @@ def test_a_video_of_one_frame_gives_a_clip_of_copies(scene: list[dict]) -> None:
     assert [f["image_id"] for f in sample["clip"]] == [100] * 5
 
 
-def test_bgr_swaps_the_channels(scene: list[dict]) -> None:
-    rgb = train_mapper([], num_frames=1)(scene[0], 0)["image"]
-    bgr = train_mapper([], num_frames=1, image_format="BGR")(scene[0], 0)["image"]
-    assert torch.equal(rgb.flip(0), bgr) and not torch.equal(rgb, bgr)
+def test_pixels_are_those_of_the_file_in_rgb(scene: list[dict]) -> None:
+    image = train_mapper([], num_frames=1)(scene[0], 0)["image"]
+    with Image.open(scene[0]["file_name"]) as picture:
+        stored = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(image.numpy().transpose(1, 2, 0), stored)
 
 
 # Alignment

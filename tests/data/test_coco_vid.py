@@ -8,13 +8,12 @@ import os
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from jaxtyping import TypeCheckError
 from PIL import Image
 
 from v2idetr.data import coco_vid
-from v2idetr.data.coco_vid import load_split, register_split, write_split
+from v2idetr.data.coco_vid import load_split, write_split
 
 WIDTH, HEIGHT = 40, 30
 
@@ -393,50 +392,6 @@ def test_drop_leaves_bad_boxes_out_and_keeps_the_frames(frames, save):
     split = load_split(save(with_bad_boxes()), frames, on_bad_box="drop")
     assert [len(record["annotations"]) for record in split.records] == [1, 1, 0, 1]
     assert split.report.dropped == 4
-
-
-# ---------------------------------------------------------------- registration
-
-
-def test_registered_split_is_known_to_detectron2(frames, save):
-    split = register_split("toy_known", save(content()), frames)
-    assert DatasetCatalog.get("toy_known") == split.records
-    metadata = MetadataCatalog.get("toy_known")
-    assert metadata.thing_classes == ["polyp"]
-    assert metadata.json_file == str(split.json_path)
-
-
-def test_registering_twice_returns_the_same_split(frames, save):
-    path = save(content())
-    first = register_split("toy_twice", path, frames)
-    assert register_split("toy_twice", str(path), frames, class_names=["polyp"]) is first
-    with pytest.raises(ValueError, match="the model 3"):
-        register_split("toy_twice", path, frames, expected_classes=3)
-
-
-def test_name_with_other_paths_is_refused(frames, save, tmp_path):
-    path = save(content())
-    register_split("toy_other", path, frames)
-    with pytest.raises(ValueError, match="'toy_other' is registered already"):
-        register_split("toy_other", path, tmp_path)
-
-
-def test_name_of_a_data_set_of_detectron2_is_refused(frames, save):
-    with pytest.raises(ValueError, match="'coco_2017_val' is taken"):
-        register_split("coco_2017_val", save(content()), frames)
-
-
-def test_name_can_be_used_again_once_removed(frames, save):
-    path = save(content())
-    register_split("toy_removed", path, frames)
-    DatasetCatalog.remove("toy_removed")
-    assert register_split("toy_removed", path, frames, on_bad_box="drop").report.policy == "drop"
-
-
-def test_missing_file_is_not_registered(frames, tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
-        register_split("toy_missing", tmp_path / "no.json", frames)
-    assert "toy_missing" not in DatasetCatalog
 
 
 # ---------------------------------------------------------------- writing

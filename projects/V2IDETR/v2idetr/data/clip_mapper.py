@@ -188,13 +188,12 @@ class ClipMapper:
             boxes. In evaluation they may only resize, since predicted boxes are scaled back to the
             original.
         is_train: whether frames carry `instances`.
-        image_format: "RGB", or "BGR" for weights trained that way.
         min_visible: a box cut by a crop is clipped, and removed when less than this share of its
             area is left.
         cache_frames: decoded frames kept in memory by each process: 0 for training, 2 * window + 1
             for evaluation in order.
 
-    A sample has the keys of the current frame: `image` (uint8 tensor (3, H, W)), those of its
+    A sample has the keys of the current frame: `image` (uint8 RGB tensor (3, H, W)), those of its
     record (`height`, `width` in original px, `file_name`, `image_id`, `video_id`, `frame_index`,
     `scene_id`) and, in training, `instances` with `gt_boxes` (xyxy px of the transformed image) and
     `gt_classes`. `clip` holds the same for each of the T frames, in temporal order, all of one
@@ -211,13 +210,10 @@ class ClipMapper:
         sampling: Sampling,
         augmentations: Sequence[T.Augmentation],
         is_train: bool,
-        image_format: Literal["RGB", "BGR"] = "RGB",
         min_visible: float = 0.25,
         side: Side = "both",
         cache_frames: int = 0,
     ) -> None:
-        if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"image_format={image_format!r} must be 'RGB' or 'BGR'")
         if not 0 <= min_visible <= 1:
             raise ValueError(f"min_visible={min_visible} must lie in [0, 1]")
         self.sampler = ClipSampler(
@@ -225,7 +221,7 @@ class ClipMapper:
         )
         self.num_frames, self.is_train = num_frames, is_train
         self.augmentations = T.AugmentationList(list(augmentations))
-        self.image_format, self.min_visible = image_format, min_visible
+        self.min_visible = min_visible
         self.cache = FrameCache(cache_frames)
 
     def __call__(
@@ -278,9 +274,8 @@ class ClipMapper:
     def _frame(self, record: Record, image: np.ndarray, transforms: T.TransformList) -> Record:
         """Dict of one frame after the transforms."""
         frame = {key: value for key, value in record.items() if key != "annotations"}
-        channels = image[:, :, ::-1] if self.image_format == "BGR" else image
         # A copy, always: the array may belong to the cache or be a flipped view.
-        frame["image"] = torch.from_numpy(channels.transpose(2, 0, 1).copy())
+        frame["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self.is_train:
             H, W = image.shape[:2]
             frame["instances"] = self._instances(record, (H, W), transforms)

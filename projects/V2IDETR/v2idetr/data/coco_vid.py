@@ -1,7 +1,6 @@
 """COCO-VID JSON of one split <-> checked records, one Detectron2 dataset dict a frame.
 
     load_split      JSON + folder of frames -> SplitData, or one ValueError with all that is wrong
-    register_split  the same, known to Detectron2's catalogues under a name
     write_split     the JSON that every converter writes; checked, and whole or absent
 
 The file: ``info``, ``videos [{id, name, group?}]``, ``images [{id, file_name, width, height,
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.data.audit import AuditReport, BoxPolicy, Findings, audit_boxes
+from v2idetr.data.audit import AuditReport, BoxPolicy, audit_boxes
 from v2idetr.data.schema import (
     check_annotations,
     check_categories,
@@ -143,70 +142,6 @@ def read_split(
     _count(report, videos, frames, annotations, names)
     records = _records(frames, annotations, image_root)
     return SplitData(json_path, image_root, names, videos, records, report)
-
-
-class _Registered:
-    """The function that Detectron2's DatasetCatalog holds: returns the records of a split."""
-
-    def __init__(self, split: SplitData, settings: tuple[object, ...]) -> None:
-        self.split = split
-        self.settings = settings
-
-    def __call__(self) -> list[dict[str, Any]]:
-        return list(self.split.records)
-
-
-def register_split(
-    name: str,
-    json_path: PathLike,
-    image_root: PathLike,
-    *,
-    on_bad_box: BoxPolicy = "raise",
-    expected_classes: int | None = None,
-    class_names: Sequence[str] | None = None,
-) -> SplitData:
-    """Load a split and make it known to DatasetCatalog and MetadataCatalog under ``name``.
-
-    Calling it again with the same arguments returns the same split without reading it again; the
-    name with other arguments is a ValueError, as a registered name must stay what it is.
-    """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    json_path, image_root = Path(json_path).resolve(), Path(image_root).resolve()
-    settings = (str(json_path), str(image_root), on_bad_box)
-    if name in DatasetCatalog:
-        known = DatasetCatalog[name]
-        if not isinstance(known, _Registered):
-            raise ValueError(
-                f"data set name {name!r} is taken by Detectron2 itself; choose another"
-            )
-        if known.settings != settings:
-            raise ValueError(
-                f"data set name {name!r} is registered already, with (json, image_root, "
-                f"on_bad_box) = {known.settings}, not {settings}; choose another name"
-            )
-        problems = Findings()
-        check_model_classes(known.split.class_names, expected_classes, class_names, problems)
-        problems.raise_if_any(str(json_path))
-        return known.split
-    split = load_split(
-        json_path,
-        image_root,
-        on_bad_box=on_bad_box,
-        expected_classes=expected_classes,
-        class_names=class_names,
-    )
-    DatasetCatalog.register(name, _Registered(split, settings))
-    if name in MetadataCatalog.list():
-        MetadataCatalog.remove(name)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(split.class_names),
-        thing_dataset_id_to_contiguous_id={k + 1: k for k in range(len(split.class_names))},
-        json_file=str(json_path),
-        image_root=str(image_root),
-        evaluator_type="coco",
-    )
-    return split
 
 
 def write_split(

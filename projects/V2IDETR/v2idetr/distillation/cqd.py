@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..modeling.interface import Context, Decoded, DetectorNetwork, Memory, Queries
-from .knowledge import Knowledge
+from v2idetr.distillation.knowledge import Knowledge
+from v2idetr.modeling.interface import Context, Decoded, DetectorNetwork, Memory, Queries
 
 PerFrame = Literal["N/T", "N/2", "N"]
 Mask = Literal["one_way", "none", "isolated"]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..modeling.interface import Features, Queries
+from v2idetr.modeling.interface import Features, Queries
 
 
 @dataclass

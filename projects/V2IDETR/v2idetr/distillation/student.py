@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torchvision.ops import box_convert
 
-from .cqd import CrossViewQueryDistillation
-from .knowledge import Knowledge
-from .tfd import TargetGuidedFeatureDistillation
+from v2idetr.distillation.cqd import CrossViewQueryDistillation
+from v2idetr.distillation.knowledge import Knowledge
+from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 
 
 class DistilledStudent(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..modeling.interface import Features
+from v2idetr.modeling.interface import Features
 
 Sigma = Literal["box", "centernet", "ttfnet"]
 Normalizer = Literal["pixels", "elements", "mask_sum"]

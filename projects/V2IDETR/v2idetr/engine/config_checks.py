@@ -18,7 +18,7 @@ STAGES = ("teacher", "plain", "student")
 COCO_METRICS = ("AP", "AP50", "AP75")
 
 # The keys that the program itself reads, and the type of each. Arguments of L(...) nodes are
-# checked against the # signatures of their callables instead.
+# checked against the signatures of their callables instead.
 PROGRAM_KEYS: dict[str, type | tuple[type, ...]] = {
     "train.output_dir": str,
     "train.seed": int,

@@ -34,7 +34,7 @@ KIND_NAMES: dict[type, str] = {
 }
 
 # Keys that may be null, with the type of their value otherwise. Arguments of L(...) nodes may be
-# null where the # callable's own signature says so.
+# null where the callable's own signature says so.
 OPTIONAL_KEYS: dict[str, type] = {
     "data.negative_share": float,
     "teacher.max_iter": int,

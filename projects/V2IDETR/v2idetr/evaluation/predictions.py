@@ -104,7 +104,6 @@ def predict(
     model: nn.Module,
     loader: Iterable[list[dict[str, Any]]],
     *,
-    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> list[FramePrediction]:
     """Run a detector over a split.
@@ -114,15 +113,12 @@ def predict(
     Args:
         model: Detectron2 contract, batch of samples -> ``[{"instances": Instances}]``.
         loader: batches of samples (see ``build_eval_loader``).
-        device: where to run; None leaves the model where it is.
         progress: on the main rank, a bar on a terminal and log lines elsewhere.
 
     Returns:
         One prediction a frame, from all ranks, sorted by ``image_id``.
     """
     model = unwrap(model)
-    if device is not None:
-        model.to(device)
     mine: list[FramePrediction] = []
     with evaluating(model):
         for batch in _with_progress(loader, show=progress and comm.is_main_process()):

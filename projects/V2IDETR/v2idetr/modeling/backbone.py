@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from .interface import Images
+from v2idetr.modeling.interface import Images
 
 logger = logging.getLogger(__name__)
 

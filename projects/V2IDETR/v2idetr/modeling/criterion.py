@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
-from .interface import Decoded, Proposals
-from .matcher import HungarianMatcher
+from v2idetr.modeling.interface import Decoded, Proposals
+from v2idetr.modeling.matcher import HungarianMatcher
 
 
 @dataclass

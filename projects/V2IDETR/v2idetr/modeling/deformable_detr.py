@@ -15,12 +15,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .backbone import load_imagenet_weights, padding_isolated
-from .deformable_attention import DeformableAttention
-from .interface import Context, Decoded, Features, Images, Memory, Proposals, Queries
-from .neck import Neck, flatten_levels
-from .position import sine_embedding, sine_map
-from .transformer import MLP, DecoderLayer, EncoderLayer
+from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
+from v2idetr.modeling.deformable_attention import DeformableAttention
+from v2idetr.modeling.interface import (
+    Context,
+    Decoded,
+    Features,
+    Images,
+    Memory,
+    Proposals,
+    Queries,
+)
+from v2idetr.modeling.neck import Neck, flatten_levels
+from v2idetr.modeling.position import sine_embedding, sine_map
+from v2idetr.modeling.transformer import MLP, DecoderLayer, EncoderLayer
 
 
 class DeformableDETR(nn.Module):

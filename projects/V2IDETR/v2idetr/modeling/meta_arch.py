@@ -11,10 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from .criterion import SetCriterion, Targets
-from .interface import Decoded, DetectorNetwork, Images
+from v2idetr.modeling.criterion import SetCriterion, Targets
+from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images
 
 Sample = dict[str, Any]
+
+# RGB, for pixels in [0, 255].
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Detector(nn.Module):
@@ -39,8 +43,8 @@ class Detector(nn.Module):
         net: nn.Module,
         criterion: SetCriterion,
         class_names: Sequence[str],
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        pixel_mean: Sequence[float] = IMAGENET_MEAN,
+        pixel_std: Sequence[float] = IMAGENET_STD,
         score_topk: int = 100,
         size_divisor: int = 32,
     ) -> None:
@@ -139,11 +143,31 @@ class ClipDetector(Detector):
 
     Args:
         num_frames: T, the frames that every clip has.
-        others: see :class:`Detector`.
+        net, criterion, class_names, pixel_mean, pixel_std, score_topk, size_divisor: see
+            :class:`Detector`.
     """
 
-    def __init__(self, *, num_frames: int, **others: Any) -> None:
-        super().__init__(**others)
+    def __init__(
+        self,
+        *,
+        num_frames: int,
+        net: nn.Module,
+        criterion: SetCriterion,
+        class_names: Sequence[str],
+        pixel_mean: Sequence[float] = IMAGENET_MEAN,
+        pixel_std: Sequence[float] = IMAGENET_STD,
+        score_topk: int = 100,
+        size_divisor: int = 32,
+    ) -> None:
+        super().__init__(
+            net=net,
+            criterion=criterion,
+            class_names=class_names,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            score_topk=score_topk,
+            size_divisor=size_divisor,
+        )
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
         self.num_frames = num_frames

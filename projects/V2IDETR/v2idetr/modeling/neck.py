@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .interface import Features, Images
+from v2idetr.modeling.interface import Features, Images
 
 
 class PaddedGroupNorm(nn.GroupNorm):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .interface import Features
+from v2idetr.modeling.interface import Features
 
 Role = Literal["local", "global"]
 Residual = Literal["uniformer", "paper"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .deformable_attention import DeformableAttention
+from v2idetr.modeling.deformable_attention import DeformableAttention
 
 Shapes = list[tuple[int, int]]
 
