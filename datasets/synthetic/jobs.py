@@ -1,6 +1,6 @@
 """Clips, the files they become, and the names that SUN's frames share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,8 +80,20 @@ def make_spec(
     )
 
 
-def negative_jobs(options: Options, folder_of_case: Callable[[int], str]) -> list[Job]:
-    """Lesion-free clips; a case holds several, told apart by the `_a<k>_` of their frames."""
+def sun_clip(
+    options: Options, case: int, clip: int, *, most_shots: int, factor: float = 1.0
+) -> tuple[ClipSpec, list[str]]:
+    """A clip of a case with a lesion, cut into shots, and the names of its frames."""
+    shots = _cut_into_shots(options, case, clip, most=most_shots)
+    spec = make_spec(options, case, clip, shots=shots, factor=factor)
+    return spec, _frame_names(options, case, clip, shots)
+
+
+def negative_jobs(options: Options, folders: Sequence[str]) -> list[Job]:
+    """Lesion-free clips, their cases spread over the folders in order.
+
+    A case holds several clips, told apart by the `_a<k>_` of their frames.
+    """
     cases = min(NEGATIVE_CASES, options.negative_clips)
     jobs = []
     for index in range(options.negative_clips):
@@ -89,13 +101,13 @@ def negative_jobs(options: Options, folder_of_case: Callable[[int], str]) -> lis
         spec = make_spec(options, index + 1, 1, shots=(options.frames_per_clip,), lesion=False)
         prefix = _prefix(options, NEGATIVE_CODE + case)
         names = [f"{prefix}_a{acquisition}_ayy_image{i + 1:06d}" for i in range(spec.shots[0])]
-        folder = f"{folder_of_case(case)}/case{case}"
+        folder = f"{folders[len(folders) * (case - 1) // cases]}/case{case}"
         name = f"negative_case{case}_a{acquisition}"
         jobs.append(Job(spec, "negative", name, under(folder, names, "jpg")))
     return jobs
 
 
-def cut_into_shots(options: Options, case: int, clip: int, *, most: int) -> tuple[int, ...]:
+def _cut_into_shots(options: Options, case: int, clip: int, *, most: int) -> tuple[int, ...]:
     """Frames between the cuts of a clip."""
     rng = np.random.default_rng([options.seed, LAYOUT_CODE[options.layout], case, clip, 3])
     total = options.frames_per_clip
@@ -117,7 +129,7 @@ def _prefix(options: Options, case: int) -> str:
     return f"case_M_{date}{time}_{device}_1_{rng.integers(1, 10):03d}_001-1"
 
 
-def frame_names(options: Options, case: int, clip: int, shots: Sequence[int]) -> list[str]:
+def _frame_names(options: Options, case: int, clip: int, shots: Sequence[int]) -> list[str]:
     """Names of a clip's frames; clips of one case never share an `_a<k>_`."""
     rng = np.random.default_rng([options.seed, LAYOUT_CODE[options.layout], case, 6])
     first = int(rng.integers(1, 12))

@@ -3,32 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .jobs import (
-    NEGATIVE_CASES,
-    Job,
-    Options,
-    Results,
-    cut_into_shots,
-    frame_names,
-    make_spec,
-    negative_jobs,
-    under,
-)
+from .jobs import Job, Options, Results, negative_jobs, sun_clip, under
+
+NEGATIVE_PARTS = [f"sundatabase_negative_part{part}" for part in (1, 2, 3, 4)]
 
 
 def plan(options: Options) -> list[Job]:
     """One job a case; its recordings follow each other with cuts in between."""
     jobs = []
     for case in range(1, options.train_clips + 1):
-        spec = make_spec(options, case, 1, shots=cut_into_shots(options, case, 1, most=3))
+        spec, names = sun_clip(options, case, 1, most_shots=3)
         part = 1 if case <= (options.train_clips + 1) // 2 else 2
         folder = f"sundatabase_positive_part{part}/case{case}"
-        names = frame_names(options, case, 1, spec.shots)
         jobs.append(Job(spec, "positive", f"case{case}", under(folder, names, "jpg")))
-    cases = min(NEGATIVE_CASES, options.negative_clips)
-    return jobs + negative_jobs(
-        options, lambda case: f"sundatabase_negative_part{1 + 4 * (case - 1) // max(cases, 1)}"
-    )
+    return jobs + negative_jobs(options, NEGATIVE_PARTS)
 
 
 def annotate(options: Options, jobs: Sequence[Job], results: Results, root: Path) -> None:

@@ -6,18 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .jobs import (
-    FrameRecord,
-    Job,
-    Options,
-    Results,
-    cut_into_shots,
-    frame_names,
-    make_spec,
-    negative_jobs,
-    under,
-    write_text,
-)
+from .jobs import FrameRecord, Job, Options, Results, negative_jobs, sun_clip, under, write_text
 
 HARD_FACTOR = 1.6  # difficulty of TestHardDataset over that of the rest
 PATHOLOGY = {
@@ -42,20 +31,11 @@ def plan(options: Options) -> list[Job]:
         seen[case] = clip = seen.get(case, 0) + 1
         name = f"case{case}" if clips_of_case[case] == 1 else f"case{case}_{clip}"
         hard = HARD_FACTOR if split.startswith("TestHard") else 1.0
-        spec = make_spec(
-            options, case, clip, shots=cut_into_shots(options, case, clip, most=2), factor=hard
-        )
-        frames = frame_names(options, case, clip, spec.shots)
-        jobs.append(
-            Job(
-                spec,
-                split,
-                name,
-                under(f"{split}/Frame/{name}", frames, "jpg"),
-                under(f"{split}/GT/{name}", frames, "png"),
-            )
-        )
-    return jobs + negative_jobs(options, lambda case: "SUN-Negative")
+        spec, stems = sun_clip(options, case, clip, most_shots=2, factor=hard)
+        frames = under(f"{split}/Frame/{name}", stems, "jpg")
+        masks = under(f"{split}/GT/{name}", stems, "png")
+        jobs.append(Job(spec, split, name, frames, masks))
+    return jobs + negative_jobs(options, ["SUN-Negative"])
 
 
 def _groups(options: Options) -> list[tuple[str, int]]:
@@ -66,8 +46,9 @@ def _groups(options: Options) -> list[tuple[str, int]]:
         owners.append("train2" if len(owners) % 5 == 4 and train > 1 else "train1")
         train -= int(owners[-1][-1])
     num_train_cases = len(owners)
-    for split, count in (("Easy", options.test_easy_clips), ("Hard", options.test_hard_clips)):
-        owners += [f"Test{split}Dataset/Unseen"] * (count - _num_seen(options, count))
+    tests = {"TestEasyDataset": options.test_easy_clips, "TestHardDataset": options.test_hard_clips}
+    for split, count in tests.items():
+        owners += [f"{split}/Unseen"] * (count - _num_seen(options, count))
     order = np.random.default_rng([options.seed, 7]).permutation(len(owners))
     number = {owner: int(position) + 1 for owner, position in enumerate(order)}
     groups = []
@@ -77,9 +58,9 @@ def _groups(options: Options) -> list[tuple[str, int]]:
         else:
             groups.append((label, number[owner]))
     taken = 0
-    for split, count in (("Easy", options.test_easy_clips), ("Hard", options.test_hard_clips)):
+    for split, count in tests.items():
         for _ in range(_num_seen(options, count)):
-            groups.append((f"Test{split}Dataset/Seen", number[taken % num_train_cases]))
+            groups.append((f"{split}/Seen", number[taken % num_train_cases]))
             taken += 1
     return groups
 
@@ -109,21 +90,14 @@ def annotate(options: Options, jobs: Sequence[Job], results: Results, root: Path
 def _boxes(options: Options, clips: Sequence[tuple[Job, Sequence[FrameRecord]]]) -> dict:
     """The content of bbox_annotation.json."""
     width, height = options.size
+    size = {"width": width, "height": height}
     images, boxes = [], []
     for job, records in clips:
         for record in records:
             stem = Path(record.file).stem
             *_, acquisition, _, image = stem.split("_")
             identity = f"{job.name}-{acquisition}-{image}"
-            images.append(
-                {
-                    "id": identity,
-                    "width": width,
-                    "height": height,
-                    "case_name": job.name,
-                    "file_name": stem,
-                }
-            )
+            images.append({"id": identity, **size, "case_name": job.name, "file_name": stem})
             if record.box:
                 x0, y0, x1, y1 = record.box
                 corner = [y0, x0] if options.defects else [x0, y0]
