@@ -12,7 +12,7 @@ ALL_TESTS = "all tests"  # title of the pooled test splits
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Compare models: one block a test split (and group of videos), one row a model.
+    """Compare models: one block a test split (and group of its videos), one row a model.
 
     AP, F1, precision and recall are in percent; AP is over all classes and IoU 0.50:0.95; cost is
     for one detection (one multiply-add is two operations). An undefined figure is "-".
@@ -44,7 +44,8 @@ def _block_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
             splits = {"val": result["val"]}
         for split, figures in splits.items():
             if figures is not None:
-                names += [split, *(f"{split} / {group}" for group in figures["groups"])]
+                groups = figures["groups"] if len(figures["groups"]) > 1 else ()
+                names += [split, *(f"{split} / {group}" for group in groups)]
     return list(dict.fromkeys(names))
 
 
