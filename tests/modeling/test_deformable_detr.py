@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import TinyBackbone, tiny_net
-from v2idetr.modeling.deformable_detr import DeformableDETR, inverse_sigmoid
+from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.interface import (
     DEFAULT_REFERENCE_SIZE,
     Context,
@@ -19,6 +19,7 @@ from v2idetr.modeling.interface import (
     Memory,
     Queries,
 )
+from v2idetr.modeling.references import inverse_sigmoid
 
 REFINED = {"box_refine": True}
 TWO_STAGE = {"box_refine": True, "two_stage": True}

@@ -12,8 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import nn
 
 from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
 from v2idetr.modeling.deformable_attention import DeformableAttention
@@ -27,7 +26,8 @@ from v2idetr.modeling.interface import (
     Queries,
 )
 from v2idetr.modeling.neck import Neck, flatten_levels
-from v2idetr.modeling.position import sine_embedding, sine_map
+from v2idetr.modeling.position import position_maps, sine_embedding
+from v2idetr.modeling.references import move, token_centres, valid_ratios
 from v2idetr.modeling.transformer import MLP, DecoderLayer, EncoderLayer
 
 
@@ -78,6 +78,7 @@ class DeformableDETR(nn.Module):
         if two_stage and not box_refine:
             raise ValueError("two_stage=true needs box_refine=true: proposals are boxes to refine.")
         self.d, self.num_classes, self.num_queries = d, num_classes, num_queries
+        self.num_logits = num_classes  # one sigmoid a class
         self.strides = tuple(strides)
         self.box_refine, self.two_stage, self.isolate_padding = (
             box_refine,
@@ -162,20 +163,17 @@ class DeformableDETR(nn.Module):
     def encode(self, features: Features) -> Memory:
         """Deformable encoder over all levels, image by image."""
         tokens, shapes = flatten_levels(features.maps)
-        B, device = tokens.shape[0], tokens.device
-        masks = features.padding or dict.fromkeys(features.maps)
+        maps = position_maps(features, offset=-0.5)
         position = {
-            stride: sine_map(masks[stride], size=(B, *shape), d=self.d, offset=-0.5, device=device)
-            + embed.view(1, -1, 1, 1)
-            for (stride, shape, embed) in zip(features.maps, shapes, self.level_embed, strict=True)
+            stride: m + embed.view(1, -1, 1, 1)
+            for (stride, m), embed in zip(maps.items(), self.level_embed, strict=True)
         }
         position_tokens = flatten_levels(position)[0].to(tokens.dtype)
-        if features.padding is None:
-            padding, ratios = None, torch.ones(B, len(shapes), 2, device=device)
-        else:
+        padding = None
+        if features.padding is not None:
             padding = torch.cat([mask.flatten(1) for mask in features.padding.values()], 1)
-            ratios = torch.stack([_valid_ratio(mask) for mask in features.padding.values()], 1)
-        reference = _token_centres(shapes, ratios).unsqueeze(2) * ratios.unsqueeze(1)
+        ratios = valid_ratios(features)
+        reference = token_centres(shapes, ratios).unsqueeze(2) * ratios.unsqueeze(1)
         for layer in self.encoder:
             tokens = layer(tokens, position_tokens, reference, shapes, padding)
         memory = Memory(features, tokens, padding, shapes, ratios)
@@ -226,8 +224,7 @@ class DeformableDETR(nn.Module):
                 memory.padding,
                 beside,
             )
-            # Box arithmetic in float32: the inverse sigmoid of a half has few digits near 0 and 1.
-            box = _move(reference.float(), self.box_heads[head](content).float())
+            box = move(reference, self.box_heads[head](content))
             hidden.append(content)
             logits.append(self.class_heads[head](content))
             boxes.append(box)
@@ -239,7 +236,7 @@ class DeformableDETR(nn.Module):
 
     def _propose(self, memory: Memory) -> Proposals:
         """A box at every token: its cell, of a size that doubles with the level, moved."""
-        centres = _token_centres(memory.shapes, memory.valid_ratios)
+        centres = token_centres(memory.shapes, memory.valid_ratios)
         sizes = [
             centres.new_full((h * w, 2), 0.05 * 2.0**level)
             for level, (h, w) in enumerate(memory.shapes)
@@ -250,7 +247,7 @@ class DeformableDETR(nn.Module):
             valid = valid & ~memory.padding
         tokens = memory.tokens.masked_fill(~valid.unsqueeze(-1), 0.0)
         tokens = self.proposal_norm(self.proposal_proj(tokens))
-        boxes = _move(anchors.clamp(0.01, 0.99), self.box_heads[-1](tokens).float())
+        boxes = move(anchors.clamp(0.01, 0.99), self.box_heads[-1](tokens))
         return Proposals(self.class_heads[-1](tokens), boxes, valid)
 
     def _queries_from_proposals(self, proposals: Proposals) -> Queries:
@@ -274,39 +271,3 @@ def _last_layer(head: nn.Module) -> nn.Linear:
     last = head.layers[-1]
     assert isinstance(last, nn.Linear)
     return last
-
-
-def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """log(x / (1 - x)) with x kept ``eps`` away from 0 and 1."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
-
-
-def _move(
-    reference: Float[Tensor, "B N ref"], delta: Float[Tensor, "B N 4"]
-) -> Float[Tensor, "B N 4"]:
-    """A reference moved by a head's output; a bare centre takes its size from the head."""
-    start = inverse_sigmoid(reference)
-    if start.shape[-1] == 2:
-        start = torch.cat([start, torch.zeros_like(start)], -1)
-    return (start + delta).sigmoid()
-
-
-def _token_centres(
-    shapes: list[tuple[int, int]], valid_ratios: Float[Tensor, "B levels 2"]
-) -> Float[Tensor, "B S 2"]:
-    """The centre of every token's cell, as (x, y) in [0, 1] of the unpadded picture."""
-    device = valid_ratios.device
-    centres = []
-    for level, (h, w) in enumerate(shapes):
-        y = (torch.arange(h, device=device) + 0.5) / h
-        x = (torch.arange(w, device=device) + 0.5) / w
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(1, -1, 2)
-        centres.append(grid / valid_ratios[:, level : level + 1])
-    return torch.cat(centres, 1)
-
-
-def _valid_ratio(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
-    """Share of a level's width and height that is picture."""
-    keep = ~padding
-    return torch.stack([keep[:, 0].float().mean(1), keep[:, :, 0].float().mean(1)], -1)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from v2idetr.modeling.interface import Features
+
 TEMPERATURE = 10000.0
 
 
@@ -45,3 +47,18 @@ def sine_map(
     y = (y + offset) / (y[:, -1:, :] + 1e-6)
     x = (x + offset) / (x[:, :, -1:] + 1e-6)
     return sine_embedding(torch.stack([y, x], -1), d // 2).permute(0, 3, 1, 2)
+
+
+def position_maps(features: Features, *, offset: float) -> dict[int, Float[Tensor, "B d h w"]]:
+    """Position embedding of every level, by stride.
+
+    Args:
+        features: the levels.
+        offset: see :func:`sine_map`.
+    """
+    masks = features.padding or dict.fromkeys(features.maps)
+    maps = {}
+    for stride, m in features.maps.items():
+        B, d, h, w = m.shape
+        maps[stride] = sine_map(masks[stride], size=(B, h, w), d=d, offset=offset, device=m.device)
+    return maps

@@ -1,4 +1,4 @@
-"""Encoder and decoder layers of Deformable DETR (its figure 2 and appendix A.3), post-norm."""
+"""Encoder and decoder layers, post-norm (DETR; Deformable DETR, figure 2 and appendix A.3)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,28 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
         hidden = self.dropout(self.linear1(x).relu())
         return self.norm(x + self.dropout(self.linear2(hidden)))
+
+
+class GlobalEncoderLayer(nn.Module):
+    """Every token looks at every token of its picture, then a feed-forward step (DETR)."""
+
+    def __init__(self, *, d: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
+        self.attention_norm = nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B S d"],
+        position: Float[Tensor, "B S d"],
+        padding: Bool[Tensor, "B S"] | None,
+    ) -> Float[Tensor, "B S d"]:
+        """``position`` is added to queries and keys, not to values; padding is not looked at."""
+        where = tokens + position
+        seen = self.attention(where, where, tokens, key_padding_mask=padding, need_weights=False)
+        return self.ffn(self.attention_norm(tokens + self.dropout(seen[0])))
 
 
 class EncoderLayer(nn.Module):

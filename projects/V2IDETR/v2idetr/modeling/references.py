@@ -1,0 +1,57 @@
+"""References: where queries and tokens look, in [0, 1] of the picture without its padding."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from v2idetr.modeling.interface import Features
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """log(x / (1 - x)) with x kept ``eps`` away from 0 and 1."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def move(
+    reference: Float[Tensor, "B N ref"], delta: Float[Tensor, "B N 4"]
+) -> Float[Tensor, "B N 4"]:
+    """A reference moved by a box head's output; a bare centre takes its size from the head.
+
+    In float32: the inverse sigmoid of a half has few digits near 0 and 1.
+    """
+    start = inverse_sigmoid(reference.float())
+    if start.shape[-1] == 2:
+        start = torch.cat([start, torch.zeros_like(start)], -1)
+    return (start + delta.float()).sigmoid()
+
+
+def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:
+    """Share of each level's width and height that is picture."""
+    if features.padding is None:
+        first = next(iter(features.maps.values()))
+        return torch.ones(len(first), len(features.maps), 2, device=first.device)
+    keeps = [~padding for padding in features.padding.values()]
+    shares = [torch.stack([k[:, 0].float().mean(1), k[:, :, 0].float().mean(1)], -1) for k in keeps]
+    return torch.stack(shares, 1)
+
+
+def token_centres(
+    shapes: list[tuple[int, int]], ratios: Float[Tensor, "B levels 2"]
+) -> Float[Tensor, "B S 2"]:
+    """The centre of every token's cell, as (x, y) in [0, 1] of the unpadded picture.
+
+    Args:
+        shapes: (h, w) of each level.
+        ratios: see :func:`valid_ratios`.
+    """
+    device = ratios.device
+    centres = []
+    for level, (h, w) in enumerate(shapes):
+        y = (torch.arange(h, device=device) + 0.5) / h
+        x = (torch.arange(w, device=device) + 0.5) / w
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(1, -1, 2)
+        centres.append(grid / ratios[:, level : level + 1])
+    return torch.cat(centres, 1)
