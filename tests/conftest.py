@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from v2idetr.modeling.backbone import FeatureShape
+from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.criterion import SetCriterion
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.matcher import HungarianMatcher
@@ -72,7 +73,7 @@ def tiny_teacher(num_frames: int = 3, **changes) -> ClipDetector:
 
 
 def criterion() -> SetCriterion:
-    return SetCriterion(matcher=HungarianMatcher())
+    return SetCriterion(classification=FocalClassification(), matcher=HungarianMatcher())
 
 
 def make_frame(generator: torch.Generator, size: tuple[int, int], lesions: int) -> dict:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.criterion import SetCriterion, Targets, mean_over_processes
 from v2idetr.modeling.interface import Decoded, Proposals
 from v2idetr.modeling.matcher import HungarianMatcher
 
 
 def criterion(**weights: float) -> SetCriterion:
-    return SetCriterion(matcher=HungarianMatcher(), **weights)
+    return SetCriterion(classification=FocalClassification(), matcher=HungarianMatcher(), **weights)
 
 
 def decoded(L: int = 2, B: int = 2, N: int = 6, K: int = 2) -> Decoded:

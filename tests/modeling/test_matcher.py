@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.matcher import HungarianMatcher
+
+FOCAL = FocalClassification()
 
 
 def box_iou_and_hull(a: list[float], b: list[float]) -> tuple[float, float]:
@@ -73,7 +76,7 @@ def test_no_assignment_is_cheaper_than_the_one_found(
     labels, targets = lesions(counts, K, seed)
     names = ("class_weight", "l1_weight", "giou_weight")
     matcher = HungarianMatcher(**dict(zip(names, weights, strict=True)))
-    pairs = matcher(logits, boxes, labels, targets)
+    pairs = matcher(logits, boxes, labels, targets, FOCAL)
     assert len(pairs) == len(counts)
     for image, (query, lesion) in enumerate(pairs):
         M = counts[image]
@@ -100,7 +103,7 @@ def test_no_assignment_is_cheaper_than_the_one_found(
 def test_a_perfect_prediction_is_matched_to_its_lesion() -> None:
     boxes = torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.4], [0.8, 0.7, 0.3, 0.2]]])
     query, lesion = HungarianMatcher()(
-        torch.zeros(1, 3, 1), boxes, [torch.zeros(2).long()], [boxes[0, [2, 0]]]
+        torch.zeros(1, 3, 1), boxes, [torch.zeros(2).long()], [boxes[0, [2, 0]]], FOCAL
     )[0]
     assert dict(zip(query.tolist(), lesion.tolist(), strict=True)) == {2: 0, 0: 1}
 
@@ -109,7 +112,7 @@ def test_the_class_decides_between_equal_boxes() -> None:
     box = torch.tensor([0.5, 0.5, 0.2, 0.2])
     logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
     query, lesion = HungarianMatcher()(
-        logits, box.expand(1, 2, 4), [torch.tensor([1, 0])], [box.expand(2, 4)]
+        logits, box.expand(1, 2, 4), [torch.tensor([1, 0])], [box.expand(2, 4)], FOCAL
     )[0]
     assert dict(zip(query.tolist(), lesion.tolist(), strict=True)) == {1: 0, 0: 1}
 
@@ -117,7 +120,7 @@ def test_the_class_decides_between_equal_boxes() -> None:
 def test_matching_carries_no_gradient() -> None:
     logits, boxes = predictions(1, 3, 1, 0)
     logits.requires_grad_()
-    query, lesion = HungarianMatcher()(logits, boxes, *lesions([2], 1, 0))[0]
+    query, lesion = HungarianMatcher()(logits, boxes, *lesions([2], 1, 0), FOCAL)[0]
     assert not query.requires_grad and not lesion.requires_grad
 
 
@@ -125,8 +128,10 @@ def test_matching_carries_no_gradient() -> None:
 def test_half_precision_predictions_are_matched(dtype: torch.dtype) -> None:
     logits, boxes = predictions(2, 4, 1, 0)
     labels, targets = lesions([1, 2], 1, 0)
-    have = HungarianMatcher()(logits.to(dtype), boxes.to(dtype), labels, targets)
-    want = HungarianMatcher()(logits.to(dtype).float(), boxes.to(dtype).float(), labels, targets)
+    have = HungarianMatcher()(logits.to(dtype), boxes.to(dtype), labels, targets, FOCAL)
+    want = HungarianMatcher()(
+        logits.to(dtype).float(), boxes.to(dtype).float(), labels, targets, FOCAL
+    )
     for (q, m), (a, b) in zip(have, want, strict=True):
         assert torch.equal(q, a) and torch.equal(m, b)
 
@@ -143,4 +148,4 @@ def test_predictions_that_are_not_finite_name_image_and_term(
     else:
         boxes[1, 2] = bad
     with pytest.raises(FloatingPointError, match=rf"'{term}'.* of images \[1\] .*optimizer\.lr"):
-        HungarianMatcher()(logits, boxes, *lesions([1, 0, 2], 1, 0))
+        HungarianMatcher()(logits, boxes, *lesions([1, 0, 2], 1, 0), FOCAL)

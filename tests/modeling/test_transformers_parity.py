@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
 from v2idetr.modeling.backbone import FeatureShape
+from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.interface import Decoded, Images, Memory
@@ -236,7 +237,7 @@ def test_same_weights_give_the_outputs_and_losses_of_transformers(
         torch.testing.assert_close(have.logits[layer], outputs["logits"], atol=1e-4, rtol=0)
         torch.testing.assert_close(have.boxes[layer], outputs["pred_boxes"], atol=1e-4, rtol=0)
 
-    losses = SetCriterion(matcher=HungarianMatcher())(
+    losses = SetCriterion(classification=FocalClassification(), matcher=HungarianMatcher())(
         have, Targets([t["class_labels"] for t in targets], [t["boxes"] for t in targets])
     )
     names = {"class": ("loss_ce", 2.0), "l1": ("loss_bbox", 5.0), "giou": ("loss_giou", 2.0)}

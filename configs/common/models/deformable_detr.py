@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
+from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.criterion import SetCriterion
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.matcher import HungarianMatcher
@@ -32,14 +33,11 @@ model = L(Detector)(
         isolate_padding=True,
     ),
     criterion=L(SetCriterion)(
-        matcher=L(HungarianMatcher)(
-            class_weight=2.0, l1_weight=5.0, giou_weight=2.0, alpha=0.25, gamma=2.0
-        ),
+        classification=L(FocalClassification)(alpha=0.25, gamma=2.0),
+        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
         class_weight=2.0,
         l1_weight=5.0,
         giou_weight=2.0,
-        alpha=0.25,
-        gamma=2.0,
     ),
     class_names="${data.class_names}",
     pixel_mean=[123.675, 116.28, 103.53],  # ImageNet, RGB

@@ -1,4 +1,4 @@
-"""Detection loss: matched focal, L1 and GIoU terms after every decoder layer (Deformable DETR)."""
+"""Detection loss: matched class, L1 and GIoU terms after every decoder layer (DETR, equation 2)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from v2idetr.modeling.classification import Classification, FocalClassification
 from v2idetr.modeling.interface import Decoded, Proposals
 from v2idetr.modeling.matcher import HungarianMatcher
 
@@ -36,25 +37,23 @@ class SetCriterion(nn.Module):
     """Detection loss of all decoder layers, each matched anew.
 
     Args:
+        classification: what the logits mean, to the matcher and to ``Detector`` too.
         matcher: assigns queries to lesions.
         class_weight, l1_weight, giou_weight: of the three terms.
-        alpha, gamma: of the focal loss.
     """
 
     def __init__(
         self,
         *,
+        classification: Classification,
         matcher: HungarianMatcher,
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
     ) -> None:
         super().__init__()
-        self.matcher = matcher
+        self.classification, self.matcher = classification, matcher
         self.weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight}
-        self.alpha, self.gamma = alpha, gamma
 
     def forward(
         self,
@@ -82,6 +81,8 @@ class SetCriterion(nn.Module):
             terms = self._losses(logits, boxes, targets, num_boxes)
             losses.update({f"loss_{name}{suffix}": term for name, term in terms.items()})
         if proposals is not None:
+            # Of a two-stage detector, whose K logits no other classification takes.
+            assert isinstance(self.classification, FocalClassification)
             anything = Targets([torch.zeros_like(x) for x in targets.labels], targets.boxes)
             logits = proposals.logits.masked_fill(~proposals.valid.unsqueeze(-1), -20.0)
             terms = self._losses(logits, proposals.boxes, anything, num_boxes)
@@ -92,23 +93,21 @@ class SetCriterion(nn.Module):
         self, logits: Tensor, boxes: Tensor, targets: Targets, num_boxes: float
     ) -> dict[str, Tensor]:
         logits, boxes, device = logits.float(), boxes.float(), logits.device
-        pairs = self.matcher(logits, boxes, targets.labels, targets.boxes)
+        pairs = self.matcher(logits, boxes, targets.labels, targets.boxes, self.classification)
         image = torch.cat([torch.full_like(q, b) for b, (q, _) in enumerate(pairs)]).to(device)
         query = torch.cat([q for q, _ in pairs]).to(device)
         lesion = [m.to(device) for _, m in pairs]
         matched = torch.cat([t[m] for t, m in zip(targets.boxes, lesion, strict=True)]).float()
-        label = torch.cat([t[m] for t, m in zip(targets.labels, lesion, strict=True)])
-        onehot = torch.zeros_like(logits)
-        onehot[image, query, label] = 1.0
+        label = torch.full(logits.shape[:2], -1, device=device)
+        label[image, query] = torch.cat([t[m] for t, m in zip(targets.labels, lesion, strict=True)])
         predicted = boxes[image, query]
         distance = generalized_box_iou_loss(
             box_convert(predicted, "cxcywh", "xyxy"),
             box_convert(matched, "cxcywh", "xyxy"),
             reduction="sum",
         )
-        focal = sigmoid_focal_loss(logits, onehot, alpha=self.alpha, gamma=self.gamma)
         terms = {
-            "class": focal.sum() / num_boxes,
+            "class": self.classification.loss(logits, label, num_boxes),
             "l1": F.l1_loss(predicted, matched, reduction="sum") / num_boxes,
             "giou": distance / num_boxes,
         }

@@ -180,19 +180,26 @@ class Decoded:
     """Decoder outputs after every layer; the last one is the detection.
 
     Attributes:
-        hidden: decoded features, each normalised by the layer's own LayerNorm.
-        logits: class logits (sigmoid, no "no object" class).
+        hidden: decoded features, each normalised by a LayerNorm.
+        logits: class logits; what they mean is the classification's, see ``classification.py``.
         boxes: cxcywh in [0, 1] of the unpadded image.
+        content: what each layer handed to the next one. It is ``hidden``, and need not be given,
+            unless the decoder normalises what it gives out apart from what it goes on with (DETR).
     """
 
     hidden: Float[Tensor, "L B N d"]
-    logits: Float[Tensor, "L B N K"]
+    logits: Float[Tensor, "L B N logits"]
     boxes: Float[Tensor, "L B N 4"]
+    content: Float[Tensor, "L B N d"] = None  # type: ignore[assignment]  # set below
+
+    def __post_init__(self) -> None:
+        if self.content is None:
+            self.content = self.hidden
 
     def slice(self, start: int, stop: int) -> Decoded:
         """The queries ``start`` to ``stop`` alone."""
         part = (slice(None), slice(None), slice(start, stop))
-        return Decoded(self.hidden[part], self.logits[part], self.boxes[part])
+        return Decoded(self.hidden[part], self.logits[part], self.boxes[part], self.content[part])
 
 
 @dataclass
@@ -208,7 +215,7 @@ class Context:
 
     def layer_input(self, layer: int) -> Float[Tensor, "B N d"]:
         """Their content as it entered a decoder layer."""
-        return self.queries.content if layer == 0 else self.decoded.hidden[layer - 1]
+        return self.queries.content if layer == 0 else self.decoded.content[layer - 1]
 
 
 @runtime_checkable
@@ -217,6 +224,7 @@ class DetectorNetwork(Protocol):
 
     d: int
     num_classes: int
+    num_logits: int
     num_queries: int
     strides: tuple[int, ...]
     reference_dim: int

@@ -1,4 +1,4 @@
-"""Bipartite matching of predictions to lesions (DETR, equation 2; Deformable DETR's focal cost)."""
+"""Bipartite matching of predictions to lesions (DETR, equation 1)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
+from v2idetr.modeling.classification import Classification
+
 
 class HungarianMatcher(nn.Module):
     """Cheapest one-to-one assignment between an image's queries and its lesions.
 
     Args:
-        class_weight: of the focal classification cost.
+        class_weight: of the classification's cost.
         l1_weight: of the L1 distance between cxcywh boxes in [0, 1].
         giou_weight: of minus the generalised IoU.
-        alpha, gamma: of the focal cost, as in the focal loss.
     """
 
     def __init__(
@@ -25,32 +26,33 @@ class HungarianMatcher(nn.Module):
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
     ) -> None:
         super().__init__()
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
-        self.alpha, self.gamma = alpha, gamma
 
     @torch.no_grad()
     def forward(
         self,
-        logits: Float[Tensor, "B N K"],
+        logits: Float[Tensor, "B N logits"],
         boxes: Float[Tensor, "B N 4"],
         labels: list[Int[Tensor, " _"]],
         targets: list[Float[Tensor, "_ 4"]],
+        classification: Classification,
     ) -> list[tuple[Tensor, Tensor]]:
         """Indices (query, lesion) of the matched pairs of every image, min(N, M) each.
 
         Args:
             logits, boxes: predictions; boxes are cxcywh in [0, 1].
             labels, targets: 0-based classes and cxcywh boxes of every image's lesions.
+            classification: what the logits mean; the criterion's own, so that cost and loss agree.
 
         Raises:
             FloatingPointError: a cost is not finite; says in which image and term.
         """
         sizes = [len(label) for label in labels]
-        cost = self._cost(logits.float(), boxes.float(), torch.cat(labels), torch.cat(targets))
+        label = torch.cat(labels)
+        class_cost = classification.cost(logits.float().flatten(0, 1), label)
+        cost = self._cost(class_cost, boxes.float(), torch.cat(targets))
         pairs = []
         for image, own in enumerate(cost.cpu().split(sizes, dim=-1)):
             query, lesion = linear_sum_assignment(own[image].numpy())
@@ -58,23 +60,20 @@ class HungarianMatcher(nn.Module):
         return pairs
 
     def _cost(
-        self, logits: Tensor, boxes: Tensor, label: Tensor, target: Tensor
+        self, class_cost: Tensor, boxes: Tensor, target: Tensor
     ) -> Float[Tensor, "B N total"]:
         """Cost of every query of every image against every lesion of the batch."""
-        shape = (*logits.shape[:2], len(label))
-        p = logits.flatten(0, 1).sigmoid()[:, label]
+        shape = (*boxes.shape[:2], len(target))
         boxes, target = boxes.flatten(0, 1), target.float()
-        positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
-        negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         overlap = generalized_box_iou(
             box_convert(boxes, "cxcywh", "xyxy"), box_convert(target, "cxcywh", "xyxy")
         )
         terms = {
-            "class": self.class_weight * (positive - negative),
+            "class": self.class_weight * class_cost,
             "L1": self.l1_weight * torch.cdist(boxes, target, p=1),
             "GIoU": -self.giou_weight * overlap,
         }
-        cost = sum(terms.values(), torch.zeros((), device=logits.device)).view(shape)
+        cost = sum(terms.values(), torch.zeros((), device=boxes.device)).view(shape)
         if not torch.isfinite(cost).all():
             images = (~torch.isfinite(cost)).flatten(1).any(1).nonzero().flatten().tolist()
             bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]

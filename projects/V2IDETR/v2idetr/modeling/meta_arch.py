@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from v2idetr.modeling.classification import Classification
 from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images
 
@@ -26,10 +27,10 @@ class Detector(nn.Module):
 
     Args:
         net: see ``interface.DetectorNetwork``.
-        criterion: the detection loss.
+        criterion: the detection loss; its classification must fit the logits of ``net``.
         class_names: K names; must agree with ``net.num_classes``.
         pixel_mean, pixel_std: RGB, for pixels in [0, 255].
-        score_topk: detections per image, at most N * K.
+        score_topk: detections per image, as far as the classification gives so many.
         size_divisor: pictures are padded to multiples of this.
     """
 
@@ -55,6 +56,7 @@ class Detector(nn.Module):
                 f"The network has {net.num_classes} classes, but class_names are "
                 f"{list(class_names)}: set model.net.num_classes={len(class_names)}."
             )
+        _check_logits(net, criterion.classification)
         self.net, self.criterion = net, criterion
         self.class_names = list(class_names)
         self.score_topk, self.size_divisor = score_topk, size_divisor
@@ -123,8 +125,10 @@ class Detector(nn.Module):
     def postprocess(
         self, decoded: Decoded, batched_inputs: list[Sample]
     ) -> list[dict[str, Instances]]:
-        """The best ``score_topk`` (query, class) pairs of every image; no suppression is needed."""
-        scores, classes, boxes = top_detections(decoded, self.score_topk)
+        """The best ``score_topk`` detections of every image; no suppression is needed."""
+        scores, classes, boxes = top_detections(
+            decoded, self.score_topk, self.criterion.classification
+        )
         results = []
         for sample, score, label, box in zip(batched_inputs, scores, classes, boxes, strict=True):
             h, w = sample["height"], sample["width"]
@@ -197,11 +201,20 @@ class ClipDetector(Detector):
 
 
 def top_detections(
-    decoded: Decoded, topk: int
+    decoded: Decoded, topk: int, classification: Classification
 ) -> tuple[Float[Tensor, "B k"], Tensor, Float[Tensor, "B k 4"]]:
-    """Scores, classes and cxcywh boxes of the best (query, class) pairs; k = min(topk, N * K)."""
-    scores = decoded.logits[-1].float().sigmoid()  # (B, N, K)
-    K = scores.shape[-1]
-    best, index = scores.flatten(1).topk(min(topk, scores[0].numel()), dim=1)
-    boxes = decoded.boxes[-1].gather(1, (index // K).unsqueeze(-1).expand(-1, -1, 4))
-    return best, index % K, boxes
+    """Scores, classes and cxcywh boxes of the best detections of the last layer, k <= topk."""
+    scores, classes, query = classification.detections(decoded.logits[-1], topk)
+    boxes = decoded.boxes[-1].gather(1, query.unsqueeze(-1).expand(-1, -1, 4))
+    return scores, classes, boxes
+
+
+def _check_logits(net: DetectorNetwork, classification: Classification) -> None:
+    needed = classification.num_logits(net.num_classes)
+    if net.num_logits != needed:
+        kind, name = type(classification).__name__, type(net).__name__
+        raise ValueError(
+            f"net: {name} gives {net.num_logits} logits a query, but criterion.classification: "
+            f"{kind} needs {needed} for {net.num_classes} classes. DETR takes "
+            "SoftmaxClassification, Deformable DETR and SAM-DETR take FocalClassification."
+        )
