@@ -8,9 +8,10 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from v2idetr.modeling.backbone import FeatureShape
-from v2idetr.modeling.classification import FocalClassification
+from v2idetr.modeling.classification import FocalClassification, SoftmaxClassification
 from v2idetr.modeling.criterion import SetCriterion
 from v2idetr.modeling.deformable_detr import DeformableDETR
+from v2idetr.modeling.detr import DETR
 from v2idetr.modeling.matcher import HungarianMatcher
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
 from v2idetr.modeling.temporal import MSI
@@ -59,9 +60,30 @@ def tiny_net(*, temporal: bool = False, **changes) -> DeformableDETR:
     return net
 
 
+def tiny_detr(**changes) -> DETR:
+    """A DETR of width 32 with 2 + 2 layers and 12 queries."""
+    settings = {
+        "num_classes": 1,
+        "d": 32,
+        "num_queries": 12,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "ffn_dim": 48,
+        "dropout": 0.0,
+    } | changes
+    return DETR(backbone=TinyBackbone(), **settings)
+
+
 def tiny_detector(**changes) -> Detector:
     net = tiny_net(**changes)
     return Detector(net=net, criterion=criterion(), class_names=["polyp"] * net.num_classes)
+
+
+def tiny_detr_detector(**changes) -> Detector:
+    net = tiny_detr(**changes)
+    names = ["polyp"] * net.num_classes
+    return Detector(net=net, criterion=softmax_criterion(), class_names=names)
 
 
 def tiny_teacher(num_frames: int = 3, **changes) -> ClipDetector:
@@ -74,6 +96,15 @@ def tiny_teacher(num_frames: int = 3, **changes) -> ClipDetector:
 
 def criterion() -> SetCriterion:
     return SetCriterion(classification=FocalClassification(), matcher=HungarianMatcher())
+
+
+def softmax_criterion() -> SetCriterion:
+    """With the weights of DETR."""
+    return SetCriterion(
+        classification=SoftmaxClassification(),
+        matcher=HungarianMatcher(class_weight=1.0),
+        class_weight=1.0,
+    )
 
 
 def make_frame(generator: torch.Generator, size: tuple[int, int], lesions: int) -> dict:

@@ -75,6 +75,18 @@ def test_levels_beyond_the_first_coarser_one_read_the_level_before() -> None:
     torch.testing.assert_close(features.maps[128], want)
 
 
+def test_without_normalisation_a_level_is_the_bare_projection_with_zeros_on_padding() -> None:
+    neck = Neck(SHAPES, strides=(32,), d=20, norm="none")
+    maps = maps_of(2, 64, 128)
+    nn.init.normal_(neck.projections[0].bias)
+    features = neck(maps, Images(torch.zeros(2, 3, 64, 128), [(64, 128), (30, 60)]))
+    want = neck.projections[0](maps["c5"])
+    torch.testing.assert_close(features.maps[32][0], want[0])
+    torch.testing.assert_close(features.maps[32][1, :, :1, :2], want[1, :, :1, :2])
+    assert not features.maps[32][1, :, 1:].any() and not features.maps[32][1, :, :, 2:].any()
+    assert not list(neck.norms.parameters())
+
+
 def test_projections_start_as_in_the_official_code() -> None:
     neck = Neck(SHAPES, strides=(8, 16, 32, 64), d=32)
     for projection in neck.projections:

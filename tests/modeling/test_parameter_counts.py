@@ -1,7 +1,7 @@
 """The networks have exactly as many parameters as the official implementations.
 
-The numbers were counted on the official code of Deformable DETR with a ResNet-50. Nothing is
-initialised here: the networks are built on torch's meta device.
+The numbers were counted on the official code of DETR and of Deformable DETR with a ResNet-50.
+Nothing is initialised here: the networks are built on torch's meta device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from configs.common.models.backbones import efficientnet_lite0, resnet18, resnet50
 from v2idetr.modeling.deformable_detr import DeformableDETR
+from v2idetr.modeling.detr import DETR
 from v2idetr.modeling.temporal import MSI
 
 STEM_AND_FIRST_STAGE = 222_400  # frozen in the official recipe
@@ -28,9 +29,9 @@ def count(module: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in parameters if p.requires_grad or not trainable)
 
 
-def build(**settings) -> DeformableDETR:
+def build(kind: type[nn.Module] = DeformableDETR, **settings) -> nn.Module:
     with torch.device("meta"):
-        return DeformableDETR(backbone=instantiate(copy.deepcopy(resnet50)), **settings)
+        return kind(backbone=instantiate(copy.deepcopy(resnet50)), **settings)
 
 
 @pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
@@ -54,8 +55,17 @@ def test_deformable_detr_with_resnet50_counts_as_the_official_one(
 
 
 @pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
-def test_the_stem_and_the_first_stage_are_frozen_and_nothing_else() -> None:
-    net = build(num_classes=1)
+@pytest.mark.parametrize(("num_classes", "total"), [(91, 41_524_768), (1, 41_501_638)])
+def test_detr_with_resnet50_counts_as_the_official_one(num_classes: int, total: int) -> None:
+    net = build(DETR, num_classes=num_classes, num_queries=100)
+    assert count(net) == total
+    assert count(net, trainable=True) == total - STEM_AND_FIRST_STAGE
+
+
+@pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
+@pytest.mark.parametrize("kind", [DeformableDETR, DETR])
+def test_the_stem_and_the_first_stage_are_frozen_and_nothing_else(kind: type[nn.Module]) -> None:
+    net = build(kind, num_classes=1)
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
     assert frozen
     assert all(name.startswith(("backbone.stem.", "backbone.res2.")) for name in frozen)

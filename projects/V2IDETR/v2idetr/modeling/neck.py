@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,18 +33,28 @@ class PaddedGroupNorm(nn.GroupNorm):
         return scaled * (~padding).unsqueeze(1)
 
 
+class PaddedIdentity(nn.Module):
+    """No normalisation; padding becomes zero as behind :class:`PaddedGroupNorm`."""
+
+    def forward(
+        self, x: Float[Tensor, "B d h w"], padding: Bool[Tensor, "B h w"] | None = None
+    ) -> Float[Tensor, "B d h w"]:
+        return x if padding is None else x * (~padding).unsqueeze(1)
+
+
 class Neck(nn.Module):
     """Projects backbone maps to d channels and adds coarser levels.
 
-    Levels that the backbone has: convolution 1x1 and group normalisation. The first level beyond
+    Levels that the backbone has: convolution 1x1 and normalisation. The first level beyond
     it: convolution 3x3 of stride 2 on the backbone's last raw map (C6 of Deformable DETR); further
     ones on the level before.
 
     Args:
         shapes: the backbone's ``output_shape()``.
         strides: the levels to make, in pixels, ascending.
-        d: width; divisible by 32, the number of groups.
-        isolate_padding: statistics of the group normalisation without padding.
+        d: width; divisible by 32, the number of groups, if there are any.
+        norm: "group" (Deformable DETR) or "none" (DETR), after every projection.
+        isolate_padding: padding becomes zero and does not count in the group normalisation.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class Neck(nn.Module):
         *,
         strides: Sequence[int],
         d: int,
+        norm: Literal["group", "none"] = "group",
         isolate_padding: bool = True,
     ) -> None:
         super().__init__()
@@ -61,7 +73,7 @@ class Neck(nn.Module):
         self.strides, self.isolate_padding = tuple(strides), isolate_padding
         if list(self.strides) != sorted(set(self.strides)):
             raise ValueError(f"strides must ascend, got {self.strides}.")
-        if d % 32:
+        if norm == "group" and d % 32:
             raise ValueError(f"d={d} must be divisible by 32, the groups of the normalisation.")
         self.projections, self.norms = nn.ModuleList(), nn.ModuleList()
         width, reached = channels[last], last
@@ -76,7 +88,7 @@ class Neck(nn.Module):
                     f"A level of stride {stride} needs a backbone map of that stride or of half "
                     f"of it; the backbone has {sorted(channels)} and the levels are {strides}."
                 )
-            self.norms.append(PaddedGroupNorm(32, d))
+            self.norms.append(PaddedGroupNorm(32, d) if norm == "group" else PaddedIdentity())
         for projection in self.projections:
             assert isinstance(projection, nn.Conv2d) and projection.bias is not None
             nn.init.xavier_uniform_(projection.weight)

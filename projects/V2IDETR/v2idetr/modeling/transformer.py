@@ -115,16 +115,62 @@ class DecoderLayer(nn.Module):
         padding: Bool[Tensor, "B S"] | None,
         beside: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B N d"]:
-        """``beside``: content and position, (B, n, d) each, of further queries to look at."""
-        where = key = content + position
-        value = content
-        if beside is not None:
-            key = torch.cat([where, beside[0] + beside[1]], 1)
-            value = torch.cat([content, beside[0]], 1)
-        seen = self.self_attention(where, key, value, need_weights=False)
-        content = self.self_norm(content + self.dropout(seen[0]))
+        """``beside``: see :func:`attend_to_queries`."""
+        seen = attend_to_queries(self.self_attention, content, position, beside)
+        content = self.self_norm(content + self.dropout(seen))
         read = self.cross_attention(content + position, reference, tokens, shapes, padding)
         return self.ffn(self.cross_norm(content + self.dropout(read)))
+
+
+class GlobalDecoderLayer(nn.Module):
+    """Queries talk to each other, look at every token of their picture, and think (DETR)."""
+
+    def __init__(self, *, d: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
+        self.self_norm = nn.LayerNorm(d)
+        self.cross_attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
+        self.cross_norm = nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
+
+    def forward(
+        self,
+        content: Float[Tensor, "B N d"],
+        position: Float[Tensor, "B N d"],
+        key: Float[Tensor, "B S d"],
+        value: Float[Tensor, "B S d"],
+        padding: Bool[Tensor, "B S"] | None,
+        beside: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B N d"]:
+        """``key`` is ``value`` with its position; ``beside``: see :func:`attend_to_queries`."""
+        seen = attend_to_queries(self.self_attention, content, position, beside)
+        content = self.self_norm(content + self.dropout(seen))
+        read = self.cross_attention(
+            content + position, key, value, key_padding_mask=padding, need_weights=False
+        )
+        return self.ffn(self.cross_norm(content + self.dropout(read[0])))
+
+
+def attend_to_queries(
+    attention: nn.MultiheadAttention,
+    content: Float[Tensor, "B N d"],
+    position: Float[Tensor, "B N d"],
+    beside: tuple[Tensor, Tensor] | None,
+) -> Float[Tensor, "B N d"]:
+    """What queries see in each other and in those beside them.
+
+    Args:
+        attention: batch first.
+        content, position: of the queries; the position is added to queries and keys, not to values.
+        beside: content and position, (B, n, d) each, of further queries to look at.
+    """
+    where = key = content + position
+    value = content
+    if beside is not None:
+        key = torch.cat([where, beside[0] + beside[1]], 1)
+        value = torch.cat([content, beside[0]], 1)
+    return attention(where, key, value, need_weights=False)[0]
 
 
 class MLP(nn.Module):
