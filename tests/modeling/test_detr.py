@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tests.conftest import TinyBackbone, make_sample, tiny_detr, tiny_detr_detector
 from v2idetr.modeling.detr import DETR
 from v2idetr.modeling.interface import Context, Decoded, DetectorNetwork, Images, Memory, Queries
+from v2idetr.modeling.neck import flatten_levels
+from v2idetr.modeling.position import position_maps
 
 OUTPUTS = ("hidden", "logits", "boxes")
 
@@ -207,20 +209,14 @@ def decode_masked(net: DETR, memory: Memory, queries: Queries, hidden_from: Tens
     content, position = queries.content, queries.position
     if net.query_content == "zero":
         content = torch.zeros_like(content)
-    own = net.queries(memory)  # one layer of which shows the keys' positions
-    keys: list[Tensor] = []
-    handle = net.decoder[0].cross_attention.register_forward_pre_hook(
-        lambda module, args: keys.append(args[1])
-    )
-    net.decode(memory, own)
-    handle.remove()
+    key = memory.tokens + flatten_levels(position_maps(memory.features, offset=0.0))[0]
     stream = []
     for layer in net.decoder:
         where = content + position
         seen, _ = layer.self_attention(where, where, content, attn_mask=hidden_from)
         content = layer.self_norm(content + seen)
         read, _ = layer.cross_attention(
-            content + position, keys[0], memory.tokens, key_padding_mask=memory.padding
+            content + position, key, memory.tokens, key_padding_mask=memory.padding
         )
         content = layer.ffn(layer.cross_norm(content + read))
         stream.append(content)

@@ -12,9 +12,15 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
+from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
-from v2idetr.modeling.backbone import FeatureShape
+from tests.modeling.transformers_models import (
+    SharedBackbone,
+    batch,
+    disturb,
+    labels,
+    tiny_resnet,
+)
 from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.deformable_detr import DeformableDETR
@@ -42,34 +48,9 @@ VARIANTS = {
 }
 
 
-class SharedBackbone(nn.Module):
-    """The very backbone of the transformers model, behind our interface."""
-
-    def __init__(self, model: nn.Module, channels: list[int]) -> None:
-        super().__init__()
-        self.model = model
-        self.shapes = {
-            f"stage{i}": FeatureShape(c, stride)
-            for i, c, stride in zip((2, 3, 4), channels, (8, 16, 32), strict=True)
-        }
-
-    def output_shape(self) -> dict[str, FeatureShape]:
-        return self.shapes
-
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.shapes, self.model(pixels).feature_maps, strict=True))
-
-
 def build_theirs(**variant) -> DeformableDetrForObjectDetection:
-    backbone = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 12, 16, 24],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
     config = DeformableDetrConfig(
-        backbone_config=backbone,
+        backbone_config=tiny_resnet("stage2", "stage3", "stage4"),
         d_model=D,
         encoder_layers=2,
         decoder_layers=LAYERS,
@@ -87,9 +68,7 @@ def build_theirs(**variant) -> DeformableDetrForObjectDetection:
         model.class_embed = nn.ModuleList(copy.deepcopy(head) for head in model.class_embed)
         model.model.decoder.bbox_embed = model.bbox_embed
         model.model.decoder.class_embed = model.class_embed if config.two_stage else None
-    for name, parameter in model.named_parameters():
-        if not name.startswith("model.backbone"):
-            parameter.data += 0.1 * torch.randn_like(parameter)
+    disturb(model)
     return model.eval()
 
 
@@ -97,9 +76,7 @@ def build_ours(theirs: DeformableDetrForObjectDetection) -> DeformableDETR:
     """Our network with the weights of theirs."""
     config = theirs.config
     ours = DeformableDETR(
-        backbone=SharedBackbone(
-            theirs.model.backbone.model, theirs.model.backbone.intermediate_channel_sizes
-        ),
+        backbone=SharedBackbone(theirs.model.backbone),
         num_classes=config.num_labels,
         d=D,
         num_queries=config.two_stage_num_proposals if config.two_stage else config.num_queries,
@@ -165,26 +142,6 @@ def keep_invalid_tokens_out(theirs: DeformableDetrForObjectDetection) -> None:
     with torch.no_grad():
         nothing = theirs.model.enc_output_norm(theirs.model.enc_output(torch.zeros(D)))
         theirs.class_embed[-1].weight[0] -= nothing / nothing.norm()
-
-
-def batch(sizes: list[tuple[int, int]]) -> tuple[Images, Tensor]:
-    """Noise of these sizes in one padded batch, and transformers' mask of it."""
-    H, W = (max(axis) for axis in zip(*sizes, strict=True))
-    pixels, mask = torch.zeros(len(sizes), 3, H, W), torch.zeros(len(sizes), H, W).long()
-    for index, (h, w) in enumerate(sizes):
-        pixels[index, :, :h, :w] = torch.randn(3, h, w)
-        mask[index, :h, :w] = 1
-    return Images(pixels, sizes), mask
-
-
-def labels(counts: list[int], num_classes: int) -> list[dict[str, Tensor]]:
-    return [
-        {
-            "class_labels": torch.randint(num_classes, (m,)),
-            "boxes": 0.1 + 0.4 * torch.rand(m, 4),
-        }
-        for m in counts
-    ]
 
 
 @torch.no_grad()
