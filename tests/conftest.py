@@ -14,6 +14,7 @@ from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.detr import DETR
 from v2idetr.modeling.matcher import HungarianMatcher
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
+from v2idetr.modeling.sam_detr import SAMDETR
 from v2idetr.modeling.temporal import MSI
 
 
@@ -73,6 +74,24 @@ def tiny_detr(**changes) -> DETR:
         "dropout": 0.0,
     } | changes
     return DETR(backbone=TinyBackbone(), **settings)
+
+
+def tiny_sam_detr(**changes) -> SAMDETR:
+    """A SAM-DETR of width 32 with 2 + 2 layers and 12 queries; 2 + 3 at multiple scales."""
+    settings = {
+        "num_classes": 1,
+        "d": 32,
+        "num_queries": 12,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 3 if changes.get("multi_scale") else 2,
+        "num_heads": 4,
+        "ffn_dim": 48,
+        "dropout": 0.0,
+    } | changes
+    net = SAMDETR(backbone=TinyBackbone(), **settings)
+    for head in net.box_heads:
+        nn.init.normal_(head.layers[-1].weight, std=0.1)
+    return net
 
 
 def tiny_detector(**changes) -> Detector:

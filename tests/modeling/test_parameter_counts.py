@@ -1,6 +1,6 @@
 """The networks have exactly as many parameters as the official implementations.
 
-The numbers were counted on the official code of DETR and of Deformable DETR with a ResNet-50.
+The numbers were counted on the official code of DETR, Deformable DETR and SAM-DETR with a ResNet-50.
 Nothing is initialised here: the networks are built on torch's meta device.
 """
 
@@ -16,6 +16,7 @@ from torch import nn
 from configs.common.models.backbones import efficientnet_lite0, resnet18, resnet50
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.detr import DETR
+from v2idetr.modeling.sam_detr import SAMDETR
 from v2idetr.modeling.temporal import MSI
 
 STEM_AND_FIRST_STAGE = 222_400  # frozen in the official recipe
@@ -63,7 +64,27 @@ def test_detr_with_resnet50_counts_as_the_official_one(num_classes: int, total: 
 
 
 @pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
-@pytest.mark.parametrize("kind", [DeformableDETR, DETR])
+@pytest.mark.parametrize(
+    ("settings", "total", "layer"),
+    [
+        ({"num_classes": 91, "num_queries": 300}, 58_296_458, 4_248_144),
+        ({"num_classes": 1, "num_queries": 100}, 58_156_878, 4_248_144),
+        ({"num_classes": 91, "num_queries": 300, "smca": True}, 58_345_706, 4_256_352),
+        ({"num_classes": 91, "num_queries": 300, "multi_scale": True}, 55_194_698, 4_248_144),
+    ],
+    ids=["coco", "one_class", "smca", "multi_scale"],
+)
+def test_sam_detr_with_resnet50_counts_as_the_official_one(
+    settings: dict, total: int, layer: int
+) -> None:
+    net = build(SAMDETR, **settings)
+    assert count(net) == total
+    assert count(net, trainable=True) == total - STEM_AND_FIRST_STAGE
+    assert count(net.decoder[0]) == layer
+
+
+@pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
+@pytest.mark.parametrize("kind", [DeformableDETR, DETR, SAMDETR])
 def test_the_stem_and_the_first_stage_are_frozen_and_nothing_else(kind: type[nn.Module]) -> None:
     net = build(kind, num_classes=1)
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
