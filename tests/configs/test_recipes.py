@@ -9,6 +9,8 @@ import pytest
 from v2idetr.engine.config import build, load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# What each student's configs are called: v2i_DATA + this, and the key for its baselines.
+STUDENTS = {"deformable_detr": "", "detr": "_detr"}
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 
 
@@ -23,11 +25,44 @@ def test_every_config_loads_and_its_settings_agree(name) -> None:
 
 
 @pytest.mark.parametrize("data", ["sun", "buv", "clinicdb", "synthetic"])
-def test_a_baseline_is_the_same_detector_without_a_teacher(data) -> None:
-    full, plain = load(f"v2i_{data}.yaml"), load(f"baselines/deformable_detr_{data}.yaml")
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_baseline_is_the_same_detector_without_a_teacher(student, data) -> None:
+    full = load(f"v2i_{data}{STUDENTS[student]}.yaml")
+    plain = load(f"baselines/{student}_{data}.yaml")
     assert list(full.train.stages) == ["teacher", "plain", "student"]
     assert list(plain.train.stages) == ["plain"]
     assert (plain.model, plain.data, plain.optimizer) == (full.model, full.data, full.optimizer)
+
+
+@pytest.mark.parametrize("data", ["sun", "buv", "clinicdb", "synthetic"])
+@pytest.mark.parametrize("student", [name for name in STUDENTS if STUDENTS[name]])
+def test_students_of_one_data_set_differ_by_their_network_alone(student, data) -> None:
+    # So that one trained teacher serves them all.
+    first, other = load(f"v2i_{data}.yaml"), load(f"v2i_{data}{STUDENTS[student]}.yaml")
+    assert other.teacher == first.teacher
+    for section in ("train", "optimizer", "lr_multiplier", "data", "evaluation"):
+        theirs = dict(other[section])
+        if section == "train":
+            theirs["output_dir"] = first.train.output_dir
+        assert theirs == dict(first[section]), section
+    assert other.model.net._target_ != first.model.net._target_
+    same = {key for key in first.model if key not in ("net", "criterion")}
+    assert {key: other.model[key] for key in same} == {key: first.model[key] for key in same}
+
+
+@pytest.mark.parametrize("data", ["sun", "clinicdb"])
+@pytest.mark.parametrize("student", [name for name in STUDENTS if STUDENTS[name]])
+def test_a_change_of_another_student_leaves_its_teacher_alone(student, data) -> None:
+    name = f"v2i_{data}{STUDENTS[student]}.yaml"
+    before, after = load(name), load(name, "model.net.num_queries=7", "model.net.ffn_dim=33")
+    assert after.teacher == before.teacher
+
+
+@pytest.mark.parametrize("student", [name for name in STUDENTS if STUDENTS[name]])
+def test_what_makes_features_of_pictures_is_one_for_teacher_and_student(student) -> None:
+    changes = ["model.net.weights=''", "model.net.num_classes=2", "model.size_divisor=16"]
+    teacher = load(f"v2i_buv{STUDENTS[student]}.yaml", *changes).teacher.model
+    assert (teacher.net.weights, teacher.net.num_classes, teacher.size_divisor) == ("", 2, 16)
 
 
 @pytest.mark.parametrize("name", ["v2i_sun.yaml", "v2i_buv.yaml"])

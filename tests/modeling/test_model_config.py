@@ -77,8 +77,22 @@ def test_the_distillation_has_the_weights_of_the_paper(config: DictConfig) -> No
     assert not list(cqd.parameters())
 
 
-def test_the_small_models_train_together_on_a_small_picture() -> None:
-    config = load("deformable_detr_small.py")
+@pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
+def test_detr_learns_from_the_deformable_detr_of_the_paper() -> None:
+    config = load("detr.py")
+    config.model.net.weights = ""
+    student, teacher = build(config.model), build(config.teacher.model)
+    assert count(student) == 41_501_638
+    assert count(teacher) == 39_944_135 + count(teacher.net.temporal)
+    assert (student.criterion.weights["class"], teacher.criterion.weights["class"]) == (1.0, 2.0)
+    assert student.criterion.matcher.class_weight == 1.0
+    tfd = build(config.distillation.tfd)  # its features have no normalisation, the teacher's have
+    assert isinstance(tfd.align, nn.Conv2d) and tfd.align.kernel_size == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_small.py", "detr_small.py"])
+def test_the_small_models_train_together_on_a_small_picture(name: str) -> None:
+    config = load(name)
     student, teacher = instantiate(config.model), instantiate(config.teacher.model)
     tfd, cqd = instantiate(config.distillation.tfd), instantiate(config.distillation.cqd)
     samples = [make_sample(0, size=(64, 96)), make_sample(1, size=(64, 96))]

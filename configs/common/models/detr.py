@@ -1,0 +1,39 @@
+"""V2I-DETR with DETR as student; the teacher is the Deformable DETR of deformable_detr.py."""
+
+from detectron2.config import LazyCall as L
+
+from v2idetr.modeling.classification import SoftmaxClassification
+from v2idetr.modeling.criterion import SetCriterion
+from v2idetr.modeling.detr import DETR
+from v2idetr.modeling.matcher import HungarianMatcher
+
+from .backbones import resnet50
+from .deformable_detr import distillation, model, teacher
+from .teachers import on_its_own
+
+teacher = on_its_own(teacher, model)
+
+model.net = L(DETR)(
+    backbone=resnet50,
+    weights="weights/resnet50_imagenet.pth",  # torchvision's or Detectron2's layout
+    num_classes=1,
+    strides=[32],
+    d=256,
+    num_queries=100,  # paper, section III
+    num_encoder_layers=6,
+    num_decoder_layers=6,
+    num_heads=8,
+    ffn_dim=2048,
+    dropout=0.1,
+    query_content="given",  # given | zero: whether cross-view queries keep the teacher's content
+    isolate_padding=True,
+)
+model.criterion = L(SetCriterion)(
+    classification=L(SoftmaxClassification)(eos_coef=0.1),
+    matcher=L(HungarianMatcher)(class_weight=1.0, l1_weight=5.0, giou_weight=2.0),
+    class_weight=1.0,
+    l1_weight=5.0,
+    giou_weight=2.0,
+)
+
+distillation.tfd.align = "conv1x1"  # the teacher's projection is normalised, DETR's is not
