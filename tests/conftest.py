@@ -105,6 +105,11 @@ def tiny_detr_detector(**changes) -> Detector:
     return Detector(net=net, criterion=softmax_criterion(), class_names=names)
 
 
+def tiny_sam_detr_detector(**changes) -> Detector:
+    net = tiny_sam_detr(**changes)
+    return Detector(net=net, criterion=criterion(), class_names=["polyp"] * net.num_classes)
+
+
 def tiny_teacher(num_frames: int = 3, **changes) -> ClipDetector:
     net = tiny_net(temporal=True, **changes)
     for parameter in net.temporal.parameters():

@@ -90,7 +90,17 @@ def test_detr_learns_from_the_deformable_detr_of_the_paper() -> None:
     assert isinstance(tfd.align, nn.Conv2d) and tfd.align.kernel_size == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["deformable_detr_small.py", "detr_small.py"])
+@pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
+def test_sam_detr_learns_from_the_deformable_detr_of_the_paper() -> None:
+    config = load("sam_detr.py")
+    config.model.net.weights = ""
+    student, teacher = build(config.model), build(config.teacher.model)
+    assert count(student) == 58_156_878
+    assert count(teacher) == 39_944_135 + count(teacher.net.temporal)
+    assert not list(build(config.distillation.tfd).parameters())  # both features are normalised
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_small.py", "detr_small.py", "sam_detr_small.py"])
 def test_the_small_models_train_together_on_a_small_picture(name: str) -> None:
     config = load(name)
     student, teacher = instantiate(config.model), instantiate(config.teacher.model)

@@ -1,7 +1,7 @@
 """The networks have exactly as many parameters as the official implementations.
 
-The numbers were counted on the official code of DETR, Deformable DETR and SAM-DETR with a ResNet-50.
-Nothing is initialised here: the networks are built on torch's meta device.
+The numbers were counted on the official code of DETR, Deformable DETR and SAM-DETR with a
+ResNet-50. Nothing is initialised here: the networks are built on torch's meta device.
 """
 
 from __future__ import annotations

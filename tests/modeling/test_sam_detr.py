@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import TinyBackbone, criterion, make_sample, tiny_sam_detr
+from tests.conftest import TinyBackbone, make_sample, tiny_sam_detr, tiny_sam_detr_detector
 from v2idetr.modeling.interface import Context, Decoded, DetectorNetwork, Images, Memory, Queries
-from v2idetr.modeling.meta_arch import Detector
 from v2idetr.modeling.neck import flatten_levels
 from v2idetr.modeling.position import position_maps
 from v2idetr.modeling.sam_detr import SAMDETR
@@ -385,22 +384,20 @@ def test_without_a_context_nothing_is_seen_of_other_queries() -> None:
 # ------------------------------------------------------------------------- training
 
 
-def detector(**settings) -> Detector:
-    net = tiny_sam_detr(**settings)
-    return Detector(net=net, criterion=criterion(), class_names=["polyp"] * net.num_classes)
-
-
 @variants
 def test_every_parameter_takes_part(settings: dict) -> None:
     # A parameter without a gradient would stop DistributedDataParallel.
-    model = detector(**settings).train()
+    model = tiny_sam_detr_detector(**settings).train()
     sum(model([make_sample(0), make_sample(1, size=(96, 64))]).values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 def test_pictures_without_a_lesion_train_and_are_detected_in() -> None:
-    model, samples = detector().train(), [make_sample(0, lesions=0), make_sample(1, lesions=0)]
+    model, samples = (
+        tiny_sam_detr_detector().train(),
+        [make_sample(0, lesions=0), make_sample(1, lesions=0)],
+    )
     losses = model(samples)
     assert losses["loss_class"].item() > 0
     assert losses["loss_l1"].item() == losses["loss_giou"].item() == 0.0
@@ -411,7 +408,7 @@ def test_pictures_without_a_lesion_train_and_are_detected_in() -> None:
 
 
 def test_losses_and_gradients_of_a_batch_are_those_of_its_pictures() -> None:
-    model = detector(smca=True).train()
+    model = tiny_sam_detr_detector(smca=True).train()
     samples = [make_sample(0, size=(64, 96), lesions=2), make_sample(1, size=(128, 160))]
     sum(model(samples, num_boxes=3.0).values()).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}

@@ -1,0 +1,19 @@
+"""For a laptop: SAM-DETR of the size of deformable_detr_small.py, which is its teacher."""
+
+from .backbones import efficientnet_lite0
+from .deformable_detr_small import model as _deformable_detr
+from .deformable_detr_small import teacher
+from .sam_detr import distillation, model  # noqa: F401 (parts of this config)
+from .teachers import on_its_own
+
+teacher = on_its_own(teacher, _deformable_detr)
+
+model.net.backbone = efficientnet_lite0
+model.net.weights = "package:efficientnet-lite0"  # ImageNet
+model.net.d = 128
+model.net.num_queries = 30
+model.net.num_encoder_layers = 2
+model.net.num_decoder_layers = 2
+model.net.ffn_dim = 256
+model.pixel_mean = [127.0, 127.0, 127.0]  # EfficientNet-Lite
+model.pixel_std = [128.0, 128.0, 128.0]
