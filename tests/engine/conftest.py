@@ -147,6 +147,19 @@ def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
     return path
 
 
+@pytest.fixture
+def tiny_detr_config(tiny_config: Path) -> Path:
+    """The same with a DETR as student; its teacher is as small."""
+    config = yaml.safe_load(tiny_config.read_text())
+    config["_base_"] = [base.replace("deformable_detr.py", "detr.py") for base in config["_base_"]]
+    shared = ("backbone", "weights")
+    own = {key: value for key, value in config["model"]["net"].items() if key not in shared}
+    config["teacher"]["model"]["net"] |= own
+    path = tiny_config.with_name("tiny_detr.yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
 COST = {
     "parameters": 1,
     "trainable_parameters": 1,

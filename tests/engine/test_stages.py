@@ -79,6 +79,13 @@ def test_a_teacher_that_is_given_is_not_trained(tiny_config, tmp_path) -> None:
     assert not (tmp_path / "run" / "teacher" / "last.pth").exists()
 
 
+def test_one_teacher_serves_a_student_of_another_kind(tiny_config, tiny_detr_config) -> None:
+    path = write_weights(make_run(tiny_config), "teacher", "given.pth")
+    run = make_run(tiny_detr_config, f"teacher.checkpoint={path}", "train.stages=[student]")
+    results = run_stages(run)
+    assert list(results) == ["student"] and results["student"]["tests"]["held_out"]["frames"] == 3
+
+
 def test_a_student_as_teacher_is_refused(tiny_config) -> None:
     path = write_weights(make_run(tiny_config), "plain")
     run = make_run(tiny_config, f"teacher.checkpoint={path}", "train.stages=[student]")

@@ -162,6 +162,15 @@ def test_accumulation_is_the_large_batch_for_every_stage(tiny_config, stage) -> 
     torch.testing.assert_close(cut_gradients, gradients, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stage", ["plain", "student"])
+def test_accumulation_is_the_large_batch_for_a_softmax_too(tiny_detr_config, stage) -> None:
+    # Its loss is a weighted mean, and the parts of a batch have different numbers of lesions.
+    losses, gradients = one_step(tiny_detr_config, stage)
+    cut_losses, cut_gradients = one_step(tiny_detr_config, stage, accumulate=4)
+    assert cut_losses == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(cut_gradients, gradients, rtol=1e-5, atol=1e-5)
+
+
 def test_two_processes_give_the_losses_and_gradients_of_one(
     tiny_config, tmp_path, in_child
 ) -> None:
