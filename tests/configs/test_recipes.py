@@ -45,6 +45,8 @@ def test_students_of_one_data_set_differ_by_their_network_alone(student, data) -
         if section == "train":
             theirs["output_dir"] = first.train.output_dir
         assert theirs == dict(first[section]), section
+    ours, theirs = first.distillation, other.distillation
+    assert (theirs.tfd.weight, theirs.cqd) == (ours.tfd.weight, ours.cqd)
     assert other.model.net._target_ != first.model.net._target_
     same = {key for key in first.model if key not in ("net", "criterion")}
     assert {key: other.model[key] for key in same} == {key: first.model[key] for key in same}
