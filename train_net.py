@@ -27,6 +27,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help=".yaml or LazyConfig .py")
+    add(
+        "--layer",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=".yaml with changes to the config, such as configs/ablations/table4/02_fd.yaml; "
+        "several are applied in order, before the overrides",
+    )
     add("--resume", action="store_true", help="continue the run in train.output_dir")
     add("--eval-only", action="store_true", help="evaluate checkpoints, train nothing")
     add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.conftest import tiny_net
-from v2idetr.distillation import cqd as module
 from v2idetr.distillation.cqd import CrossView, CrossViewQueryDistillation, draw_indices
 from v2idetr.distillation.knowledge import Knowledge
 from v2idetr.modeling.deformable_detr import DeformableDETR
@@ -301,15 +300,6 @@ def test_cross_view_queries_see_each_other(net: DeformableDETR, mask: str) -> No
     content[:, 0] += 1.0
     _, after = cqd.decode(net, memory, own, Queries(content, cross.position, cross.reference))
     assert (crossed.hidden[:, :, 1:] - after.hidden[:, :, 1:]).abs().max() > 1e-3
-
-
-# ------------------------------------------------------------------------- refusals
-
-
-def test_an_unknown_choice_is_refused_with_the_choices() -> None:
-    # The constructor's types say the same; they are checked in these tests, and only here.
-    with pytest.raises(ValueError, match=r"distillation\.cqd\.mask must be one of \('a', 'b'\)"):
-        module._one_of("mask", "c", ("a", "b"))
 
 
 def test_cosine_of_parallel_vectors_is_exact_enough_for_half_precision() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import make_sample, tiny_teacher
-from v2idetr.distillation.knowledge import teacher_knowledge
+from v2idetr.distillation.knowledge import Reach, teacher_knowledge
 from v2idetr.modeling.interface import Queries
 
 TWO_STAGE = {"box_refine": True, "two_stage": True}
@@ -46,7 +46,8 @@ def test_hidden_states_are_the_decoded_queries_of_every_frame(settings: dict) ->
 def test_knowledge_carries_no_gradient() -> None:
     knowledge = teacher_knowledge(tiny_teacher(**TWO_STAGE).eval(), clips())
     queries = knowledge.queries
-    tensors = [*knowledge.features.maps.values(), knowledge.hidden]
+    tensors = [*knowledge.features.maps.values(), *knowledge.encoded.maps.values()]
+    tensors += [knowledge.hidden, knowledge.decoded.hidden, knowledge.scores]
     tensors += [queries.content, queries.position, queries.reference]
     assert not any(tensor.requires_grad for tensor in tensors)
 
@@ -69,10 +70,45 @@ def test_queries_of_a_one_stage_teacher_are_one_bank_and_its_answers_differ() ->
     assert (knowledge.hidden[:, 0] - knowledge.hidden[:, 1]).abs().max() > 1e-3
 
 
-def test_queries_are_not_decoded_when_nobody_needs_them() -> None:
-    knowledge = teacher_knowledge(tiny_teacher().eval(), clips(), decode=False)
-    assert knowledge.queries is None and knowledge.hidden is None
-    assert knowledge.features.maps[32].shape[0] == 2
+def test_the_teacher_goes_no_further_than_it_has_to() -> None:
+    teacher, known = tiny_teacher().eval(), []
+    for reach in Reach:
+        knowledge = teacher_knowledge(teacher, clips(), reach=reach)
+        known.append({name for name, value in vars(knowledge).items() if value is not None})
+    always = {"features", "current", "num_frames"}
+    assert known[Reach.FEATURES] == always
+    assert known[Reach.MEMORY] == always | {"encoded"}
+    assert known[Reach.DECODED] == always | {"encoded", "decoded", "scores"}
+    assert known[Reach.CLIPS] == known[Reach.DECODED] | {"queries", "hidden"}
+
+
+@pytest.mark.parametrize("reach", [Reach.MEMORY, Reach.DECODED])
+def test_only_current_frames_are_encoded_when_the_others_are_not_needed(reach: Reach) -> None:
+    teacher, frames = tiny_teacher().eval(), []
+    encode = teacher.net.encode
+    teacher.net.encode = lambda features: frames.append(len(features.maps[32])) or encode(features)
+    teacher_knowledge(teacher, clips(), reach=reach)
+    assert frames == [2]
+
+
+@pytest.mark.parametrize("settings", [{}, TWO_STAGE])
+def test_what_is_known_of_current_frames_is_that_of_all_frames(settings: dict) -> None:
+    teacher, samples = tiny_teacher(**settings).eval(), clips()
+    knowledge = teacher_knowledge(teacher, samples)
+    with torch.no_grad():
+        memory = teacher.net.encode(teacher.net.extract(teacher.images(teacher.frames(samples))))
+        decoded = teacher.net.decode(memory, knowledge.queries)
+    for stride, encoded in knowledge.encoded.maps.items():
+        assert torch.equal(encoded, memory.level(stride)[[1, 5]])
+        assert torch.equal(
+            knowledge.encoded.padding[stride], memory.features.padding[stride][[1, 5]]
+        )
+    for name in ("hidden", "logits", "boxes"):
+        assert torch.equal(getattr(knowledge.decoded, name), getattr(decoded, name)[:, [1, 5]])
+    assert torch.equal(knowledge.scores, decoded.logits[:, [1, 5]].sigmoid())
+    alone = teacher_knowledge(teacher, samples, reach=Reach.DECODED)
+    torch.testing.assert_close(alone.decoded.hidden, knowledge.decoded.hidden, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(alone.encoded.maps, knowledge.encoded.maps, atol=1e-5, rtol=1e-4)
 
 
 def test_a_teacher_in_training_is_refused() -> None:

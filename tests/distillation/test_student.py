@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import criterion, make_sample, tiny_detector, tiny_net, tiny_teacher
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
-from v2idetr.distillation.knowledge import Knowledge, teacher_knowledge
+from v2idetr.distillation.knowledge import Knowledge, Reach, teacher_knowledge
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
@@ -153,7 +153,7 @@ def test_either_loss_can_be_left_out() -> None:
     knowledge = know(samples)
     assert "loss_cqd" not in distil(student, cqd=None).train()(samples, knowledge)
     assert "loss_tfd" not in distil(student, tfd=None).train()(samples, knowledge)
-    without_queries = teacher_knowledge(tiny_teacher().eval(), samples, decode=False)
+    without_queries = teacher_knowledge(tiny_teacher().eval(), samples, reach=Reach.FEATURES)
     assert "loss_tfd" in distil(student, cqd=None).train()(samples, without_queries)
 
 

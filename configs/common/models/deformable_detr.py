@@ -95,4 +95,7 @@ distillation = dict(
         student_dim="${model.net.d}",
         teacher_dim="${teacher.model.net.d}",
     ),
+    fd=None,  # what the paper compares these with, see configs/ablations/table4
+    ed=None,
+    qd=None,
 )

@@ -6,15 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from v2idetr.distillation.knowledge import Knowledge
+from v2idetr.distillation.comparison import (
+    Layers,
+    compared_layers,
+    cosine_distance,
+    one_of,
+    translation,
+)
+from v2idetr.distillation.knowledge import Knowledge, Reach
 from v2idetr.modeling.interface import Context, Decoded, DetectorNetwork, Memory, Queries
 
 PerFrame = Literal["N/T", "N/2", "N"]
+Sampling = Literal["disjoint", "independent"]
 Mask = Literal["one_way", "none", "isolated"]
+Source = Literal["input", "decoded"]
 Views = tuple[Decoded, Decoded]
 
 
@@ -49,30 +57,33 @@ class CrossViewQueryDistillation(nn.Module):
         student_dim, teacher_dim: widths; where they differ, learnt projections translate.
     """
 
+    key = "cqd"
+    reach = Reach.CLIPS
+
     def __init__(
         self,
         *,
         weight: float = 5.0,
         per_frame: PerFrame = "N/T",
-        sampling: Literal["disjoint", "independent"] = "disjoint",
+        sampling: Sampling = "disjoint",
         mask: Mask = "one_way",
-        source: Literal["input", "decoded"] = "input",
-        layers: Literal["last", "all"] = "last",
+        source: Source = "input",
+        layers: Layers = "last",
         student_dim: int = 256,
         teacher_dim: int = 256,
     ) -> None:
         super().__init__()
-        _one_of("per_frame", per_frame, ("N/T", "N/2", "N"))
-        _one_of("sampling", sampling, ("disjoint", "independent"))
-        _one_of("mask", mask, ("one_way", "none", "isolated"))
-        _one_of("source", source, ("input", "decoded"))
-        _one_of("layers", layers, ("last", "all"))
+        one_of("cqd.per_frame", per_frame, PerFrame)
+        one_of("cqd.sampling", sampling, Sampling)
+        one_of("cqd.mask", mask, Mask)
+        one_of("cqd.source", source, Source)
+        one_of("cqd.layers", layers, Layers)
         self.weight, self.per_frame, self.sampling = weight, per_frame, sampling
-        self.mask, self.source, self.layers = mask, source, layers
-        same = student_dim == teacher_dim
-        self.content_in = nn.Identity() if same else nn.Linear(teacher_dim, student_dim)
-        self.position_in = nn.Identity() if same else nn.Linear(teacher_dim, student_dim)
-        self.hidden_out = nn.Identity() if same else nn.Linear(student_dim, teacher_dim)
+        self.mask, self.source = mask, source
+        self.layers: Layers = layers
+        self.content_in = translation(teacher_dim, student_dim)
+        self.position_in = translation(teacher_dim, student_dim)
+        self.hidden_out = translation(student_dim, teacher_dim)
 
     def queries_per_frame(self, num_queries: int, num_frames: int) -> int:
         """n for a teacher of ``num_queries`` queries and clips of ``num_frames`` frames."""
@@ -144,16 +155,10 @@ class CrossViewQueryDistillation(nn.Module):
             decoded: the student's decoder outputs of ``cross_view.queries``.
             cross_view: as drawn for this batch.
         """
-        ours, theirs = decoded.hidden, cross_view.target
-        if self.layers == "last":
-            ours, theirs = ours[-1:], theirs[-1:]
-        elif len(ours) != len(theirs):
-            raise ValueError(
-                f"distillation.cqd.layers=all needs decoders of one depth; the student has "
-                f"{len(ours)} layers and the teacher {len(theirs)}. Use layers=last."
-            )
-        ours = self.hidden_out(ours).float()
-        return self.weight * (1 - F.cosine_similarity(ours, theirs.detach().float(), -1)).mean()
+        hidden, target = decoded.hidden, cross_view.target
+        ours, theirs = compared_layers("cqd", self.layers, len(hidden), len(target))
+        translated = self.hidden_out(hidden[ours])
+        return self.weight * cosine_distance(translated, target[theirs]).mean()
 
 
 def draw_indices(
@@ -164,8 +169,3 @@ def draw_indices(
         assert T * n <= N
         return torch.randperm(N, generator=generator)[: T * n].view(T, n)
     return torch.stack([torch.randperm(N, generator=generator)[:n] for _ in range(T)])
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"distillation.cqd.{key} must be one of {choices}, got {value!r}.")

@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
-from v2idetr.distillation.knowledge import Knowledge
+from v2idetr.distillation.feature_distillation import EmbeddingDistillation, FeatureDistillation
+from v2idetr.distillation.knowledge import Knowledge, Reach
+from v2idetr.distillation.masks import attended_queries
+from v2idetr.distillation.query_distillation import QueryDistillation
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
+from v2idetr.modeling.criterion import Targets
+from v2idetr.modeling.interface import Images, Memory
+
+LOSSES = ("tfd", "fd", "ed", "cqd", "qd")  # the keys below `distillation`
 
 
 class DistilledStudent(nn.Module):
@@ -18,7 +25,8 @@ class DistilledStudent(nn.Module):
 
     Args:
         student: the plain detector; its state dict is what is kept after training.
-        tfd, cqd: the two distillation losses; None leaves one out.
+        tfd, cqd: the paper's two distillation losses; None leaves one out.
+        fd, ed, qd: those it compares them with in Table IV.
     """
 
     student: Any  # a Detector: torch types its submodules as Tensor | Module
@@ -27,16 +35,28 @@ class DistilledStudent(nn.Module):
         self,
         *,
         student: nn.Module,
-        tfd: TargetGuidedFeatureDistillation | None,
-        cqd: CrossViewQueryDistillation | None,
+        tfd: TargetGuidedFeatureDistillation | None = None,
+        fd: FeatureDistillation | None = None,
+        ed: EmbeddingDistillation | None = None,
+        cqd: CrossViewQueryDistillation | None = None,
+        qd: QueryDistillation | None = None,
     ) -> None:
         super().__init__()
-        if tfd is None and cqd is None:
+        self.student, self.tfd, self.fd, self.ed = student, tfd, fd, ed
+        self.cqd, self.qd = cqd, qd
+        given = {name: loss for name in LOSSES if (loss := getattr(self, name)) is not None}
+        if not given:
             raise ValueError(
-                "A distilled student needs distillation.tfd or distillation.cqd; for neither, run "
-                "the stage 'plain'."
+                f"A distilled student needs one of distillation.{', '.join(LOSSES)}; for none of "
+                "them, run the stage 'plain'."
             )
-        self.student, self.tfd, self.cqd = student, tfd, cqd
+        for name, loss in given.items():
+            if loss.key != name:
+                raise ValueError(
+                    f"distillation.{name} is a {type(loss).__name__}: move it to "
+                    f"distillation.{loss.key}."
+                )
+        self.reach = Reach(max(loss.reach for loss in given.values()))
 
     @property
     def num_frames(self) -> int:
@@ -51,7 +71,13 @@ class DistilledStudent(nn.Module):
         knowledge: Knowledge | None = None,
         num_boxes: float | None = None,
     ) -> Any:
-        """Detection and distillation losses in training, the student's detections otherwise."""
+        """Detection and distillation losses in training, the student's detections otherwise.
+
+        Args:
+            batched_inputs: one dict a sample, see ``data/clip_mapper.py``.
+            knowledge: of these samples, of at least this student's ``reach``.
+            num_boxes: what box losses are divided by, see ``SetCriterion``.
+        """
         if not self.training:
             return self.student(batched_inputs)
         assert knowledge is not None, "training a distilled student needs the teacher's knowledge"
@@ -72,12 +98,34 @@ class DistilledStudent(nn.Module):
         )
         if self.cqd is not None:
             losses["loss_cqd"] = self.cqd(cross_decoded, cross)
+        if self.qd is not None:
+            scores = student.criterion.classification.scores(decoded.logits)
+            losses["loss_qd"] = self.qd((decoded, scores), (knowledge.decoded, knowledge.scores))
+        return losses | self._map_losses(memory, knowledge, targets, images)
+
+    def _map_losses(
+        self, memory: Memory, knowledge: Knowledge, targets: Targets, images: Images
+    ) -> dict[str, Tensor]:
+        """The losses between feature maps."""
+        boxes_xyxy_px = [
+            box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([w, h, w, h])
+            for boxes, (h, w) in zip(targets.boxes, images.sizes, strict=True)
+        ]
+        attended = None
+        if any(loss is not None and loss.mask == "attention" for loss in (self.fd, self.ed)):
+            assert knowledge.decoded is not None and knowledge.scores is not None
+            attended = attended_queries(knowledge.decoded, knowledge.scores, targets.boxes)
+        losses = {}
         if self.tfd is not None:
-            boxes_xyxy_px = [
-                box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([w, h, w, h])
-                for boxes, (h, w) in zip(targets.boxes, images.sizes, strict=True)
-            ]
             losses["loss_tfd"] = self.tfd(memory.features, knowledge.features, boxes_xyxy_px)
+        if self.fd is not None:
+            losses["loss_fd"] = self.fd(
+                memory.features, knowledge.features, boxes_xyxy_px, attended
+            )
+        if self.ed is not None:
+            losses["loss_ed"] = self.ed(
+                memory.encoded(), knowledge.encoded, boxes_xyxy_px, attended
+            )
         return losses
 
 

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,15 @@ class ConfigError(ValueError):
         super().__init__("\n  - ".join([f"the configuration has {count}:", *self.problems]))
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> DictConfig:
-    """Config file and command-line overrides to the resolved config.
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, layers: Sequence[str | Path] = ()
+) -> DictConfig:
+    """Config file, layers on it and command-line overrides to the resolved config.
 
     Args:
         path: a `.py` LazyConfig or a `.yaml` file.
+        layers: `.yaml` files with keys to change, applied in this order before the overrides. They
+            name no `_base_`, so that they fit on any config that has these keys.
         overrides: `a.b.c=value` changes a key, `+a.b.c=value` adds one; values are YAML.
 
     Raises:
@@ -62,21 +66,26 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> DictCon
             targets that do not exist, arguments that do not bind, references that lead nowhere;
             all of them at once.
     """
-    resolved, problems, _ = _load(path, overrides or [])
+    resolved, problems, _ = _load(path, overrides, layers)
     if problems:
         raise ConfigError(problems)
     return OmegaConf.create(resolved)
 
 
 def load_run_config(
-    path: str | Path, overrides: list[str], *, world_size: int, has_gpu: bool
+    path: str | Path,
+    overrides: Sequence[str],
+    *,
+    world_size: int,
+    has_gpu: bool,
+    layers: Sequence[str | Path] = (),
 ) -> DictConfig:
     """`load_config` for a run of train_net.py: also has all keys of one, and they agree.
 
     Raises:
         ConfigError: what `load_config` and `validate_config` find, together.
     """
-    resolved, problems, complete = _load(path, overrides)
+    resolved, problems, complete = _load(path, overrides, layers)
     if complete:
         problems += validate_config(resolved, world_size=world_size, has_gpu=has_gpu)
     if problems:
@@ -125,13 +134,18 @@ def differing_keys(one: DictConfig, other: DictConfig) -> list[str]:
     ]
 
 
-def _load(path: str | Path, overrides: list[str]) -> tuple[dict[str, Any], list[str], bool]:
+def _load(
+    path: str | Path, overrides: Sequence[str], layers: Sequence[str | Path]
+) -> tuple[dict[str, Any], list[str], bool]:
     """The resolved config without what is wrong, what is wrong, and whether all files were read."""
     problems: list[str] = []
     unreadable: list[str] = []
     config = _load_layers(Path(path), (), problems, unreadable)
+    changes = [(str(layer), _load_layer(Path(layer), unreadable)) for layer in layers]
     if unreadable:  # what else is wrong would only be a consequence
         return {}, unreadable, False
+    for source, change in changes:
+        config = merge(config, change, source=source, problems=problems)
     for override in overrides:
         config = apply_override(config, override, problems)
     resolved = _resolve(config, problems)
@@ -192,6 +206,17 @@ def _load_layers(
             unreadable.append(f"{path}: two of its _base_ files define the section {section}.")
         config.update(part)
     return merge(config, layer, source=str(path), problems=problems)
+
+
+def _load_layer(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    """The keys that a layer changes."""
+    if not path.is_file() or path.suffix not in (".yaml", ".yml"):
+        unreadable.append(f"{path}: a layer is a .yaml file, and there is none of this name.")
+        return {}
+    layer = _load_yaml(path, unreadable)
+    if "_base_" in layer:
+        unreadable.append(f"{path}: has a _base_, so it is a config of its own, not a layer.")
+    return layer
 
 
 def _load_py(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.utils.registry import locate
 
+from v2idetr.distillation.student import LOSSES
 from v2idetr.engine.config_merge import KIND_NAMES
 from v2idetr.evaluation.lesion_metrics import RULES
 
@@ -69,8 +70,7 @@ TEACHER_KEYS: dict[str, type | tuple[type, ...]] = {
     "teacher.batch_size": (int, type(None)),
 }
 DISTILLATION_KEYS: dict[str, type | tuple[type, ...]] = {
-    "distillation.tfd": (dict, type(None)),
-    "distillation.cqd": (dict, type(None)),
+    f"distillation.{name}": (dict, type(None)) for name in LOSSES
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "train.device": ("auto", "cpu", "cuda"),
@@ -92,6 +92,9 @@ AT_LEAST: dict[str, int] = {
     "train.num_workers": 0,
     "teacher.max_iter": 1,
     "teacher.batch_size": 1,
+    "distillation.fd.weight": 0,
+    "distillation.ed.weight": 0,
+    "distillation.qd.weight": 0,
     "data.num_frames": 1,
     "data.window": 0,
     "evaluation.batch_size": 1,

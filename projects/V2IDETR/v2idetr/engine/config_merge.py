@@ -40,7 +40,10 @@ OPTIONAL_KEYS: dict[str, type] = {
     "teacher.max_iter": int,
     "teacher.batch_size": int,
     "distillation.tfd": dict,
+    "distillation.fd": dict,
+    "distillation.ed": dict,
     "distillation.cqd": dict,
+    "distillation.qd": dict,
 }
 
 # Mappings from names of the user's choice: given as a whole, they replace the base's.
@@ -79,7 +82,11 @@ def apply_override(config: dict, override: str, problems: list[str]) -> dict:
         return config
     parent_key, _, name = key.rpartition(".")
     parent = _parent(config, parent_key, create=adding)
-    if parent is None or not (adding or name in parent or _parameter(parent, name)):
+    if parent is None and not adding and _is_null(config, parent_key):
+        merging.problem(
+            f"{parent_key} is null; give it as a whole: {parent_key}={{_target_: ...}}."
+        )
+    elif parent is None or not (adding or name in parent or _parameter(parent, name)):
         merging.unknown(key, config, "")
     elif adding and name in parent:
         merging.problem(f"{key} exists already; drop the + to change it.")
@@ -174,6 +181,13 @@ def _parent(config: dict, key: str, *, create: bool) -> dict | None:
     if isinstance(parent, list) and not create:
         return {str(index): item for index, item in enumerate(parent)}
     return parent if isinstance(parent, dict) else None
+
+
+def _is_null(config: dict, key: str) -> bool:
+    try:
+        return dereference(select(config, key), config) is None
+    except KeyError:
+        return False
 
 
 def _fits(value: Any, expected: type) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.distillation.knowledge import teacher_knowledge
+from v2idetr.distillation.knowledge import Reach, teacher_knowledge
 from v2idetr.engine.checkpoint import Checkpoint, save_checkpoint
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals
@@ -47,15 +47,15 @@ class DistillationHook(TrainerHook):
 
     Args:
         teacher: a trained detector of clips; set to evaluation mode and frozen here.
-        decode: whether the decoded queries are needed (they are for CQD).
+        reach: how far its student's losses need it to go.
     """
 
-    def __init__(self, teacher: nn.Module, *, decode: bool = True) -> None:
+    def __init__(self, teacher: nn.Module, *, reach: Reach = Reach.CLIPS) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.decode = decode
+        self.reach = reach
 
     def before_forward(self, batch: list[Sample]) -> dict[str, Any]:
-        return {"knowledge": teacher_knowledge(self.teacher, batch, decode=self.decode)}
+        return {"knowledge": teacher_knowledge(self.teacher, batch, reach=self.reach)}
 
 
 class MetricsLog(TrainerHook):

@@ -47,7 +47,11 @@ def launch_run(options: argparse.Namespace) -> int:
     gpus = torch.cuda.device_count()
     try:
         config = load_run_config(
-            options.config_file, options.overrides, world_size=world, has_gpu=gpus > 0
+            options.config_file,
+            options.overrides,
+            world_size=world,
+            has_gpu=gpus > 0,
+            layers=options.layer,
         )
     except ConfigError as error:
         raise UserError(str(error)) from error

@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from v2idetr.distillation.student import DistilledStudent
+from v2idetr.distillation.knowledge import Reach
+from v2idetr.distillation.student import LOSSES, DistilledStudent
 from v2idetr.engine.config import build
 from v2idetr.engine.trainer import seed_step
 
@@ -27,6 +28,12 @@ class StageModels:
     detector: Any  # a Detector: torch types its submodules as Tensor | Module
     trained: nn.Module
     teacher: Any = None
+
+    @property
+    def reach(self) -> Reach:
+        """How far the teacher has to go for its student."""
+        assert isinstance(self.trained, DistilledStudent)
+        return self.trained.reach
 
 
 def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> StageModels:
@@ -50,7 +57,7 @@ def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> S
     teacher = _build_detector(config, "teacher.model", pretrained=False)
     losses: dict[str, Any] = {
         name: build(config, f"distillation.{name}") if config.distillation[name] else None
-        for name in ("tfd", "cqd")
+        for name in LOSSES
     }
     try:
         student = DistilledStudent(student=detector, **losses)

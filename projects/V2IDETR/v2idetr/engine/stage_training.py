@@ -140,8 +140,7 @@ def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Tra
         validation = _validation(run, models, writer, log)
     distillation = None
     if models.teacher is not None:
-        decode = run.config.distillation.cqd is not None
-        distillation = hooks.DistillationHook(models.teacher, decode=decode)
+        distillation = hooks.DistillationHook(models.teacher, reach=models.reach)
     board = None
     if train.tensorboard and comm.is_main_process():
         board = hooks.TensorBoard(folder, train.log_period)

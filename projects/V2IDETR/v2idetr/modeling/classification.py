@@ -40,6 +40,10 @@ class Classification(Protocol):
         """
         ...
 
+    def scores(self, logits: Float[Tensor, "*Q logits"]) -> Float[Tensor, "*Q K"]:
+        """Probability of each class, in single precision."""
+        ...
+
     def detections(self, logits: Float[Tensor, "B N logits"], topk: int) -> Detections:
         """Scores in [0, 1], best first, classes and queries of the best detections, k <= topk."""
         ...
@@ -77,10 +81,14 @@ class FocalClassification:
         focal = sigmoid_focal_loss(logits, onehot, alpha=self.alpha, gamma=self.gamma)
         return focal.sum() / num_boxes
 
+    def scores(self, logits: Float[Tensor, "*Q K"]) -> Float[Tensor, "*Q K"]:
+        """They need not sum to one."""
+        return logits.float().sigmoid()
+
     def detections(self, logits: Float[Tensor, "B N K"], topk: int) -> Detections:
         """The best pairs of query and class; k = min(topk, N * K)."""
         K = logits.shape[-1]
-        scores = logits.float().sigmoid().flatten(1)
+        scores = self.scores(logits).flatten(1)
         best, index = scores.topk(min(topk, scores.shape[1]), dim=1)
         return best, index % K, index // K
 
@@ -129,8 +137,12 @@ class SoftmaxClassification:
         total = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight, reduction="sum")
         return total / (num_boxes + self.eos_coef * (label.numel() - num_boxes))
 
+    def scores(self, logits: Float[Tensor, "*Q logits"]) -> Float[Tensor, "*Q K"]:
+        """They sum to one with the probability of "no object", which is left out."""
+        return logits.float().softmax(-1)[..., :-1]
+
     def detections(self, logits: Float[Tensor, "B N logits"], topk: int) -> Detections:
         """The best queries, each as its likeliest class; k = min(topk, N)."""
-        scores, classes = logits.float().softmax(-1)[..., :-1].max(-1)
+        scores, classes = self.scores(logits).max(-1)
         best, query = scores.topk(min(topk, scores.shape[1]), dim=1)
         return best, classes.gather(1, query), query

@@ -121,6 +121,10 @@ class Memory:
         tokens = self.tokens[:, starts[index] : starts[index + 1]]
         return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
 
+    def encoded(self) -> Features:
+        """All levels of the encoded tokens, as maps."""
+        return replace(self.features, maps={s: self.level(s) for s in self.features.maps})
+
 
 @dataclass
 class Queries:
@@ -199,6 +203,11 @@ class Decoded:
     def slice(self, start: int, stop: int) -> Decoded:
         """The queries ``start`` to ``stop`` alone."""
         part = (slice(None), slice(None), slice(start, stop))
+        return Decoded(self.hidden[part], self.logits[part], self.boxes[part], self.content[part])
+
+    def select(self, images: Tensor) -> Decoded:
+        """The queries of some images, by index (n,)."""
+        part = (slice(None), images)
         return Decoded(self.hidden[part], self.logits[part], self.boxes[part], self.content[part])
 
 

@@ -49,9 +49,23 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: a cost is not finite; says in which image and term.
         """
-        sizes = [len(label) for label in labels]
-        label = torch.cat(labels)
-        class_cost = classification.cost(logits.float().flatten(0, 1), label)
+        class_cost = classification.cost(logits.float().flatten(0, 1), torch.cat(labels))
+        return self.assign(class_cost, boxes, targets)
+
+    @torch.no_grad()
+    def assign(
+        self,
+        class_cost: Float[Tensor, "BN total"],
+        boxes: Float[Tensor, "B N 4"],
+        targets: list[Float[Tensor, "_ 4"]],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The same from a class cost of any kind: of every query against every target of the batch.
+
+        Args:
+            class_cost: unweighted.
+            boxes, targets: cxcywh in [0, 1].
+        """
+        sizes = [len(target) for target in targets]
         cost = self._cost(class_cost, boxes.float(), torch.cat(targets))
         pairs = []
         for image, own in enumerate(cost.cpu().split(sizes, dim=-1)):

@@ -9,7 +9,13 @@ from v2idetr.report.charts import Chart, Series
 from v2idetr.report.heldout import pictured_rule
 from v2idetr.report.run_files import RunFiles, StageFiles
 
-TAUGHT = {"loss_tfd": "features (TFD)", "loss_cqd": "queries (CQD)"}
+TAUGHT = {
+    "loss_tfd": "features (TFD)",
+    "loss_fd": "features (FD)",
+    "loss_ed": "embeddings (ED)",
+    "loss_cqd": "queries (CQD)",
+    "loss_qd": "queries (QD)",
+}
 
 Point = tuple[float, float]
 
@@ -73,6 +79,7 @@ def _taught(run: RunFiles) -> Chart:
         Series(name, title, _points(steps, lambda line, name=name: line.get(name)))
         for name, title in TAUGHT.items()
     ]
+    series = [line for line in series if line.points]
     note = "How far the V2I student is from its teacher, weighted. Logarithmic."
     return Chart("Distillation losses", note, series, log=True)
 

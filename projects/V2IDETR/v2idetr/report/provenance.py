@@ -34,6 +34,9 @@ KEY_SETTINGS = {
     "model.net.two_stage": "Two-stage queries",
     "model.net.box_refine": "Box refinement",
     "distillation.tfd.weight": "Weight of TFD",
+    "distillation.fd.weight": "Weight of FD",
+    "distillation.ed.weight": "Weight of ED",
+    "distillation.qd.weight": "Weight of QD",
     "distillation.cqd.weight": "Weight of CQD",
     "distillation.cqd.mask": "Attention mask of CQD",
 }

@@ -1,0 +1,106 @@
+"""Query Distillation, row 8 of Table IV (V2I-DETR, section II-D: what CQD replaces)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from v2idetr.distillation.comparison import (
+    Layers,
+    compared_layers,
+    cosine_distance,
+    one_of,
+    translation,
+)
+from v2idetr.distillation.knowledge import Reach
+from v2idetr.modeling.interface import Decoded
+from v2idetr.modeling.matcher import HungarianMatcher
+
+Matching = Literal["index", "hungarian"]
+Predictions = tuple[Decoded, Float[Tensor, "L B N K"]]
+
+
+class QueryDistillation(nn.Module):
+    """QD: the student's queries must become what the teacher's have become, on the same frame.
+
+    ``L = mean_i (1 - cos(D_s[i], D_t[sigma(i)]))``, without any added query.
+
+    Args:
+        weight: of the loss.
+        matching: sigma: "index": the query of the same number ("directly", in the paper's words);
+            "hungarian": the assignment of the two sets of predictions that is cheapest by boxes
+            and class scores, made anew for every layer. Learnt query banks of two networks have no
+            numbering in common.
+        layers: compare the "last" decoder layer or the mean over "all".
+        student_dim, teacher_dim: widths; where they differ, a learnt projection translates.
+    """
+
+    key = "qd"
+    reach = Reach.DECODED
+
+    def __init__(
+        self,
+        *,
+        weight: float = 5.0,
+        matching: Matching = "index",
+        layers: Layers = "last",
+        student_dim: int = 256,
+        teacher_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        one_of("qd.matching", matching, Matching)
+        one_of("qd.layers", layers, Layers)
+        self.weight = weight
+        self.matching: Matching = matching
+        self.layers: Layers = layers
+        self.matcher = HungarianMatcher()
+        self.hidden_out = translation(student_dim, teacher_dim)
+
+    def forward(self, student: Predictions, teacher: Predictions) -> Float[Tensor, ""]:
+        """The weighted loss.
+
+        Args:
+            student, teacher: decoded queries of the same pictures after every layer, and their
+                class scores.
+        """
+        hidden, target = student[0].hidden, teacher[0].hidden
+        losses = []
+        layers = compared_layers("qd", self.layers, len(hidden), len(target))
+        for ours, theirs in zip(*layers, strict=True):
+            query, match = self._pairs(_layer(student, ours), _layer(teacher, theirs))
+            translated = self.hidden_out(_pick(hidden[ours], query))
+            losses.append(cosine_distance(translated, _pick(target[theirs], match)))
+        return self.weight * torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _pairs(
+        self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
+    ) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B n"]]:
+        """Which query is compared with which."""
+        (boxes, scores), (target_boxes, target_scores) = student, teacher
+        B, N = boxes.shape[:2]
+        if self.matching == "index":
+            if target_boxes.shape[1] != N:
+                raise ValueError(
+                    f"distillation.qd.matching=index pairs queries by their number, but the "
+                    f"student has {N} and the teacher {target_boxes.shape[1]}: use "
+                    "matching=hungarian, or give both models one num_queries."
+                )
+            number = torch.arange(N, device=boxes.device).expand(B, -1)
+            return number, number
+        apart = torch.cdist(scores.flatten(0, 1), target_scores.flatten(0, 1), p=1)
+        pairs = self.matcher.assign(apart, boxes, list(target_boxes))
+        query, match = (torch.stack(side).to(boxes.device) for side in zip(*pairs, strict=True))
+        return query, match
+
+
+def _layer(predictions: Predictions, layer: int) -> tuple[Tensor, Tensor]:
+    """Boxes and scores."""
+    return predictions[0].boxes[layer], predictions[1][layer]
+
+
+def _pick(hidden: Float[Tensor, "B N d"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n d"]:
+    return hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
