@@ -52,6 +52,8 @@ class TargetGuidedFeatureDistillation(nn.Module):
                 f"The student's features have width {student_dim} and the teacher's {teacher_dim}: "
                 "set distillation.tfd.align=conv1x1, or give both models one d."
             )
+        if sigma_ratio <= 0:
+            raise ValueError(f"distillation.tfd.sigma_ratio must be above 0, got {sigma_ratio}.")
         self.weight, self.stride, self.normalizer = weight, stride, normalizer
         self.sigma: Sigma = sigma
         self.sigma_ratio = sigma_ratio
