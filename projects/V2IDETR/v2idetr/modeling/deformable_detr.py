@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
@@ -47,6 +47,9 @@ class DeformableDETR(nn.Module):
             shared between layers.
         two_stage: queries are the encoder's best proposals instead of learnt embeddings; needs
             ``box_refine``.
+        mixed_queries: with ``two_stage``, only position and reference come from the proposals and
+            the content is learnt (DINO, Zhang et al., ICLR 2023, section 3.4): proposals of one
+            place are then different queries from the first layer on.
         temporal: a module that mixes the T frames of each clip, level by level, or None.
         isolate_padding: features of a picture do not depend on the padding beside it; False is the
             published behaviour, for parity with published checkpoints.
@@ -71,12 +74,15 @@ class DeformableDETR(nn.Module):
         dropout: float = 0.1,
         box_refine: bool = False,
         two_stage: bool = False,
+        mixed_queries: bool = False,
         temporal: nn.Module | None = None,
         isolate_padding: bool = True,
     ) -> None:
         super().__init__()
         if two_stage and not box_refine:
             raise ValueError("two_stage=true needs box_refine=true: proposals are boxes to refine.")
+        if mixed_queries and not two_stage:
+            raise ValueError("mixed_queries=true needs two_stage=true, whose queries it mixes.")
         self.d, self.num_classes, self.num_queries = d, num_classes, num_queries
         self.strides = tuple(strides)
         self.box_refine, self.two_stage, self.isolate_padding = (
@@ -111,7 +117,9 @@ class DeformableDETR(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(**layer) for _ in range(num_decoder_layers))
         if two_stage:
             self.proposal_proj, self.proposal_norm = nn.Linear(d, d), nn.LayerNorm(d)
-            self.query_proj, self.query_norm = nn.Linear(2 * d, 2 * d), nn.LayerNorm(2 * d)
+            width = d if mixed_queries else 2 * d
+            self.query_proj, self.query_norm = nn.Linear(2 * d, width), nn.LayerNorm(width)
+            self.content_embed = nn.Embedding(num_queries, d) if mixed_queries else None
         else:
             self.query_embed = nn.Embedding(num_queries, 2 * d)
             self.reference_points = nn.Linear(d, 2)
@@ -170,11 +178,11 @@ class DeformableDETR(nn.Module):
             for (stride, shape, embed) in zip(features.maps, shapes, self.level_embed, strict=True)
         }
         position_tokens = flatten_levels(position)[0].to(tokens.dtype)
-        if features.padding is None:
-            padding, ratios = None, torch.ones(B, len(shapes), 2, device=device)
-        else:
+        padding, ratios = None, torch.ones(B, len(shapes), 2, device=device)
+        if features.padding is not None:
             padding = torch.cat([mask.flatten(1) for mask in features.padding.values()], 1)
-            ratios = torch.stack([_valid_ratio(mask) for mask in features.padding.values()], 1)
+        if features.valid_ratios is not None:
+            ratios = torch.stack(list(features.valid_ratios.values()), 1)
         reference = _token_centres(shapes, ratios).unsqueeze(2) * ratios.unsqueeze(1)
         for layer in self.encoder:
             tokens = layer(tokens, position_tokens, reference, shapes, padding)
@@ -265,6 +273,9 @@ class DeformableDETR(nn.Module):
         best = score.topk(self.num_queries, dim=1).indices
         reference = proposals.boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4)).detach()
         embedded = self.query_norm(self.query_proj(sine_embedding(reference, self.d // 2)))
+        if self.content_embed is not None:
+            content = self.content_embed.weight.expand(len(embedded), -1, -1)
+            return Queries(content, embedded, reference)
         position, content = embedded.split(self.d, dim=-1)
         return Queries(content, position, reference)
 
@@ -304,9 +315,3 @@ def _token_centres(
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(1, -1, 2)
         centres.append(grid / valid_ratios[:, level : level + 1])
     return torch.cat(centres, 1)
-
-
-def _valid_ratio(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
-    """Share of a level's width and height that is picture."""
-    keep = ~padding
-    return torch.stack([keep[:, 0].float().mean(1), keep[:, :, 0].float().mean(1)], -1)
