@@ -176,6 +176,17 @@ def test_data_that_changed_since_the_start_cannot_be_resumed(tiny_config, tmp_pa
         run_folder.record(tmp_path, config, swapped, device="cpu", processes=1)
 
 
+def test_resuming_with_another_number_of_processes_is_warned_about(
+    tiny_config, tmp_path, caplog
+) -> None:
+    config = load_config(tiny_config)
+    splits = load_splits(config, with_train=True)
+    for processes in (1, 1, 2):
+        assert "was started with" not in caplog.text
+        run_folder.record(tmp_path, config, splits, device="cpu", processes=processes)
+    assert "was started with 1 processes and goes on with 2" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------ data
 
 
