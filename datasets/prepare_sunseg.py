@@ -157,11 +157,11 @@ def choose_val(
     wanted = max(1, round(VAL_SHARE * len(cases)))
     free = [case for case in cases if case not in tested]
     if len(free) < wanted:
-        free = cases
         notes.add(
             "validation cases that have test clips in Seen: these were not trained on",
             f"only {len(free)} of {len(cases)} training cases have none",
         )
+        free = cases
     if len(cases) < 2:
         raise ValueError("TrainDataset has one case only: nothing is left to validate with")
     chosen = evenly_spaced(free, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from v2idetr.data.coco_vid import write_split
@@ -77,6 +79,13 @@ def in_child(work: Callable[[], int | None]) -> int:
             sys.stderr.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> None:
+    """The terminal's handler is made anew: one of an earlier test writes to that test's stdout."""
+    setup_logger.cache_clear()
+    logging.getLogger("v2idetr").handlers.clear()
 
 
 @pytest.fixture(name="in_child")

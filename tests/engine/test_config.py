@@ -338,6 +338,8 @@ def test_the_fingerprint_ignores_what_does_not_change_the_weights(tiny_config) -
         ("train.batch_size=6", "use a divisor of 3"),
         ("train.max_iter=0", "must be at least 1"),
         ("data.num_frames=0", "must be at least 1"),
+        ("optimizer.lr=-1.0", "must be at least 0"),
+        ("model.net.num_queries=0", "must be at least 1"),
         ("train.amp=fp8", "must be one of off, bf16, fp16"),
         ("train.amp=fp16", "needs a GPU"),
         ("train.device=cuda", "finds no GPU"),

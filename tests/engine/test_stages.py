@@ -115,6 +115,22 @@ def test_teacher_and_student_of_different_width_are_refused_before_training(tiny
         run_stages(make_run(tiny_config, *overrides))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distillation.tfd.stride=128", r"distillation\.tfd\.stride=128"),
+        ("distillation.cqd.layers=all", r"distillation\.cqd\.layers=all .*1 layers.* 2"),
+        ("teacher.model.net.num_queries=2", r"distillation\.cqd\.per_frame=N/T of 2 teacher"),
+    ],
+)
+def test_losses_that_do_not_fit_the_teacher_are_refused_before_it_is_trained(
+    tiny_config, tmp_path, override, message
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stages(make_run(tiny_config, "teacher.model.net.num_decoder_layers=2", override))
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 def test_a_teacher_of_more_frames_than_a_clip_has_is_refused(tiny_config) -> None:
     with pytest.raises(ValueError, match=r"teacher\.model looks at 5 frames.*num_frames is 3"):
         run_stages(make_run(tiny_config, "teacher.model.num_frames=5"))
@@ -165,6 +181,17 @@ def test_data_that_changed_since_the_start_cannot_be_resumed(tiny_config, tmp_pa
     swapped = splits | {"train": splits["val"]}
     with pytest.raises(ValueError, match="annotations of train changed"):
         run_folder.record(tmp_path, config, swapped, device="cpu", processes=1)
+
+
+def test_resuming_with_another_number_of_processes_is_warned_about(
+    tiny_config, tmp_path, caplog
+) -> None:
+    config = load_config(tiny_config)
+    splits = load_splits(config, with_train=True)
+    for processes in (1, 1, 2):
+        assert "was started with" not in caplog.text
+        run_folder.record(tmp_path, config, splits, device="cpu", processes=processes)
+    assert "was started with 1 processes and goes on with 2" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ data

@@ -23,6 +23,7 @@ from v2idetr.modeling.references import inverse_sigmoid
 
 REFINED = {"box_refine": True}
 TWO_STAGE = {"box_refine": True, "two_stage": True}
+MIXED = {**TWO_STAGE, "mixed_queries": True}
 
 
 def images(*sizes: tuple[int, int]) -> Images:
@@ -53,7 +54,7 @@ def untouched(**settings) -> DeformableDETR:
     return DeformableDETR(backbone=TinyBackbone(), **defaults | depth | settings)
 
 
-@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE])
+@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE, MIXED])
 def test_every_score_starts_at_one_percent(settings: dict) -> None:
     for head in untouched(num_classes=3, **settings).class_heads:
         torch.testing.assert_close(head.bias.sigmoid(), torch.full((3,), 0.01))
@@ -116,6 +117,21 @@ def test_two_stage_queries_are_the_best_proposals_of_each_picture() -> None:
     assert not torch.allclose(queries.content[0], queries.content[1])
 
 
+def test_mixed_queries_stand_at_the_proposals_with_learnt_content() -> None:
+    net = tiny_net(**MIXED).eval()
+    memory = remember(net)
+    queries = net.queries(memory)
+    assert net.content_embed is not None
+    assert (queries.content == net.content_embed.weight).all()
+    assert not torch.equal(queries.position[0], queries.position[1])
+    assert not torch.equal(queries.reference[0], queries.reference[1])
+
+
+def test_mixed_queries_without_proposals_are_refused() -> None:
+    with pytest.raises(ValueError, match="mixed_queries=true needs two_stage=true"):
+        untouched(**REFINED, mixed_queries=True)
+
+
 def test_two_stage_references_carry_no_gradient() -> None:
     net = tiny_net(**TWO_STAGE)
     assert not net.queries(remember(net)).reference.requires_grad
@@ -163,7 +179,7 @@ def test_proposals_of_a_padded_picture_lie_on_the_picture() -> None:
 # ------------------------------------------------------------------------- decoding
 
 
-@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE])
+@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE, MIXED])
 def test_the_order_of_queries_is_the_order_of_results(settings: dict) -> None:
     net = tiny_net(**settings).eval()
     memory, queries = remember(net), foreign(net, 9)
@@ -275,7 +291,7 @@ def decode_masked(
     return Decoded(torch.stack(hidden), torch.stack(logits), torch.stack(boxes))
 
 
-@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE])
+@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE, MIXED])
 def test_a_context_is_a_one_way_attention_mask(settings: dict) -> None:
     net = tiny_net(**settings).eval()
     memory, own, others = remember(net), foreign(net, 7), foreign(net, 5)
@@ -302,7 +318,7 @@ def test_without_a_context_nothing_is_seen_of_other_queries() -> None:
 # ------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE, {"num_classes": 3}])
+@pytest.mark.parametrize("settings", [{}, REFINED, TWO_STAGE, MIXED, {"num_classes": 3}])
 def test_every_parameter_takes_part(settings: dict) -> None:
     # A parameter without a gradient would stop DistributedDataParallel.
     net = tiny_net(**settings)

@@ -144,3 +144,10 @@ def test_a_context_gives_each_layer_what_the_layer_before_made() -> None:
 def test_deformable_detr_implements_the_interface() -> None:
     assert isinstance(tiny_net(), DetectorNetwork)
     assert not isinstance(torch.nn.Linear(1, 1), DetectorNetwork)
+
+
+def test_the_picture_ends_where_its_last_pixel_is() -> None:
+    # 144 px are four and a half rows of stride 32, in maps of 5 rows; 160 px of padding or none.
+    pictures = Images(torch.zeros(2, 3, 160, 256), [(144, 256), (160, 192)])
+    ratios = pictures.valid_ratio(32, 5, 8)
+    torch.testing.assert_close(ratios, torch.tensor([[1.0, 0.9], [0.75, 1.0]]))

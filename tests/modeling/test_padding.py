@@ -24,6 +24,7 @@ VARIANTS = {
     "classes": {"num_classes": 3},
     "box_refined": {"box_refine": True},
     "two_stage": {"box_refine": True, "two_stage": True},
+    "mixed": {"box_refine": True, "two_stage": True, "mixed_queries": True},
 }
 
 

@@ -29,6 +29,7 @@ model = L(Detector)(
         dropout=0.1,
         box_refine=False,
         two_stage=False,
+        mixed_queries=False,
         temporal=None,
         isolate_padding=True,
     ),

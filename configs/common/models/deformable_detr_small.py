@@ -12,6 +12,7 @@ model.net.num_decoder_layers = 2
 model.net.ffn_dim = 256
 model.net.box_refine = True
 model.net.two_stage = True
+model.net.mixed_queries = True
 model.pixel_mean = [127.0, 127.0, 127.0]  # EfficientNet-Lite
 model.pixel_std = [128.0, 128.0, 128.0]
 teacher.model.net.temporal.ffn_dim = 256

@@ -89,8 +89,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"{path}: has format version {content.get('version')}, but this program reads version "
-            f"{VERSION}; "
-            "use the program that wrote it."
+            f"{VERSION}; use the program that wrote it."
         )
     names = {field.name for field in fields(Checkpoint)}
     try:
@@ -152,14 +151,12 @@ def load_into(
         shapes = [f"{n} {_shape(state[n])}, the model has {_shape(own[n])}" for n in reshaped]
         raise CheckpointError(
             f"{source}: its weights do not fit the model, so it belongs to another architecture or "
-            "class list "
-            f"({len(shared) - len(reshaped)} of {len(own)} fit)."
+            f"class list ({len(shared) - len(reshaped)} of {len(own)} fit)."
             + _listed("missing in the file", missing)
             + _listed("not in the model", unexpected)
             + _listed("of another shape", shapes)
             + "\nUse the config that it was trained with (config.yaml beside it); to start from "
-            "what fits, "
-            "set train.init_checkpoint and train.init_partial=true."
+            "what fits, set train.init_checkpoint and train.init_partial=true."
         )
     fitting = {name: state[name] for name in shared if name not in reshaped}
     if not fitting:
@@ -185,9 +182,8 @@ def _read(path: Path) -> Any:
             what = f" ({named[1]})" if named else ""
             raise CheckpointError(
                 f"{path}: holds pickled Python objects{what}, which can run code when read, and is "
-                "refused. If you "
-                "trust it, convert it where it was made: torch.save({'model': model.state_dict()}, "
-                "'weights.pth')."
+                "refused. If you trust it, convert it where it was made: "
+                "torch.save({'model': model.state_dict()}, 'weights.pth')."
             ) from error
         raise CheckpointError(f"{path}: is not a checkpoint, or is truncated.") from error
     except (
@@ -201,8 +197,7 @@ def _read(path: Path) -> Any:
     ) as error:
         raise CheckpointError(
             f"{path}: is truncated or damaged, or is not a checkpoint ({_first_line(error)}). Use "
-            "another "
-            "checkpoint of the run (last.pth, best.pth), or copy the file again."
+            "another checkpoint of the run (last.pth, best.pth), or copy the file again."
         ) from error
 
 

@@ -98,6 +98,17 @@ AT_LEAST: dict[str, int] = {
     "data.num_frames": 1,
     "data.window": 0,
     "evaluation.batch_size": 1,
+    "optimizer.lr": 0,
+    "optimizer.backbone_lr": 0,
+    "optimizer.slow_factor": 0,
+    "optimizer.weight_decay": 0,
+    "model.score_topk": 1,
+    "model.net.num_queries": 1,
+    "model.net.num_decoder_layers": 1,
+    "teacher.model.net.num_queries": 1,
+    "teacher.model.net.num_decoder_layers": 1,
+    "distillation.tfd.weight": 0,
+    "distillation.cqd.weight": 0,
 }
 _PLAIN_BUILTINS = ("builtins.dict", "builtins.list", "builtins.tuple", "builtins.set")
 

@@ -103,17 +103,22 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
     return splits
 
 
-def train_loader(run: Run, stage: str, num_frames: int, start_iteration: int) -> DataLoader:
-    """Endless batches of clips of `num_frames` frames, this process's share."""
+def train_loader(
+    run: Run, stage: str, num_frames: int, start_iteration: int, *, rehearsal: bool = False
+) -> DataLoader:
+    """Endless batches of clips of `num_frames` frames, this process's share.
+
+    For a rehearsal, batches of one clip, prepared in this process.
+    """
     world = comm.get_world_size()
     return build_train_loader(
         run.splits["train"],
         _mapper(run.config, num_frames, is_train=True),
-        batch_size=run.length(stage)[1] // world,
+        batch_size=1 if rehearsal else run.length(stage)[1] // world,
         seed=run.config.train.seed,
         start_iteration=start_iteration,
         negative_share=run.config.data.negative_share,
-        num_workers=run.config.train.num_workers,
+        num_workers=0 if rehearsal else run.config.train.num_workers,
         rank=comm.get_rank(),
         world_size=world,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.config_checks import STAGES
+
+logger = logging.getLogger(__name__)
 
 CONFIG, RECORD, RESULTS = "config.yaml", "run.json", "results.json"
 PACKAGES = [
@@ -54,8 +57,7 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
         if not resume:
             raise ValueError(
                 f"{folder} already holds a run. Add --resume to continue it, or choose another "
-                "folder with "
-                "train.output_dir=..."
+                "folder with train.output_dir=..."
             )
         if existing.exists():
             _check_same(load_config(existing), config, folder)
@@ -86,8 +88,16 @@ def record(
         if changed:
             raise ValueError(
                 f"{folder}: the annotations of {', '.join(changed)} changed since this run began; "
-                "start a new run in "
-                "another train.output_dir."
+                "start a new run in another train.output_dir."
+            )
+        once = history["starts"][0]["processes"]
+        if once != processes:
+            logger.warning(
+                "%s was started with %d processes and goes on with %d (--num-gpus): dropout "
+                "is drawn by process, so the weights will not be those of an uninterrupted run.",
+                folder,
+                once,
+                processes,
             )
     history["starts"].append(
         {
@@ -141,8 +151,7 @@ def _check_same(before: DictConfig, now: DictConfig, folder: Path) -> None:
             f"{folder} was started with other settings, so it cannot be resumed with these:\n  "
             + "\n  ".join(changed)
             + "\nResume with the old settings, or start a new run in another train.output_dir, "
-            "with "
-            "train.init_checkpoint for the weights."
+            "with train.init_checkpoint for the weights."
         )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from v2idetr.distillation.knowledge import teacher_knowledge
 from v2idetr.engine import hooks
 from v2idetr.engine.checkpoint import (
     Checkpoint,
@@ -67,6 +69,25 @@ def train_stage(run: Run, stage: str) -> None:
 def started(run: Run, stage: str) -> bool:
     """Whether there is a checkpoint to continue the stage from."""
     return (run.stage_folder(stage) / LAST).exists()
+
+
+@torch.no_grad()
+def rehearse(run: Run, stage: str, models: StageModels) -> None:
+    """Compute the losses of one training clip: parts that do not fit say so now.
+
+    A student's losses meet its teacher for the first time here, and would otherwise do so after
+    the teacher has been trained.
+
+    Raises:
+        ValueError: whatever a part has to say about another one.
+    """
+    batch = next(iter(train_loader(run, stage, _frames_needed(models), 0, rehearsal=True)))
+    models.trained.to(run.device).train()
+    if models.teacher is None:
+        models.trained(batch)
+        return
+    teacher = models.teacher.to(run.device).eval()
+    models.trained(batch, knowledge=teacher_knowledge(teacher, batch, reach=models.reach))
 
 
 def load_teacher(run: Run, teacher: nn.Module) -> None:

@@ -18,6 +18,7 @@ from v2idetr.engine.stage_models import build_stage
 from v2idetr.engine.stage_training import (
     load_initial_weights,
     load_teacher,
+    rehearse,
     started,
     train_stage,
 )
@@ -38,7 +39,7 @@ def stages_to_train(run: Run) -> list[str]:
 def run_stages(run: Run) -> dict[str, Result]:
     """Train and evaluate every stage that is not finished; returns the evaluations by stage."""
     stages = stages_to_train(run)
-    check_weights(run, stages)
+    check_models(run, stages)
     results: dict[str, Result] = {}
     for number, stage in enumerate(stages, start=1):
         logger.info("stage %d of %d: %s", number, len(stages), stage)
@@ -54,11 +55,11 @@ def run_stages(run: Run) -> dict[str, Result]:
     return _finish(results, run.folder)
 
 
-def check_weights(run: Run, stages: list[str]) -> None:
-    """Build what will be trained and load what it starts from, before hours of training.
+def check_models(run: Run, stages: list[str]) -> None:
+    """Before hours of training: build what will be trained, load what it starts from, try it.
 
     Raises:
-        ValueError, CheckpointError: models or given weights do not fit.
+        ValueError, CheckpointError: models, losses or given weights do not fit.
     """
     for stage in stages:
         models = build_stage(run.config, stage, pretrained=not started(run, stage))
@@ -66,6 +67,8 @@ def check_weights(run: Run, stages: list[str]) -> None:
             load_initial_weights(run.config, models.detector)
         if models.teacher is not None and run.config.teacher.checkpoint:
             load_teacher(run, models.teacher)
+        if not started(run, stage):
+            rehearse(run, stage, models)
 
 
 def evaluate_only(run: Run) -> dict[str, Result]:

@@ -47,6 +47,9 @@ class DeformableDETR(nn.Module):
             shared between layers.
         two_stage: queries are the encoder's best proposals instead of learnt embeddings; needs
             ``box_refine``.
+        mixed_queries: with ``two_stage``, only position and reference come from the proposals and
+            the content is learnt (DINO, Zhang et al., ICLR 2023, section 3.4): proposals of one
+            place are then different queries from the first layer on.
         temporal: a module that mixes the T frames of each clip, level by level, or None.
         isolate_padding: features of a picture do not depend on the padding beside it; False is the
             published behaviour, for parity with published checkpoints.
@@ -71,12 +74,15 @@ class DeformableDETR(nn.Module):
         dropout: float = 0.1,
         box_refine: bool = False,
         two_stage: bool = False,
+        mixed_queries: bool = False,
         temporal: nn.Module | None = None,
         isolate_padding: bool = True,
     ) -> None:
         super().__init__()
         if two_stage and not box_refine:
             raise ValueError("two_stage=true needs box_refine=true: proposals are boxes to refine.")
+        if mixed_queries and not two_stage:
+            raise ValueError("mixed_queries=true needs two_stage=true, whose queries it mixes.")
         self.d, self.num_classes, self.num_queries = d, num_classes, num_queries
         self.num_logits = num_classes  # one sigmoid a class
         self.strides = tuple(strides)
@@ -112,7 +118,9 @@ class DeformableDETR(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(**layer) for _ in range(num_decoder_layers))
         if two_stage:
             self.proposal_proj, self.proposal_norm = nn.Linear(d, d), nn.LayerNorm(d)
-            self.query_proj, self.query_norm = nn.Linear(2 * d, 2 * d), nn.LayerNorm(2 * d)
+            width = d if mixed_queries else 2 * d
+            self.query_proj, self.query_norm = nn.Linear(2 * d, width), nn.LayerNorm(width)
+            self.content_embed = nn.Embedding(num_queries, d) if mixed_queries else None
         else:
             self.query_embed = nn.Embedding(num_queries, 2 * d)
             self.reference_points = nn.Linear(d, 2)
@@ -262,6 +270,9 @@ class DeformableDETR(nn.Module):
         best = score.topk(self.num_queries, dim=1).indices
         reference = proposals.boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4)).detach()
         embedded = self.query_norm(self.query_proj(sine_embedding(reference, self.d // 2)))
+        if self.content_embed is not None:
+            content = self.content_embed.weight.expand(len(embedded), -1, -1)
+            return Queries(content, embedded, reference)
         position, content = embedded.split(self.d, dim=-1)
         return Queries(content, position, reference)
 

@@ -55,6 +55,14 @@ class Images:
         columns = torch.arange(w, device=device) >= cells[:, 1:]
         return rows.unsqueeze(2) | columns.unsqueeze(1)
 
+    def valid_ratio(self, stride: int, h: int, w: int) -> Float[Tensor, "B 2"]:
+        """Share of the width and of the height of a (h, w) map of this stride that is picture.
+
+        Exact in pixels: a picture 144 px high ends in the middle of its third row of stride 64.
+        """
+        sizes = torch.tensor(self.sizes, device=self.pixels.device).flip(1)
+        return sizes / torch.tensor([w * stride, h * stride], device=self.pixels.device)
+
 
 @dataclass
 class Features:
@@ -63,17 +71,25 @@ class Features:
     Attributes:
         maps: (B, d, h, w) by stride in pixels, finest first.
         padding: (B, h, w), True on padding, by stride; None when nothing is padded.
+        valid_ratios: (B, 2), share of a map's width and height that is picture, by stride; None
+            when every map is all picture.
     """
 
     maps: dict[int, Tensor]
     padding: dict[int, Tensor] | None
+    valid_ratios: dict[int, Tensor] | None = None
 
     def select(self, images: Tensor) -> Features:
         """The features of some images, by index (n,)."""
-        maps = {stride: m[images] for stride, m in self.maps.items()}
-        if self.padding is None:
-            return Features(maps, None)
-        return Features(maps, {stride: p[images] for stride, p in self.padding.items()})
+
+        def pick(by_stride: dict[int, Tensor]) -> dict[int, Tensor]:
+            return {stride: x[images] for stride, x in by_stride.items()}
+
+        return Features(
+            pick(self.maps),
+            self.padding and pick(self.padding),
+            self.valid_ratios and pick(self.valid_ratios),
+        )
 
 
 @dataclass
@@ -100,7 +116,7 @@ class Memory:
         tokens: encoded tokens, levels one after the other, finest first.
         padding: True where a token lies on padding; None when nothing is padded.
         shapes: (h, w) of each level.
-        valid_ratios: share of each level that is picture, as (x, y).
+        valid_ratios: share of each level's width and height that is picture.
         proposals: boxes predicted from the tokens (two-stage detectors only).
     """
 

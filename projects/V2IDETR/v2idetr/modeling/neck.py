@@ -54,7 +54,8 @@ class Neck(nn.Module):
         strides: the levels to make, in pixels, ascending.
         d: width; divisible by 32, the number of groups, if there are any.
         norm: "group" (Deformable DETR) or "none" (DETR), after every projection.
-        isolate_padding: padding becomes zero and does not count in the group normalisation.
+        isolate_padding: padding becomes zero and does not count in the group normalisation, and the
+            picture's edge is exact in pixels; False counts whole cells, as the published code.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Neck(nn.Module):
         """Feature maps of the backbone -> levels by stride."""
         levels: dict[int, Tensor] = {}
         padding: dict[int, Tensor] = {}
+        ratios: dict[int, Tensor] = {}
         reached = max(self.source)
         last = maps[self.source[reached]]
         for stride, projection, norm in zip(
@@ -113,9 +115,20 @@ class Neck(nn.Module):
             levels[stride] = norm(x, mask if self.isolate_padding else None)
             if mask is not None:
                 padding[stride] = mask
+            if self.isolate_padding:
+                ratios[stride] = images.valid_ratio(stride, *x.shape[-2:])
+            elif mask is not None:
+                ratios[stride] = _share_of_cells(mask)
             if not own:
                 last, reached = levels[stride], stride
-        return Features(levels, padding or None)
+        fits = all(bool((ratio == 1).all()) for ratio in ratios.values())
+        return Features(levels, padding or None, None if fits else ratios)
+
+
+def _share_of_cells(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
+    """Share of a level's columns and rows that are picture."""
+    keep = ~padding
+    return torch.stack([keep[:, 0].float().mean(1), keep[:, :, 0].float().mean(1)], -1)
 
 
 def flatten_levels(maps: dict[int, Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -30,12 +30,10 @@ def move(
 
 def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:
     """Share of each level's width and height that is picture."""
-    if features.padding is None:
+    if features.valid_ratios is None:
         first = next(iter(features.maps.values()))
         return torch.ones(len(first), len(features.maps), 2, device=first.device)
-    keeps = [~padding for padding in features.padding.values()]
-    shares = [torch.stack([k[:, 0].float().mean(1), k[:, :, 0].float().mean(1)], -1) for k in keeps]
-    return torch.stack(shares, 1)
+    return torch.stack(list(features.valid_ratios.values()), 1)
 
 
 def token_centres(

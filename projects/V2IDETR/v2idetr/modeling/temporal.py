@@ -99,7 +99,7 @@ class MSI(nn.Module):
             for block in blocks:
                 x = block(x, padding)
             mixed[stride] = x.transpose(1, 2).flatten(0, 1)
-        return Features(mixed, features.padding)
+        return Features(mixed, features.padding, features.valid_ratios)
 
 
 class InteractionBlock(nn.Module):
