@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.engine.checkpoint import (
     Checkpoint,
-    CheckpointError,
     load_checkpoint,
+    load_detector,
     load_into,
-    load_weights,
     save_checkpoint,
 )
 
@@ -117,7 +117,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, how) -> None:
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    for load in (load_checkpoint, load_weights):
+    for load in (load_checkpoint, read_weights):
         with pytest.raises(CheckpointError, match=r"pickled Python objects.*refused") as caught:
             load(path)
         assert "state_dict()" in str(caught.value), "says what to do"
@@ -129,7 +129,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content) -> None:
     path = tmp_path / "picture.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        load_weights(path)
+        read_weights(path)
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_program_is_no_run_to_resume(tmp_path) -> None:
     torch.save({"model": {"w": torch.ones(1)}}, tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match=r"train\.init_checkpoint"):
         load_checkpoint(tmp_path / "theirs.pth")
-    assert load_weights(tmp_path / "theirs.pth")["w"] == 1
+    assert read_weights(tmp_path / "theirs.pth").state["w"] == 1
     torch.save({"format": "v2idetr-checkpoint", "version": 99}, tmp_path / "new.pth")
     with pytest.raises(CheckpointError, match="version 99"):
         load_checkpoint(tmp_path / "new.pth")
@@ -151,14 +151,14 @@ def test_a_checkpoint_of_another_program_is_no_run_to_resume(tmp_path) -> None:
 def test_a_file_without_weights_is_refused(tmp_path, content) -> None:
     torch.save(content, tmp_path / "empty.pth")
     with pytest.raises(CheckpointError, match="holds no state dict"):
-        load_weights(tmp_path / "empty.pth")
+        read_weights(tmp_path / "empty.pth")
 
 
 def test_weights_for_other_classes_are_refused_where_classes_matter(tmp_path) -> None:
     save_checkpoint(checkpoint(), tmp_path / "a.pth")
-    assert load_weights(tmp_path / "a.pth", class_names=["polyp"])
+    assert load_detector(nn.Linear(3, 4), tmp_path / "a.pth", class_names=["polyp"]) == []
     with pytest.raises(CheckpointError, match=r"trained for the classes \['polyp'\]"):
-        load_weights(tmp_path / "a.pth", class_names=["benign", "malignant"])
+        load_detector(nn.Linear(3, 4), tmp_path / "a.pth", class_names=["benign", "malignant"])
 
 
 def test_mismatched_weights_are_listed_and_nothing_is_loaded() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.engine import launch, run_folder
-from v2idetr.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from v2idetr.engine.config import load_config
 from v2idetr.engine.run_context import Run, load_splits
 from v2idetr.engine.signals import StopSignals
@@ -84,6 +85,29 @@ def test_one_teacher_serves_a_student_of_another_kind(tiny_config, tiny_detr_con
     run = make_run(tiny_detr_config, f"teacher.checkpoint={path}", "train.stages=[student]")
     results = run_stages(run)
     assert list(results) == ["student"] and results["student"]["tests"]["held_out"]["frames"] == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("ed", "feature_distillation.EmbeddingDistillation, mask: attention"),
+        ("qd", "query_distillation.QueryDistillation, matching: hungarian"),
+    ],
+)
+def test_a_student_is_trained_with_any_loss_of_its_config(tiny_config, tmp_path, key, kind) -> None:
+    path = write_weights(make_run(tiny_config), "teacher", "given.pth")
+    run = make_run(
+        tiny_config,
+        f"teacher.checkpoint={path}",
+        "train.stages=[student]",
+        "distillation.tfd=null",
+        "distillation.cqd=null",
+        f"distillation.{key}={{_target_: v2idetr.distillation.{kind}}}",
+    )
+    run_stages(run)
+    (line, *_) = (tmp_path / "run" / "student" / "metrics.jsonl").read_text().splitlines()
+    losses = {name for name in json.loads(line) if name.startswith("loss_")}
+    assert losses == {"loss_class", "loss_l1", "loss_giou", f"loss_{key}"}
 
 
 def test_a_student_as_teacher_is_refused(tiny_config) -> None:

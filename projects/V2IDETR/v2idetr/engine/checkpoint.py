@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import pickle
-import re
-import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from v2idetr.atomic_file import write_atomically
+from v2idetr.checkpoints.conversion import layout_of
+from v2idetr.checkpoints.files import (
+    CheckpointError,
+    listed,
+    read_torch,
+    read_weights,
+    write_whole,
+)
+from v2idetr.checkpoints.published import check_header, read_header
 
 FORMAT = "v2idetr-checkpoint"
 VERSION = 1
-MAX_LISTED = 10  # names shown of each kind of mismatch
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or used; the message says what to do."""
 
 
 @dataclass
@@ -64,13 +62,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """
     content = {"format": FORMAT, "version": VERSION, **_shallow_dict(checkpoint)}
     _assert_plain(content, "checkpoint")
-    try:
-        write_atomically(path, lambda file: torch.save(content, file))
-    except (OSError, RuntimeError) as error:
-        cause = _os_error(error)
-        if cause is None:
-            raise
-        raise CheckpointError(_write_failure(path, cause)) from error
+    advice = "Make room and continue with --resume, or choose another train.output_dir."
+    write_whole(path, lambda file: torch.save(content, file), advice=advice)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -79,12 +72,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, truncated, holding pickled code, or of another format.
     """
-    content = _read(Path(path))
+    content = read_torch(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: is not a checkpoint of this project. To start from its weights, name it as "
-            "train.init_checkpoint; --resume and teacher.checkpoint need a file written by "
-            "train_net.py."
+            "train.init_checkpoint; --resume needs a file written by train_net.py."
         )
     if content.get("version") != VERSION:
         raise CheckpointError(
@@ -98,30 +90,44 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: lacks a part of a checkpoint: {error}") from error
 
 
-def load_weights(path: str | Path, *, class_names: list[str] | None = None) -> dict[str, Tensor]:
-    """State dict in a file: this project's checkpoint, {"model": state dict}, or a bare one.
+def load_detector(
+    detector: nn.Module,
+    path: str | Path,
+    *,
+    class_names: list[str] | None = None,
+    partial: bool = False,
+) -> list[str]:
+    """Give a detector the weights in a file of this project.
 
     Args:
-        path: the file.
+        detector: gets the weights.
+        path: a published file, a checkpoint, {"model": state dict}, or a bare state dict.
         class_names: what the classes must be, where the file says.
+        partial: see `load_into`.
+
+    Returns:
+        names of the detector's weights that were not loaded (empty unless `partial`).
 
     Raises:
-        CheckpointError: see `load_checkpoint`; other classes; or there is no state dict in it.
+        CheckpointError: see `read_weights` and `load_into`; other classes; the file's header is not
+            of this detector; or the file is in the layout of another code base.
     """
-    content = _read(Path(path))
-    state = content.get("model", content) if isinstance(content, dict) else None
-    is_state = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
-    if not is_state or not state:
-        raise CheckpointError(
-            f"{path}: holds no state dict (names to tensors), bare or under the key 'model'."
-        )
-    trained_on = content.get("class_names")
+    stored = read_weights(path)
+    header = read_header(stored.metadata, path)
+    trained_on = header.class_names if header else stored.beside.get("class_names")
     if class_names is not None and isinstance(trained_on, list) and trained_on != class_names:
         raise CheckpointError(
             f"{path}: was trained for the classes {trained_on}, but data.class_names is "
             f"{class_names}."
         )
-    return dict(state)
+    if header is not None:
+        check_header(header, detector, path, partial=partial)
+    elif (layout := layout_of(stored.state)) is not None:
+        raise CheckpointError(
+            f"{path}: has the layout of {layout.title}. Convert it first: "
+            f"python tools/convert_checkpoint.py {path} --output weights.safetensors"
+        )
+    return load_into(detector, stored.state, path, partial=partial)
 
 
 def load_into(
@@ -152,9 +158,9 @@ def load_into(
         raise CheckpointError(
             f"{source}: its weights do not fit the model, so it belongs to another architecture or "
             f"class list ({len(shared) - len(reshaped)} of {len(own)} fit)."
-            + _listed("missing in the file", missing)
-            + _listed("not in the model", unexpected)
-            + _listed("of another shape", shapes)
+            + listed("missing in the file", missing)
+            + listed("not in the model", unexpected)
+            + listed("of another shape", shapes)
             + "\nUse the config that it was trained with (config.yaml beside it); to start from "
             "what fits, set train.init_checkpoint and train.init_partial=true."
         )
@@ -168,65 +174,6 @@ def load_into(
 def _shallow_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     """As `dataclasses.asdict`, without its deep copy of all weights."""
     return {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file.")
-    try:
-        _check_sums(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named or path.read_bytes()[:1] == b"\x80":  # \x80 opens a bare pickle
-            what = f" ({named[1]})" if named else ""
-            raise CheckpointError(
-                f"{path}: holds pickled Python objects{what}, which can run code when read, and is "
-                "refused. If you trust it, convert it where it was made: "
-                "torch.save({'model': model.state_dict()}, 'weights.pth')."
-            ) from error
-        raise CheckpointError(f"{path}: is not a checkpoint, or is truncated.") from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        KeyError,
-        IndexError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise CheckpointError(
-            f"{path}: is truncated or damaged, or is not a checkpoint ({_first_line(error)}). Use "
-            "another checkpoint of the run (last.pth, best.pth), or copy the file again."
-        ) from error
-
-
-def _check_sums(path: Path) -> None:
-    """Compare the checksums, which torch does not: damaged tensors load without a word."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The system's error: torch closes its half-written file and reports that failure instead."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
-
-
-def _write_failure(path: Path, error: OSError) -> str:
-    free = shutil.disk_usage(path.parent).free / 2**20
-    code = errno.errorcode.get(error.errno or 0, "error")
-    kept = "The file that was there before is untouched" if path.exists() else "Nothing is left"
-    return (
-        f"{path}: could not be written ({code}: {error.strerror}; {free:.0f} MiB free). {kept}. "
-        "Make room and continue with --resume, or choose another train.output_dir."
-    )
 
 
 def _assert_plain(value: Any, name: str) -> None:
@@ -243,16 +190,5 @@ def _assert_plain(value: Any, name: str) -> None:
         assert plain, f"{name} is a {type(value).__name__}"
 
 
-def _listed(title: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f"\n    and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return "\n  " + "\n    ".join([f"{title} ({len(names)}):", *names[:MAX_LISTED]]) + more
-
-
 def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -11,15 +11,10 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.distillation.knowledge import teacher_knowledge
 from v2idetr.engine import hooks
-from v2idetr.engine.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    load_into,
-    load_weights,
-)
+from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint, load_detector, load_into
 from v2idetr.engine.config import build, fingerprint, save_config
 from v2idetr.engine.run_context import Run, eval_loader, train_loader
 from v2idetr.engine.run_folder import CONFIG, git_commit
@@ -94,7 +89,7 @@ def load_teacher(run: Run, teacher: nn.Module) -> None:
     """Give a student's teacher the weights that were trained, or given by teacher.checkpoint."""
     path = run.weights("teacher")
     names = list(run.config.data.class_names)
-    load_into(teacher, load_weights(path, class_names=names), path)
+    load_detector(teacher, path, class_names=names)
 
 
 def load_initial_weights(config: DictConfig, detector: nn.Module) -> None:
@@ -102,7 +97,7 @@ def load_initial_weights(config: DictConfig, detector: nn.Module) -> None:
     path = config.train.init_checkpoint
     if not path:
         return
-    left_out = load_into(detector, load_weights(path), path, partial=config.train.init_partial)
+    left_out = load_detector(detector, path, partial=config.train.init_partial)
     logger.info("starting from %s; weights not in it: %s", path, ", ".join(left_out) or "none")
 
 

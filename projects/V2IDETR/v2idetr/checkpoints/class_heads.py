@@ -1,0 +1,110 @@
+"""Class heads: whose rows are which classes, rows of some classes alone, and fresh heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.checkpoints.layouts import count
+from v2idetr.checkpoints.renaming import State
+
+# By COCO's ids, 1 to 90; "-" for those that it does not use.
+_COCO = """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,-,
+stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,backpack,
+umbrella,-,-,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,
+baseball glove,skateboard,surfboard,tennis racket,bottle,-,wine glass,cup,fork,knife,spoon,bowl,
+banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,
+-,dining table,-,-,toilet,-,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,
+refrigerator,-,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"""
+COCO_BY_ID = ["-", *_COCO.replace("\n", "").split(",")]  # 91 rows, as the official codes have them
+COCO_CLASSES = [name for name in COCO_BY_ID if name != "-"]  # 80 rows, as in detrex
+
+
+def default_class_names(num_classes: int) -> list[str]:
+    """Names for a file that says none: COCO's for heads of COCO's sizes.
+
+    Rows that are no class are called "unused 0" and so on by their index.
+    """
+    if num_classes == len(COCO_CLASSES):
+        return list(COCO_CLASSES)
+    if num_classes == len(COCO_BY_ID):
+        return [f"unused {i}" if name == "-" else name for i, name in enumerate(COCO_BY_ID)]
+    return [f"class {index}" for index in range(num_classes)]
+
+
+def is_class_head(name: str) -> bool:
+    """Whether a tensor of ours belongs to a class head."""
+    return name.startswith(("class_head.", "class_heads."))
+
+
+def with_classes(
+    state: State, have: Sequence[str], wanted: Sequence[str], source: str | Path
+) -> State:
+    """The detector for some of its classes, in the wanted order.
+
+    Args:
+        state: our tensors.
+        have: its class names.
+        wanted: class names.
+        source: for messages.
+
+    Raises:
+        CheckpointError: it does not know a class.
+    """
+    strange = [name for name in wanted if name not in have]
+    if strange:
+        raise CheckpointError(
+            f"{source}: detects {_shown(have)}, not {_shown(strange)}. Add --new-class-head to "
+            "start with a fresh class head, or choose from its classes."
+        )
+    rows = [list(have).index(name) for name in wanted]
+
+    def select(head: Tensor) -> Tensor:
+        no_object = [len(have)] if len(head) > len(have) else []
+        return head[rows + no_object]
+
+    heads = {name: select(tensor) for name, tensor in state.items() if is_class_head(name)}
+    return _with_objectness({**state, **heads}, state)
+
+
+def with_new_class_head(state: State, num_classes: int) -> State:
+    """The detector with class heads as before training, always the same ones.
+
+    Of the encoder's own head in two-stage detectors the first row stays: it does not tell classes
+    apart but proposals from background.
+
+    Args:
+        state: our tensors.
+        num_classes: K.
+    """
+    softmax = "class_head.weight" in state
+    weight = state["class_head.weight" if softmax else "class_heads.0.weight"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = nn.Linear(weight.shape[1], num_classes + softmax, dtype=weight.dtype)
+    if not softmax:
+        nn.init.constant_(head.bias, -math.log(99))  # focal loss: a prior of 1 %
+    fresh = {f".{kind}": tensor.detach() for kind, tensor in head.named_parameters()}
+    heads = {name: fresh[name[name.rindex(".") :]].clone() for name in state if is_class_head(name)}
+    return _with_objectness({**state, **heads}, state)
+
+
+def _with_objectness(state: State, before: State) -> State:
+    """Put back the one row that a two-stage encoder's head uses, see ``deformable_detr.py``."""
+    if "proposal_proj.weight" not in before:
+        return state
+    last = count(before, "class_heads") - 1
+    for kind in ("weight", "bias"):
+        name = f"class_heads.{last}.{kind}"
+        state[name] = state[name].clone()
+        state[name][0] = before[name][0]
+    return state
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,284 @@
+"""From a file of any layout to a detector's weights with their header, and back."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from v2idetr.checkpoints import detrex, huggingface, official
+from v2idetr.checkpoints.architecture import (
+    Architecture,
+    check_complete,
+    describe,
+    describe_state,
+    incomplete,
+)
+from v2idetr.checkpoints.class_heads import (
+    default_class_names,
+    with_classes,
+    with_new_class_head,
+)
+from v2idetr.checkpoints.files import CheckpointError, Stored, sha256, write_whole
+from v2idetr.checkpoints.layouts import Layout, missing_parts
+from v2idetr.checkpoints.published import (
+    ADVICE,
+    Header,
+    check_header,
+    project_version,
+)
+from v2idetr.checkpoints.renaming import State
+
+LAYOUTS = (
+    official.DETR,
+    official.DEFORMABLE_DETR,
+    official.SAM_DETR,
+    detrex.DETR,
+    detrex.DEFORMABLE_DETR,
+    huggingface.DETR,
+    huggingface.DEFORMABLE_DETR,
+)
+NAMES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
+# How all of them show pictures to a detector: RGB, ImageNet's statistics, as on COCO.
+PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+INPUT_SIZE = "short side 800 px, long side at most 1333 px"
+HEADS = 8  # of all published detectors
+QUERIES = 300  # of the official two-stage detectors
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A detector's weights.
+
+    Attributes:
+        state: tensors, named as in the network.
+        header: what they do not say.
+    """
+
+    state: State
+    header: Header
+
+    def published_state(self) -> State:
+        """Tensors, named as in the detector around the network."""
+        return {f"net.{name}": tensor for name, tensor in self.state.items()}
+
+
+def layout_of(state: State) -> Layout | None:
+    """The layout of another code base that a file is in, recognised from its names."""
+    return next((la for la in LAYOUTS if all(mark in state for mark in la.marks)), None)
+
+
+def find_layout(state: State, source: str | Path, name: str | None = None) -> Layout:
+    """The layout of a file, recognised from its names.
+
+    Args:
+        state: of the file.
+        source: for messages.
+        name: only consider the layouts of this code base, and take the nearest.
+
+    Raises:
+        CheckpointError: it is in none of them.
+    """
+    layout = layout_of(state)
+    if layout is not None and name in (None, layout.name):
+        return layout
+    if name is not None:
+        known = {layout: len(layout.to_ours(state, source)[0]) for layout in LAYOUTS}
+        nearest = max((la for la in LAYOUTS if la.name == name), key=lambda layout: known[layout])
+        if known[nearest]:
+            return nearest
+    titles = ", ".join(layout.title for layout in LAYOUTS if name in (None, layout.name))
+    parts = missing_parts(list(state)) or ["It has names such as " + ", ".join([*state][:3]) + "."]
+    raise CheckpointError(
+        f"{source}: is in no layout known here ({titles}, this project). {' '.join(parts)}"
+    )
+
+
+def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
+    """A detector from a file of another code base.
+
+    Args:
+        path: of the file; a ``config.json`` of transformers beside it is read, too.
+        stored: its content.
+        layout: of it.
+
+    Raises:
+        CheckpointError: it is not whole, or of a detector that we do not have.
+    """
+    if "dc5" in path.name.lower():
+        raise CheckpointError(
+            f"{path}: is a DC5 detector by its name; its dilated backbone is none of ours."
+        )
+    hidden = _hidden_settings(path, stored, layout)
+    state, unknown = layout.to_ours(stored.state, path)
+    if unknown:
+        raise incomplete(layout, str(path), [], unknown)
+    num_heads = int(hidden.get("num_heads", HEADS))
+    try:
+        architecture = describe_state(layout.network, state, num_heads)
+    except KeyError as error:
+        raise incomplete(layout, str(path), [str(error.args[0])]) from error
+    if architecture["d"] % num_heads:
+        raise CheckpointError(
+            f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
+            "keep the training arguments or the config.json with the file, which say how many."
+        )
+    check_complete(state, architecture, layout, str(path))
+    architecture.setdefault("num_queries", hidden.get("num_queries", QUERIES))
+    names = hidden.get("class_names", [])
+    if len(names) != architecture["num_classes"]:
+        names = default_class_names(architecture["num_classes"])
+    header = _header(
+        path,
+        layout.title,
+        architecture | {"isolate_padding": False},
+        class_names=names,
+        pixel_mean=PIXEL_MEAN,
+        pixel_std=PIXEL_STD,
+        input_size=INPUT_SIZE,
+        size_divisor=1,
+    )
+    return Weights(state, header)
+
+
+def of_detector(path: Path, detector: Any, config: str, input_size: str) -> Weights:
+    """The weights of a detector of ours that were loaded from a file.
+
+    Args:
+        path: of that file.
+        detector: a ``meta_arch.Detector``.
+        config: YAML of its run.
+        input_size: see :class:`Header`.
+    """
+    state = {
+        name.removeprefix("net."): tensor.detach()
+        for name, tensor in detector.state_dict().items()
+        if name.startswith("net.")
+    }
+    header = _header(
+        path,
+        "this project",
+        _architecture(detector.net),
+        class_names=list(detector.class_names),
+        pixel_mean=detector.pixel_mean.flatten().tolist(),
+        pixel_std=detector.pixel_std.flatten().tolist(),
+        input_size=input_size,
+        size_divisor=detector.size_divisor,
+        config=config,
+    )
+    return Weights(state, header)
+
+
+def for_classes(weights: Weights, class_names: Sequence[str], *, new_head: bool) -> Weights:
+    """The same detector for other classes.
+
+    Args:
+        weights: of the detector.
+        class_names: known to it, unless there is a new head.
+        new_head: give it a fresh class head.
+
+    Raises:
+        CheckpointError: it does not know a class.
+    """
+    header, names = weights.header, list(class_names)
+    if new_head:
+        state = with_new_class_head(weights.state, len(names))
+    elif names == header.class_names:
+        return weights
+    else:
+        state = with_classes(weights.state, header.class_names, names, header.source)
+    architecture = header.architecture | {"num_classes": len(names)}
+    return Weights(state, replace(header, architecture=architecture, class_names=names))
+
+
+def check_fits(weights: Weights, detector: Any, config: str) -> Weights:
+    """The same weights for a detector of a config, which their header then holds.
+
+    Raises:
+        CheckpointError: lists what differs.
+    """
+    check_header(weights.header, detector, weights.header.source, partial=False)
+    return Weights(weights.state, replace(weights.header, config=config))
+
+
+def export(weights: Weights, name: str, output: Path) -> None:
+    """Write weights in the layout of another code base.
+
+    Args:
+        weights: of a detector.
+        name: of the code base.
+        output: a ``.pth`` file with the tensors under "model"; for transformers a folder with
+            ``model.safetensors`` and ``config.json``.
+
+    Raises:
+        CheckpointError: it has no such detector, or no place for a part of it.
+    """
+    header, network = weights.header, weights.header.architecture["network"]
+    layout = next((la for la in LAYOUTS if (la.name, la.network) == (name, network)), None)
+    if layout is None:
+        have = ", ".join(la.title for la in LAYOUTS if la.network == network) or "none"
+        raise CheckpointError(f"{header.source}: {name} has no {network}; these do: {have}.")
+    state = layout.from_ours(weights.state, header.source)
+    if name != "transformers":
+        write_whole(output, lambda file: torch.save({"model": state}, file), advice=ADVICE)
+        return
+    config = huggingface.config_of(header.architecture, header.class_names)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    content = safetensors.torch.save(tensors, {"format": "pt"})
+    write_whole(output / "model.safetensors", lambda file: file.write(content), advice=ADVICE)
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    write_whole(output / "config.json", lambda file: file.write(text), advice=ADVICE)
+
+
+def _hidden_settings(path: Path, stored: Stored, layout: Layout) -> dict[str, Any]:
+    """Settings that the tensors do not show, from what lies beside them."""
+    try:
+        if layout.name == "official":
+            args = stored.beside.get("args")
+            return official.hidden_settings(args if isinstance(args, Namespace) else None)
+        if layout.name == "transformers" and (path.parent / "config.json").is_file():
+            text = (path.parent / "config.json").read_text(encoding="utf-8")
+            return huggingface.hidden_settings(json.loads(text))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
+    return {}
+
+
+def _architecture(net: Any) -> Architecture:
+    return describe(net) | {
+        "num_queries": net.num_queries,
+        "isolate_padding": getattr(net, "isolate_padding", True),
+    }
+
+
+def _header(
+    path: Path,
+    layout: str,
+    architecture: Architecture,
+    *,
+    class_names: list[str],
+    pixel_mean: list[float],
+    pixel_std: list[float],
+    input_size: str,
+    size_divisor: int,
+    config: str = "",
+) -> Header:
+    return Header(
+        architecture=architecture,
+        class_names=class_names,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        input_size=input_size,
+        size_divisor=size_divisor,
+        config=config,
+        source=path.name,
+        source_sha256=sha256(path),
+        source_layout=layout,
+        project_version=project_version(),
+    )

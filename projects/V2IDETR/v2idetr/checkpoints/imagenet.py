@@ -1,0 +1,73 @@
+"""ImageNet weights of ResNets, for ``model.net.weights``, in torchvision's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from v2idetr.checkpoints import renaming
+from v2idetr.checkpoints.files import CheckpointError, listed
+from v2idetr.checkpoints.renaming import State
+from v2idetr.checkpoints.resnets import (
+    describe_resnet,
+    missing_in_resnet,
+    torchvision_rules,
+    transformers_rules,
+)
+
+# What stands before the names of a ResNet, and what the rest of the file is then.
+# MoCo has two encoders of one shape; the second is only the running mean of the first.
+PREFIXES = {
+    "module.encoder_q.": "MoCo",
+    "encoder_q.": "MoCo",
+    "module.base_encoder.": "MoCo v3",
+    "base_encoder.": "MoCo v3",
+    "module.": "torchvision or timm",
+    "resnet.": "transformers",
+    "": "torchvision or timm",
+}
+FIRST = ("conv1.weight", "stem.conv1.weight", "embedder.embedder.convolution.weight")
+CLASSIFIER = ("fc.", "stem.fc.", "classifier.", "predictor.")
+
+
+def prefix_of(state: State) -> str | None:
+    """What stands before the names of a ResNet; None where there is none."""
+    return next((p for p in PREFIXES if any(p + first in state for first in FIRST)), None)
+
+
+def to_torchvision(state: State, source: str | Path) -> tuple[State, str]:
+    """A ResNet's tensors without its classifier, and which ResNet it is.
+
+    Args:
+        state: of a file for which :func:`prefix_of` has found something.
+        source: for messages.
+
+    Raises:
+        CheckpointError: it is none of the ResNets that detectors here have.
+    """
+    prefix = prefix_of(state)
+    assert prefix is not None
+    body = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+        and not name.removeprefix(prefix).startswith(CLASSIFIER)
+        and not name.endswith("num_batches_tracked")
+    }
+    rules = torchvision_rules("", "")
+    ours = dict(body)
+    if FIRST[0] in body:
+        ours, unknown = renaming.to_ours(rules, body)
+    elif FIRST[2] in body:
+        ours, unknown = renaming.to_ours(transformers_rules("", ""), body)
+    else:
+        unknown = [name for name in body if not name.startswith(("stem.conv1.", "res"))]
+    kind, missing = describe_resnet(ours), missing_in_resnet(ours)
+    if unknown or missing or kind in ("", "resnet"):
+        raise CheckpointError(
+            f"{source}: is a classifier, but not a plain ResNet-18, 34, 50, 101 or 152."
+            + listed("missing", missing)
+            + listed("unexpected", unknown)
+        )
+    theirs, left = renaming.to_theirs(rules, ours)
+    assert not left
+    return theirs, kind

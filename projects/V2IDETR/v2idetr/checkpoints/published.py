@@ -1,0 +1,183 @@
+"""Published weights: a safetensors file whose header says what detector they are of."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from v2idetr.checkpoints.architecture import HIDDEN, Architecture, describe
+from v2idetr.checkpoints.files import CheckpointError, sha256, write_whole
+
+logger = logging.getLogger(__name__)
+
+FORMAT, BACKBONE_FORMAT = "v2idetr-weights", "v2idetr-backbone"
+VERSION = 1
+ADVICE = "Make room, or choose another --output."
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the tensors alone do not say.
+
+    Attributes:
+        architecture: see ``architecture.py``; "isolate_padding" with it.
+        class_names: by class index.
+        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
+        input_size: the sizes that pictures were shown in, in words.
+        size_divisor: pictures were padded to multiples of this.
+        config: YAML of the run that trained it; "" if none did.
+        source: name of the file that it was made from.
+        source_sha256: of that file's content.
+        source_layout: of that file.
+        project_version: that wrote it.
+    """
+
+    architecture: Architecture
+    class_names: list[str]
+    pixel_mean: list[float]
+    pixel_std: list[float]
+    input_size: str
+    size_divisor: int
+    config: str
+    source: str
+    source_sha256: str
+    source_layout: str
+    project_version: str
+
+
+def project_version() -> str:
+    """Of the installed package; "" where it is used from its source tree alone."""
+    try:
+        return importlib.metadata.version("v2idetr")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def write_published(path: Path, state: Mapping[str, Tensor], header: Header) -> None:
+    """Write a detector's weights with their header.
+
+    Args:
+        path: of a ``.safetensors`` file.
+        state: tensors, named as in the detector (``net. ...``).
+        header: see :class:`Header`.
+
+    Raises:
+        CheckpointError: it cannot be written; what ``path`` held before is untouched.
+    """
+    words = {name: json.dumps(value) for name, value in asdict(header).items()}
+    _write(path, state, {"format": FORMAT, "version": str(VERSION), **words})
+
+
+def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: Path) -> None:
+    """Write the ImageNet weights of a ResNet, for ``model.net.weights``.
+
+    Args:
+        path: of a ``.safetensors`` file.
+        state: tensors in torchvision's names.
+        kind: such as "resnet50".
+        source: the file that they are from.
+
+    Raises:
+        CheckpointError: see :func:`write_published`.
+    """
+    facts = {"backbone": kind, "source": source.name, "source_sha256": sha256(source)}
+    facts |= {"project_version": project_version()}
+    words = {name: json.dumps(value) for name, value in facts.items()}
+    _write(path, state, {"format": BACKBONE_FORMAT, "version": str(VERSION), **words})
+
+
+def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    # Views share storages and channels-last tensors have gaps, neither of which the format has.
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
+    content = safetensors.torch.save(tensors, metadata)
+    write_whole(path, lambda file: file.write(content), advice=ADVICE)
+
+
+def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | None:
+    """The header of a safetensors file; None if it has none of ours.
+
+    Raises:
+        CheckpointError: a header that this program cannot read, or of a backbone.
+    """
+    if metadata.get("format") == BACKBONE_FORMAT:
+        raise CheckpointError(
+            f"{source}: holds a backbone alone; name it as model.net.weights instead."
+        )
+    if metadata.get("format") != FORMAT:
+        return None
+    if metadata.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"{source}: has header version {metadata.get('version')}, but this program reads "
+            f"version {VERSION}; use the program that wrote it."
+        )
+    try:
+        return Header(**{field.name: json.loads(metadata[field.name]) for field in fields(Header)})
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{source}: its header is damaged ({error}).") from error
+
+
+def check_header(header: Header, detector: Any, source: str | Path, *, partial: bool) -> None:
+    """Compare a file's header with the detector that is to get its weights.
+
+    Args:
+        header: of the file.
+        detector: a ``meta_arch.Detector``.
+        source: the file, for messages.
+        partial: only what tensors that fit can still disagree in must agree.
+
+    Raises:
+        CheckpointError: lists what differs.
+    """
+    have, want = describe(detector.net), header.architecture
+    keys = [key for key in want if key in have and (not partial or key in HIDDEN)]
+    differing = [
+        f"net.{key} is {have[key]!r}, in the file {want[key]!r}"
+        for key in keys
+        if have[key] != want[key]
+    ]
+    for key in ("pixel_mean", "pixel_std"):
+        own, theirs = getattr(detector, key).flatten().cpu(), torch.tensor(getattr(header, key))
+        if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-3):
+            differing.append(f"{key} is {_short(own)}, in the file {_short(theirs)}")
+    if differing:
+        raise CheckpointError(
+            f"{source}: is of another detector than the config's:\n  "
+            + "\n  ".join(differing)
+            + f"\n{_advice(have, want, partial)}"
+        )
+    isolated = getattr(detector.net, "isolate_padding", None)
+    if isolated != want.get("isolate_padding", isolated):
+        logger.info(
+            "%s was trained with net.isolate_padding=%s and is used with %s: padded pictures give "
+            "slightly other features.",
+            source,
+            want["isolate_padding"],
+            isolated,
+        )
+
+
+def _advice(have: Architecture, want: Architecture, partial: bool) -> str:
+    if have["network"] != want["network"]:
+        return f"Use a config of {want['network']}, or other weights."
+    if not partial and have.get("num_classes") != want.get("num_classes"):
+        return (
+            "Give the weights your classes with tools/convert_checkpoint.py --config-file CONFIG "
+            "--new-class-head, and set the other keys above as in the file; or set "
+            "train.init_partial=true to leave out what does not fit."
+        )
+    return "Set these keys of the config as in the file" + (
+        "." if partial else "; or set train.init_partial=true to leave out what does not fit."
+    )
+
+
+def _short(numbers: Tensor) -> list[float]:
+    return [round(number, 3) for number in numbers.tolist()]

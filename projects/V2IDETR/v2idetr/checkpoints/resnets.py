@@ -1,0 +1,100 @@
+"""ResNets: our names, which are Detectron2's, and those of torchvision, timm and transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from v2idetr.checkpoints.renaming import Rule
+
+NORM = ("weight", "bias", "running_mean", "running_var")  # frozen batch normalisation
+STAGES = (2, 3, 4, 5)
+DEPTHS: dict[
+    tuple[tuple[int, ...], bool], str
+] = {  # blocks of each stage, and whether they are bottlenecks
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+}
+
+
+def torchvision_rules(ours: str, theirs: str) -> list[Rule]:
+    """Rules for the ResNets of torchvision, and timm's plain ones, which have the same names.
+
+    Args:
+        ours, theirs: what the names begin with.
+    """
+    rules = [
+        Rule(f"{ours}stem.conv1.norm.", f"{theirs}bn1."),
+        Rule(f"{ours}stem.conv1.", f"{theirs}conv1."),
+    ]
+    for stage in STAGES:
+        block, layer = f"{ours}res{stage}.{{}}.", f"{theirs}layer{stage - 1}.{{}}."
+        for conv in (1, 2, 3):
+            rules.append(Rule(f"{block}conv{conv}.norm.", f"{layer}bn{conv}."))
+            rules.append(Rule(f"{block}conv{conv}.", f"{layer}conv{conv}."))
+        rules.append(Rule(f"{block}shortcut.norm.", f"{layer}downsample.1."))
+        rules.append(Rule(f"{block}shortcut.", f"{layer}downsample.0."))
+    return rules
+
+
+def transformers_rules(ours: str, theirs: str) -> list[Rule]:
+    """Rules for the ResNets of transformers; arguments as for :func:`torchvision_rules`."""
+    stem = f"{theirs}embedder.embedder."
+    rules = [
+        Rule(f"{ours}stem.conv1.norm.", f"{stem}normalization."),
+        Rule(f"{ours}stem.conv1.", f"{stem}convolution."),
+    ]
+    for stage in STAGES:
+        block = f"{ours}res{stage}.{{}}."
+        layers = f"{theirs}encoder.stages.{stage - 2}.layers.{{}}."
+        pairs = [(f"conv{conv}", f"layer.{conv - 1}") for conv in (1, 2, 3)]
+        for our_part, part in [*pairs, ("shortcut", "shortcut")]:
+            rules.append(Rule(f"{block}{our_part}.norm.", f"{layers}{part}.normalization."))
+            rules.append(Rule(f"{block}{our_part}.", f"{layers}{part}.convolution."))
+    return rules
+
+
+def describe_resnet(names: Iterable[str]) -> str:
+    """ "resnet50" and so on; "resnet" for one of no known depth; "" for another network.
+
+    Args:
+        names: our names, from "stem." on.
+    """
+    blocks, bottleneck = _blocks(names)
+    if not all(blocks):
+        return ""
+    return DEPTHS.get((blocks, bottleneck), "resnet")
+
+
+def missing_in_resnet(names: Iterable[str]) -> list[str]:
+    """What a ResNet lacks that has blocks of all these names.
+
+    Args:
+        names: our names, from "stem." on.
+    """
+    have = set(names)
+    blocks, bottleneck = _blocks(have)
+    convolutions = ["stem.conv1"]
+    for stage, count in zip(STAGES, blocks, strict=True):
+        for index in range(max(count, 1)):
+            block = f"res{stage}.{index}."
+            convolutions += [f"{block}conv{conv}" for conv in range(1, 4 if bottleneck else 3)]
+        # Whether the first stage widens its input is not in the names.
+        if stage > STAGES[0] or any(name.startswith("res2.0.shortcut.") for name in have):
+            convolutions.append(f"res{stage}.0.shortcut")
+    expected = [
+        name
+        for conv in convolutions
+        for name in (f"{conv}.weight", *(f"{conv}.norm.{kind}" for kind in NORM))
+    ]
+    return [name for name in expected if name not in have]
+
+
+def _blocks(names: Iterable[str]) -> tuple[tuple[int, ...], bool]:
+    """Blocks of each stage, and whether they are bottlenecks."""
+    found = [match for name in names if (match := re.match(r"res([2-5])\.(\d+)\.(\w+)\.", name))]
+    counts = [max((int(m[2]) + 1 for m in found if int(m[1]) == s), default=0) for s in STAGES]
+    return tuple(counts), any(match[3] == "conv3" for match in found)

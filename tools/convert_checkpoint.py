@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Weights of other code bases for our detectors, and of our detectors for them and for others.
+
+    # what is in a file?
+    python tools/convert_checkpoint.py r50_deformable_detr-checkpoint.pth
+
+    # COCO weights to start training from: with the classes, the checks and a class head of a config
+    python tools/convert_checkpoint.py r50_deformable_detr-checkpoint.pth \\
+        --config-file configs/v2i_sun.yaml --new-class-head --output weights/coco.safetensors \\
+        model.net.num_queries=300
+
+    # a trained detector to give away: one safetensors file that says what it is
+    python tools/convert_checkpoint.py output/v2i_sun/student/best.pth --output polyps.safetensors
+
+    # the same for transformers: a folder
+    python tools/convert_checkpoint.py polyps.safetensors --to transformers --output polyps
+
+    # ImageNet weights of torchvision, timm or MoCo, for model.net.weights
+    python tools/convert_checkpoint.py moco_v2_800ep_pretrain.pth.tar \\
+        --output weights/resnet50_moco.safetensors
+
+SOURCE is a file of DETR, Deformable DETR or SAM-DETR (official code), of detrex, of transformers
+(file or folder), a checkpoint of train_net.py, or a file that this program wrote; which of them is
+seen from the names in it. No code in it is run. The output is read by train.init_checkpoint,
+teacher.checkpoint and --eval-only, which refuse it for another architecture, other classes or other
+pixel statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+LAYOUTS = ("official", "detrex", "transformers")
+FILES_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # transformers
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="file, or folder of transformers")
+    add("--output", type=Path, metavar="FILE", help="without it nothing is written")
+    add("--to", choices=("ours", *LAYOUTS), default="ours", help="layout to write (default: ours)")
+    add("--layout", choices=LAYOUTS, help="of SOURCE, where it is not recognised")
+    add(
+        "--config-file",
+        metavar="CONFIG",
+        help="the detector that the weights are for, which they must fit, and its classes; for a "
+        "checkpoint of train_net.py its own (default: config.yaml beside it)",
+    )
+    add("--classes", nargs="+", metavar="NAME", help="keep these classes alone, in this order")
+    add(
+        "--new-class-head",
+        action="store_true",
+        help="a fresh class head for the classes of --config-file or --classes",
+    )
+    add("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    options = parser.parse_intermixed_args(arguments)
+    if options.new_class_head and not (options.config_file or options.classes):
+        parser.error("--new-class-head needs the classes: give --config-file or --classes")
+    if options.config_file and options.classes:
+        parser.error("--config-file has the classes (data.class_names): leave out --classes")
+    if options.overrides and not options.config_file:
+        parser.error(f"{options.overrides[0]} changes a config: give --config-file")
+    if options.output and options.to == "ours" and options.output.suffix != ".safetensors":
+        parser.error(f"--output {options.output} must end in .safetensors")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert and say what was done; 2 for a user's error."""
+    options = parse(arguments)
+    try:
+        for line in convert(options):
+            print(line)
+    except (ValueError, OSError) as error:
+        print(f"convert_checkpoint: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def convert(options: argparse.Namespace) -> list[str]:
+    """Read, change and write; returns what to say about it.
+
+    Raises:
+        ValueError: the file or the config cannot be used.
+    """
+    # Imported here, so that --help and usage errors need no torch.
+    from v2idetr.checkpoints import imagenet
+    from v2idetr.checkpoints.conversion import export
+    from v2idetr.checkpoints.files import read_weights
+    from v2idetr.checkpoints.published import write_backbone, write_published
+
+    source = find_file(options.source)
+    stored = read_weights(source)
+    if options.layout is None and imagenet.prefix_of(stored.state) is not None:
+        tensors, kind = imagenet.to_torchvision(stored.state, source)
+        lines = [f"{source}: ImageNet weights of a {kind}"]
+        if options.output is None:
+            return lines
+        write_backbone(options.output, tensors, kind, source)
+        return [*lines, *written(options.output)]
+    weights, lines = read_detector(source, stored, options)
+    lines = [describe(source, weights.header), *lines]
+    if options.output is None:
+        return lines
+    if options.to == "ours":
+        write_published(options.output, weights.published_state(), weights.header)
+    else:
+        export(weights, options.to, options.output)
+    return [*lines, *written(options.output)]
+
+
+def find_file(source: Path) -> Path:
+    """The file of weights that a name means; ValueError where there is none."""
+    if not source.is_dir():
+        return source
+    for name in FILES_OF_A_FOLDER:
+        if (source / name).is_file():
+            return source / name
+    raise ValueError(f"{source}: a folder without {' or '.join(FILES_OF_A_FOLDER)}")
+
+
+def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tuple[Any, list[str]]:
+    """Weights of a detector as the options want them, and what was done to them."""
+    from v2idetr.checkpoints.architecture import network_of
+    from v2idetr.checkpoints.conversion import (
+        Weights,
+        check_fits,
+        find_layout,
+        read_foreign,
+    )
+    from v2idetr.checkpoints.published import read_header
+
+    header = read_header(stored.metadata, source)
+    bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
+    if header is None and options.layout is None and network_of(bare):
+        weights = read_trained(source, stored, options)
+        return with_classes(weights, options.classes, options.new_class_head)
+    if header is not None:
+        weights = Weights(bare, header)
+    else:
+        layout = find_layout(stored.state, source, options.layout)
+        weights = read_foreign(source, stored, layout)
+    if not options.config_file:
+        return with_classes(weights, options.classes, options.new_class_head)
+    detector, config = build_detector(options, "plain")
+    weights, lines = with_classes(weights, list(detector.class_names), options.new_class_head)
+    return check_fits(weights, detector, config), lines
+
+
+def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
+    """Weights of a checkpoint of train_net.py, as its config describes them."""
+    from v2idetr.checkpoints.conversion import of_detector
+    from v2idetr.engine.checkpoint import load_detector
+    from v2idetr.engine.config import load_config
+
+    options = argparse.Namespace(**vars(options))
+    beside = source.parent / "config.yaml"
+    if options.config_file is None:
+        if not beside.is_file():
+            raise ValueError(
+                f"{source}: is a checkpoint of this project without its config; give it with "
+                "--config-file (config.yaml of the run)."
+            )
+        options.config_file = str(beside)
+    detector, config = build_detector(options, stored.beside.get("stage", "plain"))
+    load_detector(detector, source, class_names=list(detector.class_names))
+    test = load_config(options.config_file, options.overrides).data.augmentations.test
+    return of_detector(source, detector, config, "; ".join(map(in_words, test)))
+
+
+def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, str]:
+    """The detector of a config, without weights of its own, and the config as YAML."""
+    from v2idetr.engine.config import load_config, to_plain
+    from v2idetr.engine.config_yaml import dump_yaml
+    from v2idetr.engine.stage_models import build_stage
+
+    config = load_config(options.config_file, options.overrides)
+    kind = "teacher" if stage == "teacher" else "plain"
+    return build_stage(config, kind, pretrained=False).detector, dump_yaml(to_plain(config))
+
+
+def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple[Any, list[str]]:
+    """The weights for these classes, and what became of the class head."""
+    from v2idetr.checkpoints.conversion import for_classes
+
+    if names is None:
+        return weights, []
+    had = len(weights.header.class_names)
+    changed = for_classes(weights, names, new_head=new_head)
+    if new_head:
+        return changed, [f"class head: fresh, for {', '.join(names)}; its {had} rows are dropped"]
+    if changed is weights:
+        return weights, []
+    return changed, [f"class head: {len(names)} of {had} classes kept: {', '.join(names)}"]
+
+
+def describe(source: Path, header: Any) -> str:
+    """What a file holds, on a few lines."""
+    architecture = ", ".join(f"{key} {value}" for key, value in header.architecture.items())
+    names = header.class_names
+    shown = ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")
+    return (
+        f"{source}: in the layout of {header.source_layout}\n"
+        f"  {architecture}\n"
+        f"  classes: {shown}\n"
+        f"  pixels: mean {header.pixel_mean}, std {header.pixel_std}; {header.input_size}"
+    )
+
+
+def in_words(augmentation: Any) -> str:
+    """A node of a config such as "ResizeShortEdge short_edges=480"."""
+    settings = [f"{key}={value}" for key, value in augmentation.items() if key != "_target_"]
+    return " ".join([augmentation["_target_"].rpartition(".")[2], *settings])
+
+
+def written(output: Path) -> list[str]:
+    """What was written and how large it is."""
+    files = sorted(output.iterdir()) if output.is_dir() else [output]
+    return [f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)" for file in files]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
