@@ -112,7 +112,10 @@ def check_complete(state: State, architecture: Architecture, layout: Layout, sou
     Raises:
         CheckpointError: lists what is missing, has another shape or has no place.
     """
-    expected = _shapes(architecture, state)
+    try:
+        expected = _shapes(architecture, state)
+    except ValueError as error:  # numbers that no whole file has
+        raise CheckpointError(f"{source}: {error}") from error
     backbone = [n.removeprefix("backbone.") for n in state if n.startswith("backbone.")]
     missing = [f"backbone.{name}" for name in missing_in_resnet(backbone)]
     missing += [name for name in expected if name not in state]
