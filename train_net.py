@@ -5,6 +5,8 @@ teacher.
     python train_net.py --config-file configs/v2i_synthetic.yaml
     python train_net.py --config-file configs/v2i_sun.yaml --num-gpus 4 train.amp=bf16
     python train_net.py --config-file configs/v2i_sun.yaml --resume
+    python train_net.py --config-file configs/v2i_sun.yaml \\
+        --layer configs/ablations/table4/02_fd.yaml train.output_dir=output/table4/02_fd
     python train_net.py --config-file configs/v2i_sun.yaml --eval-only \\
         train.init_checkpoint=student.pth
 

@@ -11,7 +11,11 @@ from v2idetr.engine.config import build, load_run_config
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # What each student's configs are called: v2i_DATA + this, and the key for its baselines.
 STUDENTS = {"deformable_detr": "", "detr": "_detr", "sam_detr": "_sam_detr"}
-FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+FILES = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if "ablations" not in path.parts  # layers on a config, see test_ablations.py
+)
 
 
 def load(name: str, *overrides: str):

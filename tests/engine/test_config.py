@@ -176,6 +176,63 @@ def test_a_config_is_put_together_from_several_bases(base) -> None:
     assert any("two of its _base_ files define the section train" in p for p in problems_of(path))
 
 
+def test_layers_are_put_on_a_config_in_their_order_and_below_the_overrides(base) -> None:
+    first, second = base.with_name("first.yaml"), base.with_name("second.yaml")
+    first.write_text("train: {max_iter: 7, seed: 1, lr: 0.5}\n")
+    second.write_text("train: {seed: 2, lr: 0.6}\n")
+    config = load_config(base, ["train.lr=0.7"], layers=[first, second])
+    assert (config.train.max_iter, config.train.seed, config.train.lr) == (7, 2, 0.7)
+    assert config.other.length == 7, "references see the change"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {max_itr: 7}\n", "layer.yaml: train.max_itr does not exist"),
+        ("train: {seed: x}\n", "layer.yaml: train.seed must be an integer"),
+        ("_base_: base.py\n", "layer.yaml: has a _base_, so it is a config of its own"),
+        ("- a\n", "layer.yaml: must hold a mapping"),
+        (None, "layer.yaml: a layer is a .yaml file, and there is none"),
+    ],
+)
+def test_a_layer_is_read_as_strictly_as_a_config(base, text, expected) -> None:
+    path = base.with_name("layer.yaml")
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(base, layers=[path])
+    (problem,) = caught.value.problems
+    assert expected in problem
+
+
+@pytest.mark.parametrize("way", ["override", "layer", "config"])
+def test_a_loss_that_is_null_can_be_set(tiny_config, way) -> None:
+    name = "v2idetr.distillation.feature_distillation.FeatureDistillation"
+    loss = f"{{_target_: {name}, weight: 1, mask: box}}"
+    path = tiny_config.with_name("more.yaml")
+    if way == "override":
+        config = load_config(tiny_config, [f"distillation.fd={loss}"])
+    elif way == "layer":
+        path.write_text(f"distillation: {{fd: {loss}}}\n")
+        config = load_config(tiny_config, layers=[path])
+    else:
+        path.write_text(f"_base_: {tiny_config.name}\ndistillation: {{fd: {loss}}}\n")
+        config = load_config(path)
+    assert (config.distillation.fd._target_, config.distillation.fd.mask) == (name, "box")
+
+
+def test_a_key_of_a_loss_that_is_null_is_explained(tiny_config) -> None:
+    problem = only_problem(tiny_config, "distillation.fd.weight=1")
+    assert "distillation.fd is null; give it as a whole: distillation.fd={_target_: " in problem
+
+
+def test_a_loss_that_is_null_takes_no_other_kind_of_value(tiny_config) -> None:
+    assert "must be a mapping" in only_problem(tiny_config, "distillation.fd=1")
+    name = "v2idetr.distillation.feature_distillation.FeatureDistillation"
+    problem = only_problem(tiny_config, f"distillation.fd={{_target_: {name}, stride: 32}}")
+    assert "no such argument. Did you mean distillation.fd.strides?" in problem
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -338,6 +395,7 @@ def test_the_fingerprint_ignores_what_does_not_change_the_weights(tiny_config) -
         ("train.batch_size=6", "use a divisor of 3"),
         ("train.max_iter=0", "must be at least 1"),
         ("data.num_frames=0", "must be at least 1"),
+        ("distillation.qd={_target_: builtins.dict, weight: -1}", "distillation.qd.weight must be"),
         ("optimizer.lr=-1.0", "must be at least 0"),
         ("model.net.num_queries=0", "must be at least 1"),
         ("train.amp=fp8", "must be one of off, bf16, fp16"),

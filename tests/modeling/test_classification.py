@@ -148,6 +148,14 @@ def test_without_lesions_the_softmax_loss_pushes_every_query_to_no_object() -> N
     assert (logits.grad[..., 2] < 0).all() and (logits.grad[..., :2] > 0).all()
 
 
+def test_scores_are_probabilities_of_the_classes_alone() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0), math.log(4.0)]])
+    focal, softmax = FocalClassification(), SoftmaxClassification()
+    torch.testing.assert_close(focal.scores(logits), torch.tensor([[0.5, 0.75, 0.8]]))
+    torch.testing.assert_close(softmax.scores(logits), torch.tensor([[1 / 8, 3 / 8]]))
+    assert focal.scores(logits.half()).dtype == torch.float32
+
+
 def test_a_softmax_query_is_one_detection_of_its_likeliest_class() -> None:
     logits = torch.tensor([[[1.0, 2.0, 9.0], [3.0, 1.0, 0.0], [0.0, 1.0, 0.5]]])
     scores, classes, queries = SoftmaxClassification().detections(logits, 100)

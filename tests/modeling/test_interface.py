@@ -68,6 +68,7 @@ def test_a_level_of_the_memory_is_the_map_of_its_tokens() -> None:
     memory = Memory(Features(maps, None), tokens, None, shapes, torch.ones(2, 3, 2))
     for stride, want in maps.items():
         assert torch.equal(memory.level(stride), want)
+        assert torch.equal(memory.encoded().maps[stride], want)
 
 
 # ------------------------------------------------------------------------- queries
@@ -130,6 +131,13 @@ def test_a_slice_of_decoded_queries_is_a_range_of_them_in_every_layer() -> None:
     part = decoded.slice(2, 5)
     for name in ("hidden", "logits", "boxes"):
         assert torch.equal(getattr(part, name), getattr(decoded, name)[:, :, 2:5])
+
+
+def test_the_decoded_queries_of_some_images_are_theirs_in_every_layer() -> None:
+    decoded = Decoded(torch.rand(3, 4, 7, 4), torch.rand(3, 4, 7, 1), torch.rand(3, 4, 7, 4))
+    part = decoded.select(torch.tensor([3, 1]))
+    for name in ("hidden", "logits", "boxes", "content"):
+        assert torch.equal(getattr(part, name), getattr(decoded, name)[:, [3, 1]])
 
 
 def test_a_context_gives_each_layer_what_the_layer_before_made() -> None:

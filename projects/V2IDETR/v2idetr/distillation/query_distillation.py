@@ -20,7 +20,6 @@ from v2idetr.modeling.interface import Decoded
 from v2idetr.modeling.matcher import HungarianMatcher
 
 Matching = Literal["index", "hungarian"]
-Predictions = tuple[Decoded, Float[Tensor, "L B N K"]]
 
 
 class QueryDistillation(nn.Module):
@@ -59,7 +58,11 @@ class QueryDistillation(nn.Module):
         self.matcher = HungarianMatcher()
         self.hidden_out = translation(student_dim, teacher_dim)
 
-    def forward(self, student: Predictions, teacher: Predictions) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: tuple[Decoded, Float[Tensor, "Ls B Ns K"]],
+        teacher: tuple[Decoded, Float[Tensor, "Lt B Nt K"]],
+    ) -> Float[Tensor, ""]:
         """The weighted loss.
 
         Args:
@@ -97,7 +100,7 @@ class QueryDistillation(nn.Module):
         return query, match
 
 
-def _layer(predictions: Predictions, layer: int) -> tuple[Tensor, Tensor]:
+def _layer(predictions: tuple[Decoded, Tensor], layer: int) -> tuple[Tensor, Tensor]:
     """Boxes and scores."""
     return predictions[0].boxes[layer], predictions[1][layer]
 

@@ -53,7 +53,7 @@ class DistilledStudent(nn.Module):
         for name, loss in given.items():
             if loss.key != name:
                 raise ValueError(
-                    f"distillation.{name} is a {type(loss).__name__}: move it to "
+                    f"distillation.{name}: {type(loss).__name__} belongs below "
                     f"distillation.{loss.key}."
                 )
         self.reach = Reach(max(loss.reach for loss in given.values()))

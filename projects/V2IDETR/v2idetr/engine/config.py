@@ -1,4 +1,4 @@
-"""Strict LazyConfig: files and overrides to one plain, resolved, checked config.
+"""Strict LazyConfig: files, layers and overrides to one plain, resolved, checked config.
 
 A config is a `.py` LazyConfig, or a `.yaml` with a `_base_` (one file or a list of files, `.py` or
 `.yaml`, paths relative to it) and the keys that it changes. What it names must exist, values keep
