@@ -239,8 +239,10 @@ class SAMDETR(nn.Module):
             strict=True,
         ):
             size = ratio.new_tensor([w, h])
-            picture = (ratio * size).round()
-            edge = picture if self.isolate_padding else size.expand_as(picture)
+            picture = ratio * size
+            # Cells that any pixel reaches; a whole number of cells stays one in spite of rounding.
+            reached = (picture - 1e-3).ceil()
+            edge = reached if self.isolate_padding else size.expand_as(picture)
             levels.append(Level(tokens, place, padding, (h, w), picture, edge))
         return levels
 
