@@ -49,7 +49,7 @@ def tiny_network(kind: str, size: Size = TINY, **changes) -> Any:
     }
     if kind == "DeformableDETR":
         settings["strides"] = (8, 16, 32, 64) if size.levels == 4 else (32,)
-    return NETWORKS[kind](backbone=tiny_resnet(size), **settings | changes)
+    return NETWORKS[kind](**{"backbone": tiny_resnet(size)} | settings | changes)
 
 
 def detector_of(net: Any, names: list[str] | None = None, **changes) -> Detector:

@@ -228,7 +228,10 @@ def export(weights: Weights, name: str, output: Path) -> None:
     if name != "transformers":
         write_whole(output, lambda file: torch.save({"model": state}, file), advice=ADVICE)
         return
-    config = huggingface.config_of(header.architecture, header.class_names)
+    try:
+        config = huggingface.config_of(header.architecture, header.class_names)
+    except ValueError as error:
+        raise CheckpointError(f"{header.source}: {error}.") from error
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors, {"format": "pt"})
     write_whole(output / "model.safetensors", lambda file: file.write(content), advice=ADVICE)

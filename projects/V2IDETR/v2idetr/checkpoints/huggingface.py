@@ -10,7 +10,7 @@ from typing import Any
 
 from v2idetr.checkpoints.layouts import Layout, SecondName
 from v2idetr.checkpoints.renaming import Rule, joined
-from v2idetr.checkpoints.resnets import torchvision_rules, transformers_rules
+from v2idetr.checkpoints.resnets import DEPTHS, torchvision_rules, transformers_rules
 
 ENCODER, DECODER = "model.encoder.layers.{}.", "model.decoder.layers.{}."
 BACKBONE = "model.backbone.conv_encoder.model."
@@ -126,7 +126,14 @@ def config_of(architecture: dict[str, Any], class_names: list[str]) -> dict[str,
     Args:
         architecture: see ``architecture.py``.
         class_names: by class index.
+
+    Raises:
+        ValueError: timm, whose backbones it names, has none of this kind.
     """
+    if architecture["backbone"] not in DEPTHS.values():
+        raise ValueError(
+            "transformers takes a backbone by name, and this is no ResNet of a known depth"
+        )
     layers = {}
     for stack in ("encoder", "decoder"):
         layers |= {
@@ -161,4 +168,6 @@ def config_of(architecture: dict[str, Any], class_names: list[str]) -> dict[str,
         "with_box_refine": architecture["box_refine"],
         "two_stage": architecture["two_stage"],
         "two_stage_num_proposals": architecture["num_queries"],
+        # Version 5 would make the heads of all layers one.
+        "tie_word_embeddings": not architecture["box_refine"],
     }
