@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import TinyBackbone, make_sample, tiny_sam_detr, tiny_sam_detr_detector
+from tests.modeling.sam_levels import sine
 from v2idetr.modeling.interface import Context, Decoded, DetectorNetwork, Images, Memory, Queries
 from v2idetr.modeling.neck import flatten_levels
 from v2idetr.modeling.position import position_maps
@@ -250,6 +251,28 @@ def test_the_norm_of_the_neck_is_an_option_and_a_misspelt_one_is_refused() -> No
     assert norms(tiny_sam_detr()) and not norms(tiny_sam_detr(neck_norm="none"))
     with pytest.raises(ValueError, match=r"net\.neck_norm must be 'group' or 'none', got 'layer'"):
         tiny_sam_detr(neck_norm="layer")
+
+
+@variants
+@torch.no_grad()
+def test_tokens_and_references_are_placed_in_one_space(settings: dict) -> None:
+    # Two pictures that end inside cells of the levels: 100 x 144 px and 144 x 100 px.
+    net = tiny_sam_detr(**settings).eval()
+    for stage in [*net.level_embed] if net.multi_scale else []:
+        stage.zero_()
+    images = pad([torch.randn(3, 144, 100), torch.randn(3, 100, 144)], 32)
+    memory = net.encode(net.extract(images))
+    for stride, level in zip(net.strides, net._levels(memory), strict=True):
+        h, w = level.shape
+        places = level.position.view(2, h, w, 32)
+        for b, (height, width) in enumerate(images.sizes):
+            assert level.picture[b].tolist() == pytest.approx([width / stride, height / stride])
+            assert level.edge[b].tolist() == [-(-width // stride), -(-height // stride)]
+            for row, column in ((0, 0), ((height - 1) // stride, (width - 1) // stride)):
+                x, y = (column + 0.5) * stride / width, (row + 0.5) * stride / height
+                torch.testing.assert_close(
+                    places[b, row, column], sine(x, y, 32), atol=1e-5, rtol=0
+                )
 
 
 # ------------------------------------------------------------------------- encoder

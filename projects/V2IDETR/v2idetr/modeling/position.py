@@ -31,6 +31,7 @@ def sine_map(
     d: int,
     offset: float,
     device: torch.device,
+    picture: Float[Tensor, "B 2"] | None = None,
 ) -> Float[Tensor, "B d h w"]:
     """Position embedding of every cell of one level, counted over the picture without padding.
 
@@ -40,25 +41,37 @@ def sine_map(
         d: width; y takes the first half of the channels, x the second.
         offset: added to the cell number 1, 2, ...: 0 as in DETR, -0.5 as in Deformable DETR.
         device: where to put it.
+        picture: (width, height) in cells of what is picture; whole cells, counted, when None.
     """
     B, h, w = size
     keep = torch.ones(B, h, w, device=device) if padding is None else (~padding).float()
     y, x = keep.cumsum(1), keep.cumsum(2)
-    y = (y + offset) / (y[:, -1:, :] + 1e-6)
-    x = (x + offset) / (x[:, :, -1:] + 1e-6)
+    width, height = (
+        (x[:, :, -1:], y[:, -1:, :]) if picture is None else picture.view(B, 2, 1, 1).unbind(1)
+    )
+    y, x = (y + offset) / (height + 1e-6), (x + offset) / (width + 1e-6)
     return sine_embedding(torch.stack([y, x], -1), d // 2).permute(0, 3, 1, 2)
 
 
-def position_maps(features: Features, *, offset: float) -> dict[int, Float[Tensor, "B d h w"]]:
+def position_maps(
+    features: Features, *, offset: float, exact: bool = False
+) -> dict[int, Float[Tensor, "B d h w"]]:
     """Position embedding of every level, by stride.
 
     Args:
         features: the levels.
         offset: see :func:`sine_map`.
+        exact: by the features' valid ratios instead of whole cells; with an offset of -0.5 the
+            places of cell centres are then those of references.
     """
     masks = features.padding or dict.fromkeys(features.maps)
-    maps = {}
+    ratios = features.valid_ratios if exact else None
+    maps, picture = {}, None
     for stride, m in features.maps.items():
         B, d, h, w = m.shape
-        maps[stride] = sine_map(masks[stride], size=(B, h, w), d=d, offset=offset, device=m.device)
+        if ratios is not None:
+            picture = ratios[stride] * torch.tensor([w, h], device=m.device)
+        maps[stride] = sine_map(
+            masks[stride], size=(B, h, w), d=d, offset=offset, device=m.device, picture=picture
+        )
     return maps

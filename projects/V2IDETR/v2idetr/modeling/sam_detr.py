@@ -216,7 +216,8 @@ class SAMDETR(nn.Module):
 
     def _positions(self, features: Features) -> dict[int, Tensor]:
         """Position embedding of every level, by stride."""
-        maps = position_maps(features, offset=-0.5)
+        # Exact, because the sines of tokens are matched with those of references.
+        maps = position_maps(features, offset=-0.5, exact=True)
         if not self.multi_scale:
             return maps
         return {
