@@ -7,11 +7,8 @@ layers before the last give out is compared through their streams.
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
-from torch import Tensor
 from transformers import DetrConfig, DetrForObjectDetection
 
 from tests.conftest import softmax_criterion
@@ -22,30 +19,12 @@ from tests.modeling.transformers_models import (
     labels,
     tiny_resnet,
 )
+from v2idetr.checkpoints import huggingface
 from v2idetr.modeling.criterion import Targets
 from v2idetr.modeling.detr import DETR
 from v2idetr.modeling.interface import Decoded, Images, Memory
 
 D, HEADS, FFN, LAYERS = 32, 4, 48, 3
-
-RENAMED = [
-    (r"^model\.", ""),
-    (r"^input_projection\.", "neck.projections.0."),
-    (r"^decoder\.layernorm\.", "decoder_norm."),
-    (r"^query_position_embeddings\.", "query_embed."),
-    (r"^class_labels_classifier\.", "class_head."),
-    (r"^bbox_predictor\.", "box_head."),
-    (r"^(en|de)coder\.layers\.", r"\1coder."),
-    (r"\.mlp\.fc(\d)\.", r".ffn.linear\1."),
-    (r"\.final_layer_norm\.", ".ffn.norm."),
-    (r"^(encoder\.\d)\.self_attn\.", r"\1.attention."),
-    (r"^(encoder\.\d)\.self_attn_layer_norm\.", r"\1.attention_norm."),
-    (r"^(decoder\.\d)\.self_attn\.", r"\1.self_attention."),
-    (r"^(decoder\.\d)\.self_attn_layer_norm\.", r"\1.self_norm."),
-    (r"^(decoder\.\d)\.encoder_attn\.", r"\1.cross_attention."),
-    (r"^(decoder\.\d)\.encoder_attn_layer_norm\.", r"\1.cross_norm."),
-    (r"attention\.o_proj\.", "attention.out_proj."),
-]
 
 
 def build_theirs(num_labels: int) -> DetrForObjectDetection:
@@ -80,24 +59,12 @@ def build_ours(theirs: DetrForObjectDetection) -> DETR:
         ffn_dim=FFN,
         isolate_padding=False,  # as published
     )
-    state = {k: v for k, v in our_names(theirs.state_dict()).items() if "backbone" not in k}
+    named, _ = huggingface.DETR.to_ours(dict(theirs.state_dict()), "transformers")
+    state = {name: tensor for name, tensor in named.items() if not name.startswith("backbone.")}
     expected = {key for key in ours.state_dict() if not key.startswith("backbone.")}
     assert set(state) == expected
     ours.load_state_dict(state, strict=False)
     return ours.eval()
-
-
-def our_names(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their state dict under our names."""
-    state = {}
-    for key, value in theirs.items():
-        for pattern, replacement in RENAMED:
-            key = re.sub(pattern, replacement, key)
-        state[key] = value
-    for key in [key for key in state if ".q_proj." in key]:
-        parts = [state.pop(key.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"]
-        state[key.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
-    return state
 
 
 @torch.no_grad()

@@ -7,11 +7,10 @@ decoder, heads, matching and loss.
 from __future__ import annotations
 
 import copy
-import re
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
 from tests.modeling.transformers_models import (
@@ -21,6 +20,7 @@ from tests.modeling.transformers_models import (
     labels,
     tiny_resnet,
 )
+from v2idetr.checkpoints import huggingface
 from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.deformable_detr import DeformableDETR
@@ -89,48 +89,11 @@ def build_ours(theirs: DeformableDetrForObjectDetection) -> DeformableDETR:
         isolate_padding=False,  # as published
     )
     expected = {key for key in ours.state_dict() if not key.startswith("backbone.")}
-    state = {key: value for key, value in our_names(theirs.state_dict()).items() if key in expected}
+    named, _ = huggingface.DEFORMABLE_DETR.to_ours(dict(theirs.state_dict()), "transformers")
+    state = {key: value for key, value in named.items() if key in expected}
     assert set(state) == expected
     ours.load_state_dict(state, strict=False)
     return ours.eval()
-
-
-RENAMED = [
-    (r"^model\.decoder\.(bbox|class)_embed\..*", ""),  # second names of the heads
-    (r"^model\.", ""),
-    (r"^input_proj\.(\d)\.0\.", r"neck.projections.\1."),
-    (r"^input_proj\.(\d)\.1\.", r"neck.norms.\1."),
-    (r"^(en|de)coder\.layers\.", r"\1coder."),
-    (r"\.mlp\.fc(\d)\.", r".ffn.linear\1."),
-    (r"\.final_layer_norm\.", ".ffn.norm."),
-    (r"^encoder\.(\d)\.self_attn\.", r"encoder.\1.attention."),
-    (r"^encoder\.(\d)\.self_attn_layer_norm\.", r"encoder.\1.attention_norm."),
-    (r"^decoder\.(\d)\.self_attn\.o_proj\.", r"decoder.\1.self_attention.out_proj."),
-    (r"^decoder\.(\d)\.self_attn_layer_norm\.", r"decoder.\1.self_norm."),
-    (r"^decoder\.(\d)\.encoder_attn\.", r"decoder.\1.cross_attention."),
-    (r"^decoder\.(\d)\.encoder_attn_layer_norm\.", r"decoder.\1.cross_norm."),
-    (r"^query_position_embeddings\.", "query_embed."),
-    (r"^enc_output\.", "proposal_proj."),
-    (r"^enc_output_norm\.", "proposal_norm."),
-    (r"^pos_trans\.", "query_proj."),
-    (r"^pos_trans_norm\.", "query_norm."),
-    (r"^class_embed\.", "class_heads."),
-    (r"^bbox_embed\.", "box_heads."),
-]
-
-
-def our_names(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their state dict under our names."""
-    state = {}
-    for key, value in theirs.items():
-        for pattern, replacement in RENAMED:
-            key = re.sub(pattern, replacement, key)
-        state[key] = value
-    for layer in range(LAYERS):  # nn.MultiheadAttention keeps query, key and value in one tensor
-        for kind in ("weight", "bias"):
-            parts = [state.pop(f"decoder.{layer}.self_attn.{x}_proj.{kind}") for x in "qkv"]
-            state[f"decoder.{layer}.self_attention.in_proj_{kind}"] = torch.cat(parts)
-    return state
 
 
 def keep_invalid_tokens_out(theirs: DeformableDetrForObjectDetection) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from v2idetr.checkpoints import detrex, huggingface, official
 from v2idetr.checkpoints.architecture import (
@@ -124,6 +125,10 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
         architecture = describe_state(layout.network, state, num_heads)
     except KeyError as error:
         raise incomplete(layout, str(path), [str(error.args[0])]) from error
+    except (IndexError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{path}: has tensors of shapes that {layout.title} never has."
+        ) from error
     if architecture["d"] % num_heads:
         raise CheckpointError(
             f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
@@ -166,8 +171,8 @@ def of_detector(path: Path, detector: Any, config: str, input_size: str) -> Weig
         "this project",
         _architecture(detector.net),
         class_names=list(detector.class_names),
-        pixel_mean=detector.pixel_mean.flatten().tolist(),
-        pixel_std=detector.pixel_std.flatten().tolist(),
+        pixel_mean=_numbers(detector.pixel_mean),
+        pixel_std=_numbers(detector.pixel_std),
         input_size=input_size,
         size_divisor=detector.size_divisor,
         config=config,
@@ -246,8 +251,10 @@ def _hidden_settings(path: Path, stored: Stored, layout: Layout) -> dict[str, An
             args = stored.beside.get("args")
             return official.hidden_settings(args if isinstance(args, Namespace) else None)
         if layout.name == "transformers" and (path.parent / "config.json").is_file():
-            text = (path.parent / "config.json").read_text(encoding="utf-8")
-            return huggingface.hidden_settings(json.loads(text))
+            config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+            return huggingface.hidden_settings(config)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path.parent / 'config.json'}: is no JSON: {error}.") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}.") from error
     return {}
@@ -258,6 +265,11 @@ def _architecture(net: Any) -> Architecture:
         "num_queries": net.num_queries,
         "isolate_padding": getattr(net, "isolate_padding", True),
     }
+
+
+def _numbers(tensor: Tensor) -> list[float]:
+    """As they were written in the config, before they became single precision."""
+    return [round(number, 4) for number in tensor.flatten().tolist()]
 
 
 def _header(

@@ -14,17 +14,17 @@ from v2idetr.checkpoints.resnets import (
     transformers_rules,
 )
 
-# What stands before the names of a ResNet, and what the rest of the file is then.
-# MoCo has two encoders of one shape; the second is only the running mean of the first.
-PREFIXES = {
-    "module.encoder_q.": "MoCo",
-    "encoder_q.": "MoCo",
-    "module.base_encoder.": "MoCo v3",
-    "base_encoder.": "MoCo v3",
-    "module.": "torchvision or timm",
-    "resnet.": "transformers",
-    "": "torchvision or timm",
-}
+# What stands before the names of a ResNet in a file: nothing, MoCo's first encoder (its second is the
+# running mean of the first), that of MoCo v3, DataParallel, or transformers' classifier.
+PREFIXES = (
+    "module.encoder_q.",
+    "encoder_q.",
+    "module.base_encoder.",
+    "base_encoder.",
+    "module.",
+    "resnet.",
+    "",
+)
 FIRST = ("conv1.weight", "stem.conv1.weight", "embedder.embedder.convolution.weight")
 CLASSIFIER = ("fc.", "stem.fc.", "classifier.", "predictor.")
 

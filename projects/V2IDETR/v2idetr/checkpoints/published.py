@@ -120,9 +120,12 @@ def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | Non
             f"version {VERSION}; use the program that wrote it."
         )
     try:
-        return Header(**{field.name: json.loads(metadata[field.name]) for field in fields(Header)})
+        values = {field.name: json.loads(metadata[field.name]) for field in fields(Header)}
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{source}: its header is damaged ({error}).") from error
+    if not isinstance(values["architecture"], dict) or "network" not in values["architecture"]:
+        raise CheckpointError(f"{source}: its header is damaged (architecture names no network).")
+    return Header(**values)
 
 
 def check_header(header: Header, detector: Any, source: str | Path, *, partial: bool) -> None:

@@ -1,0 +1,251 @@
+"""tools/convert_checkpoint.py: from files of others to our training, and from ours to others."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.checkpoints import file_names
+from tests.checkpoints.file_names import TINY, Size, tensors
+from tools.convert_checkpoint import main
+from v2idetr.checkpoints.files import CheckpointError, read_weights
+from v2idetr.checkpoints.published import read_header
+from v2idetr.engine.checkpoint import Checkpoint, load_detector, save_checkpoint
+from v2idetr.engine.config import load_config
+from v2idetr.engine.stage_models import build_stage
+from v2idetr.engine.stage_training import load_initial_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = replace(TINY, encoder=1, decoder=1, heads=2, ffn=16, queries=6, classes=91)
+RESNET = "tests.checkpoints.tiny_detectors.tiny_resnet"
+
+
+@pytest.fixture(name="config")
+def _config(tiny_config: Path) -> Path:
+    """The tiny config with a ResNet of a few channels."""
+    content = yaml.safe_load(tiny_config.read_text())
+    content["model"]["net"]["backbone"] = {"_target_": RESNET}
+    content["model"]["net"]["isolate_padding"] = False
+    tiny_config.write_text(yaml.safe_dump(content))
+    return tiny_config
+
+
+def coco_file(folder: Path, size: Size = SIZE, **variant: bool) -> Path:
+    """A file of noise as the official Deformable DETR would have saved it."""
+    path = folder / "r50_deformable_detr-checkpoint.pth"
+    state = tensors(*file_names.official_deformable(size, **variant))
+    torch.save({"model": state, "args": argparse.Namespace(nheads=size.heads)}, path)
+    return path
+
+
+def detector_of(config: Path, *overrides: str, stage: str = "plain") -> Any:
+    return build_stage(load_config(config, list(overrides)), stage, pretrained=False).detector
+
+
+def header_of(path: Path) -> Any:
+    return read_header(read_weights(path).metadata, path)
+
+
+def test_training_starts_from_coco_weights(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = coco_file(tmp_path), tmp_path / "coco.safetensors"
+    arguments = [str(source), "--config-file", str(config), "--new-class-head"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "the official code of Deformable DETR" in printed
+    assert "class head: fresh, for polyp; its 91 rows are dropped" in printed
+
+    run = load_config(config, [f"train.init_checkpoint={output}"])
+    detector = detector_of(config)
+    load_initial_weights(run, detector)
+    theirs = read_weights(source).state
+    have = detector.state_dict()
+    assert torch.equal(have["net.query_embed.weight"], theirs["query_embed.weight"])
+    assert torch.equal(
+        have["net.backbone.stem.conv1.weight"], theirs["backbone.0.body.conv1.weight"]
+    )
+    assert header_of(output).class_names == ["polyp"]
+    assert "DeformableDETR" in header_of(output).config
+
+
+def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
+    config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "coco.safetensors"
+    arguments = [str(coco_file(tmp_path)), "--config-file", str(config), "--new-class-head"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    teacher = detector_of(config, stage="teacher")
+    with pytest.raises(CheckpointError, match=r"net\.temporal is True[\s\S]*init_partial=true"):
+        load_detector(teacher, output)
+    left_out = load_detector(teacher, output, partial=True)
+    assert left_out
+    assert all(name.startswith("net.temporal.") for name in left_out)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.net.num_queries=7", r"net.num_queries is 7, in the file 6\nSet these keys"),
+        ("model.net.d=64", "net.d is 64, in the file 32"),
+        ("model.net.box_refine=true", None),  # with one layer there is nothing to refine
+        ("model.pixel_std=[1.0,1.0,1.0]", "pixel_std is [1.0, 1.0, 1.0], in the file [58.395"),
+        ("model.net.strides=[8,16,32]", "net.strides is [8, 16, 32]"),
+    ],
+)
+def test_a_config_of_another_detector_is_refused_with_what_differs(
+    override: str,
+    sentence: str | None,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "coco.safetensors"
+    arguments = [str(coco_file(tmp_path)), "--config-file", str(config), "--new-class-head"]
+    code = main([*arguments, "--output", str(output), override])
+    error = capsys.readouterr().err
+    if sentence is None:
+        assert (code, error) == (0, "")
+        return
+    assert code == 2
+    assert sentence.replace(r"\n", "\n") in error
+    assert not output.exists()
+
+
+def test_classes_of_a_config_that_the_file_does_not_have_need_a_fresh_head(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(coco_file(tmp_path)), "--config-file", str(config)]) == 2
+    assert "not polyp. Add --new-class-head" in capsys.readouterr().err
+
+
+def test_a_wrong_family_is_refused(
+    tiny_detr_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config-file", str(tiny_detr_config), "--new-class-head"]
+    assert main([str(coco_file(tmp_path)), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "net.network is 'DETR', in the file 'DeformableDETR'" in error
+    assert "Use a config of DeformableDETR, or other weights." in error
+
+
+def test_chosen_classes_are_kept_without_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = coco_file(tmp_path), tmp_path / "pets.safetensors"
+    assert main([str(source), "--classes", "dog", "cat", "--output", str(output)]) == 0
+    assert "class head: 2 of 91 classes kept: dog, cat" in capsys.readouterr().out
+    rows = read_weights(source).state["class_embed.0.weight"][[18, 17]]  # COCO's ids
+    assert torch.equal(read_weights(output).state["net.class_heads.0.weight"], rows)
+    assert header_of(output).class_names == ["dog", "cat"]
+
+
+@pytest.fixture(name="trained")
+def _trained(config: Path, tmp_path: Path) -> Path:
+    """best.pth of a stage, with its config beside it."""
+    detector = detector_of(config)
+    path = tmp_path / "run" / "plain" / "best.pth"
+    path.parent.mkdir(parents=True)
+    save_checkpoint(
+        Checkpoint("plain", 6, dict(detector.state_dict()), class_names=["polyp"]), path
+    )
+    (path.parent / "config.yaml").write_text(config.read_text())
+    return path
+
+
+def test_a_trained_detector_is_published_with_its_config(
+    trained: Path, config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "polyps.safetensors"
+    assert main([str(trained), "--output", str(output)]) == 0
+    other = detector_of(config, "train.seed=5")
+    assert load_detector(other, output, class_names=["polyp"]) == []
+    want = torch.load(trained, weights_only=True)["model"]
+    assert all(torch.equal(tensor, want[name]) for name, tensor in other.state_dict().items())
+    header = header_of(output)
+    assert header.input_size == "resize_fixed height=48 width=64"
+    assert "max_iter: 6" in header.config
+    assert header.source == "best.pth"
+
+
+def test_there_and_back_through_another_layout_nothing_changes(
+    trained: Path, tmp_path: Path
+) -> None:
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pth"
+    back = tmp_path / "back.safetensors"
+    assert main([str(trained), "--output", str(ours)]) == 0
+    for layout in ("official", "detrex"):
+        assert main([str(ours), "--to", layout, "--output", str(theirs)]) == 0
+        assert main([str(theirs), "--output", str(back), "--classes", "class 0"]) == 0
+        want, have = read_weights(ours).state, read_weights(back).state
+        assert want.keys() == have.keys()
+        assert all(torch.equal(have[name], want[name]) for name in want)
+
+
+def test_a_trained_detector_without_its_config_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = trained.rename(tmp_path / "best.pth")
+    assert main([str(alone)]) == 2
+    assert "without its config; give it with --config-file" in capsys.readouterr().err
+
+
+def test_without_an_output_a_file_is_only_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(coco_file(tmp_path))]) == 0
+    printed = capsys.readouterr().out
+    assert "network DeformableDETR" in printed
+    assert "num_queries 6" in printed
+    assert "person, bicycle, car" in printed
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["a.pth", "--new-class-head"], "give --config-file or --classes"),
+        (["a.pth", "--output", "b.pth"], "must end in .safetensors"),
+        (["a.pth", "model.net.d=3"], "give --config-file"),
+        (["a.pth", "--classes", "a", "--config-file", "c"], "leave out --classes"),
+        (["a.pth", "--to", "mmdet"], "invalid choice"),
+    ],
+)
+def test_options_that_make_no_sense_are_explained(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nothing.pth", "nothing.safetensors", "folder"])
+def test_a_missing_file_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert main([str(tmp_path / name)]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_help_shows_examples_without_torch() -> None:
+    program = (
+        "import sys, runpy; sys.argv = ['convert_checkpoint.py', '--help']\n"
+        "try: runpy.run_path('tools/convert_checkpoint.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "--new-class-head --output weights/coco.safetensors" in process.stdout
