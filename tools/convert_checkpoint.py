@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Convert and say what was done; 2 for a user's error."""
     options = parse(arguments)
+    # Detectron2 calls torch.jit.script when it is imported.
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
     try:
         for line in convert(options):
             print(line)
@@ -143,13 +146,14 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
         weights = read_trained(source, stored, options)
         return with_classes(weights, options.classes, options.new_class_head)
     if header is not None:
-        weights = Weights(bare, header)
+        weights = Weights(bare, header, source)
     else:
         layout = find_layout(stored.state, source, options.layout)
         weights = read_foreign(source, stored, layout)
     if not options.config_file:
         return with_classes(weights, options.classes, options.new_class_head)
-    detector, config = build_detector(options, "plain")
+    stage = "teacher" if weights.header.architecture.get("temporal") else "plain"
+    detector, config = build_detector(options, stage)
     weights, lines = with_classes(weights, list(detector.class_names), options.new_class_head)
     return check_fits(weights, detector, config), lines
 
@@ -182,8 +186,8 @@ def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, str]:
     from v2idetr.engine.stage_models import build_stage
 
     config = load_config(options.config_file, options.overrides)
-    kind = "teacher" if stage == "teacher" else "plain"
-    return build_stage(config, kind, pretrained=False).detector, dump_yaml(to_plain(config))
+    stage = "teacher" if stage == "teacher" else "plain"  # a student is the plain detector
+    return build_stage(config, stage, pretrained=False).detector, dump_yaml(to_plain(config))
 
 
 def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple[Any, list[str]]:

@@ -190,6 +190,20 @@ def test_there_and_back_through_another_layout_nothing_changes(
         assert all(torch.equal(have[name], want[name]) for name in want)
 
 
+def test_a_teacher_is_published_but_has_no_place_in_other_code_bases(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "best.pth", tmp_path / "teacher.safetensors"
+    state = dict(detector_of(config, stage="teacher").state_dict())
+    save_checkpoint(Checkpoint("teacher", 6, state, class_names=["polyp"]), source)
+    given = ["--config-file", str(config)]
+    assert main([str(source), *given, "--output", str(output)]) == 0
+    assert main([str(output), *given]) == 0, "it fits the teacher of its config"
+    assert load_detector(detector_of(config, "train.seed=5", stage="teacher"), output) == []
+    assert main([str(output), "--to", "official", "--output", str(tmp_path / "out.pth")]) == 2
+    assert "It is a teacher" in capsys.readouterr().err
+
+
 def test_a_trained_detector_without_its_config_is_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

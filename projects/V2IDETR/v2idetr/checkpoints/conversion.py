@@ -60,10 +60,12 @@ class Weights:
     Attributes:
         state: tensors, named as in the network.
         header: what they do not say.
+        path: of the file that they were read from, for messages.
     """
 
     state: State
     header: Header
+    path: Path
 
     def published_state(self) -> State:
         """Tensors, named as in the detector around the network."""
@@ -149,7 +151,7 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
         input_size=INPUT_SIZE,
         size_divisor=1,
     )
-    return Weights(state, header)
+    return Weights(state, header, path)
 
 
 def of_detector(path: Path, detector: Any, config: str, input_size: str) -> Weights:
@@ -177,7 +179,7 @@ def of_detector(path: Path, detector: Any, config: str, input_size: str) -> Weig
         size_divisor=detector.size_divisor,
         config=config,
     )
-    return Weights(state, header)
+    return Weights(state, header, path)
 
 
 def for_classes(weights: Weights, class_names: Sequence[str], *, new_head: bool) -> Weights:
@@ -197,9 +199,10 @@ def for_classes(weights: Weights, class_names: Sequence[str], *, new_head: bool)
     elif names == header.class_names:
         return weights
     else:
-        state = with_classes(weights.state, header.class_names, names, header.source)
+        state = with_classes(weights.state, header.class_names, names, weights.path)
     architecture = header.architecture | {"num_classes": len(names)}
-    return Weights(state, replace(header, architecture=architecture, class_names=names))
+    header = replace(header, architecture=architecture, class_names=names)
+    return replace(weights, state=state, header=header)
 
 
 def check_fits(weights: Weights, detector: Any, config: str) -> Weights:
@@ -208,8 +211,8 @@ def check_fits(weights: Weights, detector: Any, config: str) -> Weights:
     Raises:
         CheckpointError: lists what differs.
     """
-    check_header(weights.header, detector, weights.header.source, partial=False)
-    return Weights(weights.state, replace(weights.header, config=config))
+    check_header(weights.header, detector, weights.path, partial=False)
+    return replace(weights, header=replace(weights.header, config=config))
 
 
 def export(weights: Weights, name: str, output: Path) -> None:
@@ -228,15 +231,15 @@ def export(weights: Weights, name: str, output: Path) -> None:
     layout = next((la for la in LAYOUTS if (la.name, la.network) == (name, network)), None)
     if layout is None:
         have = ", ".join(la.title for la in LAYOUTS if la.network == network) or "none"
-        raise CheckpointError(f"{header.source}: {name} has no {network}; these do: {have}.")
-    state = layout.from_ours(weights.state, header.source)
+        raise CheckpointError(f"{weights.path}: {name} has no {network}; these do: {have}.")
+    state = layout.from_ours(weights.state, weights.path)
     if name != "transformers":
         write_whole(output, lambda file: torch.save({"model": state}, file), advice=ADVICE)
         return
     try:
         config = huggingface.config_of(header.architecture, header.class_names)
     except ValueError as error:
-        raise CheckpointError(f"{header.source}: {error}.") from error
+        raise CheckpointError(f"{weights.path}: {error}.") from error
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors, {"format": "pt"})
     write_whole(output / "model.safetensors", lambda file: file.write(content), advice=ADVICE)
