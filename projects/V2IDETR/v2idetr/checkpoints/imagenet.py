@@ -14,8 +14,8 @@ from v2idetr.checkpoints.resnets import (
     transformers_rules,
 )
 
-# What stands before the names of a ResNet in a file: MoCo's first encoder (its second is the mean of
-# the first over time), that of MoCo v3, DataParallel, transformers' classifier, or nothing.
+# What stands before the names of a ResNet in a file: MoCo's first encoder (its second is the
+# running mean of the first), that of MoCo v3, DataParallel, transformers' classifier, or nothing.
 PREFIXES = (
     "module.encoder_q.",
     "encoder_q.",
