@@ -144,8 +144,8 @@ def _region_weights(
         cells: of the level, at least ``edge``.
     """
     device = start.device
-    reads = (size / REGION).ceil().clamp(min=1).unsqueeze(-1)  # (B, N, 1)
     most = -(-cells // REGION)  # no reference is larger than the picture
+    reads = (size / REGION).ceil().clamp(1, most).unsqueeze(-1)  # (B, N, 1)
     read = torch.arange(most, device=device)
     step = size.unsqueeze(-1) / REGION / reads
     within = (read + 0.5) * step  # (B, N, most)
