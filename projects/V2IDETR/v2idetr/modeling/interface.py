@@ -55,10 +55,14 @@ class Images:
         columns = torch.arange(w, device=device) >= cells[:, 1:]
         return rows.unsqueeze(2) | columns.unsqueeze(1)
 
+    def fill(self, stride: int, h: int, w: int) -> bool:
+        """Whether a (h, w) map of this stride is all picture, to the last pixel."""
+        return all(size == (h * stride, w * stride) for size in self.sizes)
+
     def valid_ratio(self, stride: int, h: int, w: int) -> Float[Tensor, "B 2"]:
         """Share of the width and of the height of a (h, w) map of this stride that is picture.
 
-        Exact in pixels: a picture 144 px high ends in the middle of its third row of stride 64.
+        Exact in pixels: a picture 144 px high ends in the middle of its fifth row of stride 32.
         """
         sizes = torch.tensor(self.sizes, device=self.pixels.device).flip(1)
         return sizes / torch.tensor([w * stride, h * stride], device=self.pixels.device)

@@ -99,7 +99,6 @@ class Neck(nn.Module):
         """Feature maps of the backbone -> levels by stride."""
         levels: dict[int, Tensor] = {}
         padding: dict[int, Tensor] = {}
-        ratios: dict[int, Tensor] = {}
         reached = max(self.source)
         last = maps[self.source[reached]]
         for stride, projection, norm in zip(
@@ -115,14 +114,20 @@ class Neck(nn.Module):
             levels[stride] = norm(x, mask if self.isolate_padding else None)
             if mask is not None:
                 padding[stride] = mask
-            if self.isolate_padding:
-                ratios[stride] = images.valid_ratio(stride, *x.shape[-2:])
-            elif mask is not None:
-                ratios[stride] = _share_of_cells(mask)
             if not own:
                 last, reached = levels[stride], stride
-        fits = all(bool((ratio == 1).all()) for ratio in ratios.values())
-        return Features(levels, padding or None, None if fits else ratios)
+        return Features(levels, padding or None, self._valid_ratios(images, levels, padding))
+
+    def _valid_ratios(
+        self, images: Images, levels: dict[int, Tensor], padding: dict[int, Tensor]
+    ) -> dict[int, Tensor] | None:
+        """See ``Features``. What is known of the sizes decides, so that no GPU is waited for."""
+        if not self.isolate_padding:
+            return {stride: _share_of_cells(mask) for stride, mask in padding.items()} or None
+        cells = {stride: level.shape[-2:] for stride, level in levels.items()}
+        if all(images.fill(stride, *hw) for stride, hw in cells.items()):
+            return None
+        return {stride: images.valid_ratio(stride, *hw) for stride, hw in cells.items()}
 
 
 def _share_of_cells(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
