@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from v2idetr.checkpoints.layouts import Layout, SecondName
+from v2idetr.checkpoints.layouts import Layout, deformable_rules, deformable_second_names
 from v2idetr.checkpoints.renaming import Rule
 
 ENCODER, DECODER = "transformer.encoder.layers.{}.", "transformer.decoder.layers.{}."
@@ -56,22 +56,11 @@ DEFORMABLE_DETR = Layout(
         *[Rule(f"neck.projections.{3 + i}.", f"neck.extra_convs.{i}.conv.") for i in range(4)],
         *[Rule(f"neck.norms.{3 + i}.", f"neck.extra_convs.{i}.norm.") for i in range(4)],
         Rule("level_embed", "transformer.level_embeds"),
-        Rule("reference_points.", "transformer.reference_points."),
-        Rule("proposal_proj.", "transformer.enc_output."),
-        Rule("proposal_norm.", "transformer.enc_output_norm."),
-        Rule("query_proj.", "transformer.pos_trans."),
-        Rule("query_norm.", "transformer.pos_trans_norm."),
+        *deformable_rules("transformer."),
         Rule("query_embed.", "query_embedding."),
-        Rule("class_heads.{}.", "class_embed.{}."),
-        Rule("box_heads.{}.", "bbox_embed.{}."),
     ),
     own_heads_mark="transformer.decoder.bbox_embed.",
-    second_names=(
-        SecondName("class_embed.{}.", "class_embed.0.", "shared heads"),
-        SecondName("bbox_embed.{}.", "bbox_embed.0.", "shared heads"),
-        SecondName("transformer.decoder.bbox_embed.{}.", "bbox_embed.{}.", "own heads"),
-        SecondName("transformer.decoder.class_embed.{}.", "class_embed.{}.", "two stages"),
-    ),
+    second_names=deformable_second_names("transformer."),
     spellings=((r"^transformer\.enc_outpout_norm\.", "transformer.enc_output_norm."),),
     unused=UNUSED,
 )

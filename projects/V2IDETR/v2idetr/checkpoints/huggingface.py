@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from v2idetr.checkpoints.layouts import Layout, SecondName
+from v2idetr.checkpoints.layouts import Layout, deformable_rules, deformable_second_names
 from v2idetr.checkpoints.renaming import Rule, joined
 from v2idetr.checkpoints.resnets import DEPTHS, torchvision_rules, transformers_rules
 
@@ -72,21 +72,10 @@ DEFORMABLE_DETR = Layout(
         Rule("neck.projections.{}.", "model.input_proj.{}.0."),
         Rule("neck.norms.{}.", "model.input_proj.{}.1."),
         Rule("level_embed", "model.level_embed"),
-        Rule("reference_points.", "model.reference_points."),
-        Rule("proposal_proj.", "model.enc_output."),
-        Rule("proposal_norm.", "model.enc_output_norm."),
-        Rule("query_proj.", "model.pos_trans."),
-        Rule("query_norm.", "model.pos_trans_norm."),
-        Rule("class_heads.{}.", "class_embed.{}."),
-        Rule("box_heads.{}.", "bbox_embed.{}."),
+        *deformable_rules("model."),
     ),
     own_heads_mark="model.decoder.bbox_embed.",
-    second_names=(
-        SecondName("class_embed.{}.", "class_embed.0.", "shared heads"),
-        SecondName("bbox_embed.{}.", "bbox_embed.0.", "shared heads"),
-        SecondName("model.decoder.bbox_embed.{}.", "bbox_embed.{}.", "own heads"),
-        SecondName("model.decoder.class_embed.{}.", "class_embed.{}.", "two stages"),
-    ),
+    second_names=deformable_second_names("model."),
     spellings=SPELLINGS,
     fills_heads=True,
 )

@@ -131,6 +131,33 @@ class Layout:
         return [part for name in names for part in renaming.their_names(self.rules, name) or [name]]
 
 
+def deformable_rules(prefix: str) -> list[Rule]:
+    """What every code base of Deformable DETR calls alike: reference points, two stages, heads.
+
+    Args:
+        prefix: of the transformer.
+    """
+    return [
+        Rule("reference_points.", f"{prefix}reference_points."),
+        Rule("proposal_proj.", f"{prefix}enc_output."),
+        Rule("proposal_norm.", f"{prefix}enc_output_norm."),
+        Rule("query_proj.", f"{prefix}pos_trans."),
+        Rule("query_norm.", f"{prefix}pos_trans_norm."),
+        Rule("class_heads.{}.", "class_embed.{}."),
+        Rule("box_heads.{}.", "bbox_embed.{}."),
+    ]
+
+
+def deformable_second_names(prefix: str) -> tuple[SecondName, ...]:
+    """The heads that every code base of Deformable DETR writes twice; ``prefix`` as above."""
+    return (
+        SecondName("class_embed.{}.", "class_embed.0.", "shared heads"),
+        SecondName("bbox_embed.{}.", "bbox_embed.0.", "shared heads"),
+        SecondName(f"{prefix}decoder.bbox_embed.{{}}.", "bbox_embed.{}.", "own heads"),
+        SecondName(f"{prefix}decoder.class_embed.{{}}.", "class_embed.{}.", "two stages"),
+    )
+
+
 def count(state: State, stack: str) -> int:
     """How many numbered modules a stack of ours has."""
     numbers = (re.match(rf"{stack}\.(\d+)\.", name) for name in state)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from v2idetr.checkpoints.layouts import Layout, SecondName
+from v2idetr.checkpoints.layouts import (
+    Layout,
+    SecondName,
+    deformable_rules,
+    deformable_second_names,
+)
 from v2idetr.checkpoints.renaming import Rule
 from v2idetr.checkpoints.resnets import torchvision_rules
 
@@ -64,21 +69,12 @@ DEFORMABLE_DETR = Layout(
         Rule("decoder.{}.ffn.norm.", f"{DECODER}norm3."),
         Rule("decoder.{}.ffn.", DECODER),
         *LEVELS,
-        *HEADS,
+        Rule("query_embed.", "query_embed."),
         Rule("level_embed", "transformer.level_embed"),
-        Rule("reference_points.", "transformer.reference_points."),
-        Rule("proposal_proj.", "transformer.enc_output."),
-        Rule("proposal_norm.", "transformer.enc_output_norm."),
-        Rule("query_proj.", "transformer.pos_trans."),
-        Rule("query_norm.", "transformer.pos_trans_norm."),
+        *deformable_rules("transformer."),
     ),
     own_heads_mark="transformer.decoder.bbox_embed.",
-    second_names=(
-        SecondName("class_embed.{}.", "class_embed.0.", "shared heads"),
-        SecondName("bbox_embed.{}.", "bbox_embed.0.", "shared heads"),
-        SecondName("transformer.decoder.bbox_embed.{}.", "bbox_embed.{}.", "own heads"),
-        SecondName("transformer.decoder.class_embed.{}.", "class_embed.{}.", "two stages"),
-    ),
+    second_names=deformable_second_names("transformer."),
 )
 
 SAM_DETR = Layout(
