@@ -133,6 +133,22 @@ def test_initial_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path, c
     assert all(torch.equal(final.model[name], value) for name, value in state.items())
 
 
+def test_a_checkpoint_of_all_weights_needs_no_imagenet_file(tiny_config, tmp_path) -> None:
+    first = make_run(tiny_config, "train.stages=[plain]", f"train.output_dir={tmp_path / 'first'}")
+    given = write_weights(first, "plain")
+    start = [f"train.init_checkpoint={given}", "model.net.weights=nowhere.pth"]
+    assert "plain" in run_stages(make_run(tiny_config, "train.stages=[plain]", *start))
+    partial = make_run(
+        tiny_config,
+        "train.stages=[plain]",
+        f"train.output_dir={tmp_path / 'partial'}",
+        *start,
+        "train.init_partial=true",
+    )
+    with pytest.raises(ValueError, match=r"nowhere\.pth"):
+        run_stages(partial)
+
+
 def test_teacher_and_student_of_different_width_are_refused_before_training(tiny_config) -> None:
     overrides = ["teacher.model.net.d=64", "teacher.model.net.temporal.d=64"]
     with pytest.raises(ValueError, match=r"distillation.*(32.*64|64.*32)"):

@@ -37,7 +37,7 @@ def train_stage(run: Run, stage: str) -> None:
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         save_config(run.config, folder / CONFIG)
-    models = build_stage(run.config, stage, pretrained=not started(run, stage))
+    models = build_stage(run.config, stage, pretrained=starts_from_imagenet(run, stage))
     if models.teacher is not None:
         load_teacher(run, models.teacher)
         models.teacher.to(run.device)
@@ -64,6 +64,12 @@ def train_stage(run: Run, stage: str) -> None:
 def started(run: Run, stage: str) -> bool:
     """Whether there is a checkpoint to continue the stage from."""
     return (run.stage_folder(stage) / LAST).exists()
+
+
+def starts_from_imagenet(run: Run, stage: str) -> bool:
+    """Whether no checkpoint replaces all weights of the stage's backbone."""
+    train = run.config.train
+    return not started(run, stage) and not (train.init_checkpoint and not train.init_partial)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from v2idetr.engine.stage_training import (
     load_teacher,
     rehearse,
     started,
+    starts_from_imagenet,
     train_stage,
 )
 from v2idetr.evaluation.evaluator import evaluate, write_evaluation
@@ -63,7 +64,7 @@ def check_models(run: Run, stages: list[str]) -> None:
         ValueError, CheckpointError: models, losses or given weights do not fit.
     """
     for stage in stages:
-        models = build_stage(run.config, stage, pretrained=not started(run, stage))
+        models = build_stage(run.config, stage, pretrained=starts_from_imagenet(run, stage))
         if not started(run, stage):
             load_initial_weights(run.config, models.detector)
         if models.teacher is not None and run.config.teacher.checkpoint:
