@@ -333,7 +333,7 @@ def test_a_clip_needs_its_scene(scene: list[dict]) -> None:
     ("settings", "message"),
     [
         ({"num_frames": 0}, "num_frames=0"),
-        ({"window": 0}, "window=0 must be at least 1"),
+        ({"window": -1}, "window=-1 must be at least 1"),
         ({"num_frames": 9, "window": 3}, "window=3 must be at least 4"),
         ({"num_frames": 4, "window": 2, "side": "past"}, "window=2 must be at least 3"),
         ({"min_visible": 1.5}, "min_visible=1.5"),

@@ -79,6 +79,13 @@ def test_border_frames_are_repeated() -> None:
     assert sampler(range(1), 0, rng) == [0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("sampling", ["random", "fixed"])
+@pytest.mark.parametrize("side", ["both", "past"])
+def test_a_window_of_0_repeats_the_current_frame(sampling, side) -> None:
+    sampler = ClipSampler(num_frames=4, window=0, sampling=sampling, side=side)
+    assert sampler([1, 2, 3], 1, np.random.default_rng(0)) == [1, 1, 1, 1]
+
+
 def test_random_references_reach_the_whole_window() -> None:
     sampler = ClipSampler(num_frames=3, window=4, sampling="random")
     rng = np.random.default_rng(0)

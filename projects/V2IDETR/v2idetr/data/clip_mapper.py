@@ -106,7 +106,8 @@ class ClipSampler:
     Args:
         num_frames: T, at least 1.
         window: how far a reference may be from the current frame, in frames of the video: by
-            `frame_index`, also where only every n-th frame is listed.
+            `frame_index`, also where only every n-th frame is listed. 0 repeats the current frame: a
+            clip without neighbours, to see what a video detector owes to them.
         sampling: "fixed" takes the listed frames nearest to distances that are evenly spaced up to
             the edge of the window, always the same; "random" draws different listed frames.
         side: "both" takes half of the references from the past and half from the future (of an odd
@@ -131,10 +132,11 @@ class ClipSampler:
         num_future = 0 if side == "past" else (num_frames - 1) // 2
         self.clip_index = num_frames - 1 - num_future
         needed = max(1, self.clip_index, num_future)
-        if window < needed:
+        if window < needed and window != 0:
             raise ValueError(
                 f"data.window={window} must be at least {needed} for num_frames={num_frames} and "
-                f"side={side!r}, or the references could not be different frames"
+                f"side={side!r}, or the references could not be different frames; 0 repeats the "
+                "current frame"
             )
 
     def __call__(
@@ -161,8 +163,8 @@ class ClipSampler:
 
         `distances` are those of the listed frames of that side, ascending.
         """
-        if count == 0:
-            return []
+        if self.window == 0 or count == 0:
+            return [0] * count
         num_inside = bisect_right(distances, self.window)
         places = list(range(1, num_inside + 1)) or [min(1, len(distances))]
         if self.sampling == "fixed":
