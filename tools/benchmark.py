@@ -4,7 +4,7 @@
     python tools/benchmark.py                          # every case, on the GPU if there is one
     python tools/benchmark.py --cases attention --json attention.json
     python tools/benchmark.py --size 480 640 --backbone resnet50
-    python tools/benchmark.py --parameters             # only the parameter table
+    python tools/benchmark.py --parameters             # only the parameters of every detector
 
 Every case compares variants with a baseline in the same run: the variants take turns, repeat by
 repeat, so that a machine that slows down slows all of them. Times are medians. Pictures are noise
@@ -30,6 +30,20 @@ CASES = ("attention", "detector", "msi")
 NUM_FRAMES = 3
 ROLES = {"model": "plain or student", "teacher": f"teacher, {NUM_FRAMES} frames"}
 
+# Totals of the official code with a ResNet-50 and 91 classes, by file and by its keys of model.net.
+# What the papers and SAM-DETR's logs give is 222,400 less: the trainable ones.
+COCO_CLASSES = 91
+OFFICIAL_TOTALS: list[tuple[str, dict[str, Any], int]] = [
+    ("detr", {"num_queries": 100}, 41_524_768),
+    ("deformable_detr", {"num_queries": 300}, 40_069_665),
+    ("deformable_detr", {"num_queries": 300, "strides": [32]}, 34_066_593),
+    ("deformable_detr", {"num_queries": 300, "box_refine": True}, 40_849_660),
+    ("deformable_detr", {"num_queries": 300, "box_refine": True, "two_stage": True}, 41_181_529),
+    ("sam_detr", {"num_queries": 300}, 58_296_458),
+    ("sam_detr", {"num_queries": 300, "smca": True}, 58_345_706),
+    ("sam_detr", {"num_queries": 300, "multi_scale": True}, 55_194_698),
+]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -49,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     from v2idetr.evaluation.cost import machine
 
     if options.parameters:
-        print(tabulate(parameter_table(), headers="keys"))
+        _show_parameters(options.json)
         return
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best if options.device == "auto" else options.device)
@@ -65,8 +79,25 @@ def main(arguments: list[str] | None = None) -> None:
             timings += [{"case": case.name, "baseline": case.baseline, **row} for row in rows]
     if options.json:
         asked = {key: getattr(options, key) for key in ("size", "backbone", "warm_up", "repeats")}
-        result = {"machine": where, **asked, "timings": timings}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        _write(options.json, {"machine": where, **asked, "timings": timings})
+
+
+def _show_parameters(path: Path | None) -> None:
+    from tabulate import tabulate
+
+    tables = {"parameters": parameter_table(), "official": official_table()}
+    titles = {
+        "parameters": f"Parameters as configured, one class, {NUM_FRAMES} frames a clip",
+        "official": f"Beside the official code: {COCO_CLASSES} classes, ResNet-50",
+    }
+    for name, rows in tables.items():
+        print(f"\n{titles[name]}\n{tabulate(rows, headers='keys', intfmt=',')}")
+    if path:
+        _write(path, tables)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -141,7 +172,7 @@ def attention_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterat
 
 
 def detector_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterator[Case]:
-    """Detecting one frame: the single-frame detector against the teacher that reads a clip."""
+    """Detecting one frame: a teacher that reads a clip, and the detectors that it teaches."""
     from v2idetr.evaluation.predictions import evaluating
 
     sample = _noise_clip(size)
@@ -150,11 +181,12 @@ def detector_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterato
         with evaluating(model):
             model([sample])
 
-    for name in _model_files():
-        built = {role: build(name, role, backbone) for role in ROLES}
-        models = {ROLES[role]: model.to(device) for role, model in built.items() if model}
-        variants = {label: partial(detect, model) for label, model in models.items()}
-        yield Case(f"{name}, one detection at batch 1", ROLES["model"], variants)
+    for students in families():
+        models = {name: build(name, "model", backbone) for name in students}
+        models[ROLES["teacher"]] = build(students[0], "teacher", backbone)
+        variants = {label: partial(detect, model.to(device)) for label, model in models.items()}
+        title = f"{', '.join(students)} and their teacher, one detection at batch 1"
+        yield Case(title, students[0], variants)
 
 
 def msi_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterator[Case]:
@@ -181,23 +213,61 @@ def msi_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterator[Cas
 
 
 def parameter_table() -> list[dict[str, Any]]:
-    """Parameters of every detector of ``configs/common/models`` with every backbone, in total."""
+    """Parameters of every detector of ``configs/common/models`` with every backbone, in total.
+
+    A teacher of several students stands once, with the first of them.
+    """
     import torch
 
     from v2idetr.evaluation.cost import parameters
 
+    asked = [
+        (name, role)
+        for students in families()
+        for name, role in [*((name, "model") for name in students), (students[0], "teacher")]
+    ]
     with torch.device("meta"):  # counted, never initialised
         return [
-            {"detector": name, "backbone": backbone, "role": ROLES[role], **parameters(model)}
-            for name in _model_files()
+            {"detector": name, "backbone": backbone, "role": ROLES[role]}
+            | parameters(build(name, role, backbone))
+            for name, role in asked
             for backbone in _load("backbones")
-            for role in ROLES
-            if (model := build(name, role, backbone)) is not None
         ]
 
 
+def official_table() -> list[dict[str, Any]]:
+    """Parameters at the size of the official detectors beside what their own code counts."""
+    import torch
+    from detectron2.config import instantiate
+
+    from v2idetr.evaluation.cost import parameters
+
+    rows = []
+    for name, settings, official in OFFICIAL_TOTALS:
+        net = _load(name).model.net
+        net.update({"num_classes": COCO_CLASSES, "weights": "", **settings})
+        with torch.device("meta"):
+            count = parameters(instantiate(net))
+        words = ", ".join(f"{key}={value}" for key, value in settings.items())
+        rows.append({"detector": name, "configuration": words, "official": official, **count})
+    return rows
+
+
+def families() -> list[list[str]]:
+    """The files of ``configs/common/models`` with a detector, by the teacher that they have."""
+    from omegaconf import OmegaConf
+
+    found: dict[str, list[str]] = {}
+    for path in sorted(MODELS.glob("*.py")):
+        if "model" in _load(path.stem):
+            teacher = _with_data(path.stem).teacher.model
+            settings = str(OmegaConf.to_container(teacher, resolve=True))
+            found.setdefault(settings, []).append(path.stem)
+    return list(found.values())
+
+
 def build(name: str, role: str, backbone: str, *, roles: list[str] | None = None) -> Any:
-    """A detector as training would build it, with random weights; None where it has no such role.
+    """A detector as training would build it, with random weights.
 
     Args:
         name: a file of ``configs/common/models``.
@@ -207,10 +277,7 @@ def build(name: str, role: str, backbone: str, *, roles: list[str] | None = None
     """
     from detectron2.config import instantiate
 
-    config = _load(name)
-    if role not in config:
-        return None
-    config.data = {"class_names": ["lesion"], "num_frames": NUM_FRAMES}
+    config = _with_data(name)
     backbones = _load("backbones")
     if backbone not in backbones:
         raise SystemExit(f"--backbone {backbone}: choose from {', '.join(backbones)}")
@@ -221,8 +288,10 @@ def build(name: str, role: str, backbone: str, *, roles: list[str] | None = None
     return instantiate(config.model if role == "model" else config.teacher.model)
 
 
-def _model_files() -> list[str]:
-    return sorted(path.stem for path in MODELS.glob("*.py") if "model" in _load(path.stem))
+def _with_data(name: str) -> Any:
+    config = _load(name)
+    config.data = {"class_names": ["lesion"], "num_frames": NUM_FRAMES}
+    return config
 
 
 def _load(name: str) -> Any:

@@ -22,8 +22,8 @@
 SOURCE is a file of DETR, Deformable DETR or SAM-DETR (official code), of detrex, of transformers
 (file or folder), a checkpoint of train_net.py, or a file that this program wrote; which of them is
 seen from the names in it. No code in it is run. The output is read by train.init_checkpoint,
-teacher.checkpoint and --eval-only, which refuse it for another architecture, other classes or other
-pixel statistics.
+teacher.init_checkpoint and teacher.checkpoint, which refuse it for another architecture, other
+classes or other pixel statistics.
 """
 
 from __future__ import annotations

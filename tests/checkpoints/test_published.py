@@ -95,6 +95,17 @@ def test_another_architecture_is_refused(
     assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
 
 
+@pytest.mark.parametrize("changes", [{"num_queries": 9}, {"num_classes": 1}])
+def test_a_refusal_ends_with_the_advice_of_whoever_loads(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    path, other = published(tiny_detector(), tmp_path), tiny_detector(**changes)
+    with pytest.raises(CheckpointError, match=r"as in the file; or set it free\.$"):
+        load_detector(other, path, advice="set it free")
+    with pytest.raises(CheckpointError, match=r"as in the file\.$"):
+        load_detector(other, path)
+
+
 @pytest.mark.parametrize("partial", [False, True])
 def test_other_pixel_statistics_are_refused(partial: bool, tmp_path: Path) -> None:
     path = published(tiny_detector(), tmp_path, pixel_mean=[127.0, 127.0, 127.0])

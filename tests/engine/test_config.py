@@ -409,7 +409,9 @@ def test_the_fingerprint_ignores_what_does_not_change_the_weights(tiny_config) -
         ("evaluation.rules=[iou60]", "the rules are"),
         ("train.eval_period=0", "needs train.eval_period above 0"),
         ("train.init_checkpoint=missing.pth", "there is no file missing.pth"),
-        ("train.init_partial=true", "names no file"),
+        ("train.init_partial=true", "train.init_checkpoint names no file"),
+        ("teacher.init_checkpoint=missing.pth", "there is no file missing.pth"),
+        ("teacher.init_partial=true", "teacher.init_checkpoint names no file"),
         ("teacher.checkpoint=missing.pth", "there is no file missing.pth"),
         ("+data.nothing=1", None),
     ],
@@ -422,6 +424,14 @@ def test_settings_that_contradict_each_other_are_errors(tiny_config, override, e
     with pytest.raises(ConfigError, match=override.partition("=")[0].replace(".", r"\.")) as caught:
         load_run_config(tiny_config, overrides, world_size=2, has_gpu=False)
     assert any(expected in problem for problem in caught.value.problems), caught.value
+
+
+def test_a_missing_file_that_two_stages_start_from_is_one_error(tiny_config) -> None:
+    with pytest.raises(ConfigError, match=r"train\.init_checkpoint: there is no file") as caught:
+        load_run_config(
+            tiny_config, ["train.init_checkpoint=missing.pth"], world_size=1, has_gpu=False
+        )
+    assert len(caught.value.problems) == 1
 
 
 def test_mistyped_keys_and_contradictions_are_shown_together(tiny_config) -> None:

@@ -68,6 +68,16 @@ def test_a_checkpoint_is_evaluated_without_training(tiny_config, tmp_path) -> No
     assert written["checkpoint"] == str(path)
 
 
+def test_a_teacher_is_evaluated_by_its_own_key(tiny_config) -> None:
+    run = make_run(tiny_config)
+    teacher, plain = write_weights(run, "teacher", "mine.pth"), write_weights(run, "plain")
+    given = [f"teacher.checkpoint={teacher}", f"train.init_checkpoint={plain}"]
+    results = evaluate_only(make_run(tiny_config, "train.stages=[teacher]", *given))
+    assert {stage: result["checkpoint"] for stage, result in results.items()} == {
+        "teacher": str(teacher)
+    }
+
+
 # --------------------------------------------------------------------------------------- weights
 
 
@@ -113,8 +123,10 @@ def test_a_student_is_trained_with_any_loss_of_its_config(tiny_config, tmp_path,
 def test_a_student_as_teacher_is_refused(tiny_config) -> None:
     path = write_weights(make_run(tiny_config), "plain")
     run = make_run(tiny_config, f"teacher.checkpoint={path}", "train.stages=[student]")
-    with pytest.raises(CheckpointError, match=r"missing in the file \(\d+\):\n    net\.temporal\."):
+    told = r"^teacher\.checkpoint: (?s:.*)missing in the file \(\d+\):\n    net\.temporal\."
+    with pytest.raises(CheckpointError, match=told) as caught:
         train_stage(run, "student")
+    assert "init_partial" not in str(caught.value), "a trained teacher lacks nothing"
 
 
 def test_initial_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path, caplog) -> None:
@@ -131,6 +143,31 @@ def test_initial_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path, c
     assert "weights not in it: net." in caplog.text
     final = load_checkpoint(tmp_path / "run" / "plain" / "final.pth")
     assert all(torch.equal(final.model[name], value) for name, value in state.items())
+
+
+def test_a_teacher_starts_where_a_student_of_its_kind_does(tiny_config, tiny_detr_config) -> None:
+    given = ["train.init_checkpoint=coco.pth"]
+    assert load_config(tiny_config, given).teacher.init_checkpoint == "coco.pth"
+    assert load_config(tiny_detr_config, given).teacher.init_checkpoint == ""
+
+
+def test_a_student_of_another_kind_and_its_teacher_start_from_a_file_each(
+    tiny_config, tiny_detr_config, tmp_path
+) -> None:
+    path = write_weights(make_run(tiny_config), "plain")
+    teachers = path.rename(tmp_path / "deformable.pth")
+    students = write_weights(make_run(tiny_detr_config), "plain", "detr.pth")
+    own = ["optimizer.lr=0.0", "optimizer.backbone_lr=0.0", "train.seed=1"]
+    start = [f"train.init_checkpoint={students}", f"teacher.init_checkpoint={teachers}"]
+    with pytest.raises(
+        CheckpointError, match=r"^teacher\.init_c.*(?s:.*)teacher\.init_partial=true"
+    ):
+        run_stages(make_run(tiny_detr_config, *own, *start))
+    run_stages(make_run(tiny_detr_config, *own, *start, "teacher.init_partial=true"))
+    for stage, given in (("teacher", teachers), ("plain", students), ("student", students)):
+        final = load_checkpoint(tmp_path / "run" / stage / "final.pth").model
+        for name, value in load_checkpoint(given).model.items():
+            assert torch.equal(final[name], value), (stage, name)
 
 
 def test_a_checkpoint_of_all_weights_needs_no_imagenet_file(tiny_config, tmp_path) -> None:

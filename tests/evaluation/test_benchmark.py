@@ -43,10 +43,17 @@ def test_whole_run_writes_machine_and_timings(tmp_path, monkeypatch, capsys):
     assert "deformable attention, forward and backward" in capsys.readouterr().out
 
 
-def test_a_teacher_is_a_plain_detector_with_msi():
+@pytest.fixture(name="tables", scope="module")
+def _tables(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmark") / "parameters.json"
+    benchmark.main(["--parameters", "--json", str(path)])
+    return json.loads(path.read_text())
+
+
+def test_a_teacher_is_a_plain_detector_with_msi(tables):
     rows = {
         (r["backbone"], r["role"]): r["total"]
-        for r in benchmark.parameter_table()
+        for r in tables["parameters"]
         if r["detector"] == "deformable_detr"
     }
     backbones = {backbone for backbone, _ in rows}
@@ -55,6 +62,31 @@ def test_a_teacher_is_a_plain_detector_with_msi():
     }
     assert {"resnet50", "efficientnet_lite0"} <= backbones
     assert len(more) == 1 and more.pop() > 0  # MSI is the same whatever the backbone
+
+
+def test_a_teacher_stands_once_however_many_students_it_has(tables):
+    teachers = [r["detector"] for r in tables["parameters"] if r["role"].startswith("teacher")]
+    assert set(teachers) == {"deformable_detr", "deformable_detr_small"}
+    assert len(teachers) == 2 * len({r["backbone"] for r in tables["parameters"]})
+
+
+def test_detectors_of_the_official_size_count_as_the_official_ones(tables):
+    detectors = {row["detector"] for row in tables["official"]}
+    assert detectors == {"detr", "deformable_detr", "sam_detr"}
+    assert all(row["total"] == row["official"] for row in tables["official"])
+
+
+def test_a_teacher_is_timed_once_with_all_of_its_students(monkeypatch):
+    monkeypatch.setattr(benchmark, "build", lambda *_, **__: torch.nn.Identity())
+    cases = benchmark.detector_cases(torch.device("cpu"), (32, 32), "resnet18")
+    teacher = benchmark.ROLES["teacher"]
+    assert [(case.baseline, list(case.variants)) for case in cases] == [
+        ("deformable_detr", ["deformable_detr", "detr", "sam_detr", teacher]),
+        (
+            "deformable_detr_small",
+            ["deformable_detr_small", "detr_small", "sam_detr_small", teacher],
+        ),
+    ]
 
 
 def test_unknown_backbone_lists_those_that_exist():

@@ -70,7 +70,9 @@ teacher = dict(
         ),
         **{key: f"${{model.{key}}}" for key in model if key not in ("_target_", "net")},
     ),
-    checkpoint="",  # a trained teacher: the teacher stage is skipped
+    init_checkpoint="${train.init_checkpoint}",  # weights that its training starts from
+    init_partial=False,  # true for weights of a detector without MSI, such as COCO's
+    checkpoint="",  # a trained teacher: there is no training, the teacher stage is skipped
     max_iter="${train.max_iter}",
     batch_size="${train.batch_size}",
 )

@@ -7,7 +7,7 @@ SHARED = ("backbone", "weights", "num_classes", "isolate_padding")
 
 
 def on_its_own(teacher: DictConfig, detector: DictConfig) -> DictConfig:
-    """The teacher with its own network and criterion instead of references to the student's.
+    """The teacher with its own network, criterion and start instead of references to the student's.
 
     Args:
         teacher: as deformable_detr.py makes it.
@@ -17,4 +17,5 @@ def on_its_own(teacher: DictConfig, detector: DictConfig) -> DictConfig:
         if key not in ("_target_", "temporal", *SHARED):
             teacher.model.net[key] = detector.net[key]
     teacher.model.criterion = detector.criterion
+    teacher.init_checkpoint = ""  # the student's weights are of another network
     return teacher

@@ -128,7 +128,9 @@ def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | Non
     return Header(**values)
 
 
-def check_header(header: Header, detector: Any, source: str | Path, *, partial: bool) -> None:
+def check_header(
+    header: Header, detector: Any, source: str | Path, *, partial: bool, advice: str = ""
+) -> None:
     """Compare a file's header with the detector that is to get its weights.
 
     Args:
@@ -136,6 +138,7 @@ def check_header(header: Header, detector: Any, source: str | Path, *, partial: 
         detector: a ``meta_arch.Detector``.
         source: the file, for messages.
         partial: only what tensors that fit can still disagree in must agree.
+        advice: how the user can have that, for the error.
 
     Raises:
         CheckpointError: lists what differs.
@@ -155,7 +158,7 @@ def check_header(header: Header, detector: Any, source: str | Path, *, partial: 
         raise CheckpointError(
             f"{source}: is of another detector than the config's:\n  "
             + "\n  ".join(differing)
-            + f"\n{_advice(have, want, partial)}"
+            + f"\n{_remedy(have, want, partial, advice)}"
         )
     isolated = getattr(detector.net, "isolate_padding", None)
     if isolated != want.get("isolate_padding", isolated):
@@ -168,18 +171,16 @@ def check_header(header: Header, detector: Any, source: str | Path, *, partial: 
         )
 
 
-def _advice(have: Architecture, want: Architecture, partial: bool) -> str:
+def _remedy(have: Architecture, want: Architecture, partial: bool, advice: str) -> str:
     if have["network"] != want["network"]:
         return f"Use a config of {want['network']}, or other weights."
+    remedy = "Set these keys of the config as in the file"
     if not partial and have.get("num_classes") != want.get("num_classes"):
-        return (
+        remedy = (
             "Give the weights your classes with tools/convert_checkpoint.py --config-file CONFIG "
-            "--new-class-head, and set the other keys above as in the file; or set "
-            "train.init_partial=true to leave out what does not fit."
+            "--new-class-head, and set the other keys above as in the file"
         )
-    return "Set these keys of the config as in the file" + (
-        "." if partial else "; or set train.init_partial=true to leave out what does not fit."
-    )
+    return f"{remedy}; or {advice}." if advice and not partial else f"{remedy}."
 
 
 def _short(numbers: Tensor) -> list[float]:

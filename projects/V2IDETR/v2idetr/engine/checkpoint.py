@@ -96,6 +96,7 @@ def load_detector(
     *,
     class_names: list[str] | None = None,
     partial: bool = False,
+    advice: str = "",
 ) -> list[str]:
     """Give a detector the weights in a file of this project.
 
@@ -103,7 +104,7 @@ def load_detector(
         detector: gets the weights.
         path: a published file, a checkpoint, {"model": state dict}, or a bare state dict.
         class_names: what the classes must be, where the file says.
-        partial: see `load_into`.
+        partial, advice: see `load_into`.
 
     Returns:
         names of the detector's weights that were not loaded (empty unless `partial`).
@@ -121,17 +122,22 @@ def load_detector(
             f"{class_names}."
         )
     if header is not None:
-        check_header(header, detector, path, partial=partial)
+        check_header(header, detector, path, partial=partial, advice=advice)
     elif (layout := layout_of(stored.state)) is not None:
         raise CheckpointError(
             f"{path}: has the layout of {layout.title}. Convert it first: "
             f"python tools/convert_checkpoint.py {path} --output weights.safetensors"
         )
-    return load_into(detector, stored.state, path, partial=partial)
+    return load_into(detector, stored.state, path, partial=partial, advice=advice)
 
 
 def load_into(
-    model: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, partial: bool = False
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    *,
+    partial: bool = False,
+    advice: str = "",
 ) -> list[str]:
     """Copy weights into a model.
 
@@ -140,6 +146,7 @@ def load_into(
         state: names to tensors.
         source: where they come from, for messages.
         partial: accept differences; otherwise any difference is an error and nothing is copied.
+        advice: how the user can have them accepted, for that error.
 
     Returns:
         names of the model's weights that were not loaded (empty unless `partial`).
@@ -161,8 +168,8 @@ def load_into(
             + listed("missing in the file", missing)
             + listed("not in the model", unexpected)
             + listed("of another shape", shapes)
-            + "\nUse the config that it was trained with (config.yaml beside it); to start from "
-            "what fits, set train.init_checkpoint and train.init_partial=true."
+            + "\nUse the config that it was trained with (config.yaml beside it)"
+            + (f"; or {advice}." if advice else ".")
         )
     fitting = {name: state[name] for name in shared if name not in reshaped}
     if not fitting:

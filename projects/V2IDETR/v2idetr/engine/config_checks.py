@@ -65,6 +65,8 @@ PROGRAM_KEYS: dict[str, type | tuple[type, ...]] = {
 }
 TEACHER_KEYS: dict[str, type | tuple[type, ...]] = {
     "teacher.model": dict,
+    "teacher.init_checkpoint": str,
+    "teacher.init_partial": bool,
     "teacher.checkpoint": str,
     "teacher.max_iter": (int, type(None)),
     "teacher.batch_size": (int, type(None)),
@@ -251,13 +253,16 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_files(config: dict[str, Any], problems: list[str]) -> None:
-    train = config["train"]
-    for key in ("train.init_checkpoint", "teacher.checkpoint"):
+    missing: dict[str, str] = {}
+    for key in ("train.init_checkpoint", "teacher.init_checkpoint", "teacher.checkpoint"):
         path = _get(config, key)
         if path and not Path(path).is_file():
-            problems.append(f"{key}: there is no file {path}.")
-    if train["init_partial"] and not train["init_checkpoint"]:
-        problems.append("train.init_partial is true, but train.init_checkpoint names no file.")
+            missing.setdefault(path, key)  # the teacher's is the detector's unless told otherwise
+    problems += [f"{key}: there is no file {path}." for path, key in missing.items()]
+    for section in ("train", "teacher"):
+        key = f"{section}.init_checkpoint"
+        if _get(config, f"{section}.init_partial") and not _get(config, key):
+            problems.append(f"{section}.init_partial is true, but {key} names no file.")
 
 
 def _check_batches(config: dict[str, Any], world_size: int, problems: list[str]) -> None:

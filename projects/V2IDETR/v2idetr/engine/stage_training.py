@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -44,7 +46,7 @@ def train_stage(run: Run, stage: str) -> None:
     last = folder / LAST
     checkpoint = load_checkpoint(last) if started(run, stage) else None
     if checkpoint is None:
-        load_initial_weights(run.config, models.detector)
+        load_initial_weights(run.config, stage, models.detector)
     else:
         _load_model(models, checkpoint, last, stage, run.config)
     models.trained.to(run.device)
@@ -68,8 +70,8 @@ def started(run: Run, stage: str) -> bool:
 
 def starts_from_imagenet(run: Run, stage: str) -> bool:
     """Whether no checkpoint replaces all weights of the stage's backbone."""
-    train = run.config.train
-    return not started(run, stage) and not (train.init_checkpoint and not train.init_partial)
+    given = run.config[_section(stage)]
+    return not started(run, stage) and not (given.init_checkpoint and not given.init_partial)
 
 
 @torch.no_grad()
@@ -93,18 +95,48 @@ def rehearse(run: Run, stage: str, models: StageModels) -> None:
 
 def load_teacher(run: Run, teacher: nn.Module) -> None:
     """Give a student's teacher the weights that were trained, or given by teacher.checkpoint."""
-    path = run.weights("teacher")
     names = list(run.config.data.class_names)
-    load_detector(teacher, path, class_names=names)
+    with _blaming("teacher.checkpoint" if run.config.teacher.checkpoint else ""):
+        load_detector(teacher, run.weights("teacher"), class_names=names)
 
 
-def load_initial_weights(config: DictConfig, detector: nn.Module) -> None:
-    """Start from train.init_checkpoint, if there is one."""
-    path = config.train.init_checkpoint
-    if not path:
+def load_initial_weights(config: DictConfig, stage: str, detector: nn.Module) -> None:
+    """Start a stage from its init_checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: it does not fit, see `load_detector`; names the key.
+    """
+    section = _section(stage)
+    given = config[section]
+    if not given.init_checkpoint:
         return
-    left_out = load_detector(detector, path, partial=config.train.init_partial)
-    logger.info("starting from %s; weights not in it: %s", path, ", ".join(left_out) or "none")
+    with _blaming(f"{section}.init_checkpoint"):
+        left_out = load_detector(
+            detector,
+            given.init_checkpoint,
+            partial=given.init_partial,
+            advice=f"set {section}.init_partial=true to leave out what does not fit",
+        )
+    logger.info(
+        "%s: starting from %s; weights not in it: %s",
+        stage,
+        given.init_checkpoint,
+        ", ".join(left_out) or "none",
+    )
+
+
+def _section(stage: str) -> str:
+    """The section of the config that says what the stage starts from."""
+    return "teacher" if stage == "teacher" else "train"
+
+
+@contextlib.contextmanager
+def _blaming(key: str) -> Iterator[None]:
+    """Errors about a file begin with the key that names it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}: {error}" if key else str(error)) from error
 
 
 def _load_model(

@@ -66,7 +66,7 @@ def check_models(run: Run, stages: list[str]) -> None:
     for stage in stages:
         models = build_stage(run.config, stage, pretrained=starts_from_imagenet(run, stage))
         if not started(run, stage):
-            load_initial_weights(run.config, models.detector)
+            load_initial_weights(run.config, stage, models.detector)
         if models.teacher is not None and run.config.teacher.checkpoint:
             load_teacher(run, models.teacher)
         if not started(run, stage):
@@ -76,23 +76,23 @@ def check_models(run: Run, stages: list[str]) -> None:
 def evaluate_only(run: Run) -> dict[str, Result]:
     """Evaluate `train.init_checkpoint`, or else the checkpoints of all stages; train nothing.
 
-    A given checkpoint is that of an image detector, or of the only stage in `train.stages`. Writes
+    A given checkpoint is that of an image detector; a teacher's is `teacher.checkpoint`. Writes
     into output_dir/evaluation; what the run itself found out stays as it is.
 
     Raises:
         CheckpointError: there is none, or it does not fit.
     """
     initial, folder = run.config.train.init_checkpoint, run.folder / "evaluation"
-    if initial:
-        only = run.config.train.stages[0] if len(run.config.train.stages) == 1 else "student"
-        return {Path(initial).stem: _evaluate(run, only, Path(initial), folder)}
-    stages = run.config.train.stages
+    stages = list(run.config.train.stages)
+    if initial and stages != ["teacher"]:
+        stage = "plain" if stages == ["plain"] else "student"
+        return {Path(initial).stem: _evaluate(run, stage, Path(initial), folder)}
     missing = [str(run.weights(stage)) for stage in stages if not run.weights(stage).exists()]
     if missing:
         raise CheckpointError(
             f"--eval-only needs trained weights, but there is no {', no '.join(missing)}. Name a "
-            "checkpoint with train.init_checkpoint=..., the folder of a finished run with "
-            "train.output_dir=..., or fewer train.stages."
+            "checkpoint with train.init_checkpoint=... (of a teacher with teacher.checkpoint=...), "
+            "the folder of a finished run with train.output_dir=..., or fewer train.stages."
         )
     results = {s: _evaluate(run, s, run.weights(s), folder / s) for s in stages}
     return _finish(results, folder)

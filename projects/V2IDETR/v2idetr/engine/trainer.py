@@ -168,7 +168,7 @@ class Trainer(TrainerBase):
             dist.all_reduce(failed)
         if failed:
             raise NonFiniteLossError(
-                self._not_finite(problem or "the loss", self._culprits(batch, num_boxes))
+                self._report(problem or "the loss is not finite", self._culprits(batch, num_boxes))
             )
         return losses
 
@@ -195,9 +195,8 @@ class Trainer(TrainerBase):
             dist.all_reduce(values)
         if not bool(torch.isfinite(values).all()):
             names = [n for n, v in zip(losses, values.tolist(), strict=True) if not np.isfinite(v)]
-            raise NonFiniteLossError(
-                self._not_finite(f"the loss ({', '.join(names)})", self._culprits(batch, num_boxes))
-            )
+            problem = f"the loss ({', '.join(names)}) is not finite"
+            raise NonFiniteLossError(self._report(problem, self._culprits(batch, num_boxes)))
         return dict(zip(losses, (values / world).tolist(), strict=True))
 
     @torch.no_grad()
@@ -224,22 +223,22 @@ class Trainer(TrainerBase):
         frames = [str(sample["file_name"]) for sample in batch]
         # With fp16 such steps are expected: the scaler skips them and lowers its scale.
         if self.amp != "fp16" and not bool(torch.isfinite(norm)):
-            what = "the gradient, though the loss is finite"
-            raise NonFiniteLossError(self._not_finite(what, frames))
+            problem = "the gradient is not finite, though the loss is"
+            raise NonFiniteLossError(self._report(problem, frames))
         if self.clip_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.amp == "fp16" and self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
-            raise NonFiniteLossError(self._not_finite("every recent gradient", frames))
+            raise NonFiniteLossError(self._report("no recent gradient was finite", frames))
         return float(norm)
 
-    def _not_finite(self, what: str, frames: list[str]) -> str:
+    def _report(self, problem: str, frames: list[str]) -> str:
         shown = frames[:MAX_FRAMES_NAMED]
         more = f"\n  and {len(frames) - len(shown)} more" if len(frames) > len(shown) else ""
         return (
-            f"stage {self.stage}, iteration {self.iter}: not finite: {what}. The last good "
-            f"checkpoint was kept. {len(frames)} frame(s) gave this:"
+            f"stage {self.stage}, iteration {self.iter}: {problem}. The last good checkpoint was "
+            f"kept. {len(frames)} frame(s) gave this:"
             + "".join(f"\n  {name}" for name in shown)
             + f"{more}\nLook at these frames and their boxes; else lower optimizer.lr, or set "
             "train.amp=off."

@@ -92,7 +92,7 @@ class HungarianMatcher(nn.Module):
             images = (~torch.isfinite(cost)).flatten(1).any(1).nonzero().flatten().tolist()
             bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
             raise FloatingPointError(
-                f"Matching costs {bad} of images {images} of the batch are not finite, because "
-                "the predictions are not. Lower optimizer.lr, or set train.amp=off."
+                f"the matching costs ({', '.join(bad)}) of images {images} of the batch are not "
+                "finite, because the predictions are not"
             )
         return cost

@@ -1,4 +1,4 @@
-"""SAM-DETR learns from a Deformable DETR: its queries are boxes, whatever the teacher's are."""
+"""DETR and SAM-DETR learn from a Deformable DETR: another network, other queries, one level."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import make_sample, tiny_sam_detr_detector, tiny_teacher
+from tests.conftest import make_sample, tiny_detr_detector, tiny_sam_detr_detector, tiny_teacher
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.knowledge import Knowledge, teacher_knowledge
 from v2idetr.distillation.student import DistilledStudent
@@ -20,14 +20,22 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "two_stage": {"box_refine": True, "two_stage": True},
 }
 STUDENTS: dict[str, dict[str, Any]] = {
-    "single_scale": {},
-    "smca": {"smca": True},
-    "multi_scale": {"multi_scale": True},
+    "detr": {},
+    "detr_positions_alone": {"query_content": "zero"},
+    "sam_detr": {},
+    "sam_detr_smca": {"smca": True},
+    "sam_detr_multi_scale": {"multi_scale": True},
 }
+every_student = pytest.mark.parametrize("kind", STUDENTS)
+
+
+def detector(kind: str, **settings) -> Detector:
+    make = tiny_sam_detr_detector if kind.startswith("sam_detr") else tiny_detr_detector
+    return make(**STUDENTS[kind], **settings)
 
 
 def distil(
-    student: Detector, *, teacher_dim: int = 32, align: str = "none", **options
+    student: Detector, *, teacher_dim: int = 32, align: str = "conv1x1", **options
 ) -> DistilledStudent:
     dims = {"student_dim": 32, "teacher_dim": teacher_dim}
     return DistilledStudent(
@@ -45,13 +53,11 @@ def know(samples: list[dict], **settings) -> Knowledge:
     return teacher_knowledge(tiny_teacher(**settings).eval(), samples)
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@every_student
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_every_kind_of_sam_detr_learns_from_every_kind_of_teacher(
-    teacher: str, student: str
-) -> None:
+def test_every_student_learns_from_every_kind_of_teacher(teacher: str, kind: str) -> None:
     samples = batch()
-    distilled = distil(tiny_sam_detr_detector(**STUDENTS[student])).train()
+    distilled = distil(detector(kind)).train()
     losses = distilled(samples, know(samples, **TEACHERS[teacher]))
     assert {"loss_class", "loss_l1", "loss_giou", "loss_tfd", "loss_cqd"} <= set(losses)
     assert losses["loss_tfd"].item() > 0 and 0 < losses["loss_cqd"].item() < 10
@@ -61,19 +67,21 @@ def test_every_kind_of_sam_detr_learns_from_every_kind_of_teacher(
 
 
 @pytest.mark.parametrize("mask", ["one_way", "isolated", "none"])
-def test_a_teacher_of_another_width_is_translated(mask: str) -> None:
-    # The position, too, although SAM-DETR makes its own: a gradient is what processes wait for.
+@pytest.mark.parametrize("kind", ["detr", "detr_positions_alone", "sam_detr"])
+def test_a_teacher_of_another_width_is_translated(kind: str, mask: str) -> None:
+    # All of it, also what this student makes itself: a gradient is what processes wait for.
     samples = batch()
-    distilled = distil(tiny_sam_detr_detector(), teacher_dim=64, align="conv1x1", mask=mask).train()
+    distilled = distil(detector(kind), teacher_dim=64, mask=mask).train()
     sum(distilled(samples, know(samples, d=64)).values()).backward()
     for name, parameter in distilled.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
-def test_some_steps_bring_student_and_teacher_nearer() -> None:
-    student, samples = tiny_sam_detr_detector(), batch()
+@pytest.mark.parametrize(("kind", "align"), [("detr", "conv1x1"), ("sam_detr", "none")])
+def test_some_steps_bring_student_and_teacher_nearer(kind: str, align: str) -> None:
+    samples = batch()
     knowledge = know(samples)
-    distilled = distil(student).train()
+    distilled = distil(detector(kind), align=align).train()
     optimizer = torch.optim.AdamW(distilled.parameters(), lr=5e-3)
     history = []
     for _ in range(20):
@@ -82,17 +90,17 @@ def test_some_steps_bring_student_and_teacher_nearer() -> None:
         sum(losses.values()).backward()
         optimizer.step()
         history.append({name: loss.item() for name, loss in losses.items()})
-    for name in ("loss_tfd", "loss_cqd", "loss_class"):
-        assert history[-1][name] < 0.9 * history[0][name], name
+    for name, share in {"loss_tfd": 0.7, "loss_cqd": 0.7, "loss_class": 1.0}.items():
+        assert history[-1][name] < share * history[0][name], name
 
 
-@pytest.mark.parametrize("settings", STUDENTS.values(), ids=STUDENTS.keys())
-def test_evaluation_is_that_of_the_plain_detector_bit_by_bit(settings: dict) -> None:
+@every_student
+def test_evaluation_is_that_of_the_plain_detector_bit_by_bit(kind: str) -> None:
     samples = batch()
-    distilled = distil(tiny_sam_detr_detector(**settings))
+    distilled = distil(detector(kind))
     sum(distilled.train()(samples, know(samples)).values()).backward()
     torch.optim.SGD(distilled.parameters(), lr=1e-2).step()
-    plain = tiny_sam_detr_detector(**settings)
+    plain = detector(kind)
     plain.load_state_dict(distilled.student.state_dict())
     for have, want in zip(distilled.eval()(samples), plain.eval()(samples), strict=True):
         a, b = have["instances"], want["instances"]
@@ -102,9 +110,10 @@ def test_evaluation_is_that_of_the_plain_detector_bit_by_bit(settings: dict) -> 
 
 
 @pytest.mark.parametrize("mask", ["one_way", "isolated"])
-def test_detection_losses_are_those_of_the_plain_detector_bit_by_bit(mask: str) -> None:
+@pytest.mark.parametrize("kind", ["detr", "sam_detr"])
+def test_detection_losses_are_those_of_the_plain_detector_bit_by_bit(kind: str, mask: str) -> None:
     # With dropout: the own queries draw the same numbers, because they are decoded first.
-    student, samples = tiny_sam_detr_detector(dropout=0.3).train(), batch()
+    student, samples = detector(kind, dropout=0.3).train(), batch()
     knowledge = know(samples)
     wrapped = distil(student, mask=mask).train()
     torch.manual_seed(7)
