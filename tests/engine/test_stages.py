@@ -170,6 +170,17 @@ def test_a_student_of_another_kind_and_its_teacher_start_from_a_file_each(
             assert torch.equal(final[name], value), (stage, name)
 
 
+def test_a_teacher_can_have_an_optimizer_of_its_own(tiny_config, tmp_path) -> None:
+    still = ["teacher.optimizer.lr=0.0", "teacher.optimizer.backbone_lr=0.0"]
+    run = make_run(tiny_config, "train.stages=[teacher,plain]", *still)
+    run_stages(run)
+    for stage in ("teacher", "plain"):
+        final = load_checkpoint(run.stage_folder(stage) / "final.pth").model
+        first = build_stage(run.config, stage).detector.state_dict()
+        unmoved = all(torch.equal(final[name], value) for name, value in first.items())
+        assert unmoved == (stage == "teacher"), stage
+
+
 def test_a_checkpoint_of_all_weights_needs_no_imagenet_file(tiny_config, tmp_path) -> None:
     first = make_run(tiny_config, "train.stages=[plain]", f"train.output_dir={tmp_path / 'first'}")
     given = write_weights(first, "plain")

@@ -70,6 +70,7 @@ TEACHER_KEYS: dict[str, type | tuple[type, ...]] = {
     "teacher.checkpoint": str,
     "teacher.max_iter": (int, type(None)),
     "teacher.batch_size": (int, type(None)),
+    "teacher.optimizer": dict,
 }
 DISTILLATION_KEYS: dict[str, type | tuple[type, ...]] = {
     f"distillation.{name}": (dict, type(None)) for name in LOSSES
@@ -100,10 +101,11 @@ AT_LEAST: dict[str, int] = {
     "data.num_frames": 1,
     "data.window": 0,
     "evaluation.batch_size": 1,
-    "optimizer.lr": 0,
-    "optimizer.backbone_lr": 0,
-    "optimizer.slow_factor": 0,
-    "optimizer.weight_decay": 0,
+    **{
+        f"{section}.{name}": 0
+        for section in ("optimizer", "teacher.optimizer")
+        for name in ("lr", "backbone_lr", "slow_factor", "weight_decay")
+    },
     "model.score_topk": 1,
     "model.net.num_queries": 1,
     "model.net.num_decoder_layers": 1,

@@ -162,7 +162,9 @@ def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Tra
     trainer = Trainer(
         _distributed(run, models.trained),
         train_loader(run, stage, _frames_needed(models), start),
-        build(run.config, "optimizer")(models.trained),
+        build(run.config, "teacher.optimizer" if stage == "teacher" else "optimizer")(
+            models.trained
+        ),
         stage=stage,
         seed=train.seed,
         accumulate=run.micro_batches(stage),
