@@ -14,8 +14,8 @@ Rows change a config of configs/, and key=value changes it for all rows; what a 
 switches off stays as it is there. Runs at a time: one for each GPU; without one, one for each
 core, but no more than fit into memory (3 GiB each, with the sizes of sun and buv 14). Cores are
 shared out with OMP_NUM_THREADS, unless it is set; where a run has less than two, it prepares its
-samples itself (train.num_workers=0). A folder of checkpoints takes some 50 MB a run with the
-small configs, 1 GB with the large ones.
+samples itself (train.num_workers=0). On disk a run takes 80 MB with the small configs and 1 GB with
+the large ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from ablate_data import smoke_commands, smoke_overrides, synthetic_commands
 from ablate_progress import Report
 from doctor import available_memory_gib
-from progress import Progress, data_part
+from progress import SECONDS_OTHERWISE, Part, Progress, data_part
 
 from v2idetr.ablation.schedule import Job, cores, run_jobs, slots_of
 from v2idetr.ablation.tables import (
@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # they import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
+TRAIN_NET = ROOT / "train_net.py"
 GIB_A_RUN = {"sun": 14.0, "buv": 14.0, "clinicdb": 3.0, "synthetic": 3.0}
 
 
@@ -187,7 +188,7 @@ def run_table(
 
 def jobs_of(runs: Sequence[Run], settings: Settings, *, own_samples: bool) -> list[Job]:
     """The programs of runs; with `own_samples` they have no processes that prepare samples."""
-    program = os.path.relpath(ROOT / "train_net.py")
+    program = os.path.relpath(TRAIN_NET)
     more = ["train.num_workers=0"] if own_samples else []
     return [
         Job(
@@ -237,19 +238,21 @@ def make_data(options: argparse.Namespace, plan: Plan, base: Any, lock: int) -> 
     ):
         train = base.data.train
         commands = synthetic_commands(Path(train.image_root), Path(train.json).parent)
-    for command, result in commands:
-        if not result.exists():
-            step, log = Path(command[0]).stem, plan.folder / "logs" / f"{Path(command[0]).stem}.log"
-            data, progress = result.parent, Progress()
-            title = f"{step} ({data})"
+    if all(result.exists() for _, result in commands):
+        return
+    logs = [plan.folder / "logs" / f"{Path(command[0]).stem}.log" for command, _ in commands]
+    progress, data = Progress(), commands[0][1].parent
 
-            def tick() -> None:
-                progress.show("data", title, [data_part(data, log)])  # noqa: B023 (called in this turn)
+    def tick() -> None:
+        annotations = Part("data", SECONDS_OTHERWISE["annotations"], 0.0)
+        progress.show("data", f"synthetic video in {data}", [data_part(data, logs[0]), annotations])
 
-            try:
+    try:
+        for (command, result), log in zip(commands, logs, strict=True):
+            if not result.exists():
                 run_logged(command, log, tick, [lock])
-            finally:
-                progress.close()
+    finally:
+        progress.close()
 
 
 def earlier_seeds(folder: Path) -> list[int]:

@@ -34,7 +34,8 @@ def form(figure: Mapping[str, Any] | None, *, signed: bool = False) -> str:
     """ "83.8 ± 1.2", a difference with its sign; "-" for what is missing."""
     if figure is None or figure["mean"] is None:
         return MISSING
-    text = f"{figure['mean']:{'+' if signed else ''}.1f}"
+    mean = round(figure["mean"], 1) + 0.0  # no "-0.0"
+    text = f"{mean:{'+' if signed else ''}.1f}"
     return text if figure["sd"] is None else f"{text} ± {figure['sd']:.1f}"
 
 
@@ -58,12 +59,13 @@ def _introduction(content: Mapping[str, Any]) -> str:
     rows = content["rows"]
     done = sum(len(row["seeds"]) for row in rows)
     wanted = len(rows) * len(content["seeds"])
-    seeds = ", ".join(str(seed) for seed in content["seeds"])
+    plural = "s" if len(content["seeds"]) > 1 else ""
+    seeds = f"seed{plural} {', '.join(str(seed) for seed in content['seeds'])}"
     missing = f" **{done} of {wanted} results are there.**" if done < wanted else ""
     student = "" if content["key"] in ("table1", "table2") else f", student {content['student']}"
     return (
-        f"Data set {content['dataset']}{student}, seeds {seeds}.{missing} In percent: mean ± "
-        "sample standard deviation over the seeds, of which n have a result; Δ is the difference to "
+        f"Data set {content['dataset']}{student}, {seeds}.{missing} In percent: mean ± sample "
+        "standard deviation over the seeds, of which n have a result; Δ is the difference to "
         f"{_reference(content)}, taken seed by seed."
     )
 
@@ -102,8 +104,9 @@ def _block_table(content: Mapping[str, Any], title: str, pooled: str) -> str:
         }
         for teacher in content["teachers"]
     ]
-    right = ["left" if key in ("#", "row") else "right" for key in lines[0]]
-    return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=right)
+    sides = {"#": "left", "row": "left"} | dict.fromkeys(SWITCHES, "center")
+    align = [sides.get(key, "right") for key in lines[0]]
+    return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def number(name: str) -> str:

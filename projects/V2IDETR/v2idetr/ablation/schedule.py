@@ -87,14 +87,18 @@ class _Schedule:
 
     def run(self) -> list[Failure]:
         with forwarded(lambda: [r.child for r in self.running.values()]) as received:
-            while self.waiting or self.running:
-                if received:
-                    self.waiting.clear()
-                self._start_what_can(received)
-                self._collect(received)
-                self.tick([r.job for r in self.running.values()])
-                if self.running:
-                    time.sleep(POLL_S)
+            try:
+                while self.waiting or self.running:
+                    if received:
+                        self.waiting.clear()
+                    self._start_what_can(received)
+                    self._collect(received)
+                    self.tick([r.job for r in self.running.values()])
+                    if self.running:
+                        time.sleep(POLL_S)
+            finally:  # an error of ours: nothing may go on without us
+                for one in self.running.values():
+                    one.child.terminate()
         if received:
             raise Interrupted(received[0])
         return list(self.failures.values())
