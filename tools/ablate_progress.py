@@ -10,7 +10,7 @@ from progress import Part, Progress, clock, stage_parts
 from tabulate import tabulate
 
 from v2idetr.ablation.schedule import Failure, Job
-from v2idetr.ablation.tables import Table
+from v2idetr.ablation.tables import Table, number
 
 if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run
@@ -130,7 +130,7 @@ def _one(value: float | None) -> str:
 
 def _short_table(content: Mapping[str, Any]) -> str:
     """Headline figures of the first block."""
-    from v2idetr.ablation.markdown import form, metric_title, number
+    from v2idetr.ablation.markdown import form, metric_title
 
     if not content["blocks"]:
         return "No run has finished."

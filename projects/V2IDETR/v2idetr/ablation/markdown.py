@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from v2idetr.ablation.content import SWITCHES
+from v2idetr.ablation.tables import number
 from v2idetr.evaluation.table import MISSING
 
 SMOKE = "**Smoke test: a few steps on tiny pictures. These numbers mean nothing.**"
@@ -75,7 +76,7 @@ def _reference(content: Mapping[str, Any]) -> str:
     if len(names) > 1:
         return "the plain detector of the same kind"
     (title,) = (row["title"] for row in content["rows"] if row["name"] == names[0])
-    return f"row {names[0].partition('_')[0]} ({title})"
+    return f"row {number(names[0])} ({title})"
 
 
 def _block_heading(block: Mapping[str, Any]) -> str:
@@ -107,12 +108,6 @@ def _block_table(content: Mapping[str, Any], title: str, pooled: str) -> str:
     sides = {"#": "left", "row": "left"} | dict.fromkeys(SWITCHES, "center")
     align = [sides.get(key, "right") for key in lines[0]]
     return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
-
-
-def number(name: str) -> str:
-    """How a row is named in few letters: by its number, or else in full."""
-    short = name.partition("_")[0]
-    return short.lstrip("0") if short[:1].isdigit() else name
 
 
 def _names(content: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:

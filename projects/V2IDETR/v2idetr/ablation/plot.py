@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from v2idetr.ablation.markdown import metric_title, number
+from v2idetr.ablation.markdown import metric_title
+from v2idetr.ablation.tables import number
 from v2idetr.report.charts import nice_step
 
-PANEL, ROW, LEFT, TOP, BOTTOM, GAP = 330, 26, 250, 66, 44, 36  # px
+PANEL, ROW, LEFT, TOP, BOTTOM, GAP = 330.0, 26.0, 250.0, 66.0, 44.0, 36.0  # px
 STYLE = """
 text { font: 12px system-ui, "Segoe UI", Roboto, sans-serif; fill: #1a1d23; }
 .head { font-size: 15px; font-weight: 600; } .soft { fill: #5b6370; } .warn { fill: #b3382c; }
@@ -44,10 +45,10 @@ def to_svg(content: Mapping[str, Any]) -> str:
     title = content["blocks"][0]["title"] if content["blocks"] else "no result yet"
     warning = "smoke test: these numbers mean nothing" if content["smoke"] else ""
     parts = [
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        _text(12, 24, content["heading"], "head"),
-        _text(12, 44, f"{content['dataset']}, {title}; dots are seeds, bars mean ± sd", "soft"),
-        _text(width - 12, 24, warning, "warn", "end"),
+        f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>',
+        _text(12.0, 24.0, content["heading"], "head"),
+        _text(12.0, 44.0, f"{content['dataset']}, {title}; dots are seeds, bars mean ± sd", "soft"),
+        _text(width - 12, 24.0, warning, "warn", "end"),
     ]
     for index, line in enumerate(lines):
         parts.append(_text(LEFT - 14, _y(index) + 4, line.title, anchor="end"))
@@ -55,9 +56,10 @@ def to_svg(content: Mapping[str, Any]) -> str:
     only = references.pop() if len(references) == 1 else None
     for index, metric in enumerate(metrics):
         parts += _panel(lines, metric, LEFT + (PANEL + GAP) * index, height - BOTTOM, only, content)
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(content["heading"])}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
+        f'aria-label="{escape(content["heading"])}">'
         f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
     )
 

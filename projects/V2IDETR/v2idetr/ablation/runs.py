@@ -11,10 +11,10 @@ Both are named after the first row of the full list that needs them.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ class Plan:
         self.rows = {row.key: row for table in tables for row in table.rows}
         self._configs: dict[str, DictConfig] = {}
         self._overrides: dict[str, tuple[str, ...]] = {}
+        self._runs: dict[Path, Run] = {}
 
     def config(self, row: Row) -> DictConfig:
         """A row's resolved config; its seed, stages and folder are those of its file.
@@ -185,12 +186,11 @@ class Plan:
 
     def first_like(self, row: Row) -> Row:
         """The first row of all tables with the same config."""
-        return self._first_rows[fingerprint(self.config(row))]
+        return self._firsts[row.key][0]
 
     def first_taught_like(self, row: Row) -> Row | None:
         """The first row of all tables with the same teacher; None if none is to be trained."""
-        config = self.config(row)
-        return self._first_taught[teacher_fingerprint(config)] if _needs_teacher(config) else None
+        return self._firsts[row.key][1]
 
     def run(self, row: Row, seed: int) -> Run:
         """The run whose result is the row's."""
@@ -217,30 +217,25 @@ class Plan:
             runs |= {run.folder: run for run in (*teachers, *students)}
         return list(runs.values())
 
-    @cached_property
-    def _first_rows(self) -> dict[str, Row]:
-        first: dict[str, Row] = {}
-        for row, config in self._loadable():
-            first.setdefault(fingerprint(config), row)
-        return first
+    @functools.cached_property
+    def _firsts(self) -> dict[str, tuple[Row, Row | None]]:
+        """By row: the first one with its config, and the first one with its teacher.
 
-    @cached_property
-    def _first_taught(self) -> dict[str, Row]:
-        first: dict[str, Row] = {}
-        for row, config in self._loadable():
-            if _needs_teacher(config):
-                first.setdefault(teacher_fingerprint(config), row)
-        return first
-
-    def _loadable(self) -> list[tuple[Row, DictConfig]]:
-        """Rows of all tables; other tables' rows that the overrides do not fit name no run."""
-        found = []
+        Rows that the overrides do not fit are left out: they are not in the table that is wanted.
+        """
+        students: dict[str, Row] = {}
+        teachers: dict[str, Row] = {}
+        firsts: dict[str, tuple[Row, Row | None]] = {}
         for row in self.rows.values():
             try:
-                found.append((row, self.config(row)))
+                config = self.config(row)
             except ConfigError:
                 continue
-        return found
+            student, teacher = students.setdefault(fingerprint(config), row), None
+            if "student" in config.train.stages and not config.teacher.checkpoint:
+                teacher = teachers.setdefault(teacher_fingerprint(config), row)
+            firsts[row.key] = student, teacher
+        return firsts
 
     def _run(
         self,
@@ -252,15 +247,17 @@ class Plan:
         overrides: list[str],
     ) -> Run:
         folder = self.folder / f"seed{seed}" / name
-        config = copy.deepcopy(self.config(row))
-        config.train.seed, config.train.stages = seed, [stage]
-        config.train.output_dir = str(folder)
-        if teacher is not None:
-            config.teacher.checkpoint = str(teacher.weights)
-        own = [f"train.seed={seed}", f"train.stages=[{stage}]"]
-        own += [f"train.output_dir={json.dumps(str(folder))}", *overrides]
-        all_overrides = (*self._overrides[row.key], *own)
-        return Run(row, seed, stage, folder, config, teacher, all_overrides)
+        if folder not in self._runs:
+            config = copy.deepcopy(self.config(row))
+            config.train.seed, config.train.stages = seed, [stage]
+            config.train.output_dir = str(folder)
+            if teacher is not None:
+                config.teacher.checkpoint = str(teacher.weights)
+            own = [f"train.seed={seed}", f"train.stages=[{stage}]"]
+            own += [f"train.output_dir={json.dumps(str(folder))}", *overrides]
+            said = (*self._overrides[row.key], *own)
+            self._runs[folder] = Run(row, seed, stage, folder, config, teacher, said)
+        return self._runs[folder]
 
 
 def config_file_of(row: Row, settings: Settings) -> Path:
@@ -283,9 +280,8 @@ def resolve(row: Row, settings: Settings) -> tuple[DictConfig, tuple[str, ...]]:
     given = (*settings.first, *FOR_STUDENT.get(student, ()), *settings.overrides)
     held = ()
     if given:
-        before = to_plain(load_config(path, layers=row.layers))
         says = [key for layer in row.layers for key in _leaves(_read(layer))]
-        held = tuple(o for o in given if _holds(o, row, says, before))
+        held = tuple(o for o in given if _holds(o, says, _base(path)))
     if row.student and not row.is_plain:
         held = (*held, "train.stages=[teacher, student]")
     config = load_run_config(path, held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers)
@@ -322,10 +318,6 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
                 )
 
 
-def _needs_teacher(config: DictConfig) -> bool:
-    return "student" in config.train.stages and not config.teacher.checkpoint
-
-
 def _check_overrides(settings: Settings) -> None:
     """ValueError for an override of what rows and seeds set."""
     assert settings.student in STUDENTS
@@ -337,18 +329,26 @@ def _check_overrides(settings: Settings) -> None:
             )
 
 
-def _holds(override: str, row: Row, says: Sequence[str], config: dict[str, Any]) -> bool:
+@functools.cache
+def _base(path: Path) -> dict[str, Any]:
+    return to_plain(load_config(path))
+
+
+def _holds(override: str, says: Sequence[str], base: dict[str, Any]) -> bool:
+    """Whether an override is for a row that sets the keys `says` on this base."""
     key = _key(override)
     if any(_is_at_or_above(said, key) for said in says):
         return False
     undone = [said for said in says if _is_at_or_above(key, said)]
     if undone:
         raise ConfigError([f"{override} would undo what this row changes: {', '.join(undone)}."])
-    value: Any = config
+    value: Any = base
+    above = ""
     for part in key.split(".")[:-1]:
         value = value.get(part, {}) if isinstance(value, dict) else {}
+        above = f"{above}{part}."
         if value is None:
-            return False
+            return any(said.startswith(above) for said in says)
     return True
 
 

@@ -59,8 +59,8 @@ class Row:
 
     @property
     def number(self) -> str:
-        """What stands before the first "_" of its name."""
-        return self.name.partition("_")[0]
+        """Its name in few letters, see `number`."""
+        return number(self.name)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ class Table:
         kind = {"table": "Table ", "fig": "Fig. "}
         known = next((word for start, word in kind.items() if self.key.startswith(start)), "")
         return f"{known}{self.label}: {self.title}"
+
+
+def number(name: str) -> str:
+    """A row's number, without zeros before it: "2" of "02_fd"; the name of one without."""
+    first = name.partition("_")[0]
+    return first.lstrip("0") if first[:1].isdigit() and "." not in first else name
 
 
 def find_tables(configs: Path) -> list[Table]:
@@ -134,7 +140,8 @@ def choose_rows(table: Table, names: Sequence[str]) -> list[Row]:
     chosen, problems = [], []
     for name in names:
         found = [row for row in table.rows if row.name == name]
-        found = found or [row for row in table.rows if row.number == name]
+        if "_" not in name:
+            found = found or [row for row in table.rows if row.number == number(name)]
         chosen += found
         if not found:
             near = difflib.get_close_matches(name, [row.name for row in table.rows], n=1)
