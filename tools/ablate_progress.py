@@ -10,7 +10,7 @@ from progress import Part, Progress, clock, stage_parts
 from tabulate import tabulate
 
 from v2idetr.ablation.schedule import Failure, Job
-from v2idetr.ablation.tables import Table, number
+from v2idetr.ablation.tables import Table
 
 if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run
@@ -136,11 +136,7 @@ def _short_table(content: Mapping[str, Any]) -> str:
         return "No run has finished."
     title = content["blocks"][0]["title"]
     lines = []
-    teachers = [
-        {**t, "title": f"teacher of {', '.join(map(number, t['teaches']))}", "name": ""}
-        for t in content["teachers"]
-    ]
-    for row in [*content["rows"], *teachers]:
+    for row in [*content["rows"], *content["teachers"]]:
         line = {"": row["title"], "n": str(len(row["seeds"]))}
         for metric in content["headline"]:
             line[metric_title(metric)] = form(row["figures"][title][metric])

@@ -17,12 +17,13 @@ from omegaconf import DictConfig
 
 from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
 from v2idetr.ablation.runs import Plan, Run
-from v2idetr.ablation.tables import Row, Table
+from v2idetr.ablation.tables import Row, Table, number
 from v2idetr.engine.config_yaml import parse_yaml
 from v2idetr.evaluation.table import ALL_TESTS
 
 PAPER = Path("ablations", "paper.yaml")  # in the folder of the configs
 SWITCHES = ("TFD", "MSI", "CQD")
+MOST_NAMED = 6  # rows in the title of their teacher
 
 
 def build_content(
@@ -135,7 +136,16 @@ def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[dict[str, 
             "reference": row.reference,
         }
         found.setdefault(first.key, entry)["teaches"].append(row.name)
+    for teacher in found.values():
+        teacher["title"] = _teacher_title(teacher["teaches"], is_only=len(found) == 1)
     return list(found.values())
+
+
+def _teacher_title(rows: Sequence[str], *, is_only: bool) -> str:
+    if is_only:
+        return "teacher"
+    named = ", ".join(number(name) for name in rows)
+    return f"teacher of {named if len(rows) <= MOST_NAMED else f'{len(rows)} rows'}"
 
 
 def _compared(

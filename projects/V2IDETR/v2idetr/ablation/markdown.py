@@ -76,7 +76,8 @@ def _reference(content: Mapping[str, Any]) -> str:
     if len(names) > 1:
         return "the plain detector of the same kind"
     (title,) = (row["title"] for row in content["rows"] if row["name"] == names[0])
-    return f"row {number(names[0])} ({title})"
+    short = number(names[0])
+    return f"row {short} ({title})" if short != names[0] else f"the row {title}"
 
 
 def _block_heading(block: Mapping[str, Any]) -> str:
@@ -123,10 +124,9 @@ def _names(content: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]
 
 
 def _teacher_names(content: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, str]:
-    """The same columns for a teacher, whose name is that of its students."""
+    """The same columns for a teacher."""
     cells = dict.fromkeys(_names(content, content["rows"][0]), "")
-    rows = ", ".join(number(name) for name in teacher["teaches"])
-    return {**cells, "row": f"teacher of {rows}", "n": str(len(teacher["seeds"]))}
+    return {**cells, "row": teacher["title"], "n": str(len(teacher["seeds"]))}
 
 
 def _cells(content: Mapping[str, Any], row: Mapping[str, Any], title: str) -> dict[str, str]:

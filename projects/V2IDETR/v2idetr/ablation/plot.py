@@ -51,7 +51,7 @@ def to_svg(content: Mapping[str, Any]) -> str:
         _text(width - 12, 24.0, warning, "warn", "end"),
     ]
     for index, line in enumerate(lines):
-        parts.append(_text(LEFT - 14, _y(index) + 4, line.title, anchor="end"))
+        parts.append(_text(LEFT - 14, _y(index) + 4, _short(line.title), anchor="end"))
     references = {row["reference"] for row in content["rows"]}
     only = references.pop() if len(references) == 1 else None
     for index, metric in enumerate(metrics):
@@ -75,9 +75,7 @@ def _lines(content: Mapping[str, Any]) -> list[_Line]:
         kind = "plain" if row["name"] == row["reference"] else "student"
         lines.append(_Line(words, kind, row["figures"][title]))
     for teacher in content["teachers"]:
-        names = ", ".join(number(name) for name in teacher["teaches"])
-        words = f"teacher of {names}"
-        lines.append(_Line(_short(words), "teacher", teacher["figures"][title]))
+        lines.append(_Line(teacher["title"], "teacher", teacher["figures"][title]))
     return lines
 
 
