@@ -25,8 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from demo_process import Interrupted, ProgramError, run_logged, sole_user
-from demo_progress import SECONDS_OTHERWISE, TITLES, Part, Progress, clock, data_part, run_parts
+from progress import SECONDS_OTHERWISE, TITLES, Part, Progress, clock, data_part, run_parts
+from synthetic_data import make_command, prepare_command, split_overrides
+
+from v2idetr.programs import Interrupted, ProgramError, run_logged, sole_user
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "v2i_synthetic.yaml"
@@ -114,42 +116,26 @@ class Step:
 def steps_of(demo: Demo) -> list[Step]:
     """The programs, in order."""
     data, annotations, run = (demo.output / name for name in ("data", "annotations", "run"))
-    make = ["--layout", "sunseg", "--output", str(data), "--seed", str(demo.seed)]
-    make += ["--size", demo.size] if demo.size else []
-    names = ("--train-clips", "--test-easy-clips", "--test-hard-clips", "--negative-clips")
-    for name, count in zip(names, demo.clips, strict=False):
-        make += [name, str(count)]
-    prepare = ["--source", str(data), "--output", str(annotations)]
-    prepare += ["--negatives", str(data / "SUN-Negative")] if demo.negatives else []
-    train = ["--config-file", os.path.relpath(CONFIG), "--resume", f"train.seed={demo.seed}"]
+    make = make_command("sunseg", data, seed=demo.seed, size=demo.size, clips=demo.clips)
+    prepare = prepare_command("sunseg", data, annotations, negatives=demo.negatives)
+    train = [relative("train_net.py")]
+    train += ["--config-file", os.path.relpath(CONFIG), "--resume", f"train.seed={demo.seed}"]
     train += [f"train.output_dir={json.dumps(str(run))}"]
-    paths = {
-        name: {"json": str(annotations / f"{name}.json"), "image_root": str(data)}
-        for name in ("train", "val", *(f"test_{name}" for name in demo.tests))
-    }
-    train += [
-        f"data.{name}.{k}={json.dumps(v)}"
-        for name in ("train", "val")
-        for k, v in paths[name].items()
-    ]
-    train += [f"data.test={json.dumps({name: paths[f'test_{name}'] for name in demo.tests})}"]
-    report = [str(run), "--output", str(demo.report), "--facts", str(demo.output / "facts.json")]
-    rows = [
-        (
-            "data",
-            "1/4 synthetic video",
-            "datasets/make_synthetic.py",
-            make,
-            data / "generator.json",
-        ),
-        ("annotations", "2/4 annotations", "datasets/prepare_sunseg.py", prepare, annotations),
-        ("training", "3/4 training", "train_net.py", [*train, *demo.overrides], demo.results),
-        ("report", "4/4 report", "tools/report.py", report, demo.report),
-    ]
+    tests = {name: f"test_{name}" for name in demo.tests}
+    train += split_overrides(data, annotations, tests)
+    report = [relative("tools/report.py"), str(run), "--output", str(demo.report)]
+    report += ["--facts", str(demo.output / "facts.json")]
     return [
-        Step(key, title, [os.path.relpath(ROOT / program), *arguments], result)
-        for key, title, program, arguments, result in rows
+        Step("data", "1/4 synthetic video", make, data / "generator.json"),
+        Step("annotations", "2/4 annotations", prepare, annotations),
+        Step("training", "3/4 training", [*train, *demo.overrides], demo.results),
+        Step("report", "4/4 report", report, demo.report),
     ]
+
+
+def relative(program: str) -> str:
+    """Path of one of our programs, as short as it can be said here."""
+    return os.path.relpath(ROOT / program)
 
 
 class Record:
@@ -328,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         check_folder(demo.output)
-        with sole_user(demo.output / LOCK) as lock:
+        with sole_user(demo.output / LOCK, "A demo") as lock:
             if options.restart:
                 restart(demo.output)
             run_demo(demo, lock)

@@ -18,7 +18,7 @@ from v2idetr.engine.config_yaml import parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ABLATIONS = CONFIGS / "ablations"
-ROWS = sorted(path.relative_to(ABLATIONS).as_posix() for path in ABLATIONS.rglob("*.yaml"))
+ROWS = sorted(path.relative_to(ABLATIONS).as_posix() for path in ABLATIONS.glob("*/**/*.yaml"))
 DATA = ["sun", "buv", "clinicdb", "synthetic"]
 
 

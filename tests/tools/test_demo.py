@@ -39,12 +39,12 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def process(demo: ModuleType) -> ModuleType:
-    return sys.modules["demo_process"]
+    return sys.modules["v2idetr.programs"]
 
 
 @pytest.fixture
 def progress(demo: ModuleType) -> ModuleType:
-    return sys.modules["demo_progress"]
+    return sys.modules["progress"]
 
 
 class Programs:
@@ -60,7 +60,7 @@ class Programs:
         self.ran.append(log.stem)
         tick()
         if log.stem == self.fails_at:
-            raise sys.modules["demo_process"].Interrupted(signal.SIGINT)
+            raise sys.modules["v2idetr.programs"].Interrupted(signal.SIGINT)
         self.results[log.stem].parent.mkdir(parents=True, exist_ok=True)
         self.results[log.stem].write_text("{}")
 
@@ -219,12 +219,12 @@ def test_a_killed_demo_takes_its_program_along(process: ModuleType, tmp_path: Pa
 def test_two_demos_do_not_share_a_folder(process: ModuleType, tmp_path: Path) -> None:
     lock = tmp_path / "demo" / ".lock"
     with (
-        process.sole_user(lock),
+        process.sole_user(lock, "A demo"),
         pytest.raises(ValueError, match="A demo is running"),
-        process.sole_user(lock, patience_s=0),
+        process.sole_user(lock, "A demo", patience_s=0.0),
     ):
         pass
-    with process.sole_user(lock, patience_s=0):
+    with process.sole_user(lock, "A demo", patience_s=0.0):
         pass
 
 

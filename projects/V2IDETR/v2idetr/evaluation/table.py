@@ -23,8 +23,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     if not results:
         raise ValueError("format_table: there is no result to show.")
     blocks = []
-    for title in _block_names(list(results.values())):
-        shown = {row: _block(result, title) for row, result in results.items()}
+    for title in block_names(list(results.values())):
+        shown = {row: block(result, title) for row, result in results.items()}
         present = {row: figures for row, figures in shown.items() if figures is not None}
         rows = [_row(name, figures, results[name]) for name, figures in present.items()]
         size = next(iter(present.values()))
@@ -36,7 +36,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join([*blocks, _footnote(results)])
 
 
-def _block_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def block_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Titles of the test splits, each followed by its groups of videos, and of all together."""
     names = []
     for result in results:
         splits = {**result["tests"], ALL_TESTS: result["all_tests"]}
@@ -49,7 +50,8 @@ def _block_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _block(result: Mapping[str, Any], title: str) -> Mapping[str, Any] | None:
+def block(result: Mapping[str, Any], title: str) -> Mapping[str, Any] | None:
+    """The figures of a result that stand under a title of `block_names`; None if it has none."""
     splits = {**result["tests"], ALL_TESTS: result["all_tests"], "val": result["val"]}
     if title in splits:
         return splits[title]

@@ -1,4 +1,4 @@
-"""Run one program of the demo: output into a log, signals passed on, nothing left behind."""
+"""Run programs: output into a log, signals passed on, nothing left behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,9 +19,11 @@ LINES_SHOWN = 15  # of the log, when a program fails
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+Child = subprocess.Popen[bytes]
+
 
 class Interrupted(BaseException):
-    """The demo was asked to stop, and its program has stopped; no error."""
+    """We were asked to stop, and our programs have stopped; no error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -33,10 +35,15 @@ class ProgramError(Exception):
 
 
 @contextmanager
-def sole_user(lock: Path, patience_s: float = 20.0) -> Iterator[int]:
+def sole_user(lock: Path, what: str, patience_s: float = 20.0) -> Iterator[int]:
     """Hold a lock file in this block; its descriptor is handed on to programs that write beside it.
 
     It lasts until the last program that inherited it has ended, also one that outlives us.
+
+    Args:
+        lock: the file.
+        what: who holds it, for the message: "A demo".
+        patience_s: how long to wait for another one.
 
     Raises:
         ValueError: another one holds it, also after some seconds of waiting.
@@ -51,16 +58,19 @@ def sole_user(lock: Path, patience_s: float = 20.0) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise ValueError(
-                        f"A demo is running in {lock.parent}: wait for it, or use another --output."
+                        f"{what} is running in {lock.parent}: wait for it, or use another --output."
                     ) from None
                 time.sleep(POLL_S)
         yield file.fileno()
 
 
-def run_logged(
-    command: Sequence[str], log: Path, tick: Callable[[], None], keep_open: Sequence[int] = ()
-) -> None:
-    """Run Python with these arguments and wait for it.
+def start_logged(
+    command: Sequence[str],
+    log: Path,
+    keep_open: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Child:
+    """Start Python with these arguments.
 
     It gets a process group of its own, so that Ctrl-C reaches it once, through us, and it can
     write a checkpoint before it ends. If we are killed, it is told to stop as well.
@@ -68,25 +78,38 @@ def run_logged(
     Args:
         command: program and arguments.
         log: file that its output is added to.
-        tick: called about twice a second.
         keep_open: file descriptors that the program inherits.
-
-    Raises:
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; the program has ended.
-        ProgramError: it ended with another code than 0.
+        environment: variables that differ from ours.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             process_group=0,
             pass_fds=keep_open,
+            env={**os.environ, **(environment or {})},
             preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
         )
-    with _forwarded(child) as received:
+
+
+def run_logged(
+    command: Sequence[str], log: Path, tick: Callable[[], None], keep_open: Sequence[int] = ()
+) -> None:
+    """Start a program as `start_logged` does, and wait for it.
+
+    Args:
+        command, log, keep_open: see `start_logged`.
+        tick: called about twice a second.
+
+    Raises:
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the program has ended.
+        ProgramError: it ended with another code than 0.
+    """
+    child = start_logged(command, log, keep_open)
+    with forwarded(lambda: [child]) as received:
         while True:
             try:
                 code = child.wait(POLL_S)
@@ -102,14 +125,15 @@ def run_logged(
 
 
 @contextmanager
-def _forwarded(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Signals that arrive in this block, each passed on to the child."""
+def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
+    """Signals that arrive in this block, each passed on to the programs that run then."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+        for child in children():
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     previous = {number: signal.signal(number, forward) for number in SIGNALS}
     try:

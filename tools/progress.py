@@ -1,4 +1,4 @@
-"""How far the demo is and how long it will still take, read from the files that its steps write."""
+"""How far a demo or an ablation is and how long it will still take, from the files it writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Part:
 
 
 class Progress:
-    """One line about the whole demo: a bar on a terminal, a line now and then elsewhere."""
+    """One line about the whole: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
         self._start: float | None = None
@@ -49,7 +49,7 @@ class Progress:
         self._bar: Any = None
 
     def show(self, step: str, title: str, parts: Sequence[Part]) -> None:
-        """Say how far the demo is; may be called often.
+        """Say how far it is; may be called often.
 
         Args:
             step, title: what is running.
@@ -117,18 +117,29 @@ def run_parts(run: Path, config: Path) -> list[Part]:
         steps = train.get("max_iter") or 1
         if stage == "teacher":
             steps = teacher.get("max_iter") or steps
-        done = _steps_done(run / stage)
-        finished = (run / stage / "evaluation.json").exists()
-        trained = finished or (run / stage / "final.pth").exists()
-        share = 1.0 if trained else min(done / steps, 0.99)
-        seconds, name = steps * SECONDS_A_STEP[stage], TITLES[stage]
-        count = f"step {min(done, steps)} of {steps}"
-        evaluation = SECONDS_OTHERWISE["evaluation"]
-        parts += [
-            Part("training", seconds, share, name, count),
-            Part("training", evaluation, float(finished), name, "evaluation"),
-        ]
+        parts += stage_parts("training", run / stage, stage, steps, TITLES[stage])
     return parts
+
+
+def stage_parts(step: str, folder: Path, stage: str, steps: int, name: str) -> list[Part]:
+    """Training and evaluation of a stage.
+
+    Args:
+        step, name: of the parts.
+        folder: of the stage; it may not exist yet.
+        stage: teacher, plain or student.
+        steps: of its training.
+    """
+    done = _steps_done(folder)
+    finished = (folder / "evaluation.json").exists()
+    trained = finished or (folder / "final.pth").exists()
+    share = 1.0 if trained else min(done / steps, 0.99)
+    count = f"step {min(done, steps)} of {steps}"
+    evaluation = SECONDS_OTHERWISE["evaluation"]
+    return [
+        Part(step, steps * SECONDS_A_STEP[stage], share, name, count),
+        Part(step, evaluation, float(finished), name, "evaluation"),
+    ]
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,178 @@
+"""Everything that a table says, as one JSON-able mapping, from which text and plot are made.
+
+table, heading, dataset, student, seeds, unit, ...
+blocks    the test splits pooled, then each apart, with their sizes
+metrics   in the order of the columns
+rows      name, title, switches, run, figures and difference by block and metric, paper
+teachers  the same for the teachers of these rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
+from v2idetr.ablation.runs import Plan, Run
+from v2idetr.ablation.tables import Row, Table, number
+from v2idetr.engine.config_yaml import parse_yaml
+from v2idetr.evaluation.table import ALL_TESTS
+
+PAPER = Path("ablations", "paper.yaml")  # in the folder of the configs
+SWITCHES = ("TFD", "MSI", "CQD")
+MOST_NAMED = 6  # rows in the title of their teacher
+
+
+def build_content(
+    table: Table, plan: Plan, seeds: Sequence[int], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A table with everything that its folder has for it.
+
+    Args:
+        table: which one.
+        plan: of the folder.
+        seeds: to look for.
+        facts: further entries, such as the command.
+    """
+    settings = plan.settings
+    rows = {row.key: _results([plan.run(row, seed) for seed in seeds]) for row in table.rows}
+    teachers = _teachers(table, plan, seeds)
+    sizes = {
+        k: v
+        for r in (*rows.values(), *(t["results"] for t in teachers))
+        for k, v in r.sizes.items()
+    }
+    blocks = sorted(sizes, key=lambda title: not title.startswith(ALL_TESTS))
+    paper = _paper(settings.configs, table.key)
+    metrics = _metrics(plan.config(table.rows[0]), paper)
+    where = {"blocks": blocks, "metrics": metrics}
+    described = []
+    for row in table.rows:
+        reference = rows.get(row.reference)
+        described.append(
+            {
+                **_row(row, plan),
+                **_compared(rows[row.key], reference, **where),
+                "reference": row.reference.partition("/")[2],
+            }
+        )
+    for teacher in teachers:
+        plain = rows.get(teacher.pop("reference"))
+        teacher |= _compared(teacher.pop("results"), plain, **where)
+    return {
+        "table": table.label,
+        "key": table.key,
+        "heading": table.heading,
+        "axes": list(table.axes),
+        "dataset": settings.dataset,
+        "student": settings.student,
+        "overrides": list(settings.overrides),
+        **facts,
+        "unit": "percent",
+        "seeds": list(seeds),
+        "blocks": [{"title": title, **sizes[title]} for title in blocks],
+        "metrics": metrics,
+        "headline": [m for m in metrics if m == "AP50"] + [m for m in metrics if "/f1" in m][:1],
+        "rows": described,
+        "teachers": teachers,
+        "paper": paper,
+    }
+
+
+class _Results:
+    """What there is of one row: figures by seed, sizes by block."""
+
+    def __init__(self, figures: dict[int, Figures], sizes: dict[str, dict[str, int]]) -> None:
+        self.figures, self.sizes = figures, sizes
+
+
+def _results(runs: Sequence[Run]) -> _Results:
+    figures: dict[int, Figures] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    for run in runs:
+        if run.finished:
+            figures[run.seed], found = read_figures(run.evaluation)
+            sizes |= found
+    return _Results(figures, sizes)
+
+
+def _row(row: Row, plan: Plan) -> dict[str, Any]:
+    teacher = plan.first_taught_like(row)
+    return {
+        "name": row.name,
+        "number": row.number,
+        "title": row.title,
+        "switches": _switches(plan.config(row)),
+        "run": plan.first_like(row).key,
+        "teacher": None if teacher is None else teacher.key,
+    }
+
+
+def _switches(config: DictConfig) -> dict[str, bool]:
+    """What of the method is on."""
+    student = "student" in config.train.stages
+    return {
+        "TFD": student and config.distillation.tfd is not None,
+        "MSI": student and config.teacher.model.net.temporal is not None,
+        "CQD": student and config.distillation.cqd is not None,
+    }
+
+
+def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """One entry for each teacher that rows of the table have."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in table.rows:
+        first = plan.first_taught_like(row)
+        if first is None:
+            continue
+        runs = [run for run in (plan.teacher(row, seed) for seed in seeds) if run is not None]
+        entry = {
+            "run": first.key,
+            "teaches": [],
+            "results": _results(runs),
+            "reference": row.reference,
+        }
+        found.setdefault(first.key, entry)["teaches"].append(row.name)
+    for teacher in found.values():
+        teacher["title"] = _teacher_title(teacher["teaches"], is_only=len(found) == 1)
+    return list(found.values())
+
+
+def _teacher_title(rows: Sequence[str], *, is_only: bool) -> str:
+    if is_only:
+        return "teacher"
+    named = ", ".join(number(name) for name in rows)
+    return f"teacher of {named if len(rows) <= MOST_NAMED else f'{len(rows)} rows'}"
+
+
+def _compared(
+    results: _Results, reference: _Results | None, blocks: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """Means and, where there is something to compare with, differences by seed."""
+    figures: dict[str, Any] = {}
+    difference: dict[str, Any] = {}
+    for title in blocks:
+        mine = {metric: spread(results.figures, title, metric) for metric in metrics}
+        figures[title] = {metric: value.as_json() for metric, value in mine.items()}
+        if reference is not None and reference is not results:
+            theirs = {metric: spread(reference.figures, title, metric) for metric in metrics}
+            difference[title] = {m: mine[m].minus(theirs[m]).as_json() for m in metrics}
+    return {"seeds": sorted(results.figures), "figures": figures, "difference": difference}
+
+
+def _metrics(config: DictConfig, paper: Mapping[str, Any] | None) -> list[str]:
+    """AP75 where the paper's table has it."""
+    columns = [c for part in (paper or {}).get("parts", ()) for c in part["columns"]]
+    names = [m for m in COCO if m != "AP75" or m in columns] if config.evaluation.coco_ap else []
+    return names + [f"{rule}/{name}" for rule in config.evaluation.rules for name in PER_RULE]
+
+
+def _paper(configs: Path, key: str) -> dict[str, Any] | None:
+    """The paper's own figures for a table; None where it has none."""
+    path = configs / PAPER
+    content = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts = content.get("tables", {}).get(key)
+    return None if parts is None else {"source": content["source"], **parts}

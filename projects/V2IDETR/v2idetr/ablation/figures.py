@@ -1,0 +1,95 @@
+"""Numbers of a table: from evaluation.json files to means over seeds and paired differences."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from v2idetr.evaluation.table import block, block_names
+
+COCO = ("AP50", "AP", "AP75")
+PER_RULE = ("precision", "recall", "f1")
+
+# Percent by metric ("AP50", "endovis_center/f1") by block ("all tests", "easy / seen").
+Figures = dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds.
+
+    Attributes:
+        values: by seed.
+    """
+
+    values: Mapping[int, float]
+
+    @property
+    def count(self) -> int:
+        """Number of seeds."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float | None:
+        """None without values."""
+        return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation; None with fewer than two values."""
+        return statistics.stdev(self.values.values()) if self.count > 1 else None
+
+    def minus(self, other: Spread) -> Spread:
+        """Differences, seed by seed, where both have one."""
+        both = sorted(self.values.keys() & other.values.keys())
+        return Spread({seed: self.values[seed] - other.values[seed] for seed in both})
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a file."""
+        values = {str(seed): value for seed, value in sorted(self.values.items())}
+        return {"mean": self.mean, "sd": self.sd, "n": self.count, "seeds": values}
+
+
+def read_figures(evaluation: Path) -> tuple[Figures, dict[str, dict[str, int]]]:
+    """All figures of the test splits in an evaluation.json, and the size of each block.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        result = json.loads(evaluation.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{evaluation}: is not JSON ({error}); remove it, the same command writes it again."
+        ) from error
+    figures: Figures = {}
+    sizes: dict[str, dict[str, int]] = {}
+    for title in block_names([result]):
+        part = block(result, title)
+        assert part is not None
+        figures[title] = _percents(part)
+        sizes[title] = {k: part[k] for k in ("videos", "frames", "lesion_free_frames", "lesions")}
+    return figures, sizes
+
+
+def spread(figures: Mapping[int, Figures], title: str, metric: str) -> Spread:
+    """One metric of one block over the seeds that have it."""
+    values = {seed: parts.get(title, {}).get(metric) for seed, parts in figures.items()}
+    return Spread({seed: v for seed, v in values.items() if v is not None and math.isfinite(v)})
+
+
+def pooled_first(titles: Sequence[str], pooled: str) -> list[str]:
+    """Blocks in the order in which they are shown: all test splits together, then each."""
+    return sorted(titles, key=lambda title: title != pooled)
+
+
+def _percents(part: Mapping[str, Any]) -> dict[str, float | None]:
+    found = {metric: (part["coco"] or {}).get(metric) for metric in COCO}
+    for rule, counted in part["rules"].items():
+        found |= {f"{rule}/{name}": counted[name] for name in PER_RULE}
+    return {name: None if value is None else 100 * value for name, value in found.items()}

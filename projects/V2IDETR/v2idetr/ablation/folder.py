@@ -1,0 +1,72 @@
+"""The folder of an ablation: for what it is, and the tables that are written into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from v2idetr.ablation.markdown import to_markdown
+from v2idetr.ablation.plot import to_svg
+from v2idetr.atomic_file import write_text_atomically
+from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
+
+RECORD, BASE, LOCK = "ablation.json", "base.yaml", ".lock"
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError where a folder holds files and none of them says that it is an ablation's."""
+    if not folder.exists() or (folder / RECORD).exists():
+        return
+    if any(path.name != LOCK for path in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no ablation: choose another --output.")
+
+
+def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
+    """Make sure that this folder is for these settings, and write down that it is.
+
+    Args:
+        folder: made if need be.
+        settings: what must be the same for everything in it, such as the data set.
+        base: resolved config of the method without any row.
+
+    Raises:
+        ValueError: it is for others; names them.
+    """
+    record = folder / RECORD
+    if not record.exists():
+        save_config(base, folder / BASE)
+        content = {**settings, "config_fingerprint": fingerprint(base)}
+        write_text_atomically(record, json.dumps(content, indent=1) + "\n")
+        return
+    before = json.loads(record.read_text(encoding="utf-8"))
+    changed = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
+    if not changed and before["config_fingerprint"] != fingerprint(base):
+        changed = differing_keys(load_config(folder / BASE), base)
+    if changed:
+        raise ValueError(
+            f"{folder} holds an ablation with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nUse another --output."
+        )
+
+
+def write_table(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Write a table as Markdown, JSON and plot, each whole or not at all; returns the first."""
+    name = content["file"]
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    write_text_atomically(folder / f"{name}.json", text + "\n")
+    write_text_atomically(folder / f"{name}.svg", to_svg(content))
+    markdown = folder / f"{name}.md"
+    write_text_atomically(markdown, to_markdown(content))
+    return markdown
+
+
+def file_name(label: str) -> str:
+    """Name of a table's files without their ending: "table_III", "fig_5a", "choices"."""
+    if label[0].isdigit():
+        return f"fig_{label}"
+    return f"table_{label}" if label.isupper() else label

@@ -1,0 +1,229 @@
+"""A table's content as Markdown, in the paper's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from v2idetr.ablation.content import SWITCHES
+from v2idetr.ablation.tables import number
+from v2idetr.evaluation.table import MISSING
+
+SMOKE = "**Smoke test: a few steps on tiny pictures. These numbers mean nothing.**"
+SHORT = {"precision": "P", "recall": "R", "f1": "F1"}
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The whole file."""
+    parts = [f"# {content['heading']}", _introduction(content)]
+    if content["smoke"]:
+        parts.insert(1, SMOKE)
+    if not content["blocks"]:
+        parts.append("No run has finished yet.")
+    pooled = content["blocks"][0]["title"] if content["blocks"] else ""
+    for block in content["blocks"]:
+        if block["lesions"]:
+            parts += [_block_heading(block), *_grids(content, block["title"], pooled)]
+            parts.append(_block_table(content, block["title"], pooled))
+    parts += [_notes(content), _runs(content)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def form(figure: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """ "83.8 ± 1.2", a difference with its sign; "-" for what is missing."""
+    if figure is None or figure["mean"] is None:
+        return MISSING
+    mean = round(figure["mean"], 1) + 0.0  # no "-0.0"
+    text = f"{mean:{'+' if signed else ''}.1f}"
+    return text if figure["sd"] is None else f"{text} ± {figure['sd']:.1f}"
+
+
+def metric_title(metric: str) -> str:
+    """ "F1 iou50" for "iou50/f1"."""
+    rule, _, name = metric.rpartition("/")
+    return f"{SHORT.get(name, name)} {rule}".strip()
+
+
+def paper_parts(content: Mapping[str, Any], title: str, pooled: str) -> list[Mapping[str, Any]]:
+    """Columns of the paper for a block: those of the same test set, or on other data, all."""
+    paper = content["paper"]
+    if paper is None:
+        return []
+    if content["dataset"] == paper["dataset"] and not content["smoke"]:
+        return [part for part in paper["parts"] if part["block"] == title]
+    return list(paper["parts"]) if title == pooled else []
+
+
+def _introduction(content: Mapping[str, Any]) -> str:
+    rows = content["rows"]
+    done = sum(len(row["seeds"]) for row in rows)
+    wanted = len(rows) * len(content["seeds"])
+    plural = "s" if len(content["seeds"]) > 1 else ""
+    seeds = f"seed{plural} {', '.join(str(seed) for seed in content['seeds'])}"
+    missing = f" **{done} of {wanted} results are there.**" if done < wanted else ""
+    student = "" if content["key"] in ("table1", "table2") else f", student {content['student']}"
+    return (
+        f"Data set {content['dataset']}{student}, {seeds}.{missing} In percent: mean ± sample "
+        "standard deviation over the seeds, of which n have a result; Δ is the difference to "
+        f"{_reference(content)}, taken seed by seed."
+    )
+
+
+def _reference(content: Mapping[str, Any]) -> str:
+    names = list(dict.fromkeys(row["reference"] for row in content["rows"]))
+    if len(names) > 1:
+        return "the plain detector of the same kind"
+    (title,) = (row["title"] for row in content["rows"] if row["name"] == names[0])
+    short = number(names[0])
+    return f"row {short} ({title})" if short != names[0] else f"the row {title}"
+
+
+def _block_heading(block: Mapping[str, Any]) -> str:
+    return (
+        f"## {block['title'].capitalize()}\n\n{block['videos']} videos, {block['frames']} frames, "
+        f"{block['lesion_free_frames']} of them without lesion; {block['lesions']} lesions."
+    )
+
+
+def _block_table(content: Mapping[str, Any], title: str, pooled: str) -> str:
+    paper = paper_parts(content, title, pooled)
+    lines = [
+        {
+            **_names(content, row),
+            **_cells(content, row, title),
+            **_paper_cells(content, paper, row),
+        }
+        for row in content["rows"]
+    ]
+    paper_of = {"name": "teacher", "reference": content["rows"][0]["reference"]}
+    lines += [
+        {
+            **_teacher_names(content, teacher),
+            **_cells(content, teacher, title),
+            **_paper_cells(content, paper, paper_of),
+        }
+        for teacher in content["teachers"]
+    ]
+    sides = {"#": "left", "row": "left"} | dict.fromkeys(SWITCHES, "center")
+    align = [sides.get(key, "right") for key in lines[0]]
+    return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def _names(content: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
+    """The columns that say which row it is."""
+    short = number(row["name"])
+    cells = {"#": short if short != row["name"] else ""}
+    cells["row"] = row["title"]
+    if content["key"] == "table3":  # the paper has ticks there
+        cells |= {s: "✓" if row["switches"][s] else "" for s in SWITCHES}
+    if not any(number(r["name"]) != r["name"] for r in content["rows"]):
+        del cells["#"]
+    return {**cells, "n": str(len(row["seeds"]))}
+
+
+def _teacher_names(content: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, str]:
+    """The same columns for a teacher."""
+    cells = dict.fromkeys(_names(content, content["rows"][0]), "")
+    return {**cells, "row": teacher["title"], "n": str(len(teacher["seeds"]))}
+
+
+def _cells(content: Mapping[str, Any], row: Mapping[str, Any], title: str) -> dict[str, str]:
+    cells = {}
+    for metric in content["metrics"]:
+        cells[metric_title(metric)] = form(row["figures"][title][metric])
+        if metric in content["headline"]:
+            difference = row["difference"].get(title, {}).get(metric)
+            is_reference = row.get("name") is not None and row.get("name") == row["reference"]
+            cells[f"Δ {metric_title(metric)}"] = (
+                "" if is_reference else form(difference, signed=True)
+            )
+    return cells
+
+
+def _paper_cells(
+    content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
+) -> dict[str, str]:
+    cells = {}
+    for part in parts:
+        figures = part["rows"].get(row["name"])
+        base = part["rows"].get(row["reference"])
+        for k, column in enumerate(part["columns"]):
+            label = f"paper {part['title']} {SHORT.get(column, column)}"
+            cells[label] = MISSING if figures is None else f"{figures[k]:.1f}"
+        main = part["columns"].index(part["main"])
+        label = f"paper {part['title']} Δ {SHORT.get(part['main'], part['main'])}"
+        if row["name"] == row["reference"]:
+            cells[label] = ""
+        elif figures is None or base is None:
+            cells[label] = MISSING
+        else:
+            cells[label] = f"{figures[main] - base[main]:+.1f}"
+    return cells
+
+
+def _grids(content: Mapping[str, Any], title: str, pooled: str) -> list[str]:
+    """For a table of two axes: its headline metrics as squares, in the first block."""
+    if len(content["axes"]) != 2 or title != pooled:
+        return []
+    down, across = content["axes"]
+    places: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in content["rows"]:
+        pairs = dict(part.split(" = ") for part in row["title"].split(", ") if " = " in part)
+        if pairs:
+            places[pairs[down], pairs[across]] = row
+    columns = sorted({place[1] for place in places}, key=float)
+    squares = []
+    for metric in content["headline"]:
+        lines = [
+            {
+                f"{down} \\ {across}": one,
+                **{
+                    other: form(places[one, other]["figures"][title][metric])
+                    if (one, other) in places
+                    else MISSING
+                    for other in columns
+                },
+            }
+            for one in sorted({place[0] for place in places}, key=float)
+        ]
+        table = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True)
+        squares.append(f"{metric_title(metric)}:\n\n{table}")
+    return squares
+
+
+def _notes(content: Mapping[str, Any]) -> str:
+    lines = []
+    empty = [block["title"] for block in content["blocks"] if not block["lesions"]]
+    if empty:
+        lines.append(
+            f"- {', '.join(empty)}: without lesions, so it has no table of its own; its false "
+            "detections count where splits are pooled."
+        )
+    paper = content["paper"]
+    if paper is not None:
+        same = content["dataset"] == paper["dataset"] and not content["smoke"]
+        where = "" if same else " Other data than here: compare orders and differences."
+        lines.append(f"- Paper: {paper['where']}, {paper['source']}. {paper['data']}{where}")
+    if content["overrides"]:
+        lines.append(f"- Overrides: `{' '.join(content['overrides'])}`.")
+    lines.append(
+        "- Score thresholds are chosen on validation data. Every single value: "
+        f"[{content['file']}.json]({content['file']}.json); plot: "
+        f"[{content['file']}.svg]({content['file']}.svg)."
+    )
+    lines.append(f"- `{content['command']}`, commit {content['commit'] or 'unknown'}.")
+    return "## Notes\n\n" + "\n".join(lines)
+
+
+def _runs(content: Mapping[str, Any]) -> str:
+    lines = [
+        {
+            "row": row["name"],
+            "run": f"seed*/{row['run']}",
+            "teacher": f"seed*/teachers/{row['teacher']}" if row["teacher"] else "",
+        }
+        for row in content["rows"]
+    ]
+    return "## Runs\n\n" + tabulate(lines, headers="keys", tablefmt="pipe")

@@ -1,0 +1,236 @@
+"""The numbers of a table, by hand; and how they are shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from v2idetr.ablation.content import build_content
+from v2idetr.ablation.figures import Spread, read_figures
+from v2idetr.ablation.folder import check_folder, claim, file_name, write_table
+from v2idetr.ablation.markdown import form, to_markdown
+from v2idetr.ablation.runs import Plan, Settings
+from v2idetr.ablation.tables import find_tables
+from v2idetr.engine.config_yaml import parse_yaml
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TABLES = find_tables(CONFIGS)
+SEEDS = [0, 1, 2]
+AP50 = {"1_baseline": [0.6, 0.7, 0.5], "2_tfd": [0.7, 0.75, 0.6], "5_tfd_msi_cqd": [0.8]}
+FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "commit": "abc"}
+
+
+def figures(ap50: float, lesions: int = 4) -> dict[str, Any]:
+    rule = {"threshold": 0.5, "precision": ap50, "recall": None, "f1": ap50 / 2}
+    return {
+        "videos": 2,
+        "frames": 8,
+        "lesions": lesions,
+        "lesion_free_frames": 8 - lesions,
+        "coco": {"AP": ap50 / 2, "AP50": ap50, "AP75": None},
+        "rules": {"endovis_center": rule, "iou50": rule},
+        "groups": {},
+    }
+
+
+def write_evaluation(path: Path, ap50: float) -> None:
+    path.parent.mkdir(parents=True)
+    tests = {"easy": figures(ap50), "hard": figures(ap50), "negative": figures(0.0, lesions=0)}
+    result = {"tests": tests, "all_tests": figures(ap50), "val": figures(ap50), "thresholds": {}}
+    path.write_text(json.dumps(result))
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Table III of which two rows have three seeds and one has one; a teacher has one."""
+    folder = tmp_path_factory.mktemp("ablation")
+    table = next(table for table in TABLES if table.key == "table3")
+    plan = Plan(folder, Settings(CONFIGS, "synthetic"), [table])
+    for row in table.rows:
+        for seed, value in enumerate(AP50.get(row.name, [])):
+            write_evaluation(plan.run(row, seed).evaluation, value)
+    teacher = plan.teacher(table.rows[1], 0)
+    assert teacher is not None
+    write_evaluation(teacher.evaluation, 0.9)
+    return build_content(table, plan, SEEDS, FACTS)
+
+
+def row(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in content["rows"] if row["name"] == name)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    spread = Spread({0: 60.0, 1: 70.0, 2: 50.0})
+    assert (spread.mean, spread.sd, spread.count) == (60.0, 10.0, 3)
+
+
+def test_one_seed_has_no_spread_and_none_no_mean() -> None:
+    assert (Spread({0: 60.0}).mean, Spread({0: 60.0}).sd) == (60.0, None)
+    assert Spread({}).mean is None
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    difference = Spread({0: 70.0, 1: 75.0, 5: 1.0}).minus(Spread({0: 60.0, 1: 70.0, 2: 0.0}))
+    assert difference.values == {0: 10.0, 1: 5.0}
+    assert difference.sd == pytest.approx(5 / math.sqrt(2))
+
+
+def test_a_row_has_its_figures_and_its_difference_to_the_baseline(content) -> None:
+    tfd = row(content, "2_tfd")
+    mine = tfd["figures"]["all tests"]["AP50"]
+    assert mine["mean"] == pytest.approx((70 + 75 + 60) / 3)
+    assert mine["seeds"] == pytest.approx({"0": 70, "1": 75, "2": 60})
+    difference = tfd["difference"]["all tests"]["AP50"]
+    assert difference["seeds"] == pytest.approx({"0": 10, "1": 5, "2": 10})
+    assert difference["mean"] == pytest.approx(25 / 3)
+
+
+def test_a_row_with_fewer_seeds_is_compared_where_it_has_them(content) -> None:
+    method = row(content, "5_tfd_msi_cqd")
+    assert method["seeds"] == [0]
+    assert method["difference"]["all tests"]["AP50"]["seeds"] == pytest.approx({"0": 20})
+
+
+def test_teachers_stand_below_with_the_rows_that_they_teach(content) -> None:
+    first, second = content["teachers"]
+    assert first["teaches"] == ["2_tfd", "4_tfd_cqd"]
+    assert second["teaches"] == ["3_tfd_msi", "5_tfd_msi_cqd"]
+    assert first["difference"]["all tests"]["AP50"]["mean"] == pytest.approx(30)
+    assert second["figures"]["all tests"]["AP50"]["mean"] is None
+
+
+def test_switches_are_what_the_config_has_on(content) -> None:
+    on = {r["name"]: [s for s, v in r["switches"].items() if v] for r in content["rows"]}
+    assert on == {
+        "1_baseline": [],
+        "2_tfd": ["TFD"],
+        "3_tfd_msi": ["TFD", "MSI"],
+        "4_tfd_cqd": ["TFD", "CQD"],
+        "5_tfd_msi_cqd": ["TFD", "MSI", "CQD"],
+    }
+
+
+def test_the_pooled_test_splits_come_first(content) -> None:
+    assert [b["title"] for b in content["blocks"]] == ["all tests", "easy", "hard", "negative"]
+
+
+def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"evaluation\.json: is not JSON"):
+        read_figures(tmp_path / "evaluation.json")
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [(83.84, 1.26, "83.8 ± 1.3"), (5.0, None, "5.0"), (None, None, "-")],
+)
+def test_a_figure_is_shown_with_its_spread(mean, sd, text: str) -> None:
+    assert form({"mean": mean, "sd": sd}) == text
+
+
+def test_a_difference_is_shown_with_its_sign() -> None:
+    assert form({"mean": 1.25, "sd": 0.5}, signed=True) == "+1.2 ± 0.5"
+    assert form({"mean": -0.04, "sd": None}, signed=True) == "+0.0"
+
+
+def cells(text: str, start: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_line_has_ticks_figures_and_the_papers(content) -> None:
+    text = to_markdown(content)
+    shown = dict(zip(cells(text, "| #"), cells(text, "| 2 "), strict=True))
+    assert [shown[s] for s in ("TFD", "MSI", "CQD", "n")] == ["✓", "", "", "3"]
+    assert (shown["AP50"], shown["Δ AP50"]) == ("68.3 ± 7.6", "+8.3 ± 2.9")
+    assert shown["R endovis_center"] == "-"
+    assert [shown[f"paper hard {key}"] for key in ("P", "F1", "Δ F1")] == ["85.1", "78.3", "+3.9"]
+
+
+def test_what_is_missing_is_said(content) -> None:
+    text = to_markdown(content)
+    assert "7 of 15 results are there" in text
+    assert cells(text, "| 3 ")[6] == "-"
+    assert "negative: without lesions" in text
+
+
+def test_figures_of_the_paper_stand_beside_their_own_test_set(content) -> None:
+    text = to_markdown({**content, "dataset": "sun"})
+    parts = {part.partition("\n")[0]: part for part in text.split("\n## ")}
+    assert ["paper" in parts[title] for title in ("All tests", "Easy", "Hard")] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_smoke_test_says_that_it_means_nothing(content, tmp_path: Path) -> None:
+    write_table(tmp_path, {**content, "smoke": True})
+    for ending in ("md", "svg"):
+        assert "numbers mean nothing" in (tmp_path / f"table_III.{ending}").read_text()
+    assert json.loads((tmp_path / "table_III.json").read_text())["smoke"] is True
+
+
+def test_the_plot_has_a_dot_a_seed_and_the_baselines_line(content, tmp_path: Path) -> None:
+    write_table(tmp_path, content)
+    drawing = ElementTree.parse(tmp_path / "table_III.svg").getroot()
+    kinds = [element.get("class") for element in drawing.iter()]
+    assert kinds.count("seed") == 2 * (3 + 3)  # two panels; single seeds are their own mean
+    assert kinds.count("base") == 2
+    assert kinds.count("mean") == 2 * 4
+
+
+def test_a_table_without_any_result_can_be_written(tmp_path: Path) -> None:
+    table = next(table for table in TABLES if table.key == "fig5b")
+    plan = Plan(tmp_path, Settings(CONFIGS, "synthetic"), [table])
+    path = write_table(tmp_path, build_content(table, plan, [0], {**FACTS, "file": "fig_5b"}))
+    assert "No run has finished yet" in path.read_text()
+
+
+# ---------------------------------------------------------------- the paper, the folder
+
+
+def test_the_papers_figures_are_of_rows_that_there_are() -> None:
+    paper = parse_yaml((CONFIGS / "ablations" / "paper.yaml").read_text())
+    names = {table.key: {row.name for row in table.rows} for table in TABLES}
+    for key, entry in paper["tables"].items():
+        for part in entry["parts"]:
+            assert part["rows"].keys() <= names[key] | {"teacher"}
+            assert all(len(row) == len(part["columns"]) for row in part["rows"].values())
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    base = Plan(tmp_path, Settings(CONFIGS, "synthetic"), []).base()
+    settings = {"dataset": "synthetic", "smoke": False}
+    claim(tmp_path, settings, base)
+    claim(tmp_path, settings, base)
+    with pytest.raises(ValueError, match="smoke: False -> True"):
+        claim(tmp_path, {**settings, "smoke": True}, base)
+    base.train.max_iter = 9
+    with pytest.raises(ValueError, match=r"train\.max_iter: 400 -> 9"):
+        claim(tmp_path, settings, base)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    check_folder(tmp_path / "none")
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds no ablation"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("III", "table_III"), ("5a", "fig_5a"), ("choices", "choices")]
+)
+def test_files_are_named_after_the_table(label: str, name: str) -> None:
+    assert file_name(label) == name

@@ -1,0 +1,99 @@
+"""Tables and rows are found in the folders of layers, and by what people call them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from v2idetr.ablation.tables import Table, choose_rows, choose_table, find_tables
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TABLES = find_tables(CONFIGS)
+
+
+def table(key: str) -> Table:
+    return next(table for table in TABLES if table.key == key)
+
+
+def test_every_layer_is_in_a_row() -> None:
+    layers = {layer for table in TABLES for row in table.rows for layer in row.layers}
+    assert layers == set((CONFIGS / "ablations").glob("*/**/*.yaml"))
+
+
+def test_no_two_rows_have_one_name() -> None:
+    keys = [row.key for table in TABLES for row in table.rows]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_row_is_called_by_the_first_line_of_its_layer() -> None:
+    assert [row.title for row in table("table3").rows] == [
+        "Baseline",
+        "TFD",
+        "TFD, MSI",
+        "TFD, CQD",
+        "TFD, MSI, CQD",
+    ]
+
+
+def test_a_figure_of_two_weights_is_a_grid_with_the_baseline_before_it() -> None:
+    baseline, *grid = table("fig5a").rows
+    assert baseline.layers[0].stem == "1_baseline"
+    assert len(grid) == 5 * 4 and all(len(row.layers) == 2 for row in grid)
+    assert [row.layers[1].stem for row in grid[:4]] == ["1.0", "2.0", "5.0", "10.0"]
+
+
+def test_rows_are_compared_with_the_baseline_of_their_table() -> None:
+    assert {row.reference for row in table("table4").rows} == {"table4/01_baseline"}
+    assert {row.reference for row in table("fig5b").rows} == {"fig5b/baseline"}
+    assert {row.reference for row in table("choices").rows} == {"choices/0_default"}
+
+
+def test_a_student_of_table_1_is_compared_with_the_plain_detector_of_its_kind() -> None:
+    references = {row.name: row.reference for row in table("table1").rows}
+    assert references["sam_detr_v2i"] == references["sam_detr"] == "table1/sam_detr"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("III", "table3"),
+        ("3", "table3"),
+        ("table3", "table3"),
+        ("Table III", "table3"),
+        ("5a", "fig5a"),
+        ("Fig. 5B", "fig5b"),
+        ("choices", "choices"),
+        ("1", "table1"),
+    ],
+)
+def test_a_table_has_several_names(name: str, key: str) -> None:
+    assert choose_table(TABLES, name).key == key
+
+
+def test_an_unknown_table_is_refused_with_a_list() -> None:
+    with pytest.raises(ValueError, match=r"--table V: .*III, IV, 5a, 5b, choices, I, II"):
+        choose_table(TABLES, "V")
+
+
+def test_rows_are_chosen_by_name_or_number_in_the_order_of_the_table() -> None:
+    rows = choose_rows(table("table3"), ["5", "2_tfd"])
+    assert [row.name for row in rows] == ["2_tfd", "5_tfd_msi_cqd"]
+    assert choose_rows(table("table3"), []) == list(table("table3").rows)
+
+
+def test_an_unknown_row_is_refused_with_a_suggestion_and_a_list() -> None:
+    with pytest.raises(ValueError, match=r"2_tdf \(did you mean 2_tfd\?\).* 1_baseline, 2_tfd"):
+        choose_rows(table("table3"), ["2_tdf"])
+
+
+def test_a_folder_of_ones_own_is_a_table(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        layer = tmp_path / "ablations" / "mine" / f"{name}.yaml"
+        layer.parent.mkdir(parents=True, exist_ok=True)
+        layer.write_text(f"# Row {name}\ntrain: {{seed: 1}}\n")
+    mine = choose_table(find_tables(tmp_path), "mine")
+    assert [(row.title, row.reference) for row in mine.rows] == [
+        ("Row a", "mine/a"),
+        ("Row b", "mine/a"),
+    ]

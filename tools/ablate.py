@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""Run the rows of one of the paper's tables, and write the table beside the paper's figures.
+
+    python tools/ablate.py --list
+    python tools/ablate.py --table III --dataset synthetic --seeds 3 --output output/ablation
+    python tools/ablate.py --table IV --dataset synthetic --seeds 3 --output output/ablation
+    python tools/ablate.py --table III --dataset synthetic --seeds 1 --smoke --output output/smoke
+
+What is missing is run, each run once: tables in one folder share runs and teachers. It can be
+interrupted at any time; the same command continues where it was. OUTPUT/table_III.md, .json and
+.svg are written again after every run; OUTPUT/seed0/ROW/ is that row's run, with its log.
+
+Rows change a config of configs/, and key=value changes it for all rows; what a row itself sets or
+switches off stays as it is there. Runs at a time: one for each GPU; without one, one for each
+core, but no more than fit into memory (3 GiB each, with the sizes of sun and buv 14). Cores are
+shared out with OMP_NUM_THREADS, unless it is set; where a run has less than two, it prepares its
+samples itself (train.num_workers=0). On disk a run takes 80 MB with the small configs and 1 GB with
+the large ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablate_data import smoke_commands, smoke_overrides, synthetic_commands
+from ablate_progress import Report
+from doctor import available_memory_gib
+from progress import SECONDS_OTHERWISE, Part, Progress, data_part
+
+from v2idetr.ablation.schedule import Job, cores, run_jobs, slots_of
+from v2idetr.ablation.tables import (
+    DATASETS,
+    STUDENTS,
+    Row,
+    Table,
+    choose_rows,
+    choose_table,
+    find_tables,
+)
+from v2idetr.programs import Interrupted, ProgramError, run_logged, sole_user
+
+if TYPE_CHECKING:  # they import torch
+    from v2idetr.ablation.runs import Plan, Run, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+TRAIN_NET = ROOT / "train_net.py"
+GIB_A_RUN = {"sun": 14.0, "buv": 14.0, "clinicdb": 3.0, "synthetic": 3.0}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--list", action="store_true", help="name every table and row, and what they share; stop")
+    add("--table", metavar="NAME", help="I, II, III, IV, 5a, 5b, choices")
+    add("--dataset", choices=DATASETS, default="synthetic", help="default synthetic")
+    add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
+    add("--output", type=Path, metavar="DIR", help="folder of all tables of a data set")
+    add(
+        "--student",
+        choices=list(STUDENTS),
+        default="deformable_detr",
+        help="of all tables but I and II, which have all three (default deformable_detr)",
+    )
+    add("--rows", nargs="+", default=[], metavar="NAME", help="only these, in full or by number")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: see above)")
+    add(
+        "--smoke",
+        action="store_true",
+        help="a few steps on tiny pictures made for it: shows that every row runs; needs no data",
+    )
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the configuration; -- before them where they follow --rows",
+    )
+    options = parser.parse_args(arguments)
+    if not options.list and not (options.table and options.output):
+        parser.error("give --table and --output, or --list")
+    if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
+        parser.error("--seeds and --jobs must be 1 or more")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a table; 2 for a user's error, 1 where a run failed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(given)
+    command = shlex.join(["python", "tools/ablate.py", *given])
+    # Detectron2 calls torch.jit.script when it is imported.
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+    try:
+        tables = find_tables(CONFIGS)
+        if options.list:
+            print(listing(tables, plan_of(options, tables)))
+            return 0
+        table = choose_table(tables, options.table)
+        rows = choose_rows(table, options.rows)
+        return run_table(options, tables, table, rows, command)
+    except ValueError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
+    except ProgramError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"\nInterrupted. To go on where it was:\n  {command}", file=sys.stderr)
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
+
+
+def plan_of(options: argparse.Namespace, tables: Sequence[Table]) -> Plan:
+    """The runs of all tables."""
+    import torch
+
+    from v2idetr.ablation.runs import Plan, Settings
+
+    folder = (options.output or Path()).resolve()
+    settings = Settings(
+        configs=CONFIGS,
+        dataset=options.dataset,
+        student=options.student,
+        overrides=tuple(options.overrides),
+        first=tuple(smoke_overrides(options.dataset, folder)) if options.smoke else (),
+        has_gpu=torch.cuda.is_available(),
+    )
+    return Plan(folder, settings, tables)
+
+
+def run_table(
+    options: argparse.Namespace,
+    tables: Sequence[Table],
+    table: Table,
+    rows: Sequence[Row],
+    command: str,
+) -> int:
+    """Check everything, run what is missing, write the table; the exit code.
+
+    Raises:
+        ValueError: settings, data or folder cannot be used. Interrupted: see `run_jobs`.
+    """
+    from v2idetr.ablation.folder import LOCK, check_folder, claim, file_name
+    from v2idetr.ablation.runs import check_earlier_runs
+    from v2idetr.engine.run_context import load_splits
+    from v2idetr.engine.run_folder import git_commit
+
+    plan = plan_of(options, tables)
+    plan.check(table.rows)
+    base = plan.base()
+    check_folder(plan.folder)
+    shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}
+    with sole_user(plan.folder / LOCK, "An ablation") as lock:
+        claim(plan.folder, shared, base)
+        make_data(options, plan, base, lock)
+        load_splits(base, with_train=True)
+        seeds = sorted({*range(options.seeds), *earlier_seeds(plan.folder)})
+        check_earlier_runs(plan.runs(table.rows, seeds))
+        runs = plan.runs(rows, range(options.seeds))
+        facts = {
+            "smoke": options.smoke,
+            "file": file_name(table.label),
+            "command": command,
+            "commit": git_commit(),
+        }
+        report = Report(table, plan, seeds, facts, runs)
+        report.write()
+        slots = choose_slots(options, [run for run in runs if not run.finished])
+        jobs = jobs_of(runs, plan.settings, own_samples=needs_no_workers(options, slots))
+        print(report.introduction(len(slots)), flush=True)
+        try:
+            failures = run_jobs(jobs, slots, keep_open=[lock], tick=report.tick, ended=report.ended)
+        finally:
+            report.close()
+            report.write()
+    print(report.summary(failures))
+    return 1 if failures else 0
+
+
+def jobs_of(runs: Sequence[Run], settings: Settings, *, own_samples: bool) -> list[Job]:
+    """The programs of runs; with `own_samples` they have no processes that prepare samples."""
+    program = os.path.relpath(TRAIN_NET)
+    more = ["train.num_workers=0"] if own_samples else []
+    return [
+        Job(
+            name=run.name,
+            command=(program, *run.arguments(settings, *more)),
+            log=run.log,
+            result=run.evaluation,
+            needs=run.teacher.name if run.teacher is not None else "",
+        )
+        for run in runs
+    ]
+
+
+def choose_slots(options: argparse.Namespace, runs: Sequence[Run]) -> list[dict[str, str]]:
+    """As many places for runs as the user says, or as the machine has room for."""
+    gpus = [] if "train.device=cpu" in options.overrides else visible_gpus()
+    jobs = len(gpus) or cores()
+    memory = available_memory_gib()
+    if not gpus and memory is not None:
+        jobs = min(jobs, int(memory / GIB_A_RUN["synthetic" if options.smoke else options.dataset]))
+    return slots_of(gpus, max(1, min(options.jobs or jobs, len(runs))))
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, for CUDA_VISIBLE_DEVICES."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return names[:count] if names else [str(index) for index in range(count)]
+
+
+def needs_no_workers(options: argparse.Namespace, slots: Sequence[dict[str, str]]) -> bool:
+    """Whether each of several runs has less than two cores."""
+    said = any(override.startswith("train.num_workers=") for override in options.overrides)
+    return not said and len(slots) > 1 and cores() < 2 * len(slots)
+
+
+def make_data(options: argparse.Namespace, plan: Plan, base: Any, lock: int) -> None:
+    """Render and prepare synthetic video that is missing."""
+    commands = []
+    if options.smoke:
+        commands = smoke_commands(options.dataset, plan.folder)
+    elif options.dataset == "synthetic" and not any(
+        o.startswith("data.") for o in options.overrides
+    ):
+        train = base.data.train
+        commands = synthetic_commands(Path(train.image_root), Path(train.json).parent)
+    if all(result.exists() for _, result in commands):
+        return
+    logs = [plan.folder / "logs" / f"{Path(command[0]).stem}.log" for command, _ in commands]
+    progress, data = Progress(), commands[0][1].parent
+
+    def tick() -> None:
+        annotations = Part("data", SECONDS_OTHERWISE["annotations"], 0.0)
+        progress.show("data", f"synthetic video in {data}", [data_part(data, logs[0]), annotations])
+
+    try:
+        for (command, result), log in zip(commands, logs, strict=True):
+            if not result.exists():
+                run_logged(command, log, tick, [lock])
+    finally:
+        progress.close()
+
+
+def earlier_seeds(folder: Path) -> list[int]:
+    """Seeds of which the folder has runs."""
+    names = [path.name.removeprefix("seed") for path in folder.glob("seed*")]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def listing(tables: Sequence[Table], plan: Plan) -> str:
+    """Every table and row, and which other row's run or teacher is the same."""
+    from tabulate import tabulate
+
+    parts = []
+    for table in tables:
+        lines = []
+        for row in table.rows:
+            first, taught = plan.first_like(row), plan.first_taught_like(row)
+            teacher = "" if taught is None else taught.key
+            lines.append(
+                {
+                    "row": row.name,
+                    "": row.title,
+                    "same run as": "" if first == row else first.key,
+                    "teacher": "its own" if taught == row else teacher,
+                }
+            )
+        parts.append(f"{table.heading}\n" + tabulate(lines, headers="keys", disable_numparse=True))
+    settings = plan.settings
+    return "\n\n".join(
+        [
+            *parts,
+            f"What is shared is that of --dataset {settings.dataset} --student {settings.student}. "
+            "Rows are chosen with --rows NAME, or by number.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""What an ablation says while it runs and at its end, and when its table is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from progress import Part, Progress, clock, stage_parts
+from tabulate import tabulate
+
+from v2idetr.ablation.schedule import Failure, Job
+from v2idetr.ablation.tables import Table
+
+if TYPE_CHECKING:  # they import torch
+    from v2idetr.ablation.runs import Plan, Run
+
+LOOK_PERIOD_S = 2.0  # how often the files of the runs are read
+SECONDS_TO_START = 15.0  # imports, data and models, before the first step
+
+
+class Report:
+    """Of one table.
+
+    Args:
+        table, plan: see `build_content`.
+        seeds: that the table shows.
+        facts: see `build_content`.
+        runs: that are wanted now, finished or not.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        plan: Plan,
+        seeds: Sequence[int],
+        facts: Mapping[str, Any],
+        runs: Sequence[Run],
+    ) -> None:
+        self.table, self.plan, self.seeds, self.facts = table, plan, seeds, facts
+        self.runs = {run.name: run for run in runs}
+        self.missing = [run.name for run in runs if not run.finished]
+        self.content: dict[str, Any] = {}
+        self._progress = Progress()
+        self._parts: dict[str, list[Part]] = {}
+        self._looked_s = 0.0
+        self._ended = 0
+
+    def introduction(self, jobs: int) -> str:
+        """What will be done."""
+        found = len(self.runs) - len(self.missing)
+        there = f", {found} of them there already" if found else ""
+        return f"{self.table.heading}\n{len(self.runs)} runs{there}; {jobs} at a time."
+
+    def tick(self, running: Sequence[Job]) -> None:
+        """Say how far it is; may be called often."""
+        now = time.monotonic()
+        if now - self._looked_s < LOOK_PERIOD_S or not running:
+            return
+        self._looked_s = now
+        names = [job.name for job in running]
+        for name in self.missing:
+            if name in names or name not in self._parts:
+                self._parts[name] = _parts_of(self.runs[name])
+        parts = [part for name in self.missing for part in self._parts[name]]
+        title = f"{self._ended} of {len(self.missing)} runs done, {len(names)} at work"
+        self._progress.show(names[0], title, parts)
+
+    def ended(self, job: Job, failure: Failure | None, seconds: float) -> None:
+        """Say what came out of a run, and write the table with it."""
+        self._progress.close()
+        self._ended += 1
+        run = self.runs[job.name]
+        self._parts[job.name] = _parts_of(run)
+        if failure is not None:
+            print(f"FAILED  {job.name}: {failure.reason}", flush=True)
+            return
+        print(f"done    {job.name}: {_headline(run)} ({clock(seconds)})", flush=True)
+        self.write()
+
+    def close(self) -> None:
+        """Leave the progress line."""
+        self._progress.close()
+
+    def write(self) -> None:
+        """Write the table with what there is."""
+        from v2idetr.ablation.content import build_content
+        from v2idetr.ablation.folder import write_table
+
+        self.content = build_content(self.table, self.plan, self.seeds, self.facts)
+        self.file = write_table(self.plan.folder, self.content)
+
+    def summary(self, failures: Sequence[Failure]) -> str:
+        """The table in short, what failed, and where to read on."""
+        lines = [_short_table(self.content)]
+        if self.facts["smoke"]:
+            lines.append("Smoke test: these numbers mean nothing.")
+        for failure in failures:
+            lines.append(f"FAILED {failure.job.name}: {failure.reason}\n  {failure.job.log}")
+        if failures:
+            lines.append("The same command tries again what failed.")
+        name = self.file.with_suffix("")
+        lines.append(f"{name}.md, .json, .svg")
+        return "\n" + "\n".join(lines)
+
+
+def _parts_of(run: Run) -> list[Part]:
+    folder = run.folder / run.stage
+    begun = (run.folder / "config.yaml").exists()
+    return [
+        Part(run.name, SECONDS_TO_START, float(begun), run.name, "starting"),
+        *stage_parts(run.name, folder, run.stage, run.steps, run.name),
+    ]
+
+
+def _headline(run: Run) -> str:
+    """The main figures of a run on all test splits."""
+    from v2idetr.ablation.figures import read_figures
+    from v2idetr.ablation.markdown import metric_title
+
+    figures, _ = read_figures(run.evaluation)
+    pooled = figures.get("all tests") or next(iter(figures.values()))
+    shown = [m for m in pooled if m in ("AP50", "AP") or m.endswith("/f1")]
+    return ", ".join(f"{metric_title(m)} {_one(pooled[m])}" for m in shown)
+
+
+def _one(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _short_table(content: Mapping[str, Any]) -> str:
+    """Headline figures of the first block."""
+    from v2idetr.ablation.markdown import form, metric_title
+
+    if not content["blocks"]:
+        return "No run has finished."
+    title = content["blocks"][0]["title"]
+    lines = []
+    for row in [*content["rows"], *content["teachers"]]:
+        line = {"": row["title"], "n": str(len(row["seeds"]))}
+        for metric in content["headline"]:
+            line[metric_title(metric)] = form(row["figures"][title][metric])
+            difference = row["difference"].get(title, {}).get(metric)
+            line["Δ " + metric_title(metric)] = form(difference, signed=True)
+        lines.append(line)
+    return f"{title}, %\n" + tabulate(lines, headers="keys", disable_numparse=True)

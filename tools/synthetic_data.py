@@ -1,0 +1,69 @@
+"""Synthetic data: the command lines that make it, and where a configuration finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+DATASETS = Path(__file__).resolve().parent.parent / "datasets"
+CLIPS = ("--train-clips", "--test-easy-clips", "--test-hard-clips", "--negative-clips")
+
+
+def make_command(
+    layout: str, data: Path, *, seed: int = 0, size: str = "", clips: Sequence[int] = ()
+) -> list[str]:
+    """Program and arguments that render the video.
+
+    Args:
+        layout: "sunseg" or "buv".
+        data: folder to make.
+        seed, size: of the pictures; "" is the usual size.
+        clips: for training, easy and hard test, and without lesion, as many of these as the layout
+            has; () for the usual numbers.
+    """
+    command = [_program("make_synthetic.py"), "--layout", layout, "--output", str(data)]
+    command += ["--seed", str(seed)]
+    command += ["--size", size] if size else []
+    for name, count in zip(CLIPS, clips, strict=False):
+        command += [name, str(count)]
+    return command
+
+
+def prepare_command(
+    layout: str, data: Path, annotations: Path, *, negatives: bool = False
+) -> list[str]:
+    """Program and arguments that write one JSON a split.
+
+    Args:
+        layout, data: see `make_command`.
+        annotations: folder for the files.
+        negatives: whether there are clips without lesion.
+    """
+    command = [_program(f"prepare_{layout}.py"), "--source", str(data)]
+    command += ["--output", str(annotations)]
+    return command + (["--negatives", str(data / "SUN-Negative")] if negatives else [])
+
+
+def split_overrides(data: Path, annotations: Path, tests: Mapping[str, str]) -> list[str]:
+    """Overrides with which a configuration reads this data.
+
+    Args:
+        data, annotations: see `prepare_command`.
+        tests: name in the configuration to name of the file, without ending.
+    """
+
+    def paths(name: str) -> dict[str, str]:
+        return {"json": str(annotations / f"{name}.json"), "image_root": str(data)}
+
+    overrides = [
+        f"data.{name}.{key}={json.dumps(value)}"
+        for name in ("train", "val")
+        for key, value in paths(name).items()
+    ]
+    return [*overrides, f"data.test={json.dumps({k: paths(v) for k, v in tests.items()})}"]
+
+
+def _program(name: str) -> str:
+    return os.path.relpath(DATASETS / name)
