@@ -35,7 +35,7 @@ from v2idetr.engine.run_folder import CONFIG
 # What the rows, the seeds and this program set.
 RESERVED = ("train.output_dir", "train.seed", "train.stages")
 # Sections and keys that the teacher's stage does not read.
-NOT_THE_TEACHERS = ("model", "distillation")
+NOT_THE_TEACHERS = ("model", "distillation", "optimizer")
 # DETR does not normalise its projected features, so they are not compared as they are.
 FOR_STUDENT = {"detr": ("distillation.fd.align=conv1x1",)}
 

@@ -106,8 +106,8 @@ class ClipSampler:
     Args:
         num_frames: T, at least 1.
         window: how far a reference may be from the current frame, in frames of the video: by
-            `frame_index`, also where only every n-th frame is listed. 0 repeats the current frame: a
-            clip without neighbours, to see what a video detector owes to them.
+            `frame_index`, also where only every n-th frame is listed. 0 repeats the current frame:
+            a clip without neighbours, to see what a video detector owes to them.
         sampling: "fixed" takes the listed frames nearest to distances that are evenly spaced up to
             the edge of the window, always the same; "random" draws different listed frames.
         side: "both" takes half of the references from the past and half from the future (of an odd
