@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -64,20 +65,24 @@ class MSI(nn.Module):
             raise ValueError(f"MSI kernel_size must be odd, got {kernel_size}.")
         self.d, self.strides = d, tuple(strides)
         self.levels = nn.ModuleDict()
-        for stride, role in zip(strides, roles, strict=True):
-            if role not in ("local", "global", "none"):
-                raise ValueError(f"MSI role must be 'local', 'global' or 'none', got {role!r}.")
-            if role == "none":
-                continue
-            blocks = []
-            for _ in range(depth):
-                interactor = (
-                    LocalInteractor(d, kernel_size=kernel_size)
-                    if role == "local"
-                    else GlobalInteractor(d, num_heads=num_heads)
-                )
-                blocks.append(InteractionBlock(d, interactor, ffn_dim=ffn_dim, residual=residual))
-            self.levels[str(stride)] = nn.ModuleList(blocks)
+        # What is built after this gets the weights that it would get without: a teacher and its
+        # student start alike, and so do teachers with and without MSI.
+        with torch.random.fork_rng(devices=[]):
+            for stride, role in zip(strides, roles, strict=True):
+                if role not in ("local", "global", "none"):
+                    raise ValueError(f"MSI role must be 'local', 'global' or 'none', got {role!r}.")
+                if role == "none":
+                    continue
+                blocks = []
+                for _ in range(depth):
+                    interactor = (
+                        LocalInteractor(d, kernel_size=kernel_size)
+                        if role == "local"
+                        else GlobalInteractor(d, num_heads=num_heads)
+                    )
+                    block = InteractionBlock(d, interactor, ffn_dim=ffn_dim, residual=residual)
+                    blocks.append(block)
+                self.levels[str(stride)] = nn.ModuleList(blocks)
 
     def forward(self, features: Features, num_frames: int) -> Features:
         """Features of clips, clip-major -> features of the same shapes, frames mixed.
