@@ -62,9 +62,10 @@ def test_a_row_changes_what_it_says_and_nothing_else(row: str, data: str) -> Non
         assert said or before.get(key) == after.get(key), key
 
 
+@pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("row", ROWS)
-def test_a_row_is_a_whole_run_on_its_config(row: str) -> None:
-    config = plain("sun", row)
+def test_a_row_is_a_whole_run_on_every_data_set(row: str, data: str) -> None:
+    config = plain(data, row)
     for key, value in leaves(read(row)).items():
         reference = isinstance(value, str) and value.startswith("${")
         assert select(config, key) == (select(config, value[2:-1]) if reference else value), key

@@ -378,7 +378,11 @@ def test_the_fingerprint_ignores_what_does_not_change_the_weights(tiny_config) -
     other = load_config(tiny_config, ["train.seed=3", "optimizer.lr=0.5"])
     assert fingerprint(neutral) == fingerprint(config)
     assert fingerprint(other) != fingerprint(config)
-    assert differing_keys(config, other) == ["optimizer.lr: 0.001 -> 0.5", "train.seed: 0 -> 3"]
+    assert differing_keys(config, other) == [
+        "optimizer.lr: 0.001 -> 0.5",
+        "teacher.optimizer.lr: 0.001 -> 0.5",
+        "train.seed: 0 -> 3",
+    ]
 
 
 # ------------------------------------------------------------------------------------ validation

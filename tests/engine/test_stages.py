@@ -12,8 +12,13 @@ import torch
 
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.engine import launch, run_folder
-from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from v2idetr.engine.config import load_config
+from v2idetr.engine.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_detector,
+    save_checkpoint,
+)
+from v2idetr.engine.config import load_config, load_run_config
 from v2idetr.engine.run_context import Run, load_splits
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stage_models import build_stage, split_state
@@ -69,10 +74,9 @@ def test_a_checkpoint_is_evaluated_without_training(tiny_config, tmp_path) -> No
 
 
 def test_a_teacher_is_evaluated_by_its_own_key(tiny_config) -> None:
-    run = make_run(tiny_config)
-    teacher, plain = write_weights(run, "teacher", "mine.pth"), write_weights(run, "plain")
-    given = [f"teacher.checkpoint={teacher}", f"train.init_checkpoint={plain}"]
-    results = evaluate_only(make_run(tiny_config, "train.stages=[teacher]", *given))
+    teacher = write_weights(make_run(tiny_config), "teacher", "mine.pth")
+    given = ["train.stages=[teacher]", f"teacher.checkpoint={teacher}"]
+    results = evaluate_only(make_run(tiny_config, *given))
     assert {stage: result["checkpoint"] for stage, result in results.items()} == {
         "teacher": str(teacher)
     }
@@ -149,6 +153,25 @@ def test_a_teacher_starts_where_a_student_of_its_kind_does(tiny_config, tiny_det
     given = ["train.init_checkpoint=coco.pth"]
     assert load_config(tiny_config, given).teacher.init_checkpoint == "coco.pth"
     assert load_config(tiny_detr_config, given).teacher.init_checkpoint == ""
+
+
+def test_a_checkpoint_that_no_stage_reads_is_refused(tiny_config, tmp_path) -> None:
+    path = write_weights(make_run(tiny_config), "plain")
+    only = ["train.stages=[teacher]", f"train.init_checkpoint={path}"]
+    with pytest.raises(CheckpointError, match=r"teacher\.checkpoint"):
+        evaluate_only(make_run(tiny_config, *only))
+    with pytest.raises(ValueError, match=r"train\.init_checkpoint=.* set teacher\.init_checkpoint"):
+        load_run_config(
+            tiny_config, [*only, "teacher.init_checkpoint="], world_size=1, has_gpu=False
+        )
+
+
+def test_what_a_partial_start_leaves_out_is_said(tiny_config, tmp_path, caplog) -> None:
+    run = make_run(tiny_config)
+    path = write_weights(run, "teacher")
+    plain = build_stage(run.config, "plain").detector
+    assert load_detector(plain, path, partial=True) == []
+    assert "not in the model" in caplog.text and "net.temporal." in caplog.text
 
 
 def test_a_student_of_another_kind_and_its_teacher_start_from_a_file_each(
@@ -233,6 +256,15 @@ def test_students_start_from_the_same_weights(tiny_config) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_teacher_starts_as_its_student_but_for_msi(tiny_config) -> None:
+    config = load_config(tiny_config)
+    teacher, student = (
+        build_stage(config, stage).detector.state_dict() for stage in ("teacher", "student")
+    )
+    assert all(".temporal." in name for name in teacher.keys() - student.keys())
+    assert all(torch.equal(teacher[name], value) for name, value in student.items())
+
+
 # --------------------------------------------------------------------------------------- folders
 
 
@@ -240,11 +272,23 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_mixed(tiny_config, tmp_p
     config = load_config(tiny_config)
     folder = tmp_path / "run"
     run_folder.claim(folder, config, resume=False)
+    (folder / "teacher").mkdir()
     with pytest.raises(ValueError, match=r"already holds a run. Add --resume"):
         run_folder.claim(folder, config, resume=False)
     run_folder.claim(folder, load_config(tiny_config, ["train.num_workers=2"]), resume=True)
     with pytest.raises(ValueError, match=r"other settings(?s:.*)optimizer\.lr: 0\.001 -> 0\.5"):
         run_folder.claim(folder, load_config(tiny_config, ["optimizer.lr=0.5"]), resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_start_that_was_refused_does_not_occupy_the_folder(tiny_config, resume) -> None:
+    wrong = make_run(tiny_config, "distillation.tfd.stride=128")
+    run_folder.claim(wrong.folder, wrong.config, resume=False)
+    with pytest.raises(ValueError, match=r"tfd\.stride"):
+        run_stages(wrong)
+    right = load_config(tiny_config)
+    run_folder.claim(wrong.folder, right, resume=resume)
+    assert load_config(wrong.folder / "config.yaml").distillation.tfd.stride == 32
 
 
 def test_resuming_where_nothing_is_starts(tiny_config, tmp_path) -> None:

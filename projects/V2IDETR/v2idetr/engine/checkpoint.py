@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,8 @@ from v2idetr.checkpoints.files import (
     write_whole,
 )
 from v2idetr.checkpoints.published import check_header, read_header
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "v2idetr-checkpoint"
 VERSION = 1
@@ -175,6 +178,8 @@ def load_into(
     if not fitting:
         raise CheckpointError(f"{source}: not one of its weights fits the model.")
     model.load_state_dict(fitting, strict=False)
+    if unexpected:
+        logger.warning("%s: left out%s", source, listed("not in the model", unexpected))
     return sorted({*missing, *reshaped})
 
 

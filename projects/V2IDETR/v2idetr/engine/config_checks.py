@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.utils.registry import locate
 
+from v2idetr.data.clip_mapper import ClipSampler
 from v2idetr.distillation.student import LOSSES
 from v2idetr.engine.config_merge import KIND_NAMES
 from v2idetr.evaluation.lesion_metrics import RULES
@@ -183,6 +184,7 @@ def validate_config(
             _check_stages,
             _check_classes,
             _check_splits,
+            _check_clips,
             _check_evaluation,
             _check_files,
         )
@@ -234,6 +236,14 @@ def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
             )
 
 
+def _check_clips(config: dict[str, Any], problems: list[str]) -> None:
+    data = config["data"]
+    try:
+        ClipSampler(**{key: data[key] for key in ("num_frames", "window", "sampling", "side")})
+    except ValueError as error:
+        problems.append(str(error))
+
+
 def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
     train, evaluation = config["train"], config["evaluation"]
     metric, rules = train["best_metric"], evaluation["rules"]
@@ -265,6 +275,15 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
         key = f"{section}.init_checkpoint"
         if _get(config, f"{section}.init_partial") and not _get(config, key):
             problems.append(f"{section}.init_partial is true, but {key} names no file.")
+    given = config["train"]["init_checkpoint"]
+    if config["train"]["stages"] == ["teacher"] and given != _get(
+        config, "teacher.init_checkpoint"
+    ):
+        problems.append(
+            f"train.init_checkpoint={given} is for plain detectors and students, but train.stages "
+            "has only the teacher: set teacher.init_checkpoint to train it from there, or "
+            "teacher.checkpoint to evaluate it."
+        )
 
 
 def _check_batches(config: dict[str, Any], world_size: int, problems: list[str]) -> None:

@@ -136,6 +136,7 @@ def _prepare(
     deterministic.fill_uninitialized_memory = False  # would only cost time
     if comm.is_main_process():
         if not options.eval_only:
+            _warn_without_neighbours(config)
             run_folder.claim(folder, config, resume=options.resume)
             run_folder.record(
                 folder,
@@ -149,6 +150,14 @@ def _prepare(
     comm.synchronize()
     logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)
     return Run(config, device, splits, signals)
+
+
+def _warn_without_neighbours(config: DictConfig) -> None:
+    if config.data.window == 0 and config.data.num_frames > 1:
+        logger.warning(
+            "data.window=0: every clip repeats its current frame, so a teacher that is trained "
+            "now learns nothing from other frames."
+        )
 
 
 @contextlib.contextmanager

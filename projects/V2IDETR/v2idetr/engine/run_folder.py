@@ -47,13 +47,14 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
     """Make sure that this run may write to its folder, and save its config there.
 
     A new run needs a folder without one; a resumed run continues only what was started with the
-    same settings. With `resume` and nothing to resume, the run simply starts.
+    same settings. With `resume` and nothing to resume, the run simply starts. A start that was
+    refused before any stage began leaves nothing that must be kept.
 
     Raises:
         ValueError: the folder holds a run and `resume` is off, or that run had another config.
     """
     existing = folder / CONFIG
-    if existing.exists() or any((folder / stage).exists() for stage in STAGES):
+    if any((folder / stage).exists() for stage in STAGES):
         if not resume:
             raise ValueError(
                 f"{folder} already holds a run. Add --resume to continue it, or choose another "
@@ -61,6 +62,8 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
             )
         if existing.exists():
             _check_same(load_config(existing), config, folder)
+    else:
+        (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("**/.*.tmp"):  # of writes that were killed
         leftover.unlink()

@@ -84,7 +84,13 @@ def evaluate_only(run: Run) -> dict[str, Result]:
     """
     initial, folder = run.config.train.init_checkpoint, run.folder / "evaluation"
     stages = list(run.config.train.stages)
-    if initial and stages != ["teacher"]:
+    if initial and stages == ["teacher"]:
+        raise CheckpointError(
+            f"train.init_checkpoint={initial} is of an image detector, but train.stages has only "
+            "the teacher. Name a trained teacher with teacher.checkpoint=..., and leave "
+            "train.init_checkpoint empty."
+        )
+    if initial:
         stage = "plain" if stages == ["plain"] else "student"
         return {Path(initial).stem: _evaluate(run, stage, Path(initial), folder)}
     missing = [str(run.weights(stage)) for stage in stages if not run.weights(stage).exists()]
