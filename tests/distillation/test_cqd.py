@@ -239,7 +239,14 @@ def test_learnt_projections_translate_between_widths() -> None:
 # ------------------------------------------------------------------------- who sees whom
 
 
-@pytest.fixture(params=[{}, {"box_refine": True}, {"box_refine": True, "two_stage": True}])
+@pytest.fixture(
+    params=[
+        {},
+        {"box_refine": True},
+        {"box_refine": True, "two_stage": True},
+        {"box_refine": True, "two_stage": True, "mixed_queries": True},
+    ]
+)
 def net(request: pytest.FixtureRequest) -> DeformableDETR:
     return tiny_net(**request.param).eval()
 

@@ -18,7 +18,7 @@ from v2idetr.modeling.temporal import MSI
 
 ONE_STAGE: dict[str, Any] = {}
 REFINED = {"box_refine": True}
-TWO_STAGE = {"box_refine": True, "two_stage": True}
+TWO_STAGE = {"box_refine": True, "two_stage": True, "mixed_queries": True}
 KINDS = [ONE_STAGE, REFINED, TWO_STAGE]
 
 

@@ -18,6 +18,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "one_stage": {},
     "refined": {"box_refine": True},
     "two_stage": {"box_refine": True, "two_stage": True},
+    "mixed_queries": {"box_refine": True, "two_stage": True, "mixed_queries": True},
 }
 STUDENTS: dict[str, dict[str, Any]] = {
     "detr": {},
