@@ -31,8 +31,8 @@ class QueryDistillation(nn.Module):
         weight: of the loss.
         matching: sigma: "index": the query of the same number ("directly", in the paper's words);
             "hungarian": the assignment of the two sets of predictions that is cheapest by boxes
-            and class scores, made anew for every layer. Learnt query banks of two networks have no
-            numbering in common.
+            and class scores, made anew for every layer. Query banks of networks that did not start
+            alike have no numbering in common.
         layers: compare the "last" decoder layer or the mean over "all".
         student_dim, teacher_dim: widths; where they differ, a learnt projection translates.
     """
