@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from v2idetr.ablation.runs import Plan, Run, Settings, check_earlier_runs, teacher_fingerprint
-from v2idetr.ablation.tables import find_tables
+from v2idetr.ablation.tables import Row, Table, find_tables
 from v2idetr.engine.config import differing_keys, load_config, save_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -69,6 +69,16 @@ def test_rows_with_equal_teachers_have_one(plan: Plan, row: str, first: str) -> 
 def test_a_plain_detector_has_no_teacher(plan: Plan) -> None:
     run = plan.run(plan.rows["table3/1_baseline"], 0)
     assert (run.stage, run.teacher) == ("plain", None)
+
+
+def test_a_layer_of_ones_own_that_names_no_stages_is_a_student(tmp_path: Path) -> None:
+    layer = tmp_path / "weight_2.yaml"
+    layer.write_text("# TFD weighs 2\ndistillation: {tfd: {weight: 2.0}}\n")
+    row = Row("mine", layer.stem, "TFD weighs 2", (layer,))
+    plan = Plan(FOLDER, Settings(CONFIGS, "synthetic"), [Table("mine", "mine", "mine", (row,))])
+    run = plan.run(row, 0)
+    assert (run.stage, list(run.config.train.stages)) == ("student", ["student"])
+    assert run.teacher is not None and run.config.distillation.tfd.weight == 2.0
 
 
 def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ class Plan:
         overrides = []
         if teacher is not None:
             overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
-        stage = "plain" if "plain" in self.config(row).train.stages else "student"
+        # The method's configs have both: a row is a student unless it says otherwise.
+        stage = "student" if "student" in self.config(row).train.stages else "plain"
         return self._run(first, seed, stage, Path(first.key), teacher, overrides)
 
     def teacher(self, row: Row, seed: int) -> Run | None:
