@@ -96,7 +96,8 @@ class Report:
         if self.facts["smoke"]:
             lines.append("Smoke test: these numbers mean nothing.")
         for failure in failures:
-            lines.append(f"FAILED {failure.job.name}: {failure.reason}\n  {failure.job.log}")
+            log = "" if failure.log is None else f"\n  {failure.log}"
+            lines.append(f"FAILED {failure.job.name}: {failure.reason}{log}")
         if failures:
             lines.append("The same command tries again what failed.")
         name = self.file.with_suffix("")

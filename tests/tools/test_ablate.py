@@ -86,6 +86,17 @@ def test_a_table_is_run_once_and_goes_on_where_a_run_failed(
     assert [row["seeds"] for row in rows] == [[0, 1]] * 5
 
 
+def test_only_a_run_that_was_begun_has_its_log_named(
+    ablate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("stub.py").write_text("raise SystemExit('error: no luck')")
+    assert ablate.main(["--table", "III", "--output", "out", "--rows", "2"]) == 1
+    output = capsys.readouterr().out
+    assert "table3/2_tfd, seed 0: not run, because teacher of table3/2_tfd, seed 0 failed" in output
+    assert "out/seed0/teachers/table3/2_tfd/log" in output
+    assert "out/seed0/table3/2_tfd/log" not in output
+
+
 def test_only_what_chosen_rows_need_is_run(ablate: ModuleType) -> None:
     assert ablate.main(["--table", "3", "--output", "out", "--rows", "4"]) == 0
     assert ran() == ["table3/2_tfd teacher", "table3/4_tfd_cqd student"]
