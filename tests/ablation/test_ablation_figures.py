@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_the_papers_figures_are_of_rows_that_there_are() -> None:
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     base = Plan(tmp_path, Settings(CONFIGS, "synthetic"), []).base()
-    settings = {"dataset": "synthetic", "smoke": False}
+    settings = {"dataset": "synthetic", "overrides": [], "smoke": False}
     claim(tmp_path, settings, base)
     claim(tmp_path, settings, base)
     with pytest.raises(ValueError, match="smoke: False -> True"):
@@ -220,6 +221,25 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     base.train.max_iter = 9
     with pytest.raises(ValueError, match=r"train\.max_iter: 400 -> 9"):
         claim(tmp_path, settings, base)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (["a=1", "b=2"], ["b=2", "a=1"], True),
+        (["a=1", "b=2"], ["a=1", "b=3"], False),
+        (["a=1", "a=2"], ["a=2", "a=1"], False),
+        (["a={}", "a.b=2"], ["a.b=2", "a={}"], False),
+    ],
+)
+def test_the_order_of_overrides_counts_only_where_they_meet(
+    one: list[str], other: list[str], same: bool, tmp_path: Path
+) -> None:
+    base = Plan(tmp_path, Settings(CONFIGS, "synthetic"), []).base()
+    claim(tmp_path, {"overrides": one}, base)
+    refused = nullcontext() if same else pytest.raises(ValueError, match="overrides")
+    with refused:
+        claim(tmp_path, {"overrides": other}, base)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:

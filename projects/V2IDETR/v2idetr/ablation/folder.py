@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import to_svg
+from v2idetr.ablation.runs import in_any_order
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 
@@ -30,19 +31,21 @@ def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
 
     Args:
         folder: made if need be.
-        settings: what must be the same for everything in it, such as the data set.
+        settings: what must be the same for everything in it, such as the data set; of the
+            overrides, the order counts only where one changes what another does.
         base: resolved config of the method without any row.
 
     Raises:
         ValueError: it is for others; names them.
     """
     record = folder / RECORD
+    settings = _settled(settings)
     if not record.exists():
         save_config(base, folder / BASE)
         content = {**settings, "config_fingerprint": fingerprint(base)}
         write_text_atomically(record, json.dumps(content, indent=1) + "\n")
         return
-    before = json.loads(record.read_text(encoding="utf-8"))
+    before = _settled(json.loads(record.read_text(encoding="utf-8")))
     changed = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
     if not changed and before["config_fingerprint"] != fingerprint(base):
         changed = differing_keys(load_config(folder / BASE), base)
@@ -52,6 +55,10 @@ def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
             + "\n  ".join(changed)
             + "\nUse another --output."
         )
+
+
+def _settled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "overrides": in_any_order(settings["overrides"])}
 
 
 def write_table(folder: Path, content: Mapping[str, Any]) -> Path:

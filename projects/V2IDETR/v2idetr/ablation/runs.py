@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -317,6 +318,14 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
                     + "\n  ".join(changed)
                     + "\nUse another --output, or remove that folder."
                 )
+
+
+def in_any_order(overrides: Sequence[str]) -> list[str]:
+    """Overrides sorted by their keys, unless one changes what another does, so that order counts."""
+    keys = [_key(override) for override in overrides]
+    if any(_is_at_or_above(a, b) for a, b in itertools.permutations(keys, 2)):
+        return list(overrides)
+    return sorted(overrides, key=_key)
 
 
 def _check_overrides(settings: Settings) -> None:
