@@ -158,11 +158,15 @@ def run_table(
     plan.check(table.rows)
     base = plan.base()
     check_folder(plan.folder)
+    to_make = data_to_make(options, plan, base)
+    if not to_make:
+        load_splits(base, with_train=True)  # before anything is written
     shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}
     with sole_user(plan.folder / LOCK, "An ablation") as lock:
         claim(plan.folder, shared, base)
-        make_data(options, plan, base, lock)
-        load_splits(base, with_train=True)
+        if to_make:
+            make_data(to_make, plan.folder, lock)
+            load_splits(base, with_train=True)
         seeds = sorted({*range(options.seeds), *earlier_seeds(plan.folder)})
         check_earlier_runs(plan.runs(table.rows, seeds))
         runs = plan.runs(rows, range(options.seeds))
@@ -228,8 +232,10 @@ def needs_no_workers(options: argparse.Namespace, slots: Sequence[dict[str, str]
     return not said and len(slots) > 1 and cores() < 2 * len(slots)
 
 
-def make_data(options: argparse.Namespace, plan: Plan, base: Any, lock: int) -> None:
-    """Render and prepare synthetic video that is missing."""
+def data_to_make(
+    options: argparse.Namespace, plan: Plan, base: Any
+) -> list[tuple[list[str], Path]]:
+    """The programs that render and prepare synthetic video, where it is wanted and missing."""
     commands = []
     if options.smoke:
         commands = smoke_commands(options.dataset, plan.folder)
@@ -238,9 +244,12 @@ def make_data(options: argparse.Namespace, plan: Plan, base: Any, lock: int) -> 
     ):
         train = base.data.train
         commands = synthetic_commands(Path(train.image_root), Path(train.json).parent)
-    if all(result.exists() for _, result in commands):
-        return
-    logs = [plan.folder / "logs" / f"{Path(command[0]).stem}.log" for command, _ in commands]
+    return [] if all(result.exists() for _, result in commands) else commands
+
+
+def make_data(commands: Sequence[tuple[list[str], Path]], folder: Path, lock: int) -> None:
+    """Run what makes data, each with what it makes last, into a folder with logs."""
+    logs = [folder / "logs" / f"{Path(command[0]).stem}.log" for command, _ in commands]
     progress, data = Progress(), commands[0][1].parent
 
     def tick() -> None:

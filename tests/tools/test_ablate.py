@@ -145,7 +145,7 @@ def test_the_list_names_every_row_and_what_it_shares(
     assert lines["4_tfd_cqd"].split()[-1] == "table3/2_tfd"
 
 
-def test_missing_data_is_an_error_that_names_it(
+def test_missing_data_is_an_error_that_names_it_and_leaves_nothing_behind(
     ablate: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -157,6 +157,7 @@ def test_missing_data_is_an_error_that_names_it(
     output = ["--output", str(tmp_path / "out")]
     assert ablate.main(["--table", "III", "--dataset", "buv", *output]) == 2
     assert "data.train: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_share_the_machine(ablate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
