@@ -149,32 +149,36 @@ def run_table(
     Raises:
         ValueError: settings, data or folder cannot be used. Interrupted: see `run_jobs`.
     """
-    from v2idetr.ablation.folder import LOCK, check_folder, claim, file_name
-    from v2idetr.ablation.runs import check_earlier_runs
+    from v2idetr.ablation.folder import LOCK, check_folder, claim, claim_data, file_name
+    from v2idetr.ablation.provenance import check_data, check_earlier_runs
     from v2idetr.engine.run_context import load_splits
-    from v2idetr.engine.run_folder import git_commit
+    from v2idetr.engine.run_folder import data_fingerprint, git_commit
 
     plan = plan_of(options, tables)
     plan.check(table.rows)
     base = plan.base()
     check_folder(plan.folder)
     to_make = data_to_make(options, plan, base)
-    if not to_make:
-        load_splits(base, with_train=True)  # before anything is written
+    # Before anything is written, where nothing has to be made.
+    splits = {} if to_make else load_splits(base, with_train=True)
     shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}
     with sole_user(plan.folder / LOCK, "An ablation") as lock:
         claim(plan.folder, shared, base)
         if to_make:
             make_data(to_make, plan.folder, lock)
-            load_splits(base, with_train=True)
+            splits = load_splits(base, with_train=True)
+        data = {name: data_fingerprint(split) for name, split in splits.items()}
         seeds = sorted({*range(options.seeds), *earlier_seeds(plan.folder)})
         check_earlier_runs(plan.runs(table.rows, seeds))
+        check_data(plan.runs(table.rows, seeds), data)
+        claim_data(plan.folder, data)
         runs = plan.runs(rows, range(options.seeds))
         facts = {
             "smoke": options.smoke,
             "file": file_name(table.label),
             "command": command,
             "commit": git_commit(),
+            "data": data,
         }
         report = Report(table, plan, seeds, facts, runs)
         report.write()

@@ -13,37 +13,46 @@ import pytest
 
 from v2idetr.ablation.content import build_content
 from v2idetr.ablation.figures import Spread, read_figures
-from v2idetr.ablation.folder import check_folder, claim, file_name, write_table
+from v2idetr.ablation.folder import check_folder, claim, claim_data, file_name, write_table
 from v2idetr.ablation.markdown import form, to_markdown
 from v2idetr.ablation.runs import Plan, Settings
-from v2idetr.ablation.tables import find_tables
+from v2idetr.ablation.tables import Table, find_tables
 from v2idetr.engine.config_yaml import parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TABLES = find_tables(CONFIGS)
 SEEDS = [0, 1, 2]
 AP50 = {"1_baseline": [0.6, 0.7, 0.5], "2_tfd": [0.7, 0.75, 0.6], "5_tfd_msi_cqd": [0.8]}
-FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "commit": "abc"}
+FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "commit": "abc", "data": {}}
 
 
-def figures(ap50: float, lesions: int = 4) -> dict[str, Any]:
+def figures(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
     rule = {"threshold": 0.5, "precision": ap50, "recall": None, "f1": ap50 / 2}
     return {
         "videos": 2,
-        "frames": 8,
+        "frames": frames,
         "lesions": lesions,
-        "lesion_free_frames": 8 - lesions,
+        "lesion_free_frames": frames - lesions,
         "coco": {"AP": ap50 / 2, "AP50": ap50, "AP75": None},
         "rules": {"endovis_center": rule, "iou50": rule},
         "groups": {},
     }
 
 
-def write_evaluation(path: Path, ap50: float) -> None:
+def write_evaluation(path: Path, ap50: float, easy_frames: int = 8) -> None:
     path.parent.mkdir(parents=True)
-    tests = {"easy": figures(ap50), "hard": figures(ap50), "negative": figures(0.0, lesions=0)}
+    easy = figures(ap50, frames=easy_frames)
+    tests = {"easy": easy, "hard": figures(ap50), "negative": figures(0.0, lesions=0)}
     result = {"tests": tests, "all_tests": figures(ap50), "val": figures(ap50), "thresholds": {}}
     path.write_text(json.dumps(result))
+
+
+def begin_table_3(folder: Path) -> tuple[Table, Plan]:
+    """With a baseline that has one result."""
+    table = next(table for table in TABLES if table.key == "table3")
+    plan = Plan(folder, Settings(CONFIGS, "synthetic"), [table])
+    write_evaluation(plan.run(table.rows[0], 0).evaluation, 0.6)
+    return table, plan
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +136,28 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(ValueError, match=r"evaluation\.json: is not JSON"):
         read_figures(tmp_path / "evaluation.json")
+
+
+@pytest.mark.parametrize(("index", "seed"), [(0, 1), (1, 0)])
+def test_test_splits_of_different_size_are_not_put_into_one_table(
+    index: int, seed: int, tmp_path: Path
+) -> None:
+    table, plan = begin_table_3(tmp_path)
+    run = plan.run(table.rows[index], seed)
+    write_evaluation(run.evaluation, 0.6, easy_frames=6)
+    with pytest.raises(ValueError, match=r"different data: easy has .*'frames': 6"):
+        build_content(table, plan, SEEDS, FACTS)
+
+
+def test_runs_of_other_data_are_not_put_into_a_table(tmp_path: Path) -> None:
+    table, plan = begin_table_3(tmp_path)
+    run = plan.run(table.rows[0], 0)
+    data = {name: {"sha256": name} for name in ("train", "val", "test/easy")}
+    (run.folder / "run.json").write_text(json.dumps({"starts": [{"data": data}]}))
+    build_content(table, plan, SEEDS, {**FACTS, "data": data})
+    other = {**data, "test/easy": {"sha256": "other"}}
+    with pytest.raises(ValueError, match=r"1_baseline was made with other data: .* of test/easy"):
+        build_content(table, plan, SEEDS, {**FACTS, "data": other})
 
 
 # ---------------------------------------------------------------- text
@@ -240,6 +271,23 @@ def test_the_order_of_overrides_counts_only_where_they_meet(
     refused = nullcontext() if same else pytest.raises(ValueError, match="overrides")
     with refused:
         claim(tmp_path, {"overrides": other}, base)
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        ({"train": {"sha256": "b"}, "test/easy": {"sha256": "e"}}, "of train are"),
+        ({"train": {"sha256": "a"}}, "of test/easy are"),
+    ],
+)
+def test_a_folder_of_other_data_is_refused(now: dict, named: str, tmp_path: Path) -> None:
+    base = Plan(tmp_path, Settings(CONFIGS, "synthetic"), []).base()
+    data = {"train": {"sha256": "a"}, "test/easy": {"sha256": "e"}}
+    for _ in range(2):
+        claim(tmp_path, {"overrides": []}, base)
+        claim_data(tmp_path, data)
+    with pytest.raises(ValueError, match=named):
+        claim_data(tmp_path, now)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from v2idetr.ablation.runs import Plan, Run, Settings, check_earlier_runs, teacher_fingerprint
+from v2idetr.ablation.provenance import check_earlier_runs
+from v2idetr.ablation.runs import Plan, Run, Settings, teacher_fingerprint
 from v2idetr.ablation.tables import Row, Table, find_tables
 from v2idetr.engine.config import differing_keys, load_config, save_config
 
@@ -178,6 +179,15 @@ def test_an_override_that_cannot_be_is_refused(override: str, complaint: str) ->
     plan = make_plan("table3", overrides=(override,))
     with pytest.raises(ValueError, match=complaint):
         plan.check([plan.rows["table3/2_tfd"]])
+
+
+def test_rows_of_a_table_share_their_data(tmp_path: Path) -> None:
+    layer = tmp_path / "half.yaml"
+    layer.write_text("# Half of the data\ndata: {train: {json: half.json}}\n")
+    row = Row("mine", "half", "Half of the data", (layer,))
+    plan = Plan(FOLDER, Settings(CONFIGS, "synthetic"), [Table("mine", "mine", "mine", (row,))])
+    with pytest.raises(ValueError, match=r"Rows half change where data\.train"):
+        plan.check([row])
 
 
 def test_a_mistake_in_all_rows_is_said_once() -> None:

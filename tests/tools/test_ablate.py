@@ -46,7 +46,9 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     (tmp_path / "stub.py").write_text(STUB)
     monkeypatch.setattr(module, "TRAIN_NET", tmp_path / "stub.py")
     monkeypatch.setattr(module, "make_data", lambda *_: None)
-    monkeypatch.setattr("v2idetr.engine.run_context.load_splits", lambda *_, **__: {})
+    (tmp_path / "train.json").touch()
+    monkeypatch.setattr("v2idetr.engine.run_context.load_splits", lambda *_, **__: {"train": 0})
+    monkeypatch.setattr("v2idetr.engine.run_folder.data_fingerprint", _fingerprint)
     monkeypatch.setattr(module, "find_tables", _only_table_3)
     monkeypatch.chdir(tmp_path)
     return module
@@ -55,6 +57,10 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 def _only_table_3(configs: Path) -> list:
     """Fewer configs to read."""
     return [table for table in find_tables(configs) if table.key == "table3"]
+
+
+def _fingerprint(split: object) -> dict[str, str]:
+    return {"sha256": Path("train.json").read_text()}
 
 
 def ran() -> list[str]:
@@ -111,6 +117,16 @@ def test_a_folder_of_another_ablation_is_refused(
     assert "student: deformable_detr -> detr" in capsys.readouterr().err
     assert ablate.main([*arguments, "--", "optimizer.lr=0.5"]) == 2
     assert "optimizer.lr=0.5" in capsys.readouterr().err
+
+
+def test_data_that_was_prepared_again_is_refused(
+    ablate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--table", "III", "--output", "out", "--rows", "1"]
+    assert ablate.main(arguments) == 0
+    Path("train.json").write_text("{}")
+    assert ablate.main(arguments) == 2
+    assert "other data: the annotations of train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from v2idetr.ablation.plot import to_svg
 from v2idetr.ablation.runs import in_any_order
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
+from v2idetr.engine.run_folder import differing_splits
 
 RECORD, BASE, LOCK = "ablation.json", "base.yaml", ".lock"
 
@@ -57,8 +58,27 @@ def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
         )
 
 
-def _settled(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {**settings, "overrides": in_any_order(settings["overrides"])}
+def claim_data(folder: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that all tables of a claimed folder are of the same data; write down of which.
+
+    Args:
+        folder: of the ablation.
+        data: `data_fingerprint` by split.
+
+    Raises:
+        ValueError: it is of other data; names the splits.
+    """
+    record = folder / RECORD
+    content = json.loads(record.read_text(encoding="utf-8"))
+    if "data" not in content:
+        write_text_atomically(record, json.dumps({**content, "data": data}, indent=1) + "\n")
+        return
+    changed = differing_splits(content["data"], data)
+    if changed:
+        raise ValueError(
+            f"{folder} holds an ablation of other data: the annotations of {', '.join(changed)} "
+            "are not those that it was begun with. Use another --output."
+        )
 
 
 def write_table(folder: Path, content: Mapping[str, Any]) -> Path:
@@ -77,3 +97,7 @@ def file_name(label: str) -> str:
     if label[0].isdigit():
         return f"fig_{label}"
     return f"table_{label}" if label.isupper() else label
+
+
+def _settled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "overrides": in_any_order(settings["overrides"])}
