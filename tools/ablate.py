@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         table = choose_table(tables, options.table)
         rows = choose_rows(table, options.rows)
-        return run_table(options, tables, table, rows, command)
+        return run_table(options, tables, table, rows)
     except ValueError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
@@ -142,7 +142,6 @@ def run_table(
     tables: Sequence[Table],
     table: Table,
     rows: Sequence[Row],
-    command: str,
 ) -> int:
     """Check everything, run what is missing, write the table; the exit code.
 
@@ -152,7 +151,7 @@ def run_table(
     from v2idetr.ablation.folder import LOCK, check_folder, claim, claim_data, file_name
     from v2idetr.ablation.provenance import check_data, check_earlier_runs
     from v2idetr.engine.run_context import load_splits
-    from v2idetr.engine.run_folder import data_fingerprint, git_commit
+    from v2idetr.engine.run_folder import data_fingerprint
 
     plan = plan_of(options, tables)
     plan.check(table.rows)
@@ -176,8 +175,7 @@ def run_table(
         facts = {
             "smoke": options.smoke,
             "file": file_name(table.label),
-            "command": command,
-            "commit": git_commit(),
+            "command": command_of(options, table, seeds),
             "data": data,
         }
         report = Report(table, plan, seeds, facts, runs)
@@ -192,6 +190,14 @@ def run_table(
             report.write()
     print(report.summary(failures))
     return 1 if failures else 0
+
+
+def command_of(options: argparse.Namespace, table: Table, seeds: Sequence[int]) -> str:
+    """The command that makes the whole table, whatever this call adds to it."""
+    words = ["--table", table.label, "--dataset", options.dataset, "--student", options.student]
+    words += ["--seeds", str(max(seeds) + 1), "--output", str(options.output)]
+    words += ["--smoke"] if options.smoke else []
+    return shlex.join(["python", "tools/ablate.py", *words, *options.overrides])
 
 
 def jobs_of(runs: Sequence[Run], settings: Settings, *, own_samples: bool) -> list[Job]:

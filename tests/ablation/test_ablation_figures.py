@@ -15,7 +15,7 @@ from v2idetr.ablation.content import build_content
 from v2idetr.ablation.figures import Spread, read_figures
 from v2idetr.ablation.folder import check_folder, claim, claim_data, file_name, write_table
 from v2idetr.ablation.markdown import form, to_markdown
-from v2idetr.ablation.runs import Plan, Settings
+from v2idetr.ablation.runs import Plan, Run, Settings
 from v2idetr.ablation.tables import Table, find_tables
 from v2idetr.engine.config_yaml import parse_yaml
 
@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TABLES = find_tables(CONFIGS)
 SEEDS = [0, 1, 2]
 AP50 = {"1_baseline": [0.6, 0.7, 0.5], "2_tfd": [0.7, 0.75, 0.6], "5_tfd_msi_cqd": [0.8]}
-FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "commit": "abc", "data": {}}
+FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "data": {}}
 
 
 def figures(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
@@ -53,6 +53,11 @@ def begin_table_3(folder: Path) -> tuple[Table, Plan]:
     plan = Plan(folder, Settings(CONFIGS, "synthetic"), [table])
     write_evaluation(plan.run(table.rows[0], 0).evaluation, 0.6)
     return table, plan
+
+
+def write_record(run: Run, *starts: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "run.json").write_text(json.dumps({"starts": starts}))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +158,7 @@ def test_runs_of_other_data_are_not_put_into_a_table(tmp_path: Path) -> None:
     table, plan = begin_table_3(tmp_path)
     run = plan.run(table.rows[0], 0)
     data = {name: {"sha256": name} for name in ("train", "val", "test/easy")}
-    (run.folder / "run.json").write_text(json.dumps({"starts": [{"data": data}]}))
+    write_record(run, {"time": "", "git_commit": "", "data": data})
     build_content(table, plan, SEEDS, {**FACTS, "data": data})
     other = {**data, "test/easy": {"sha256": "other"}}
     with pytest.raises(ValueError, match=r"1_baseline was made with other data: .* of test/easy"):
@@ -205,6 +210,24 @@ def test_figures_of_the_paper_stand_beside_their_own_test_set(content) -> None:
         False,
         True,
     ]
+
+
+def test_commits_are_those_of_the_finished_runs(tmp_path: Path) -> None:
+    table, plan = begin_table_3(tmp_path)
+    commits = {0: ["aaa", "aaa+"], 1: ["aaa"], 2: ["of a run that goes on"]}
+    write_evaluation(plan.run(table.rows[0], 1).evaluation, 0.6)
+    for seed, names in commits.items():
+        starts = [{"time": f"{seed}", "git_commit": name, "data": {}} for name in names]
+        write_record(plan.run(table.rows[0], seed), *starts)
+    content = build_content(table, plan, SEEDS, FACTS)
+    assert content["commits"] == ["aaa", "aaa+"]
+    said = "**Runs of several commits: aaa, aaa+ (+: with local changes)."
+    assert said in to_markdown(content)
+
+
+def test_a_table_of_one_commit_is_shown_without_a_warning(content) -> None:
+    text = to_markdown({**content, "commits": ["0123456789abcdef"]})
+    assert "- Commit of the runs: 0123456789ab.\n" in text
 
 
 def test_a_smoke_test_says_that_it_means_nothing(content, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -106,6 +107,29 @@ def test_only_a_run_that_was_begun_has_its_log_named(
 def test_only_what_chosen_rows_need_is_run(ablate: ModuleType) -> None:
     assert ablate.main(["--table", "3", "--output", "out", "--rows", "4"]) == 0
     assert ran() == ["table3/2_tfd teacher", "table3/4_tfd_cqd student"]
+
+
+def test_the_command_of_a_table_is_for_all_that_it_shows(ablate: ModuleType) -> None:
+    arguments = ["--table", "3", "--output", "out", "--seeds", "2", "--student", "detr"]
+    more = ["train.max_iter=9", "data.window=3"]
+    assert ablate.main([*arguments, "--rows", "1", "--", *more]) == 0
+    assert ablate.main([*arguments, "--seeds", "1", "--rows", "1", "--", *more]) == 0
+    words = shlex.split(json.loads(Path("out/table_III.json").read_text())["command"])
+    assert ablate.parse(words[2:]) == ablate.parse([*arguments, "--table", "III", *more])
+
+
+def test_runs_of_another_commit_are_warned_of_before_more_are_made(
+    ablate: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--table", "III", "--output", "out", "--rows"]
+    monkeypatch.setattr("v2idetr.engine.run_folder.git_commit", lambda: "one")
+    assert ablate.main([*arguments, "1"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+    start = {"time": "", "git_commit": "one", "data": {"train": {"sha256": ""}}}
+    Path("out/seed0/table3/1_baseline/run.json").write_text(json.dumps({"starts": [start]}))
+    monkeypatch.setattr("v2idetr.engine.run_folder.git_commit", lambda: "two")
+    assert ablate.main([*arguments, "2"]) == 0
+    assert "WARNING: Runs of several commits: one, two." in capsys.readouterr().out
 
 
 def test_a_folder_of_another_ablation_is_refused(

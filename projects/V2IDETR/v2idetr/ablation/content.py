@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
-from v2idetr.ablation.provenance import check_data
+from v2idetr.ablation.provenance import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
 from v2idetr.ablation.tables import Row, Table, number
 from v2idetr.engine.config_yaml import parse_yaml
@@ -42,7 +42,8 @@ def build_content(
         ValueError: runs have read different data.
     """
     settings = plan.settings
-    check_data(plan.runs(table.rows, seeds), facts["data"])
+    runs = plan.runs(table.rows, seeds)
+    check_data(runs, facts["data"])
     rows = {row.key: _results([plan.run(row, seed) for seed in seeds]) for row in table.rows}
     teachers = _teachers(table, plan, seeds)
     sizes: dict[str, dict[str, int]] = {}
@@ -74,6 +75,7 @@ def build_content(
         "student": settings.student,
         "overrides": list(settings.overrides),
         **facts,
+        "commits": commits_of(runs),
         "unit": "percent",
         "seeds": list(seeds),
         "blocks": [{"title": title, **sizes[title]} for title in blocks],

@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from v2idetr.ablation.content import SWITCHES
+from v2idetr.ablation.provenance import commits_said
 from v2idetr.ablation.tables import number
 from v2idetr.evaluation.table import MISSING
 
@@ -213,7 +214,9 @@ def _notes(content: Mapping[str, Any]) -> str:
         f"[{content['file']}.json]({content['file']}.json); plot: "
         f"[{content['file']}.svg]({content['file']}.svg)."
     )
-    lines.append(f"- `{content['command']}`, commit {content['commit'] or 'unknown'}.")
+    lines.append(f"- Made by `{content['command']}`.")
+    commits = commits_said(content["commits"])
+    lines.append(f"- {f'**{commits}**' if len(content['commits']) > 1 else commits}")
     return "## Notes\n\n" + "\n".join(lines)
 
 

@@ -50,6 +50,24 @@ def check_data(runs: Sequence[Run], data: Mapping[str, Mapping[str, Any]]) -> No
                 )
 
 
+def commits_of(runs: Sequence[Run]) -> list[str]:
+    """Commits of everything that made the finished ones, oldest start first; "" for unknown."""
+    starts = [start for run in runs if run.finished for start in _starts(run)]
+    starts.sort(key=lambda start: start["time"])
+    return list(dict.fromkeys(start["git_commit"] for start in starts))
+
+
+def commits_said(commits: Sequence[str]) -> str:
+    """Commits in words, with a warning where there are several."""
+    names = [f"{c.rstrip('+')[:12]}{'+' * c.endswith('+')}" if c else "unknown" for c in commits]
+    text = ", ".join(names or ["unknown"])
+    if any(commit.endswith("+") for commit in commits):
+        text += " (+: with local changes)"
+    if len(commits) > 1:
+        return f"Runs of several commits: {text}. Rows may differ by the code as well."
+    return f"Commit of the runs: {text}."
+
+
 def _starts(run: Run) -> list[dict[str, Any]]:
     """Every start of its program; none where there is no record."""
     path = run.folder / RECORD
