@@ -183,7 +183,7 @@ def test_a_difference_is_shown_with_its_sign() -> None:
 
 def cells(text: str, start: str) -> list[str]:
     line = next(line for line in text.splitlines() if line.startswith(start))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    return [cell.strip().replace("\u00a0", " ") for cell in line.strip("|").split("|")]
 
 
 def test_a_line_has_ticks_figures_and_the_papers(content) -> None:
@@ -191,8 +191,44 @@ def test_a_line_has_ticks_figures_and_the_papers(content) -> None:
     shown = dict(zip(cells(text, "| #"), cells(text, "| 2 "), strict=True))
     assert [shown[s] for s in ("TFD", "MSI", "CQD", "n")] == ["✓", "", "", "3"]
     assert (shown["AP50"], shown["Δ AP50"]) == ("68.3 ± 7.6", "+8.3 ± 2.9")
-    assert shown["R endovis_center"] == "-"
+    assert shown["R"] == "-"
     assert [shown[f"paper hard {key}"] for key in ("P", "F1", "Δ F1")] == ["85.1", "78.3", "+3.9"]
+
+
+def test_the_papers_figures_stand_beside_ours_of_the_same_kind(content) -> None:
+    columns = cells(to_markdown(content), "| #")
+    at = columns.index("Δ F1")
+    assert columns[at - 3 : at + 2] == ["P", "R", "F1", "Δ F1", "paper hard P"]
+    assert columns[-1] == "F1 iou50"  # of further rules F1 alone
+
+
+def test_groups_of_videos_are_in_the_file_of_all_values_alone(tmp_path: Path) -> None:
+    table, plan = begin_table_3(tmp_path)
+    easy = {**figures(0.6), "groups": {"seen": figures(0.7), "unseen": figures(0.5)}}
+    result = {"tests": {"easy": easy}, "all_tests": None, "val": easy}
+    plan.run(table.rows[0], 0).evaluation.write_text(json.dumps(result))
+    content = build_content(table, plan, [0], FACTS)
+    assert [block["title"] for block in content["blocks"]] == [
+        "easy",
+        "easy / seen",
+        "easy / unseen",
+    ]
+    assert to_markdown(content).count("\n## ") == len(["Easy", "Notes", "Runs"])
+
+
+def test_a_grid_is_listed_row_by_row_only_once(tmp_path: Path) -> None:
+    table = next(table for table in TABLES if table.key == "fig5a")
+    plan = Plan(tmp_path, Settings(CONFIGS, "synthetic"), [table])
+    write_evaluation(plan.run(table.rows[1], 0).evaluation, 0.6)
+    content = build_content(table, plan, [0], {**FACTS, "file": "fig_5a"})
+    pooled, easy = to_markdown(content).split("\n## ")[1:3]
+    assert "| lambda_bk = 0.1, lambda_qe = 1.0 " in pooled
+    assert "lambda_bk =" not in easy and "| 0.1" in easy
+
+
+def test_one_seed_is_said_to_be_one(content) -> None:
+    assert "± sample" in to_markdown(content)
+    assert "±" not in to_markdown({**content, "seeds": [0]}).partition("\n## ")[0]
 
 
 def test_what_is_missing_is_said(content) -> None:
@@ -244,6 +280,20 @@ def test_the_plot_has_a_dot_a_seed_and_the_baselines_line(content, tmp_path: Pat
     assert kinds.count("seed") == 2 * (3 + 3)  # two panels; single seeds are their own mean
     assert kinds.count("base") == 2
     assert kinds.count("mean") == 2 * 4
+
+
+@pytest.mark.parametrize("key", ["table3", "choices", "table1"])
+def test_titles_of_the_plots_rows_have_room(key: str, tmp_path: Path) -> None:
+    table = next(table for table in TABLES if table.key == key)
+    plan = Plan(tmp_path, Settings(CONFIGS, "synthetic"), [table])
+    write_evaluation(plan.run(table.rows[0], 0).evaluation, 0.6)
+    path = write_table(tmp_path, build_content(table, plan, [0], {**FACTS, "file": key}))
+    drawing = ElementTree.parse(path.with_suffix(".svg")).getroot()
+    titles = [e for e in drawing.iter() if e.get("text-anchor") == "end" and e.text]
+    assert len(titles) >= len(table.rows)
+    for title in titles:
+        assert title.text is not None and not title.text.endswith("…")
+        assert float(title.get("x", 0)) >= 6.5 * len(title.text)  # px a letter
 
 
 def test_a_table_without_any_result_can_be_written(tmp_path: Path) -> None:

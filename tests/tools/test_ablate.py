@@ -82,7 +82,7 @@ def test_a_table_is_run_once_and_goes_on_where_a_run_failed(
     assert "out/seed1/table3/4_tfd_cqd/log" in output
     table = Path("out/table_III.md").read_text()
     assert "9 of 10 results are there" in table
-    assert "| 25.0 ± 7.1 |" in table
+    assert "| 25.0\u00a0±\u00a07.1 |" in table
 
     Path("mended").touch()
     assert ablate.main(arguments) == 0
