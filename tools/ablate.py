@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         table = choose_table(tables, options.table)
         rows = choose_rows(table, options.rows)
-        return run_table(options, tables, table, rows, command)
+        return run_table(options, tables, table, rows)
     except ValueError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
@@ -142,35 +142,41 @@ def run_table(
     tables: Sequence[Table],
     table: Table,
     rows: Sequence[Row],
-    command: str,
 ) -> int:
     """Check everything, run what is missing, write the table; the exit code.
 
     Raises:
         ValueError: settings, data or folder cannot be used. Interrupted: see `run_jobs`.
     """
-    from v2idetr.ablation.folder import LOCK, check_folder, claim, file_name
-    from v2idetr.ablation.runs import check_earlier_runs
+    from v2idetr.ablation.folder import LOCK, check_folder, claim, claim_data, file_name
+    from v2idetr.ablation.provenance import check_data, check_earlier_runs
     from v2idetr.engine.run_context import load_splits
-    from v2idetr.engine.run_folder import git_commit
+    from v2idetr.engine.run_folder import data_fingerprint
 
     plan = plan_of(options, tables)
     plan.check(table.rows)
     base = plan.base()
     check_folder(plan.folder)
+    to_make = data_to_make(options, plan, base)
+    # Before anything is written, where nothing has to be made.
+    splits = {} if to_make else load_splits(base, with_train=True)
     shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}
     with sole_user(plan.folder / LOCK, "An ablation") as lock:
         claim(plan.folder, shared, base)
-        make_data(options, plan, base, lock)
-        load_splits(base, with_train=True)
+        if to_make:
+            make_data(to_make, plan.folder, lock)
+            splits = load_splits(base, with_train=True)
+        data = {name: data_fingerprint(split) for name, split in splits.items()}
         seeds = sorted({*range(options.seeds), *earlier_seeds(plan.folder)})
         check_earlier_runs(plan.runs(table.rows, seeds))
+        check_data(plan.runs(table.rows, seeds), data)
+        claim_data(plan.folder, data)
         runs = plan.runs(rows, range(options.seeds))
         facts = {
             "smoke": options.smoke,
             "file": file_name(table.label),
-            "command": command,
-            "commit": git_commit(),
+            "command": command_of(options, table, seeds),
+            "data": data,
         }
         report = Report(table, plan, seeds, facts, runs)
         report.write()
@@ -184,6 +190,14 @@ def run_table(
             report.write()
     print(report.summary(failures))
     return 1 if failures else 0
+
+
+def command_of(options: argparse.Namespace, table: Table, seeds: Sequence[int]) -> str:
+    """The command that makes the whole table, whatever this call adds to it."""
+    words = ["--table", table.label, "--dataset", options.dataset, "--student", options.student]
+    words += ["--seeds", str(max(seeds) + 1), "--output", str(options.output)]
+    words += ["--smoke"] if options.smoke else []
+    return shlex.join(["python", "tools/ablate.py", *words, *options.overrides])
 
 
 def jobs_of(runs: Sequence[Run], settings: Settings, *, own_samples: bool) -> list[Job]:
@@ -228,8 +242,10 @@ def needs_no_workers(options: argparse.Namespace, slots: Sequence[dict[str, str]
     return not said and len(slots) > 1 and cores() < 2 * len(slots)
 
 
-def make_data(options: argparse.Namespace, plan: Plan, base: Any, lock: int) -> None:
-    """Render and prepare synthetic video that is missing."""
+def data_to_make(
+    options: argparse.Namespace, plan: Plan, base: Any
+) -> list[tuple[list[str], Path]]:
+    """The programs that render and prepare synthetic video, where it is wanted and missing."""
     commands = []
     if options.smoke:
         commands = smoke_commands(options.dataset, plan.folder)
@@ -238,9 +254,12 @@ def make_data(options: argparse.Namespace, plan: Plan, base: Any, lock: int) -> 
     ):
         train = base.data.train
         commands = synthetic_commands(Path(train.image_root), Path(train.json).parent)
-    if all(result.exists() for _, result in commands):
-        return
-    logs = [plan.folder / "logs" / f"{Path(command[0]).stem}.log" for command, _ in commands]
+    return [] if all(result.exists() for _, result in commands) else commands
+
+
+def make_data(commands: Sequence[tuple[list[str], Path]], folder: Path, lock: int) -> None:
+    """Run what makes data, each with what it makes last, into a folder with logs."""
+    logs = [folder / "logs" / f"{Path(command[0]).stem}.log" for command, _ in commands]
     progress, data = Progress(), commands[0][1].parent
 
     def tick() -> None:

@@ -47,10 +47,17 @@ class Report:
         self._ended = 0
 
     def introduction(self, jobs: int) -> str:
-        """What will be done."""
+        """What will be done, after the table was written once."""
+        from v2idetr.ablation.provenance import commits_said
+        from v2idetr.engine.run_folder import git_commit
+
         found = len(self.runs) - len(self.missing)
         there = f", {found} of them there already" if found else ""
-        return f"{self.table.heading}\n{len(self.runs)} runs{there}; {jobs} at a time."
+        text = f"{self.table.heading}\n{len(self.runs)} runs{there}; {jobs} at a time."
+        commits = list(dict.fromkeys([*self.content["commits"], git_commit()]))
+        if self.missing and len(commits) > 1:
+            text += f"\nWARNING: {commits_said(commits)}"
+        return text
 
     def tick(self, running: Sequence[Job]) -> None:
         """Say how far it is; may be called often."""
@@ -92,11 +99,16 @@ class Report:
 
     def summary(self, failures: Sequence[Failure]) -> str:
         """The table in short, what failed, and where to read on."""
+        from v2idetr.ablation.provenance import commits_said
+
         lines = [_short_table(self.content)]
         if self.facts["smoke"]:
             lines.append("Smoke test: these numbers mean nothing.")
+        if len(self.content["commits"]) > 1:
+            lines.append(f"WARNING: {commits_said(self.content['commits'])}")
         for failure in failures:
-            lines.append(f"FAILED {failure.job.name}: {failure.reason}\n  {failure.job.log}")
+            log = "" if failure.log is None else f"\n  {failure.log}"
+            lines.append(f"FAILED {failure.job.name}: {failure.reason}{log}")
         if failures:
             lines.append("The same command tries again what failed.")
         name = self.file.with_suffix("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,51 @@ import pytest
 
 from v2idetr.ablation.content import build_content
 from v2idetr.ablation.figures import Spread, read_figures
-from v2idetr.ablation.folder import check_folder, claim, file_name, write_table
+from v2idetr.ablation.folder import check_folder, claim, claim_data, file_name, write_table
 from v2idetr.ablation.markdown import form, to_markdown
-from v2idetr.ablation.runs import Plan, Settings
-from v2idetr.ablation.tables import find_tables
+from v2idetr.ablation.runs import Plan, Run, Settings
+from v2idetr.ablation.tables import Table, find_tables
 from v2idetr.engine.config_yaml import parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TABLES = find_tables(CONFIGS)
 SEEDS = [0, 1, 2]
 AP50 = {"1_baseline": [0.6, 0.7, 0.5], "2_tfd": [0.7, 0.75, 0.6], "5_tfd_msi_cqd": [0.8]}
-FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "commit": "abc"}
+FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "data": {}}
 
 
-def figures(ap50: float, lesions: int = 4) -> dict[str, Any]:
+def figures(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
     rule = {"threshold": 0.5, "precision": ap50, "recall": None, "f1": ap50 / 2}
     return {
         "videos": 2,
-        "frames": 8,
+        "frames": frames,
         "lesions": lesions,
-        "lesion_free_frames": 8 - lesions,
+        "lesion_free_frames": frames - lesions,
         "coco": {"AP": ap50 / 2, "AP50": ap50, "AP75": None},
         "rules": {"endovis_center": rule, "iou50": rule},
         "groups": {},
     }
 
 
-def write_evaluation(path: Path, ap50: float) -> None:
+def write_evaluation(path: Path, ap50: float, easy_frames: int = 8) -> None:
     path.parent.mkdir(parents=True)
-    tests = {"easy": figures(ap50), "hard": figures(ap50), "negative": figures(0.0, lesions=0)}
+    easy = figures(ap50, frames=easy_frames)
+    tests = {"easy": easy, "hard": figures(ap50), "negative": figures(0.0, lesions=0)}
     result = {"tests": tests, "all_tests": figures(ap50), "val": figures(ap50), "thresholds": {}}
     path.write_text(json.dumps(result))
+
+
+def begin_table_3(folder: Path) -> tuple[Table, Plan]:
+    """With a baseline that has one result."""
+    table = next(table for table in TABLES if table.key == "table3")
+    plan = Plan(folder, Settings(CONFIGS, "synthetic"), [table])
+    write_evaluation(plan.run(table.rows[0], 0).evaluation, 0.6)
+    return table, plan
+
+
+def write_record(run: Run, *starts: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "run.json").write_text(json.dumps({"starts": starts}))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +143,28 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
         read_figures(tmp_path / "evaluation.json")
 
 
+@pytest.mark.parametrize(("index", "seed"), [(0, 1), (1, 0)])
+def test_test_splits_of_different_size_are_not_put_into_one_table(
+    index: int, seed: int, tmp_path: Path
+) -> None:
+    table, plan = begin_table_3(tmp_path)
+    run = plan.run(table.rows[index], seed)
+    write_evaluation(run.evaluation, 0.6, easy_frames=6)
+    with pytest.raises(ValueError, match=r"different data: easy has .*'frames': 6"):
+        build_content(table, plan, SEEDS, FACTS)
+
+
+def test_runs_of_other_data_are_not_put_into_a_table(tmp_path: Path) -> None:
+    table, plan = begin_table_3(tmp_path)
+    run = plan.run(table.rows[0], 0)
+    data = {name: {"sha256": name} for name in ("train", "val", "test/easy")}
+    write_record(run, {"time": "", "git_commit": "", "data": data})
+    build_content(table, plan, SEEDS, {**FACTS, "data": data})
+    other = {**data, "test/easy": {"sha256": "other"}}
+    with pytest.raises(ValueError, match=r"1_baseline was made with other data: .* of test/easy"):
+        build_content(table, plan, SEEDS, {**FACTS, "data": other})
+
+
 # ---------------------------------------------------------------- text
 
 
@@ -146,7 +183,7 @@ def test_a_difference_is_shown_with_its_sign() -> None:
 
 def cells(text: str, start: str) -> list[str]:
     line = next(line for line in text.splitlines() if line.startswith(start))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    return [cell.strip().replace("\u00a0", " ") for cell in line.strip("|").split("|")]
 
 
 def test_a_line_has_ticks_figures_and_the_papers(content) -> None:
@@ -154,8 +191,44 @@ def test_a_line_has_ticks_figures_and_the_papers(content) -> None:
     shown = dict(zip(cells(text, "| #"), cells(text, "| 2 "), strict=True))
     assert [shown[s] for s in ("TFD", "MSI", "CQD", "n")] == ["✓", "", "", "3"]
     assert (shown["AP50"], shown["Δ AP50"]) == ("68.3 ± 7.6", "+8.3 ± 2.9")
-    assert shown["R endovis_center"] == "-"
+    assert shown["R"] == "-"
     assert [shown[f"paper hard {key}"] for key in ("P", "F1", "Δ F1")] == ["85.1", "78.3", "+3.9"]
+
+
+def test_the_papers_figures_stand_beside_ours_of_the_same_kind(content) -> None:
+    columns = cells(to_markdown(content), "| #")
+    at = columns.index("Δ F1")
+    assert columns[at - 3 : at + 2] == ["P", "R", "F1", "Δ F1", "paper hard P"]
+    assert columns[-1] == "F1 iou50"  # of further rules F1 alone
+
+
+def test_groups_of_videos_are_in_the_file_of_all_values_alone(tmp_path: Path) -> None:
+    table, plan = begin_table_3(tmp_path)
+    easy = {**figures(0.6), "groups": {"seen": figures(0.7), "unseen": figures(0.5)}}
+    result = {"tests": {"easy": easy}, "all_tests": None, "val": easy}
+    plan.run(table.rows[0], 0).evaluation.write_text(json.dumps(result))
+    content = build_content(table, plan, [0], FACTS)
+    assert [block["title"] for block in content["blocks"]] == [
+        "easy",
+        "easy / seen",
+        "easy / unseen",
+    ]
+    assert to_markdown(content).count("\n## ") == len(["Easy", "Notes", "Runs"])
+
+
+def test_a_grid_is_listed_row_by_row_only_once(tmp_path: Path) -> None:
+    table = next(table for table in TABLES if table.key == "fig5a")
+    plan = Plan(tmp_path, Settings(CONFIGS, "synthetic"), [table])
+    write_evaluation(plan.run(table.rows[1], 0).evaluation, 0.6)
+    content = build_content(table, plan, [0], {**FACTS, "file": "fig_5a"})
+    pooled, easy = to_markdown(content).split("\n## ")[1:3]
+    assert "| lambda_bk = 0.1, lambda_qe = 1.0 " in pooled
+    assert "lambda_bk =" not in easy and "| 0.1" in easy
+
+
+def test_one_seed_is_said_to_be_one(content) -> None:
+    assert "± sample" in to_markdown(content)
+    assert "±" not in to_markdown({**content, "seeds": [0]}).partition("\n## ")[0]
 
 
 def test_what_is_missing_is_said(content) -> None:
@@ -175,6 +248,24 @@ def test_figures_of_the_paper_stand_beside_their_own_test_set(content) -> None:
     ]
 
 
+def test_commits_are_those_of_the_finished_runs(tmp_path: Path) -> None:
+    table, plan = begin_table_3(tmp_path)
+    commits = {0: ["aaa", "aaa+"], 1: ["aaa"], 2: ["of a run that goes on"]}
+    write_evaluation(plan.run(table.rows[0], 1).evaluation, 0.6)
+    for seed, names in commits.items():
+        starts = [{"time": f"{seed}", "git_commit": name, "data": {}} for name in names]
+        write_record(plan.run(table.rows[0], seed), *starts)
+    content = build_content(table, plan, SEEDS, FACTS)
+    assert content["commits"] == ["aaa", "aaa+"]
+    said = "**Runs of several commits: aaa, aaa+ (+: with local changes)."
+    assert said in to_markdown(content)
+
+
+def test_a_table_of_one_commit_is_shown_without_a_warning(content) -> None:
+    text = to_markdown({**content, "commits": ["0123456789abcdef"]})
+    assert "- Commit of the runs: 0123456789ab.\n" in text
+
+
 def test_a_smoke_test_says_that_it_means_nothing(content, tmp_path: Path) -> None:
     write_table(tmp_path, {**content, "smoke": True})
     for ending in ("md", "svg"):
@@ -189,6 +280,20 @@ def test_the_plot_has_a_dot_a_seed_and_the_baselines_line(content, tmp_path: Pat
     assert kinds.count("seed") == 2 * (3 + 3)  # two panels; single seeds are their own mean
     assert kinds.count("base") == 2
     assert kinds.count("mean") == 2 * 4
+
+
+@pytest.mark.parametrize("key", ["table3", "choices", "table1"])
+def test_titles_of_the_plots_rows_have_room(key: str, tmp_path: Path) -> None:
+    table = next(table for table in TABLES if table.key == key)
+    plan = Plan(tmp_path, Settings(CONFIGS, "synthetic"), [table])
+    write_evaluation(plan.run(table.rows[0], 0).evaluation, 0.6)
+    path = write_table(tmp_path, build_content(table, plan, [0], {**FACTS, "file": key}))
+    drawing = ElementTree.parse(path.with_suffix(".svg")).getroot()
+    titles = [e for e in drawing.iter() if e.get("text-anchor") == "end" and e.text]
+    assert len(titles) >= len(table.rows)
+    for title in titles:
+        assert title.text is not None and not title.text.endswith("…")
+        assert float(title.get("x", 0)) >= 6.5 * len(title.text)  # px a letter
 
 
 def test_a_table_without_any_result_can_be_written(tmp_path: Path) -> None:
@@ -212,7 +317,7 @@ def test_the_papers_figures_are_of_rows_that_there_are() -> None:
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     base = Plan(tmp_path, Settings(CONFIGS, "synthetic"), []).base()
-    settings = {"dataset": "synthetic", "smoke": False}
+    settings = {"dataset": "synthetic", "overrides": [], "smoke": False}
     claim(tmp_path, settings, base)
     claim(tmp_path, settings, base)
     with pytest.raises(ValueError, match="smoke: False -> True"):
@@ -220,6 +325,42 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     base.train.max_iter = 9
     with pytest.raises(ValueError, match=r"train\.max_iter: 400 -> 9"):
         claim(tmp_path, settings, base)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (["a=1", "b=2"], ["b=2", "a=1"], True),
+        (["a=1", "b=2"], ["a=1", "b=3"], False),
+        (["a=1", "a=2"], ["a=2", "a=1"], False),
+        (["a={}", "a.b=2"], ["a.b=2", "a={}"], False),
+    ],
+)
+def test_the_order_of_overrides_counts_only_where_they_meet(
+    one: list[str], other: list[str], same: bool, tmp_path: Path
+) -> None:
+    base = Plan(tmp_path, Settings(CONFIGS, "synthetic"), []).base()
+    claim(tmp_path, {"overrides": one}, base)
+    refused = nullcontext() if same else pytest.raises(ValueError, match="overrides")
+    with refused:
+        claim(tmp_path, {"overrides": other}, base)
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        ({"train": {"sha256": "b"}, "test/easy": {"sha256": "e"}}, "of train are"),
+        ({"train": {"sha256": "a"}}, "of test/easy are"),
+    ],
+)
+def test_a_folder_of_other_data_is_refused(now: dict, named: str, tmp_path: Path) -> None:
+    base = Plan(tmp_path, Settings(CONFIGS, "synthetic"), []).base()
+    data = {"train": {"sha256": "a"}, "test/easy": {"sha256": "e"}}
+    for _ in range(2):
+        claim(tmp_path, {"overrides": []}, base)
+        claim_data(tmp_path, data)
+    with pytest.raises(ValueError, match=named):
+        claim_data(tmp_path, now)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:

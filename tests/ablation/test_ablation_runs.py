@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from v2idetr.ablation.runs import Plan, Run, Settings, check_earlier_runs, teacher_fingerprint
-from v2idetr.ablation.tables import find_tables
+from v2idetr.ablation.provenance import check_earlier_runs
+from v2idetr.ablation.runs import Plan, Run, Settings, teacher_fingerprint
+from v2idetr.ablation.tables import Row, Table, find_tables
 from v2idetr.engine.config import differing_keys, load_config, save_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -69,6 +70,16 @@ def test_rows_with_equal_teachers_have_one(plan: Plan, row: str, first: str) -> 
 def test_a_plain_detector_has_no_teacher(plan: Plan) -> None:
     run = plan.run(plan.rows["table3/1_baseline"], 0)
     assert (run.stage, run.teacher) == ("plain", None)
+
+
+def test_a_layer_of_ones_own_that_names_no_stages_is_a_student(tmp_path: Path) -> None:
+    layer = tmp_path / "weight_2.yaml"
+    layer.write_text("# TFD weighs 2\ndistillation: {tfd: {weight: 2.0}}\n")
+    row = Row("mine", layer.stem, "TFD weighs 2", (layer,))
+    plan = Plan(FOLDER, Settings(CONFIGS, "synthetic"), [Table("mine", "mine", "mine", (row,))])
+    run = plan.run(row, 0)
+    assert (run.stage, list(run.config.train.stages)) == ("student", ["student"])
+    assert run.teacher is not None and run.config.distillation.tfd.weight == 2.0
 
 
 def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:
@@ -168,6 +179,15 @@ def test_an_override_that_cannot_be_is_refused(override: str, complaint: str) ->
     plan = make_plan("table3", overrides=(override,))
     with pytest.raises(ValueError, match=complaint):
         plan.check([plan.rows["table3/2_tfd"]])
+
+
+def test_rows_of_a_table_share_their_data(tmp_path: Path) -> None:
+    layer = tmp_path / "half.yaml"
+    layer.write_text("# Half of the data\ndata: {train: {json: half.json}}\n")
+    row = Row("mine", "half", "Half of the data", (layer,))
+    plan = Plan(FOLDER, Settings(CONFIGS, "synthetic"), [Table("mine", "mine", "mine", (row,))])
+    with pytest.raises(ValueError, match=r"Rows half change where data\.train"):
+        plan.check([row])
 
 
 def test_a_mistake_in_all_rows_is_said_once() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from v2idetr.ablation.tables import Table, choose_rows, choose_table, find_tables
+from v2idetr.ablation.tables import Table, choose_rows, choose_table, find_tables, number
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TABLES = find_tables(CONFIGS)
@@ -80,6 +80,14 @@ def test_rows_are_chosen_by_name_or_number_in_the_order_of_the_table() -> None:
     rows = choose_rows(table("table3"), ["5", "2_tfd"])
     assert [row.name for row in rows] == ["2_tfd", "5_tfd_msi_cqd"]
     assert choose_rows(table("table3"), []) == list(table("table3").rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("02b_fd_mse", "2b"), ("0_default", "0"), ("10_cqd_half", "10"), ("0.1", "0.1"), ("a", "a")],
+)
+def test_a_row_has_its_number_without_zeros_before_it(name: str, said: str) -> None:
+    assert number(name) == said
 
 
 def test_an_unknown_row_is_refused_with_a_suggestion_and_a_list() -> None:

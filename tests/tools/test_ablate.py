@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +47,9 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     (tmp_path / "stub.py").write_text(STUB)
     monkeypatch.setattr(module, "TRAIN_NET", tmp_path / "stub.py")
     monkeypatch.setattr(module, "make_data", lambda *_: None)
-    monkeypatch.setattr("v2idetr.engine.run_context.load_splits", lambda *_, **__: {})
+    (tmp_path / "train.json").touch()
+    monkeypatch.setattr("v2idetr.engine.run_context.load_splits", lambda *_, **__: {"train": 0})
+    monkeypatch.setattr("v2idetr.engine.run_folder.data_fingerprint", _fingerprint)
     monkeypatch.setattr(module, "find_tables", _only_table_3)
     monkeypatch.chdir(tmp_path)
     return module
@@ -55,6 +58,10 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 def _only_table_3(configs: Path) -> list:
     """Fewer configs to read."""
     return [table for table in find_tables(configs) if table.key == "table3"]
+
+
+def _fingerprint(split: object) -> dict[str, str]:
+    return {"sha256": Path("train.json").read_text()}
 
 
 def ran() -> list[str]:
@@ -75,7 +82,7 @@ def test_a_table_is_run_once_and_goes_on_where_a_run_failed(
     assert "out/seed1/table3/4_tfd_cqd/log" in output
     table = Path("out/table_III.md").read_text()
     assert "9 of 10 results are there" in table
-    assert "| 25.0 ± 7.1 |" in table
+    assert "| 25.0\u00a0±\u00a07.1 |" in table
 
     Path("mended").touch()
     assert ablate.main(arguments) == 0
@@ -86,9 +93,43 @@ def test_a_table_is_run_once_and_goes_on_where_a_run_failed(
     assert [row["seeds"] for row in rows] == [[0, 1]] * 5
 
 
+def test_only_a_run_that_was_begun_has_its_log_named(
+    ablate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("stub.py").write_text("raise SystemExit('error: no luck')")
+    assert ablate.main(["--table", "III", "--output", "out", "--rows", "2"]) == 1
+    output = capsys.readouterr().out
+    assert "table3/2_tfd, seed 0: not run, because teacher of table3/2_tfd, seed 0 failed" in output
+    assert "out/seed0/teachers/table3/2_tfd/log" in output
+    assert "out/seed0/table3/2_tfd/log" not in output
+
+
 def test_only_what_chosen_rows_need_is_run(ablate: ModuleType) -> None:
     assert ablate.main(["--table", "3", "--output", "out", "--rows", "4"]) == 0
     assert ran() == ["table3/2_tfd teacher", "table3/4_tfd_cqd student"]
+
+
+def test_the_command_of_a_table_is_for_all_that_it_shows(ablate: ModuleType) -> None:
+    arguments = ["--table", "3", "--output", "out", "--seeds", "2", "--student", "detr"]
+    more = ["train.max_iter=9", "data.window=3"]
+    assert ablate.main([*arguments, "--rows", "1", "--", *more]) == 0
+    assert ablate.main([*arguments, "--seeds", "1", "--rows", "1", "--", *more]) == 0
+    words = shlex.split(json.loads(Path("out/table_III.json").read_text())["command"])
+    assert ablate.parse(words[2:]) == ablate.parse([*arguments, "--table", "III", *more])
+
+
+def test_runs_of_another_commit_are_warned_of_before_more_are_made(
+    ablate: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--table", "III", "--output", "out", "--rows"]
+    monkeypatch.setattr("v2idetr.engine.run_folder.git_commit", lambda: "one")
+    assert ablate.main([*arguments, "1"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+    start = {"time": "", "git_commit": "one", "data": {"train": {"sha256": ""}}}
+    Path("out/seed0/table3/1_baseline/run.json").write_text(json.dumps({"starts": [start]}))
+    monkeypatch.setattr("v2idetr.engine.run_folder.git_commit", lambda: "two")
+    assert ablate.main([*arguments, "2"]) == 0
+    assert "WARNING: Runs of several commits: one, two." in capsys.readouterr().out
 
 
 def test_a_folder_of_another_ablation_is_refused(
@@ -100,6 +141,16 @@ def test_a_folder_of_another_ablation_is_refused(
     assert "student: deformable_detr -> detr" in capsys.readouterr().err
     assert ablate.main([*arguments, "--", "optimizer.lr=0.5"]) == 2
     assert "optimizer.lr=0.5" in capsys.readouterr().err
+
+
+def test_data_that_was_prepared_again_is_refused(
+    ablate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--table", "III", "--output", "out", "--rows", "1"]
+    assert ablate.main(arguments) == 0
+    Path("train.json").write_text("{}")
+    assert ablate.main(arguments) == 2
+    assert "other data: the annotations of train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -134,7 +185,7 @@ def test_the_list_names_every_row_and_what_it_shares(
     assert lines["4_tfd_cqd"].split()[-1] == "table3/2_tfd"
 
 
-def test_missing_data_is_an_error_that_names_it(
+def test_missing_data_is_an_error_that_names_it_and_leaves_nothing_behind(
     ablate: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -146,6 +197,7 @@ def test_missing_data_is_an_error_that_names_it(
     output = ["--output", str(tmp_path / "out")]
     assert ablate.main(["--table", "III", "--dataset", "buv", *output]) == 2
     assert "data.train: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_share_the_machine(ablate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,21 @@ def test_a_killed_demo_takes_its_program_along(process: ModuleType, tmp_path: Pa
     until(lambda: not is_running(int(pid_file.read_text())))
 
 
+@pytest.mark.parametrize(("parent_of_child", "code"), [(1, 0), (77, 1)])
+def test_a_program_runs_below_process_1_but_not_without_its_parent(
+    process: ModuleType,
+    parent_of_child: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A container's first process is number 1; 77 adopted the child of a parent that died."""
+    monkeypatch.setattr(process.os, "getpid", lambda: 1)
+    monkeypatch.setattr(process.os, "getppid", lambda: parent_of_child)
+    child = process.start_logged(["-c", "pass"], tmp_path / "log.txt")
+    assert child.wait(60) == code
+
+
 def test_two_demos_do_not_share_a_folder(process: ModuleType, tmp_path: Path) -> None:
     lock = tmp_path / "demo" / ".lock"
     with (

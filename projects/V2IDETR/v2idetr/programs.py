@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import signal
 import subprocess
@@ -91,7 +92,11 @@ def start_logged(
             process_group=0,
             pass_fds=keep_open,
             env={**os.environ, **(environment or {})},
-            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
+            preexec_fn=(
+                functools.partial(_stop_with_parent, os.getpid())
+                if sys.platform == "linux"
+                else None
+            ),
         )
 
 
@@ -143,8 +148,11 @@ def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _stop_with_parent() -> None:
-    """In the child, before the program: SIGTERM when the parent dies, whatever it dies of."""
+def _stop_with_parent(parent: int) -> None:
+    """In the child, before the program: SIGTERM when the parent dies, whatever it dies of.
+
+    In a container the parent itself may be process 1, so that its number says nothing alone.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # it died before the call
+    if os.getppid() != parent:  # it died before the call
         os._exit(1)

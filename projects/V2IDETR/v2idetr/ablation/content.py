@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
+from v2idetr.ablation.provenance import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
 from v2idetr.ablation.tables import Row, Table, number
 from v2idetr.engine.config_yaml import parse_yaml
@@ -35,16 +36,19 @@ def build_content(
         table: which one.
         plan: of the folder.
         seeds: to look for.
-        facts: further entries, such as the command.
+        facts: further entries, such as the command; "data" is `data_fingerprint` by split.
+
+    Raises:
+        ValueError: runs have read different data.
     """
     settings = plan.settings
+    runs = plan.runs(table.rows, seeds)
+    check_data(runs, facts["data"])
     rows = {row.key: _results([plan.run(row, seed) for seed in seeds]) for row in table.rows}
     teachers = _teachers(table, plan, seeds)
-    sizes = {
-        k: v
-        for r in (*rows.values(), *(t["results"] for t in teachers))
-        for k, v in r.sizes.items()
-    }
+    sizes: dict[str, dict[str, int]] = {}
+    for results in (*rows.values(), *(teacher["results"] for teacher in teachers)):
+        _add_sizes(sizes, results.sizes)
     blocks = sorted(sizes, key=lambda title: not title.startswith(ALL_TESTS))
     paper = _paper(settings.configs, table.key)
     metrics = _metrics(plan.config(table.rows[0]), paper)
@@ -71,6 +75,7 @@ def build_content(
         "student": settings.student,
         "overrides": list(settings.overrides),
         **facts,
+        "commits": commits_of(runs),
         "unit": "percent",
         "seeds": list(seeds),
         "blocks": [{"title": title, **sizes[title]} for title in blocks],
@@ -95,8 +100,19 @@ def _results(runs: Sequence[Run]) -> _Results:
     for run in runs:
         if run.finished:
             figures[run.seed], found = read_figures(run.evaluation)
-            sizes |= found
+            _add_sizes(sizes, found)
     return _Results(figures, sizes)
+
+
+def _add_sizes(sizes: dict[str, dict[str, int]], found: Mapping[str, dict[str, int]]) -> None:
+    """ValueError where a block is known and has another size."""
+    for title, size in found.items():
+        known = sizes.setdefault(title, size)
+        if known != size:
+            raise ValueError(
+                f"The runs of this table were evaluated on different data: {title} has {size} in "
+                f"one, {known} in another. Use another --output."
+            )
 
 
 def _row(row: Row, plan: Plan) -> dict[str, Any]:

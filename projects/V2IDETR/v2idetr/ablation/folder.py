@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import to_svg
+from v2idetr.ablation.runs import in_any_order
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
+from v2idetr.engine.run_folder import differing_splits
 
 RECORD, BASE, LOCK = "ablation.json", "base.yaml", ".lock"
 
@@ -30,19 +32,21 @@ def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
 
     Args:
         folder: made if need be.
-        settings: what must be the same for everything in it, such as the data set.
+        settings: what must be the same for everything in it, such as the data set; of the
+            overrides, the order counts only where one changes what another does.
         base: resolved config of the method without any row.
 
     Raises:
         ValueError: it is for others; names them.
     """
     record = folder / RECORD
+    settings = _settled(settings)
     if not record.exists():
         save_config(base, folder / BASE)
         content = {**settings, "config_fingerprint": fingerprint(base)}
         write_text_atomically(record, json.dumps(content, indent=1) + "\n")
         return
-    before = json.loads(record.read_text(encoding="utf-8"))
+    before = _settled(json.loads(record.read_text(encoding="utf-8")))
     changed = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
     if not changed and before["config_fingerprint"] != fingerprint(base):
         changed = differing_keys(load_config(folder / BASE), base)
@@ -51,6 +55,29 @@ def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
             f"{folder} holds an ablation with other settings:\n  "
             + "\n  ".join(changed)
             + "\nUse another --output."
+        )
+
+
+def claim_data(folder: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that all tables of a claimed folder are of the same data; write down of which.
+
+    Args:
+        folder: of the ablation.
+        data: `data_fingerprint` by split.
+
+    Raises:
+        ValueError: it is of other data; names the splits.
+    """
+    record = folder / RECORD
+    content = json.loads(record.read_text(encoding="utf-8"))
+    if "data" not in content:
+        write_text_atomically(record, json.dumps({**content, "data": data}, indent=1) + "\n")
+        return
+    changed = differing_splits(content["data"], data)
+    if changed:
+        raise ValueError(
+            f"{folder} holds an ablation of other data: the annotations of {', '.join(changed)} "
+            "are not those that it was begun with. Use another --output."
         )
 
 
@@ -70,3 +97,7 @@ def file_name(label: str) -> str:
     if label[0].isdigit():
         return f"fig_{label}"
     return f"table_{label}" if label.isupper() else label
+
+
+def _settled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "overrides": in_any_order(settings["overrides"])}

@@ -8,6 +8,8 @@ from typing import Any
 from tabulate import tabulate
 
 from v2idetr.ablation.content import SWITCHES
+from v2idetr.ablation.figures import COCO
+from v2idetr.ablation.provenance import commits_said
 from v2idetr.ablation.tables import number
 from v2idetr.evaluation.table import MISSING
 
@@ -24,9 +26,11 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         parts.append("No run has finished yet.")
     pooled = content["blocks"][0]["title"] if content["blocks"] else ""
     for block in content["blocks"]:
-        if block["lesions"]:
-            parts += [_block_heading(block), *_grids(content, block["title"], pooled)]
-            parts.append(_block_table(content, block["title"], pooled))
+        if _has_table(block):
+            grids = _grids(content, block["title"])
+            parts += [_block_heading(block), *grids]
+            if not grids or block["title"] == pooled:
+                parts.append(_block_table(content, block["title"], pooled))
     parts += [_notes(content), _runs(content)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -64,11 +68,15 @@ def _introduction(content: Mapping[str, Any]) -> str:
     seeds = f"seed{plural} {', '.join(str(seed) for seed in content['seeds'])}"
     missing = f" **{done} of {wanted} results are there.**" if done < wanted else ""
     student = "" if content["key"] in ("table1", "table2") else f", student {content['student']}"
-    return (
-        f"Data set {content['dataset']}{student}, {seeds}.{missing} In percent: mean ± sample "
-        "standard deviation over the seeds, of which n have a result; Δ is the difference to "
-        f"{_reference(content)}, taken seed by seed."
+    spread = (
+        ": mean ± sample standard deviation over the seeds, of which n have a result; Δ is the "
+        f"difference to {_reference(content)}, taken seed by seed"
     )
+    if not plural:
+        spread = f"; Δ is the difference to {_reference(content)}"
+    rule = _main_rule(content)
+    lesions = f" P, R and F1 are those of {rule} where no other rule is named." if rule else ""
+    return f"Data set {content['dataset']}{student}, {seeds}.{missing} In percent{spread}.{lesions}"
 
 
 def _reference(content: Mapping[str, Any]) -> str:
@@ -80,6 +88,11 @@ def _reference(content: Mapping[str, Any]) -> str:
     return f"row {short} ({title})" if short != names[0] else f"the row {title}"
 
 
+def _has_table(block: Mapping[str, Any]) -> bool:
+    """Whether it is a test split, or all, with lesions; groups of its videos have none."""
+    return bool(block["lesions"]) and " / " not in block["title"]
+
+
 def _block_heading(block: Mapping[str, Any]) -> str:
     return (
         f"## {block['title'].capitalize()}\n\n{block['videos']} videos, {block['frames']} frames, "
@@ -89,36 +102,25 @@ def _block_heading(block: Mapping[str, Any]) -> str:
 
 def _block_table(content: Mapping[str, Any], title: str, pooled: str) -> str:
     paper = paper_parts(content, title, pooled)
-    lines = [
-        {
-            **_names(content, row),
-            **_cells(content, row, title),
-            **_paper_cells(content, paper, row),
-        }
-        for row in content["rows"]
-    ]
-    paper_of = {"name": "teacher", "reference": content["rows"][0]["reference"]}
-    lines += [
-        {
-            **_teacher_names(content, teacher),
-            **_cells(content, teacher, title),
-            **_paper_cells(content, paper, paper_of),
-        }
-        for teacher in content["teachers"]
-    ]
+    lines = []
+    for row in content["rows"]:
+        lines.append({**_names(content, row), **_cells(content, row, title, paper)})
+    reference = content["rows"][0]["reference"]
+    for teacher in content["teachers"]:
+        named = {**teacher, "name": "teacher", "reference": reference}
+        lines.append({**_teacher_names(content, teacher), **_cells(content, named, title, paper)})
     sides = {"#": "left", "row": "left"} | dict.fromkeys(SWITCHES, "center")
     align = [sides.get(key, "right") for key in lines[0]]
-    return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
+    text = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
+    return text.replace(" ± ", "\u00a0±\u00a0")  # in narrow columns it would break there
 
 
 def _names(content: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
     """The columns that say which row it is."""
-    short = number(row["name"])
-    cells = {"#": short if short != row["name"] else ""}
-    cells["row"] = row["title"]
+    cells = {"#": number(row["name"]), "row": row["title"]}
     if content["key"] == "table3":  # the paper has ticks there
         cells |= {s: "✓" if row["switches"][s] else "" for s in SWITCHES}
-    if not any(number(r["name"]) != r["name"] for r in content["rows"]):
+    if any(number(r["name"]) == r["name"] for r in content["rows"]):
         del cells["#"]
     return {**cells, "n": str(len(row["seeds"]))}
 
@@ -129,22 +131,38 @@ def _teacher_names(content: Mapping[str, Any], teacher: Mapping[str, Any]) -> di
     return {**cells, "row": teacher["title"], "n": str(len(teacher["seeds"]))}
 
 
-def _cells(content: Mapping[str, Any], row: Mapping[str, Any], title: str) -> dict[str, str]:
+def _cells(
+    content: Mapping[str, Any],
+    row: Mapping[str, Any],
+    title: str,
+    paper: Sequence[Mapping[str, Any]],
+) -> dict[str, str]:
+    """Our figures by kind, beside each kind the paper's; of further rules F1 alone."""
+    rule = _main_rule(content)
+    coco = [m for m in content["metrics"] if "/" not in m]
+    main = [m for m in content["metrics"] if m.startswith(f"{rule}/")]
+    others = [m for m in content["metrics"] if m not in (*coco, *main) and m.endswith("/f1")]
+    papers_coco = [part for part in paper if part["main"] in COCO]
+    papers_main = [part for part in paper if part["main"] not in COCO]
     cells = {}
-    for metric in content["metrics"]:
-        cells[metric_title(metric)] = form(row["figures"][title][metric])
-        if metric in content["headline"]:
-            difference = row["difference"].get(title, {}).get(metric)
-            is_reference = row.get("name") is not None and row.get("name") == row["reference"]
-            cells[f"Δ {metric_title(metric)}"] = (
-                "" if is_reference else form(difference, signed=True)
-            )
+    for metrics, parts in ((coco, papers_coco), (main, papers_main), (others, [])):
+        for metric in metrics:
+            label = metric_title(metric.removeprefix(f"{rule}/"))
+            cells[label] = form(row["figures"][title][metric])
+            if metric in content["headline"]:
+                difference = row["difference"].get(title, {}).get(metric)
+                is_reference = row["name"] == row["reference"]
+                cells[f"Δ {label}"] = "" if is_reference else form(difference, signed=True)
+        cells |= _paper_cells(parts, row)
     return cells
 
 
-def _paper_cells(
-    content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
-) -> dict[str, str]:
+def _main_rule(content: Mapping[str, Any]) -> str:
+    """The one that counts as precision and recall where no other is named."""
+    return next((m.partition("/")[0] for m in content["headline"] if "/" in m), "")
+
+
+def _paper_cells(parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, str]:
     cells = {}
     for part in parts:
         figures = part["rows"].get(row["name"])
@@ -163,9 +181,9 @@ def _paper_cells(
     return cells
 
 
-def _grids(content: Mapping[str, Any], title: str, pooled: str) -> list[str]:
-    """For a table of two axes: its headline metrics as squares, in the first block."""
-    if len(content["axes"]) != 2 or title != pooled:
+def _grids(content: Mapping[str, Any], title: str) -> list[str]:
+    """For a table of two axes: its headline metrics as squares."""
+    if len(content["axes"]) != 2:
         return []
     down, across = content["axes"]
     places: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -195,7 +213,8 @@ def _grids(content: Mapping[str, Any], title: str, pooled: str) -> list[str]:
 
 def _notes(content: Mapping[str, Any]) -> str:
     lines = []
-    empty = [block["title"] for block in content["blocks"] if not block["lesions"]]
+    titles = [block["title"] for block in content["blocks"] if not block["lesions"]]
+    empty = [title for title in titles if " / " not in title]
     if empty:
         lines.append(
             f"- {', '.join(empty)}: without lesions, so it has no table of its own; its false "
@@ -209,11 +228,13 @@ def _notes(content: Mapping[str, Any]) -> str:
     if content["overrides"]:
         lines.append(f"- Overrides: `{' '.join(content['overrides'])}`.")
     lines.append(
-        "- Score thresholds are chosen on validation data. Every single value: "
-        f"[{content['file']}.json]({content['file']}.json); plot: "
+        "- Score thresholds are chosen on validation data. Every value, also by group of videos "
+        f"and seed: [{content['file']}.json]({content['file']}.json); plot: "
         f"[{content['file']}.svg]({content['file']}.svg)."
     )
-    lines.append(f"- `{content['command']}`, commit {content['commit'] or 'unknown'}.")
+    lines.append(f"- Made by `{content['command']}`.")
+    commits = commits_said(content["commits"])
+    lines.append(f"- {f'**{commits}**' if len(content['commits']) > 1 else commits}")
     return "## Notes\n\n" + "\n".join(lines)
 
 

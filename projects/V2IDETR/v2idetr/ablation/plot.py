@@ -12,7 +12,9 @@ from v2idetr.ablation.markdown import metric_title
 from v2idetr.ablation.tables import number
 from v2idetr.report.charts import nice_step
 
-PANEL, ROW, LEFT, TOP, BOTTOM, GAP = 330.0, 26.0, 250.0, 66.0, 44.0, 36.0  # px
+PANEL, ROW, TOP, BOTTOM, GAP = 330.0, 26.0, 66.0, 44.0, 36.0  # px
+LETTER = 7.0  # px, more than it is wide on average
+MOST_LETTERS = 50  # of a row's title
 STYLE = """
 text { font: 12px system-ui, "Segoe UI", Roboto, sans-serif; fill: #1a1d23; }
 .head { font-size: 15px; font-weight: 600; } .soft { fill: #5b6370; } .warn { fill: #b3382c; }
@@ -40,28 +42,34 @@ def to_svg(content: Mapping[str, Any]) -> str:
     """
     lines = _lines(content)
     metrics = content["headline"]
+    references = {row["reference"] for row in content["rows"]}
+    only = references.pop() if len(references) == 1 else None
     height = TOP + ROW * len(lines) + BOTTOM
-    width = LEFT + (PANEL + GAP) * len(metrics)
+    left = 26 + LETTER * max([18, *(len(_short(line.title)) for line in lines)])
+    width = left + (PANEL + GAP) * len(metrics)
     title = content["blocks"][0]["title"] if content["blocks"] else "no result yet"
     warning = "smoke test: these numbers mean nothing" if content["smoke"] else ""
     parts = [
         f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>',
         _text(12.0, 24.0, content["heading"], "head"),
-        _text(12.0, 44.0, f"{content['dataset']}, {title}; dots are seeds, bars mean ± sd", "soft"),
+        _text(12.0, 44.0, f"{content['dataset']}, {title}; {_legend(only)}", "soft"),
         _text(width - 12, 24.0, warning, "warn", "end"),
     ]
     for index, line in enumerate(lines):
-        parts.append(_text(LEFT - 14, _y(index) + 4, _short(line.title), anchor="end"))
-    references = {row["reference"] for row in content["rows"]}
-    only = references.pop() if len(references) == 1 else None
+        parts.append(_text(left - 14, _y(index) + 4, _short(line.title), anchor="end"))
     for index, metric in enumerate(metrics):
-        parts += _panel(lines, metric, LEFT + (PANEL + GAP) * index, height - BOTTOM, only, content)
+        parts += _panel(lines, metric, left + (PANEL + GAP) * index, height - BOTTOM, only, content)
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
         f'aria-label="{escape(content["heading"])}">'
         f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
     )
+
+
+def _legend(reference: str | None) -> str:
+    dashed = "" if reference is None else f"; dashed: mean of row {number(reference)}"
+    return f"small dots are seeds, bars mean ± sd{dashed}"
 
 
 def _lines(content: Mapping[str, Any]) -> list[_Line]:
@@ -139,7 +147,7 @@ def _y(index: int) -> float:
     return TOP + ROW * (index + 0.5)
 
 
-def _short(words: str, most: int = 38) -> str:
+def _short(words: str, most: int = MOST_LETTERS) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 

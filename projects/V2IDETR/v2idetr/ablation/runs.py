@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 from v2idetr.ablation.tables import STUDENTS, Row, Table
 from v2idetr.engine.config import (
     ConfigError,
-    differing_keys,
     fingerprint,
     load_config,
     load_run_config,
     to_plain,
 )
 from v2idetr.engine.config_yaml import parse_yaml
-from v2idetr.engine.run_folder import CONFIG
 
 # What the rows, the seeds and this program set.
 RESERVED = ("train.output_dir", "train.seed", "train.stages")
@@ -177,6 +176,13 @@ class Plan:
         if problems:
             lines = [f"{problem} (rows {', '.join(r)})" for problem, r in problems.items()]
             raise ValueError("\n  - ".join(["the configurations of the table:", *lines]))
+        data = _splits(self.base())
+        others = [row.name for row in rows if _splits(self.config(row)) != data]
+        if others:
+            raise ValueError(
+                f"Rows {', '.join(others)} change where data.train, data.val or data.test lie: "
+                "the rows of a table share their data."
+            )
         for override in self.settings.overrides:
             if not any(override in self._overrides[row.key] for row in rows):
                 raise ValueError(
@@ -198,7 +204,8 @@ class Plan:
         overrides = []
         if teacher is not None:
             overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
-        stage = "plain" if "plain" in self.config(row).train.stages else "student"
+        # The method's configs have both: a row is a student unless it says otherwise.
+        stage = "student" if "student" in self.config(row).train.stages else "plain"
         return self._run(first, seed, stage, Path(first.key), teacher, overrides)
 
     def teacher(self, row: Row, seed: int) -> Run | None:
@@ -299,23 +306,18 @@ def teacher_fingerprint(config: DictConfig) -> str:
     return fingerprint(OmegaConf.create(relevant))
 
 
-def check_earlier_runs(runs: Sequence[Run]) -> None:
-    """What is there already must be what is wanted.
+def in_any_order(overrides: Sequence[str]) -> list[str]:
+    """Overrides sorted by their keys, but as they are where one changes what another does."""
+    keys = [_key(override) for override in overrides]
+    if any(_is_at_or_above(a, b) for a, b in itertools.permutations(keys, 2)):
+        return list(overrides)
+    return sorted(overrides, key=_key)
 
-    Raises:
-        ValueError: a run was made with another config.
-    """
-    for run in runs:
-        if (run.folder / CONFIG).exists():
-            changed = differing_keys(load_config(run.folder / CONFIG), run.config)
-            if run.finished:  # the folder may have been moved since
-                changed = [c for c in changed if not c.startswith("teacher.checkpoint:")]
-            if changed:
-                raise ValueError(
-                    f"{run.folder} was made with other settings than {run.row.key} has now:\n  "
-                    + "\n  ".join(changed)
-                    + "\nUse another --output, or remove that folder."
-                )
+
+def _splits(config: DictConfig) -> list[Any]:
+    """Where the data is."""
+    data = to_plain(config)["data"]
+    return [data[name] for name in ("train", "val", "test")]
 
 
 def _check_overrides(settings: Settings) -> None:

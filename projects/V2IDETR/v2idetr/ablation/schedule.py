@@ -38,10 +38,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no result: what it said last, and where the rest of it stands."""
+    """Why a job has no result.
+
+    Attributes:
+        job: which.
+        reason: what it said last.
+        log: where the rest of that stands; None for a job that was not run.
+    """
 
     job: Job
     reason: str
+    log: Path | None
 
 
 def run_jobs(
@@ -107,7 +114,7 @@ class _Schedule:
         for job in list(self.waiting):
             if job.needs in self.failures:
                 self.waiting.remove(job)
-                self._fail(job, f"not run, because {job.needs} failed", 0.0)
+                self._fail(Failure(job, f"not run, because {job.needs} failed", None), 0.0)
             elif self.free and not received and not self._is_to_come(job.needs):
                 self.waiting.remove(job)
                 slot = self.free.pop(0)
@@ -130,12 +137,12 @@ class _Schedule:
             if one.job.result.exists() and not code:
                 self.ended(one.job, None, seconds)
             elif not received:  # else it stopped because it was told to
-                self._fail(one.job, last_error(one.job.log, code), seconds)
+                reason = last_error(one.job.log, code)
+                self._fail(Failure(one.job, reason, one.job.log), seconds)
 
-    def _fail(self, job: Job, reason: str, seconds: float) -> None:
-        failure = Failure(job, reason)
-        self.failures[job.name] = failure
-        self.ended(job, failure, seconds)
+    def _fail(self, failure: Failure, seconds: float) -> None:
+        self.failures[failure.job.name] = failure
+        self.ended(failure.job, failure, seconds)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Table:
 def number(name: str) -> str:
     """A row's number, without zeros before it: "2" of "02_fd"; the name of one without."""
     first = name.partition("_")[0]
-    return first.lstrip("0") if first[:1].isdigit() and "." not in first else name
+    return first.lstrip("0") or "0" if first[:1].isdigit() and "." not in first else name
 
 
 def find_tables(configs: Path) -> list[Table]:

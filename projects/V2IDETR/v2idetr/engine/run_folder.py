@@ -13,6 +13,7 @@ import logging
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,8 @@ def record(
     history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"starts": []}
     if history["starts"]:
         before = history["starts"][0]["data"]
-        changed = [
-            name
-            for name in data
-            if name in before and before[name]["sha256"] != data[name]["sha256"]
-        ]
+        both = before.keys() & data.keys()  # an evaluation alone has no training data
+        changed = [name for name in differing_splits(before, data) if name in both]
         if changed:
             raise ValueError(
                 f"{folder}: the annotations of {', '.join(changed)} changed since this run began; "
@@ -128,6 +126,14 @@ def data_fingerprint(split: SplitData) -> dict[str, Any]:
     """Hash of the annotation file and the number of frames; pictures are not read."""
     digest = hashlib.sha256(Path(split.json_path).read_bytes()).hexdigest()
     return {"json": str(split.json_path), "sha256": digest[:16], "frames": len(split.records)}
+
+
+def differing_splits(
+    one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Names of splits, by `data_fingerprint`, that differ or that only one side has."""
+    names = sorted(one.keys() | other.keys())
+    return [n for n in names if one.get(n, {}).get("sha256") != other.get(n, {}).get("sha256")]
 
 
 def git_commit() -> str:
