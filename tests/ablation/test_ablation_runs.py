@@ -213,6 +213,8 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     other = run.config.copy()
     other.optimizer.lr = 0.5
     save_config(other, run.folder / "config.yaml")
+    check_earlier_runs([run])  # it was refused before it began
+    (run.folder / run.stage).mkdir()
     with pytest.raises(ValueError, match=r"optimizer\.lr: 0\.5 -> 0\.001"):
         check_earlier_runs([run])
 

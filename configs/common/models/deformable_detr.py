@@ -75,7 +75,7 @@ teacher = dict(
     checkpoint="",  # a trained teacher: there is no training, the teacher stage is skipped
     max_iter="${train.max_iter}",
     batch_size="${train.batch_size}",
-    optimizer="${optimizer}",
+    optimizer="${optimizer}",  # or one of its own
 )
 
 distillation = dict(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,6 @@ def spread(figures: Mapping[int, Figures], title: str, metric: str) -> Spread:
     """One metric of one block over the seeds that have it."""
     values = {seed: parts.get(title, {}).get(metric) for seed, parts in figures.items()}
     return Spread({seed: v for seed, v in values.items() if v is not None and math.isfinite(v)})
-
-
-def pooled_first(titles: Sequence[str], pooled: str) -> list[str]:
-    """Blocks in the order in which they are shown: all test splits together, then each."""
-    return sorted(titles, key=lambda title: title != pooled)
 
 
 def _percents(part: Mapping[str, Any]) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
         ValueError: a run was made with another config.
     """
     for run in runs:
-        if (run.folder / CONFIG).exists():
+        if run.begun:
             changed = differing_keys(load_config(run.folder / CONFIG), run.config)
             if run.finished:  # the folder may have been moved since
                 changed = [c for c in changed if not c.startswith("teacher.checkpoint:")]
@@ -69,6 +69,8 @@ def commits_said(commits: Sequence[str]) -> str:
 
 
 def _starts(run: Run) -> list[dict[str, Any]]:
-    """Every start of its program; none where there is no record."""
+    """Every start of its program that came to train; none where there is no record."""
     path = run.folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    if not run.begun or not path.exists():
+        return []
+    return json.loads(path.read_text(encoding="utf-8"))["starts"]

@@ -110,6 +110,11 @@ class Run:
         return section.max_iter or self.config.train.max_iter
 
     @property
+    def begun(self) -> bool:
+        """Whether its training began; one that was refused before is begun anew by train_net.py."""
+        return (self.folder / self.stage).exists()
+
+    @property
     def finished(self) -> bool:
         """Whether it was trained and evaluated."""
         return self.evaluation.exists()

@@ -45,7 +45,6 @@ LAYOUTS = (
     huggingface.DETR,
     huggingface.DEFORMABLE_DETR,
 )
-NAMES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
 # How all of them show pictures to a detector: RGB, ImageNet's statistics, as on COCO.
 PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 INPUT_SIZE = "short side 800 px, long side at most 1333 px"

@@ -64,25 +64,28 @@ class MSI(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"MSI kernel_size must be odd, got {kernel_size}.")
         self.d, self.strides = d, tuple(strides)
-        self.levels = nn.ModuleDict()
+        for role in roles:
+            if role not in ("local", "global", "none"):
+                raise ValueError(f"MSI role must be 'local', 'global' or 'none', got {role!r}.")
+
+        def block(role: str) -> InteractionBlock:
+            interactor = (
+                LocalInteractor(d, kernel_size=kernel_size)
+                if role == "local"
+                else GlobalInteractor(d, num_heads=num_heads)
+            )
+            return InteractionBlock(d, interactor, ffn_dim=ffn_dim, residual=residual)
+
         # What is built after this gets the weights that it would get without: a teacher and its
         # student start alike, and so do teachers with and without MSI.
         with torch.random.fork_rng(devices=[]):
-            for stride, role in zip(strides, roles, strict=True):
-                if role not in ("local", "global", "none"):
-                    raise ValueError(f"MSI role must be 'local', 'global' or 'none', got {role!r}.")
-                if role == "none":
-                    continue
-                blocks = []
-                for _ in range(depth):
-                    interactor = (
-                        LocalInteractor(d, kernel_size=kernel_size)
-                        if role == "local"
-                        else GlobalInteractor(d, num_heads=num_heads)
-                    )
-                    block = InteractionBlock(d, interactor, ffn_dim=ffn_dim, residual=residual)
-                    blocks.append(block)
-                self.levels[str(stride)] = nn.ModuleList(blocks)
+            self.levels = nn.ModuleDict(
+                {
+                    str(stride): nn.ModuleList(block(role) for _ in range(depth))
+                    for stride, role in zip(strides, roles, strict=True)
+                    if role != "none"
+                }
+            )
 
     def forward(self, features: Features, num_frames: int) -> Features:
         """Features of clips, clip-major -> features of the same shapes, frames mixed.
