@@ -102,7 +102,7 @@ def test_centernets_gaussian_is_round() -> None:
 
 
 def test_where_lesions_overlap_the_larger_value_counts() -> None:
-    first, second = (32.0, 32.0, 160.0, 160.0), (96.0, 64.0, 224.0, 128.0)
+    first, second = (32.0, 32.0, 128.0, 128.0), (96.0, 64.0, 192.0, 160.0)
     both = gaussian_mask(boxes(first, second), 32, 6, 8)
 
     def plain(x: float, y: float, box: tuple[float, ...]) -> float:
@@ -166,8 +166,11 @@ def test_a_lesion_between_cell_centres_selects_the_cell_it_lies_in() -> None:
 
 
 def test_a_small_lesion_beside_a_large_one_is_not_lost() -> None:
-    mask = gaussian_mask(boxes((0, 0, 256, 256), (330, 330, 334, 334)), 32, 12, 12)
-    assert mask[10, 10] > 0.3 * mask.max()
+    large = (0.0, 0.0, 224.0, 224.0)
+    for x in (320.0, 325.0, 330.0, 335.0):  # inside one cell, out to its corner
+        small = (x, x, x + 24.0, x + 24.0)
+        mask = gaussian_mask(boxes(large, small), 32, 12, 12)
+        assert mask[10:, 10:].max().item() == pytest.approx(mask.max().item())
 
 
 def test_a_lesion_in_the_last_corner_stays_on_the_grid() -> None:

@@ -32,6 +32,7 @@ def gaussian_mask(
 ) -> Float[Tensor, "h w"]:
     """The soft selection mask M: a Gaussian in every box, their maximum, L2 norm 1.
 
+    Every lesion has its highest value, before the norm 1, on the cell that is nearest to its centre.
     A box that covers no cell centre selects the cell its centre lies in. Without boxes M is zero.
 
     Args:
@@ -52,8 +53,9 @@ def gaussian_mask(
     spread = _spread(size, sigma, sigma_ratio)
     along_x = torch.exp(-((x - centre[:, :1]) ** 2) / (2 * spread[:, :1] ** 2)) * inside_x
     along_y = torch.exp(-((y - centre[:, 1:]) ** 2) / (2 * spread[:, 1:] ** 2)) * inside_y
-    mask = _with_the_missed(along_y.unsqueeze(2) * along_x.unsqueeze(1), centre).amax(0)
-    mask = mask / mask.amax()  # the squares of tiny values would vanish
+    splats = _with_the_missed(along_y.unsqueeze(2) * along_x.unsqueeze(1), centre)
+    # On coarse maps the nearest cell centre can be far out on a small lesion's Gaussian.
+    mask = (splats / splats.amax((1, 2), keepdim=True)).amax(0)
     return mask / mask.norm()
 
 
