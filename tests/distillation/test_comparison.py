@@ -23,6 +23,8 @@ from v2idetr.modeling.interface import Features
 def test_an_unknown_choice_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"distillation\.cqd\.mask must be one of \('a', 'b'\)"):
         one_of("cqd.mask", "c", Literal["a", "b"])
+    with pytest.raises(ValueError, match=r"got 'oneway'\. Did you mean 'one_way'\?"):
+        one_of("cqd.mask", "oneway", Literal["none", "one_way"])
     one_of("cqd.mask", "b", Literal["a", "b"])
 
 

@@ -33,7 +33,7 @@ def labelled(C: int = 2, T: int = 3, N: int = 10, *, L: int = 2, ref: int = 2) -
         (code / 1e5).expand(-1, -1, ref),
     )
     hidden = torch.stack([code.expand(-1, -1, D) + layer * 1e5 for layer in range(L)])
-    return Knowledge(Features({}, None), queries, hidden, torch.zeros(C).long(), T)
+    return Knowledge(Features({}, None), queries, hidden, T)
 
 
 def draw(knowledge: Knowledge, cqd: CrossViewQueryDistillation, *, seeds: list[int], ref: int = 2):

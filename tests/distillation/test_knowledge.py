@@ -27,7 +27,6 @@ def test_features_are_those_of_the_current_frames_after_the_temporal_module() ->
     for stride, every in features.maps.items():
         assert torch.equal(knowledge.features.maps[stride], every[[1, 5]])
         assert torch.equal(knowledge.features.padding[stride], features.padding[stride][[1, 5]])
-    assert knowledge.current.tolist() == [1, 2]
     assert knowledge.num_frames == 3
 
 
@@ -75,7 +74,7 @@ def test_the_teacher_goes_no_further_than_it_has_to() -> None:
     for reach in Reach:
         knowledge = teacher_knowledge(teacher, clips(), reach=reach)
         known.append({name for name, value in vars(knowledge).items() if value is not None})
-    always = {"features", "current", "num_frames"}
+    always = {"features", "num_frames"}
     assert known[Reach.FEATURES] == always
     assert known[Reach.MEMORY] == always | {"encoded"}
     assert known[Reach.DECODED] == always | {"encoded", "decoded", "scores"}
@@ -121,5 +120,4 @@ def test_clips_of_any_length_give_knowledge(T: int) -> None:
     teacher = tiny_teacher(num_frames=T).eval()
     knowledge = teacher_knowledge(teacher, [make_sample(0, num_frames=T)])
     assert knowledge.num_frames == T
-    assert knowledge.current.tolist() == [T // 2]
     assert knowledge.hidden.shape[1] == T

@@ -205,6 +205,12 @@ def test_a_layer_is_read_as_strictly_as_a_config(base, text, expected) -> None:
     assert expected in problem
 
 
+def test_a_layer_that_is_not_there_names_those_beside_it(base) -> None:
+    base.with_name("other.yaml").write_text("train: {seed: 1}\n")
+    with pytest.raises(ConfigError, match=r"oter\.yaml: .* there are .*other\.yaml"):
+        load_config(base, layers=[base.with_name("oter.yaml")])
+
+
 @pytest.mark.parametrize("way", ["override", "layer", "config"])
 def test_a_loss_that_is_null_can_be_set(tiny_config, way) -> None:
     name = "v2idetr.distillation.feature_distillation.FeatureDistillation"
@@ -326,6 +332,15 @@ def test_build_names_the_key_of_a_module_that_refuses_its_arguments(base) -> Non
     config = load_config(base, ["schedule.milestones=[20]"])
     with pytest.raises(ValueError, match=r"^schedule: "):
         build(config, "schedule")
+
+
+def test_a_refusal_that_names_its_key_is_not_named_twice(base, monkeypatch) -> None:
+    def refuse(_) -> None:
+        raise ValueError("schedule.values must fall.")
+
+    monkeypatch.setattr("v2idetr.engine.config.instantiate", refuse)
+    with pytest.raises(ValueError, match=r"^schedule\.values must fall\.$"):
+        build(load_config(base), "schedule")
 
 
 # ------------------------------------------------------------------------------------ round trip

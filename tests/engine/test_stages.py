@@ -144,7 +144,7 @@ def test_initial_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path, c
     with caplog.at_level(logging.INFO, "v2idetr"):
         frozen = ("train.init_partial=true", "optimizer.backbone_lr=0.0")
         train_stage(make_run(tiny_config, *settings, *frozen), "plain")
-    assert "weights not in it: net." in caplog.text
+    assert "tensors that it does not give: net." in caplog.text
     final = load_checkpoint(tmp_path / "run" / "plain" / "final.pth")
     assert all(torch.equal(final.model[name], value) for name, value in state.items())
 
@@ -240,6 +240,23 @@ def test_losses_that_do_not_fit_the_teacher_are_refused_before_it_is_trained(
     with pytest.raises(ValueError, match=message):
         run_stages(make_run(tiny_config, "teacher.model.net.num_decoder_layers=2", override))
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "distillation.tfd.align=none",
+            r"teacher normalises .* set distillation\.tfd\.align=conv1x1",
+        ),
+        ("model.net.num_heads=3", r"net\.d=32 must be divisible by net\.num_heads=3 and by 4"),
+    ],
+)
+def test_a_detr_student_that_does_not_go_together_is_refused(
+    tiny_detr_config, override, message
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stages(make_run(tiny_detr_config, override))
 
 
 def test_a_teacher_of_more_frames_than_a_clip_has_is_refused(tiny_config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -143,23 +143,13 @@ def check_header(
     Raises:
         CheckpointError: lists what differs.
     """
-    have, want = describe(detector.net), header.architecture
-    keys = [key for key in want if key in have and (not partial or key in HIDDEN)]
-    differing = [
-        f"net.{key} is {have[key]!r}, in the file {want[key]!r}"
-        for key in keys
-        if have[key] != want[key]
-    ]
+    pixels = []
     for key in ("pixel_mean", "pixel_std"):
         own, theirs = getattr(detector, key).flatten().cpu(), torch.tensor(getattr(header, key))
         if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-3):
-            differing.append(f"{key} is {_short(own)}, in the file {_short(theirs)}")
-    if differing:
-        raise CheckpointError(
-            f"{source}: is of another detector than the config's:\n  "
-            + "\n  ".join(differing)
-            + f"\n{_remedy(have, want, partial, advice)}"
-        )
+            pixels.append(f"{key} is {_short(own)}, in the file {_short(theirs)}")
+    want = header.architecture
+    check_architecture(want, detector, source, partial=partial, advice=advice, also=pixels)
     isolated = getattr(detector.net, "isolate_padding", None)
     if isolated != want.get("isolate_padding", isolated):
         logger.info(
@@ -168,6 +158,41 @@ def check_header(
             source,
             want["isolate_padding"],
             isolated,
+        )
+
+
+def check_architecture(
+    want: Architecture,
+    detector: Any,
+    source: str | Path,
+    *,
+    partial: bool,
+    advice: str = "",
+    also: Sequence[str] = (),
+) -> None:
+    """Compare what is known of a file's detector with the detector that is to get its weights.
+
+    Args:
+        want: of the file; what it does not name is not compared.
+        detector, source, partial, advice: see :func:`check_header`.
+        also: what differs besides.
+
+    Raises:
+        CheckpointError: lists what differs.
+    """
+    have = describe(detector.net)
+    keys = [key for key in want if key in have and (not partial or key in HIDDEN)]
+    differing = [
+        f"net.{key} is {have[key]!r}, in the file {want[key]!r}"
+        for key in keys
+        if have[key] != want[key]
+    ]
+    differing += also
+    if differing:
+        raise CheckpointError(
+            f"{source}: is of another detector than the config's:\n  "
+            + "\n  ".join(differing)
+            + f"\n{_remedy(have, want, partial, advice)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
@@ -23,8 +24,11 @@ def one_of(key: str, value: str, choices: Any) -> None:
         value: as given.
         choices: a ``Literal``.
     """
-    if value not in get_args(choices):
-        raise ValueError(f"distillation.{key} must be one of {get_args(choices)}, got {value!r}.")
+    words = get_args(choices)
+    if value not in words:
+        near = difflib.get_close_matches(str(value), words, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"distillation.{key} must be one of {words}, got {value!r}.{meant}")
 
 
 # ------------------------------------------------------------------ maps
@@ -61,9 +65,10 @@ def same_level(
     """
     for name, features in (("student", student), ("teacher", teacher)):
         if stride not in features.maps:
+            shared = sorted(student.maps.keys() & teacher.maps.keys())
             raise ValueError(
                 f"distillation.{key}={stride}, but the {name} has levels of strides "
-                f"{sorted(features.maps)}."
+                f"{sorted(features.maps)}. Both have {shared}."
             )
     ours, theirs = student.maps[stride].float(), teacher.maps[stride].float()
     if ours.shape[-2:] != theirs.shape[-2:]:

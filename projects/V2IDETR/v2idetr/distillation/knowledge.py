@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from v2idetr.modeling.interface import Decoded, Features, Queries
@@ -32,7 +32,6 @@ class Knowledge:
         features: of the current frames (C), after the temporal module: Y in equation 3.
         queries: decoder inputs Q of all frames (C*T), clip-major.
         hidden: decoded features D of these queries after every layer.
-        current: index of the current frame in its clip.
         num_frames: T.
         encoded: the encoder's output for the current frames, as maps.
         decoded: what became of the queries of the current frames.
@@ -42,7 +41,6 @@ class Knowledge:
     features: Features
     queries: Queries | None
     hidden: Float[Tensor, "L CT N d"] | None
-    current: Int[Tensor, " C"]
     num_frames: int
     encoded: Features | None = None
     decoded: Decoded | None = None
@@ -66,7 +64,7 @@ def teacher_knowledge(
     images = teacher.images(teacher.frames(batched_inputs))
     features = teacher.net.extract(images)
     current, T = teacher.current(batched_inputs), images.num_frames
-    knowledge = Knowledge(features.select(current), None, None, current % T, T)
+    knowledge = Knowledge(features.select(current), None, None, T)
     if reach < Reach.MEMORY:
         return knowledge
     if reach < Reach.CLIPS:

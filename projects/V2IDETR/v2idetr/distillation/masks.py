@@ -32,7 +32,7 @@ def gaussian_mask(
 ) -> Float[Tensor, "h w"]:
     """The soft selection mask M: a Gaussian in every box, their maximum, L2 norm 1.
 
-    Every lesion has its highest value, before the norm 1, on the cell that is nearest to its centre.
+    Every lesion has its highest value, 1 before the norm, on the cell that is nearest its centre.
     A box that covers no cell centre selects the cell its centre lies in. Without boxes M is zero.
 
     Args:

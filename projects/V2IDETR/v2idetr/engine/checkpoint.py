@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from v2idetr.checkpoints.architecture import Architecture, network_of
+from v2idetr.checkpoints.class_heads import is_class_head
 from v2idetr.checkpoints.conversion import layout_of
 from v2idetr.checkpoints.files import (
     CheckpointError,
@@ -19,7 +21,7 @@ from v2idetr.checkpoints.files import (
     read_weights,
     write_whole,
 )
-from v2idetr.checkpoints.published import check_header, read_header
+from v2idetr.checkpoints.published import check_architecture, check_header, read_header
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Checkpoint:
         class_names: by class index.
         config_fingerprint: see `config.fingerprint`.
         git_commit: of the source tree, "" if unknown.
+        architecture: see ``architecture.describe``; empty in files of before it was kept.
     """
 
     stage: str
@@ -54,6 +57,7 @@ class Checkpoint:
     class_names: list[str] = field(default_factory=list)
     config_fingerprint: str = ""
     git_commit: str = ""
+    architecture: Architecture = field(default_factory=dict)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -106,7 +110,8 @@ def load_detector(
     Args:
         detector: gets the weights.
         path: a published file, a checkpoint, {"model": state dict}, or a bare state dict.
-        class_names: what the classes must be, where the file says.
+        class_names: what the classes must be, where the file says; with `partial`, class heads for
+            others are left out.
         partial, advice: see `load_into`.
 
     Returns:
@@ -118,12 +123,6 @@ def load_detector(
     """
     stored = read_weights(path)
     header = read_header(stored.metadata, path)
-    trained_on = header.class_names if header else stored.beside.get("class_names")
-    if class_names is not None and isinstance(trained_on, list) and trained_on != class_names:
-        raise CheckpointError(
-            f"{path}: was trained for the classes {trained_on}, but data.class_names is "
-            f"{class_names}."
-        )
     if header is not None:
         check_header(header, detector, path, partial=partial, advice=advice)
     elif (layout := layout_of(stored.state)) is not None:
@@ -131,7 +130,26 @@ def load_detector(
             f"{path}: has the layout of {layout.title}. Convert it first: "
             f"python tools/convert_checkpoint.py {path} --output weights.safetensors"
         )
-    return load_into(detector, stored.state, path, partial=partial, advice=advice)
+    elif hasattr(detector, "net"):
+        known = stored.beside.get("architecture") or _named_network(stored.state)
+        check_architecture(known, detector, path, partial=partial, advice=advice)
+    state = stored.state
+    trained_on = header.class_names if header else stored.beside.get("class_names")
+    if class_names is not None and isinstance(trained_on, list) and trained_on != class_names:
+        if not partial:
+            raise CheckpointError(
+                f"{path}: was trained for the classes {trained_on}, but data.class_names is "
+                f"{class_names}. tools/convert_checkpoint.py --new-class-head gives it a fresh "
+                "class head for other classes." + (f" Or {advice}." if advice else "")
+            )
+        state = {n: t for n, t in state.items() if not is_class_head(n.removeprefix("net."))}
+    return load_into(detector, state, path, partial=partial, advice=advice)
+
+
+def _named_network(state: Mapping[str, Tensor]) -> Architecture:
+    """What the names of a bare state dict say of its detector."""
+    network = network_of({name.removeprefix("net."): tensor for name, tensor in state.items()})
+    return {"network": network} if network else {}
 
 
 def load_into(
@@ -163,8 +181,8 @@ def load_into(
     unexpected = sorted(state.keys() - own.keys())
     shared = own.keys() & state.keys()
     reshaped = sorted(name for name in shared if own[name].shape != state[name].shape)
+    shapes = [f"{n} {_shape(state[n])}, the model has {_shape(own[n])}" for n in reshaped]
     if not partial and (missing or unexpected or reshaped):
-        shapes = [f"{n} {_shape(state[n])}, the model has {_shape(own[n])}" for n in reshaped]
         raise CheckpointError(
             f"{source}: its weights do not fit the model, so it belongs to another architecture or "
             f"class list ({len(shared) - len(reshaped)} of {len(own)} fit)."
@@ -178,8 +196,9 @@ def load_into(
     if not fitting:
         raise CheckpointError(f"{source}: not one of its weights fits the model.")
     model.load_state_dict(fitting, strict=False)
-    if unexpected:
-        logger.warning("%s: left out%s", source, listed("not in the model", unexpected))
+    if unexpected or reshaped:
+        strange = listed("not in the model", unexpected) + listed("of another shape", shapes)
+        logger.warning("%s: left out%s", source, strange)
     return sorted({*missing, *reshaped})
 
 

@@ -107,7 +107,8 @@ def build(config: DictConfig, key: str) -> Any:
     try:
         return instantiate(select(to_plain(config), key))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{key}: {error}") from error
+        said = str(error)  # which may name the key itself
+        raise ValueError(said if said.startswith(f"{key}.") else f"{key}: {said}") from error
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
@@ -211,7 +212,11 @@ def _load_layers(
 def _load_layer(path: Path, unreadable: list[str]) -> dict[str, Any]:
     """The keys that a layer changes."""
     if not path.is_file() or path.suffix not in (".yaml", ".yml"):
-        unreadable.append(f"{path}: a layer is a .yaml file, and there is none of this name.")
+        others = sorted(other.name for other in path.parent.glob("*.yaml"))
+        there = f" In {path.parent} there are {', '.join(others)}." if others else ""
+        unreadable.append(
+            f"{path}: a layer is a .yaml file, and there is none of this name.{there}"
+        )
         return {}
     layer = _load_yaml(path, unreadable)
     if "_base_" in layer:

@@ -14,6 +14,8 @@ from v2idetr.distillation.student import LOSSES, DistilledStudent
 from v2idetr.engine.config import build
 from v2idetr.engine.trainer import seed_step
 
+COMPARE_MAPS = ("tfd", "fd")  # losses between projected features of the backbone
+
 
 @dataclass(frozen=True)
 class StageModels:
@@ -63,6 +65,9 @@ def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> S
         student = DistilledStudent(student=detector, **losses)
     except ValueError as error:
         raise ValueError(f"distillation: {error}") from error
+    for name in COMPARE_MAPS:
+        if losses[name] and config.distillation[name].align == "none":
+            _check_scales(name, detector.net, teacher.net)
     return StageModels(detector, student, teacher)
 
 
@@ -75,6 +80,20 @@ def split_state(models: StageModels) -> tuple[dict[str, Any], dict[str, Any]]:
     everything = models.trained.state_dict(keep_vars=True)
     around = {name: t.detach() for name, t in everything.items() if id(t) not in own}
     return detector, around
+
+
+def _check_scales(loss: str, student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse to compare projected features as they are where only one network normalises them."""
+
+    def normalised(net: nn.Module) -> bool:
+        return any(isinstance(part, nn.GroupNorm) for part in getattr(net, "neck", net).modules())
+
+    if normalised(student) != normalised(teacher):
+        one, other = ("teacher", "student") if normalised(teacher) else ("student", "teacher")
+        raise ValueError(
+            f"The {one} normalises its features and the {other} does not, so their scales differ: "
+            f"set distillation.{loss}.align=conv1x1."
+        )
 
 
 def _build_detector(config: DictConfig, key: str, pretrained: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.distillation.knowledge import teacher_knowledge
 from v2idetr.engine import hooks
@@ -114,14 +116,16 @@ def load_initial_weights(config: DictConfig, stage: str, detector: nn.Module) ->
         left_out = load_detector(
             detector,
             given.init_checkpoint,
+            class_names=list(config.data.class_names),
             partial=given.init_partial,
             advice=f"set {section}.init_partial=true to leave out what does not fit",
         )
+    modules = Counter(".".join(name.split(".")[:2]) for name in left_out)
     logger.info(
-        "%s: starting from %s; weights not in it: %s",
+        "%s: starting from %s; tensors that it does not give: %s",
         stage,
         given.init_checkpoint,
-        ", ".join(left_out) or "none",
+        ", ".join(f"{module} ({count})" for module, count in modules.items()) or "none",
     )
 
 
@@ -189,6 +193,7 @@ def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Tra
             class_names=list(run.config.data.class_names),
             config_fingerprint=digest,
             git_commit=commit,
+            architecture=describe(models.detector.net),
         )
 
     writer = hooks.CheckpointWriter(folder, train.checkpoint_period, snapshot)

@@ -15,7 +15,7 @@ from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memor
 from v2idetr.modeling.neck import Neck, flatten_levels
 from v2idetr.modeling.position import position_maps
 from v2idetr.modeling.references import valid_ratios
-from v2idetr.modeling.transformer import MLP, GlobalDecoderLayer, GlobalEncoderLayer
+from v2idetr.modeling.transformer import MLP, GlobalDecoderLayer, GlobalEncoderLayer, check_width
 
 QueryContent = Literal["given", "zero"]
 
@@ -61,6 +61,7 @@ class DETR(nn.Module):
         isolate_padding: bool = True,
     ) -> None:
         super().__init__()
+        check_width(d, num_heads)
         if len(strides) != 1:
             raise ValueError(f"net.strides must be one level for DETR, got {list(strides)}.")
         if query_content not in ("given", "zero"):

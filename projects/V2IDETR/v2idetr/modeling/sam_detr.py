@@ -20,7 +20,7 @@ from v2idetr.modeling.position import position_maps
 from v2idetr.modeling.references import move, token_centres, valid_ratios
 from v2idetr.modeling.sam_decoder import SAMDecoderLayer
 from v2idetr.modeling.semantics_aligner import Level
-from v2idetr.modeling.transformer import MLP, EncoderLayer, GlobalEncoderLayer
+from v2idetr.modeling.transformer import MLP, EncoderLayer, GlobalEncoderLayer, check_width
 
 
 class SAMDETR(nn.Module):
@@ -77,6 +77,7 @@ class SAMDETR(nn.Module):
                 f"net.multi_scale=true gives each of {len(self.strides)} levels as many decoder "
                 f"layers, but net.num_decoder_layers={num_decoder_layers} is no multiple of it."
             )
+        check_width(d, num_heads)
         if neck_norm not in ("group", "none"):
             raise ValueError(f"net.neck_norm must be 'group' or 'none', got {neck_norm!r}.")
         self.d, self.num_classes, self.num_queries = d, num_classes, num_queries

@@ -13,6 +13,12 @@ from v2idetr.modeling.deformable_attention import DeformableAttention
 Shapes = list[tuple[int, int]]
 
 
+def check_width(d: int, num_heads: int) -> None:
+    """Raise ValueError unless heads and the sine embedding of two axes can share a width out."""
+    if d % num_heads or d % 4:
+        raise ValueError(f"net.d={d} must be divisible by net.num_heads={num_heads} and by 4.")
+
+
 class FeedForward(nn.Module):
     """x -> LayerNorm(x + MLP(x)), one hidden layer with ReLU."""
 
