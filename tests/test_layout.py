@@ -24,7 +24,6 @@ MAY_IMPORT = {
     "checkpoints": {"modeling"},
     "evaluation": {"data", "modeling"},
     "engine": {"data", "modeling", "distillation", "checkpoints", "evaluation"},
-    "deploy": {"data", "modeling", "checkpoints", "evaluation"},
     "report": {"data", "distillation", "evaluation", "engine"},  # reads what a run left behind
     "ablation": {"evaluation", "engine", "report"},  # plans runs, and tables of what they left
 }

@@ -35,8 +35,15 @@ from v2idetr.engine.config_yaml import parse_yaml
 RESERVED = ("train.output_dir", "train.seed", "train.stages")
 # Sections and keys that the teacher's stage does not read.
 NOT_THE_TEACHERS = ("model", "distillation", "optimizer")
-# DETR does not normalise its projected features, so they are not compared as they are.
-FOR_STUDENT = {"detr": ("distillation.fd.align=conv1x1",)}
+# DETR does not normalise its projected features, so they are not compared as they are; and it has
+# one level only.
+FOR_STUDENT = {
+    "detr": (
+        "distillation.fd.align=conv1x1",
+        "distillation.fd.strides=${model.net.strides}",
+        "distillation.ed.strides=${model.net.strides}",
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,9 @@ def machine(device: torch.device) -> str:
     """One line: processor or GPU, threads, version of torch."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    return f"{_processor()}, {threads} thread{plural}, torch {torch.__version__}"
 
 
 def _processor() -> str:
