@@ -332,7 +332,11 @@ def test_a_detector_without_a_place_elsewhere_is_not_exported(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="detrex has no SAMDETR; these do: the official code"):
         export(read(path), "detrex", tmp_path / "out.pth")
     weights = read(tiny_file("deformable", tmp_path)[0])
-    weights.state["temporal.blocks.0.weight"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=r"It is a teacher[\s\S]*temporal\.blocks\.0\.weight"):
-        export(weights, "official", tmp_path / "out.pth")
+    for part, sentence in (
+        ("temporal.blocks.0.weight", r"It is a teacher[\s\S]*temporal\.blocks\.0\.weight"),
+        ("content_embed.weight", r"learnt contents \(mixed_queries\)[\s\S]*content_embed\.weight"),
+    ):
+        more = replace(weights, state=weights.state | {part: torch.zeros(1)})
+        with pytest.raises(CheckpointError, match=sentence):
+            export(more, "official", tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()

@@ -138,6 +138,30 @@ def test_two_stage_queries_are_as_many_as_one_wants(tmp_path: Path) -> None:
     assert load_detector(tiny_detector("DeformableDETR", **two_stage, num_queries=3), path) == []
 
 
+MIXED = {"box_refine": True, "two_stage": True, "mixed_queries": True}
+
+
+def test_the_header_says_whether_two_stage_queries_are_mixed(tmp_path: Path) -> None:
+    path = published(tiny_detector("DeformableDETR", **MIXED), tmp_path)
+    plain = tiny_detector("DeformableDETR", box_refine=True, two_stage=True)
+    with pytest.raises(CheckpointError, match=r"net\.mixed_queries is False, in the file True"):
+        load_detector(plain, path)
+    with pytest.raises(CheckpointError, match=r"net\.num_queries is 3, in the file 7"):
+        load_detector(tiny_detector("DeformableDETR", **MIXED, num_queries=3), path)
+    assert load_detector(tiny_detector("DeformableDETR", **MIXED), path) == []
+
+
+def test_a_header_of_before_there_were_mixed_queries_is_left_to_its_tensors(tmp_path: Path) -> None:
+    path = published(tiny_detector("DeformableDETR", **MIXED), tmp_path)
+    header = read_header(read_weights(path).metadata, path)
+    assert header is not None
+    old = {key: value for key, value in header.architecture.items() if key != "mixed_queries"}
+    path = published(tiny_detector("DeformableDETR", **MIXED), tmp_path, architecture=old)
+    assert load_detector(tiny_detector("DeformableDETR", **MIXED), path) == []
+    with pytest.raises(CheckpointError, match=r"not in the model \(1\):\s+net\.content_embed"):
+        load_detector(tiny_detector("DeformableDETR", box_refine=True, two_stage=True), path)
+
+
 def test_padding_as_published_is_said_where_ours_differs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,14 +77,16 @@ def describe_state(network: str, state: State, num_heads: int) -> Architecture:
         "num_decoder_layers": count(state, "decoder"),
         "ffn_dim": state[ffn].shape[0],
     }
-    if "query_embed.weight" in state:  # two-stage queries are as many as one wants
-        settings["num_queries"] = len(state["query_embed.weight"])
+    for learnt in ("query_embed.weight", "content_embed.weight"):
+        if learnt in state:  # two-stage queries without any are as many as one wants
+            settings["num_queries"] = len(state[learnt])
     settings |= {"strides": _strides(state)}
     if network == "DeformableDETR":
         settings |= {
             "num_points": _points(state, num_heads, len(_strides(state))),
             "box_refine": count(state, "box_heads") > 1,
             "two_stage": "proposal_proj.weight" in state,
+            "mixed_queries": "content_embed.weight" in state,
             "temporal": any(name.startswith("temporal.") for name in state),
         }
     if network == "SAMDETR":

@@ -235,6 +235,10 @@ PARTS_ELSEWHERE = (
         "It is a file of DETR's Detectron2 wrapper; convert the file that it was made from.",
     ),
     (r"^backbone\.body\.", "Its backbone is one of timm's; other code bases expect a ResNet."),
+    (
+        r"^content_embed\.",
+        "Its two-stage queries have learnt contents (mixed_queries), which exist nowhere else.",
+    ),
     (r"^temporal\.", "It is a teacher: its temporal module exists nowhere else."),
 )
 
