@@ -174,6 +174,16 @@ def test_what_tensors_do_not_show_is_read_beside_them(tmp_path: Path) -> None:
     assert architecture["num_queries"] == 9, "two-stage queries are no tensor"
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("sam")])
+def test_the_heads_of_sam_detr_show_in_its_tensors(case: str, tmp_path: Path) -> None:
+    _, writer, _, variant, _ = CASES[case]
+    shapes, second = getattr(file_names, writer)(replace(tiny_size(case), heads=2), **variant)
+    torch.save({"model": tensors(shapes, second)}, tmp_path / "sam.pth")
+    architecture = read(tmp_path / "sam.pth").header.architecture
+    assert architecture["num_heads"] == 2
+    assert architecture["smca"] is variant.get("smca", False)
+
+
 def test_norms_of_the_deformable_decoder_land_where_they_are_used() -> None:
     # The norms of its decoder are counted from the cross-attention, which comes second.
     state = tensors(*file_names.official_deformable(TINY))
@@ -302,6 +312,7 @@ def test_a_layout_can_be_forced_on_a_file_that_lost_what_it_is_known_by(tmp_path
         ({"pre_norm": True}, "--pre_norm"),
         ({"position_embedding": "learned"}, "--position_embedding learned"),
         ({"nheads": 5}, "cannot be cut into 5 heads"),
+        ({"nheads": 0}, "cannot be cut into 0 heads"),
     ],
 )
 def test_settings_that_we_do_not_have_are_refused(

@@ -1,8 +1,8 @@
 """What a detector is, as far as weights must agree with it: a dict of its settings.
 
 Most of them show in the tensors, so a file of another code base says them too; the number of heads
-does not. All names are those of the networks' arguments, besides "network" (the class), "backbone"
-and "temporal" (has a temporal module).
+does so in SAM-DETR alone. All names are those of the networks' arguments, besides "network" (the
+class), "backbone" and "temporal" (has a temporal module).
 """
 
 from __future__ import annotations
@@ -61,17 +61,20 @@ def describe_state(network: str, state: State, num_heads: int) -> Architecture:
     Args:
         network: our class.
         state: our tensors, named as in the network.
-        num_heads: which they do not show.
+        num_heads: which they do not show, save for SAM-DETR's.
 
     Raises:
         KeyError: a tensor is missing; it is named.
     """
     ffn = "decoder.0.ffn.linear1.weight"
+    d = state["neck.projections.0.weight"].shape[0]
+    if network == "SAMDETR":
+        num_heads = len(state["decoder.0.aligner.content_gate.weight"]) // d
     settings: Architecture = {
         "network": network,
         "backbone": _backbone(state),
         "num_classes": len(state[_class_head(network)]) - (network == "DETR"),
-        "d": state["neck.projections.0.weight"].shape[0],
+        "d": d,
         "num_heads": num_heads,
         "num_encoder_layers": count(state, "encoder"),
         "num_decoder_layers": count(state, "decoder"),

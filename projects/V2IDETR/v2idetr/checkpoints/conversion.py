@@ -130,7 +130,8 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
         raise CheckpointError(
             f"{path}: has tensors of shapes that {layout.title} never has."
         ) from error
-    if architecture["d"] % num_heads:
+    num_heads = architecture["num_heads"]
+    if num_heads < 1 or architecture["d"] % num_heads:
         raise CheckpointError(
             f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
             "keep the training arguments or the config.json with the file, which say how many."
