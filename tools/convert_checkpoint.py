@@ -133,12 +133,13 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
     """Weights of a detector as the options want them, and what was done to them."""
     from v2idetr.checkpoints.architecture import network_of
     from v2idetr.checkpoints.conversion import (
-        Weights,
         check_fits,
         find_layout,
         read_foreign,
+        read_published,
     )
     from v2idetr.checkpoints.published import read_header
+    from v2idetr.engine.checkpoint import load_into
 
     header = read_header(stored.metadata, source)
     bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
@@ -146,7 +147,7 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
         weights = read_trained(source, stored, options)
         return with_classes(weights, options.classes, options.new_class_head)
     if header is not None:
-        weights = Weights(bare, header, source)
+        weights = read_published(source, bare, header)
     else:
         layout = find_layout(stored.state, source, options.layout)
         weights = read_foreign(source, stored, layout)
@@ -155,7 +156,9 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
     stage = "teacher" if weights.header.architecture.get("temporal") else "plain"
     detector, config = build_detector(options, stage)
     weights, lines = with_classes(weights, list(detector.class_names), options.new_class_head)
-    return check_fits(weights, detector, config), lines
+    weights = check_fits(weights, detector, config)
+    load_into(detector, weights.published_state(), source)  # every name and shape
+    return weights, lines
 
 
 def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tests.checkpoints import file_names
 from tests.checkpoints.file_names import TINY, Size, tensors
@@ -25,6 +30,7 @@ from v2idetr.engine.stage_training import load_initial_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = replace(TINY, encoder=1, decoder=1, heads=2, ffn=16, queries=6, classes=91)
+State = dict[str, Tensor]
 RESNET = "tests.checkpoints.tiny_detectors.tiny_resnet"
 
 
@@ -196,6 +202,70 @@ def test_there_and_back_through_another_layout_nothing_changes(
         want, have = read_weights(ours).state, read_weights(back).state
         assert want.keys() == have.keys()
         assert all(torch.equal(have[name], want[name]) for name in want)
+
+
+def without(part: str) -> Callable[[State], State]:
+    return lambda state: {name: t for name, t in state.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "header", "sentence"),
+    [
+        (without("box_heads"), {}, r"missing \(\d\):\s+box_heads\.0\.layers\.0\.weight"),
+        (without("class_heads"), {}, r"missing \(1\):\s+class_heads\.0\.weight"),
+        (without("res3.0.conv1.norm"), {}, r"missing \(4\):\s+backbone\.res3\.0\.conv1\.norm"),
+        (lambda state: state | {"net.extra": torch.zeros(2)}, {}, r"unexpected \(1\):\s+extra"),
+        (
+            lambda state: state | {"net.backbone.fc.weight": torch.zeros(2)},
+            {},
+            r"unexpected \(1\):\s+backbone\.fc\.weight",
+        ),
+        (
+            lambda state: state | {"net.level_embed": torch.zeros(4, 31)},
+            {},
+            r"level_embed \(4, 31\), expected \(4, 32\)",
+        ),
+        (dict, {"num_queries": 7}, "num_queries is 7, the tensors show 6"),
+        (dict, {"num_heads": "2"}, "never has"),
+        (dict, {"network": "YOLO"}, "the network 'YOLO', which is none of DETR"),
+    ],
+)
+@pytest.mark.parametrize("with_config", [False, True])
+def test_a_published_file_that_lost_or_gained_something_is_refused(
+    change: Callable[[State], State],
+    header: dict[str, Any],
+    sentence: str,
+    with_config: bool,
+    trained: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = tmp_path / "ours.safetensors", tmp_path / "again.safetensors"
+    assert main([str(trained), "--output", str(path)]) == 0
+    stored = read_weights(path)
+    architecture = json.loads(stored.metadata["architecture"]) | header
+    metadata = stored.metadata | {"architecture": json.dumps(architecture)}
+    save_file(change(stored.state), path, metadata)
+    given = ["--config-file", str(config)] if with_config else []
+    assert main([str(path), *given, "--output", str(output)]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not output.exists()
+
+
+def test_what_a_header_does_not_describe_is_compared_with_the_config(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, path = tmp_path / "best.pth", tmp_path / "teacher.safetensors"
+    state = dict(detector_of(config, stage="teacher").state_dict())
+    save_checkpoint(Checkpoint("teacher", 6, state, class_names=["polyp"]), source)
+    given = ["--config-file", str(config)]
+    assert main([str(source), *given, "--output", str(path)]) == 0
+    stored = read_weights(path)
+    lost = next(name for name in stored.state if ".temporal." in name)
+    save_file(without(lost)(stored.state), path, stored.metadata)
+    assert main([str(path), *given]) == 2
+    assert re.search(rf"missing in the file \(1\):\s+{lost}", capsys.readouterr().err)
 
 
 def test_a_teacher_is_published_but_has_no_place_in_other_code_bases(

@@ -17,7 +17,7 @@ from torch import nn
 from v2idetr.checkpoints.files import CheckpointError, listed
 from v2idetr.checkpoints.layouts import Layout, count, missing_parts
 from v2idetr.checkpoints.renaming import State
-from v2idetr.checkpoints.resnets import describe_resnet, missing_in_resnet
+from v2idetr.checkpoints.resnets import describe_resnet, resnet_names
 from v2idetr.modeling.backbone import FeatureShape
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.detr import DETR
@@ -105,14 +105,17 @@ def describe_state(network: str, state: State, num_heads: int) -> Architecture:
     return settings
 
 
-def check_complete(state: State, architecture: Architecture, layout: Layout, source: str) -> None:
-    """Compare a converted file with what its architecture needs.
+def check_complete(
+    state: State, architecture: Architecture, layout: Layout, source: str, *, resnet: bool = True
+) -> None:
+    """Compare a file with what its architecture needs; a temporal module is left out of it.
 
     Args:
         state: our tensors.
         architecture: of them.
         layout: of the file, whose names are shown.
         source: for messages.
+        resnet: the backbone must be one; otherwise it is left out, too.
 
     Raises:
         CheckpointError: lists what is missing, has another shape or has no place.
@@ -121,10 +124,17 @@ def check_complete(state: State, architecture: Architecture, layout: Layout, sou
         expected = _shapes(architecture, state)
     except ValueError as error:  # numbers that no whole file has
         raise CheckpointError(f"{source}: {error}") from error
-    backbone = [n.removeprefix("backbone.") for n in state if n.startswith("backbone.")]
-    missing = [f"backbone.{name}" for name in missing_in_resnet(backbone)]
-    missing += [name for name in expected if name not in state]
-    unexpected = [n for n in state if not n.startswith("backbone.") and n not in expected]
+    backbone = resnet_names(_in_backbone(state)) if resnet else []
+    needed = dict.fromkeys([*(f"backbone.{name}" for name in backbone), *expected])
+    missing = [name for name in needed if name not in state]
+    left_out = ("temporal.",) if resnet else ("temporal.", "backbone.")
+    unexpected = [
+        name
+        for name in state
+        if name not in needed
+        and not name.startswith(left_out)
+        and not name.endswith(".num_batches_tracked")
+    ]
     reshaped = [
         f"{layout.missing([name])[0]} {tuple(state[name].shape)}, expected {shape} as ours"
         for name, shape in expected.items()
@@ -206,5 +216,8 @@ def _points(state: State, num_heads: int, levels: int) -> int:
 
 
 def _backbone(state: State) -> str:
-    names = [name.removeprefix("backbone.") for name in state if name.startswith("backbone.")]
-    return describe_resnet(names) or "other"
+    return describe_resnet(_in_backbone(state)) or "other"
+
+
+def _in_backbone(state: State) -> list[str]:
+    return [name.removeprefix("backbone.") for name in state if name.startswith("backbone.")]

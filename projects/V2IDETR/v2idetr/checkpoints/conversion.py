@@ -15,6 +15,7 @@ from torch import Tensor
 
 from v2idetr.checkpoints import detrex, huggingface, official
 from v2idetr.checkpoints.architecture import (
+    NETWORKS,
     Architecture,
     check_complete,
     describe,
@@ -121,22 +122,7 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
     state, unknown = layout.to_ours(stored.state, path)
     if unknown:
         raise incomplete(layout, str(path), [], unknown)
-    num_heads = int(hidden.get("num_heads", HEADS))
-    try:
-        architecture = describe_state(layout.network, state, num_heads)
-    except KeyError as error:
-        raise incomplete(layout, str(path), [str(error.args[0])]) from error
-    except (IndexError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{path}: has tensors of shapes that {layout.title} never has."
-        ) from error
-    num_heads = architecture["num_heads"]
-    if num_heads < 1 or architecture["d"] % num_heads:
-        raise CheckpointError(
-            f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
-            "keep the training arguments or the config.json with the file, which say how many."
-        )
-    check_complete(state, architecture, layout, str(path))
+    architecture = _architecture_of(path, state, layout, hidden.get("num_heads", HEADS))
     architecture.setdefault("num_queries", hidden.get("num_queries", QUERIES))
     names = hidden.get("class_names", [])
     if len(names) != architecture["num_classes"]:
@@ -151,6 +137,42 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
         input_size=INPUT_SIZE,
         size_divisor=1,
     )
+    return Weights(state, header, path)
+
+
+def read_published(path: Path, state: State, header: Header) -> Weights:
+    """A detector from a file with a header of ours.
+
+    Args:
+        path: of the file.
+        state: its tensors, named as in the network.
+        header: of the file.
+
+    Raises:
+        CheckpointError: the tensors are not those of the detector in the header. A temporal module,
+            and a backbone that is no ResNet, are left to whoever builds them.
+    """
+    described = header.architecture
+    if described["network"] not in NETWORKS:
+        raise CheckpointError(
+            f"{path}: its header names the network {described['network']!r}, which is none of "
+            f"{', '.join(NETWORKS)}."
+        )
+    layout = Layout("ours", described["network"], "this project", marks=(), rules=())
+    heads, resnet = described.get("num_heads"), described.get("backbone") != "other"
+    shown = _architecture_of(path, state, layout, heads, resnet=resnet)
+    differing = [
+        f"{key} is {described[key]!r}, the tensors show {value!r}"
+        for key, value in shown.items()
+        if described.get(key, value) != value
+    ]
+    if len(header.class_names) != shown["num_classes"]:
+        differing.append(f"class_names are {len(header.class_names)}, not {shown['num_classes']}")
+    if differing:
+        raise CheckpointError(
+            f"{path}: its header is of another detector than its tensors; convert the file that it "
+            "was made from again.\n  " + "\n  ".join(differing)
+        )
     return Weights(state, header, path)
 
 
@@ -245,6 +267,29 @@ def export(weights: Weights, name: str, output: Path) -> None:
     write_whole(output / "model.safetensors", lambda file: file.write(content), advice=ADVICE)
     text = (json.dumps(config, indent=2) + "\n").encode()
     write_whole(output / "config.json", lambda file: file.write(text), advice=ADVICE)
+
+
+def _architecture_of(
+    path: Path, state: State, layout: Layout, num_heads: Any, *, resnet: bool = True
+) -> Architecture:
+    """What the tensors show; CheckpointError where they are no whole detector."""
+    try:
+        architecture = describe_state(layout.network, state, num_heads)
+        num_heads = architecture["num_heads"]
+        divisible = num_heads >= 1 and architecture["d"] % num_heads == 0
+    except KeyError as error:
+        raise incomplete(layout, str(path), [str(error.args[0])]) from error
+    except (IndexError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{path}: has tensors of shapes that {layout.title} never has."
+        ) from error
+    if not divisible:
+        raise CheckpointError(
+            f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
+            "keep the training arguments or the config.json with the file, which say how many."
+        )
+    check_complete(state, architecture, layout, str(path), resnet=resnet)
+    return architecture
 
 
 def _hidden_settings(path: Path, stored: Stored, layout: Layout) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from v2idetr.checkpoints.files import CheckpointError, listed
 from v2idetr.checkpoints.renaming import State
 from v2idetr.checkpoints.resnets import (
     describe_resnet,
-    missing_in_resnet,
+    resnet_names,
     torchvision_rules,
     transformers_rules,
 )
@@ -61,7 +61,7 @@ def to_torchvision(state: State, source: str | Path) -> tuple[State, str]:
         ours, unknown = renaming.to_ours(transformers_rules("", ""), body)
     else:
         unknown = [name for name in body if not name.startswith(("stem.conv1.", "res"))]
-    kind, missing = describe_resnet(ours), missing_in_resnet(ours)
+    kind, missing = describe_resnet(ours), [name for name in resnet_names(ours) if name not in ours]
     if unknown or missing or kind in ("", "resnet"):
         raise CheckpointError(
             f"{source}: is a classifier, but not a plain ResNet-18, 34, 50, 101 or 152."

@@ -69,8 +69,8 @@ def describe_resnet(names: Iterable[str]) -> str:
     return DEPTHS.get((blocks, bottleneck), "resnet")
 
 
-def missing_in_resnet(names: Iterable[str]) -> list[str]:
-    """What a ResNet lacks that has blocks of all these names.
+def resnet_names(names: Iterable[str]) -> list[str]:
+    """What a ResNet has that has blocks of all these names.
 
     Args:
         names: our names, from "stem." on.
@@ -85,12 +85,11 @@ def missing_in_resnet(names: Iterable[str]) -> list[str]:
         # Whether the first stage widens its input is not in the names.
         if stage > STAGES[0] or any(name.startswith("res2.0.shortcut.") for name in have):
             convolutions.append(f"res{stage}.0.shortcut")
-    expected = [
+    return [
         name
         for conv in convolutions
         for name in (f"{conv}.weight", *(f"{conv}.norm.{kind}" for kind in NORM))
     ]
-    return [name for name in expected if name not in have]
 
 
 def _blocks(names: Iterable[str]) -> tuple[tuple[int, ...], bool]:
