@@ -148,6 +148,40 @@ def test_a_file_there_and_back_is_the_same_bit_for_bit(case: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_detector_there_and_back_is_the_same_in_everything(case: str, tmp_path: Path) -> None:
+    weights = read(tiny_file(case, tmp_path)[0])
+    heads = weights.header.architecture["num_heads"]
+    if not case.startswith("sam"):  # its tensors show it
+        heads = 4
+    architecture = weights.header.architecture | {"num_heads": heads, "isolate_padding": True}
+    if "num_points" in architecture:
+        architecture["num_points"] *= 8 // heads
+    header = replace(
+        weights.header,
+        architecture=architecture,
+        class_names=["a", "b", "c", "d", "e"],
+        pixel_mean=[1.0, 2.0, 3.0],
+        pixel_std=[4.0, 5.0, 6.0],
+        input_size="resize_fixed width=64 height=48",
+        size_divisor=32,
+        config="model: {}\n",
+    )
+    code_base = case.split("_")[0] if "detrex" in case else "official"
+    export(replace(weights, header=header), code_base, tmp_path / "theirs.pth")
+    back = read(tmp_path / "theirs.pth").header
+    assert (back.source, back.source_layout) == ("theirs.pth", weights.header.source_layout)
+    same = {"source": header.source, "source_sha256": header.source_sha256}
+    assert replace(back, **same) == header
+
+
+def test_the_command_line_beside_official_weights_is_written_as_well(tmp_path: Path) -> None:
+    path, _ = tiny_file("two_stage", tmp_path)
+    export(read(path), "official", tmp_path / "theirs.pth")
+    args = read_weights(tmp_path / "theirs.pth").beside["args"]
+    assert (args.nheads, args.num_queries, args.dilation) == (8, 9, False)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_file_says_what_our_network_must_be(case: str, tmp_path: Path) -> None:
     path, _ = tiny_file(case, tmp_path)
     weights = read(path)

@@ -31,9 +31,12 @@ from v2idetr.checkpoints.files import CheckpointError, Stored, sha256, write_who
 from v2idetr.checkpoints.layouts import Layout, missing_parts
 from v2idetr.checkpoints.published import (
     ADVICE,
+    BESIDE,
     Header,
     check_header,
     project_version,
+    read_header,
+    words_of,
 )
 from v2idetr.checkpoints.renaming import State
 
@@ -122,6 +125,9 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
     state, unknown = layout.to_ours(stored.state, path)
     if unknown:
         raise incomplete(layout, str(path), [], unknown)
+    ours = _header_beside(path, stored, layout)
+    if ours is not None:
+        return read_published(path, state, ours)
     architecture = _architecture_of(path, state, layout, hidden.get("num_heads", HEADS))
     architecture.setdefault("num_queries", hidden.get("num_queries", QUERIES))
     names = hidden.get("class_names", [])
@@ -243,8 +249,8 @@ def export(weights: Weights, name: str, output: Path) -> None:
     Args:
         weights: of a detector.
         name: of the code base.
-        output: a ``.pth`` file with the tensors under "model"; for transformers a folder with
-            ``model.safetensors`` and ``config.json``.
+        output: a ``.pth`` file with the tensors under "model" and the header beside them; for
+            transformers a folder with ``model.safetensors`` and ``config.json``.
 
     Raises:
         CheckpointError: it has no such detector, or no place for a part of it.
@@ -256,7 +262,10 @@ def export(weights: Weights, name: str, output: Path) -> None:
         raise CheckpointError(f"{weights.path}: {name} has no {network}; these do: {have}.")
     state = layout.from_ours(weights.state, weights.path)
     if name != "transformers":
-        write_whole(output, lambda file: torch.save({"model": state}, file), advice=ADVICE)
+        whole: dict[str, Any] = {"model": state, BESIDE: words_of(header)}
+        if name == "official":
+            whole["args"] = official.args_of(header.architecture)
+        write_whole(output, lambda file: torch.save(whole, file), advice=ADVICE)
         return
     try:
         config = huggingface.config_of(header.architecture, header.class_names)
@@ -290,6 +299,22 @@ def _architecture_of(
         )
     check_complete(state, architecture, layout, str(path), resnet=resnet)
     return architecture
+
+
+def _header_beside(path: Path, stored: Stored, layout: Layout) -> Header | None:
+    """The header of a file that :func:`export` has written, now as of that file."""
+    words = stored.beside.get(BESIDE)
+    header = read_header(words, path) if isinstance(words, dict) else None
+    if header is None:
+        return None
+    digest, version = sha256(path), project_version()
+    return replace(
+        header,
+        source=path.name,
+        source_sha256=digest,
+        source_layout=layout.title,
+        project_version=version,
+    )
 
 
 def _hidden_settings(path: Path, stored: Stored, layout: Layout) -> dict[str, Any]:

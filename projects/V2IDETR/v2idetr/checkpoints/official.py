@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 from v2idetr.checkpoints.layouts import (
     Layout,
@@ -116,6 +117,20 @@ SAM_DETR = Layout(
     ),
     second_names=(SecondName("transformer.decoder.bbox_embed.{}.", "bbox_embed.{}."),),
 )
+
+
+def args_of(architecture: dict[str, Any]) -> Namespace:
+    """The part of the command line that the official codes keep beside the tensors and need.
+
+    Args:
+        architecture: see ``architecture.py``.
+    """
+    return Namespace(
+        nheads=architecture["num_heads"],
+        num_queries=architecture["num_queries"],
+        dilation=False,
+        position_embedding="sine",
+    )
 
 
 def hidden_settings(args: Namespace | None) -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""Published weights: a safetensors file whose header says what detector they are of."""
+"""Published weights: a safetensors file whose header says what detector they are of.
+
+Files that are written for other code bases hold the same header, of which these know nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT, BACKBONE_FORMAT = "v2idetr-weights", "v2idetr-backbone"
 VERSION = 1
+BESIDE = "v2idetr"  # what the header is called beside the tensors of a torch file
 ADVICE = "Make room, or choose another --output."
 
 
@@ -73,8 +77,13 @@ def write_published(path: Path, state: Mapping[str, Tensor], header: Header) -> 
     Raises:
         CheckpointError: it cannot be written; what ``path`` held before is untouched.
     """
+    _write(path, state, words_of(header))
+
+
+def words_of(header: Header) -> dict[str, str]:
+    """A header as :func:`read_header` reads it."""
     words = {name: json.dumps(value) for name, value in asdict(header).items()}
-    _write(path, state, {"format": FORMAT, "version": str(VERSION), **words})
+    return {"format": FORMAT, "version": str(VERSION), **words}
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: Path) -> None:
@@ -103,7 +112,7 @@ def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) ->
 
 
 def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | None:
-    """The header of a safetensors file; None if it has none of ours.
+    """The header of a file; None if it has none of ours.
 
     Raises:
         CheckpointError: a header that this program cannot read, or of a backbone.
