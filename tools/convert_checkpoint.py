@@ -54,6 +54,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="the detector that the weights are for, which they must fit, and its classes; for a "
         "checkpoint of train_net.py its own (default: config.yaml beside it)",
     )
+    add("--num-heads", type=int, help="attention heads, where SOURCE does not say (default: 8)")
     add("--classes", nargs="+", metavar="NAME", help="keep these classes alone, in this order")
     add(
         "--new-class-head",
@@ -109,7 +110,7 @@ def convert(options: argparse.Namespace) -> list[str]:
         write_backbone(options.output, tensors, kind, source)
         return [*lines, *written(options.output)]
     weights, lines = read_detector(source, stored, options)
-    lines = [describe(source, weights.header), *lines]
+    lines = [describe(source, weights.header), *weights.assumed, *lines]
     if options.output is None:
         return lines
     if options.to == "ours":
@@ -150,7 +151,7 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
         weights = read_published(source, bare, header)
     else:
         layout = find_layout(stored.state, source, options.layout)
-        weights = read_foreign(source, stored, layout)
+        weights = read_foreign(source, stored, layout, num_heads=options.num_heads)
     if not options.config_file:
         return with_classes(weights, options.classes, options.new_class_head)
     stage = "teacher" if weights.header.architecture.get("temporal") else "plain"

@@ -303,7 +303,37 @@ def test_without_an_output_a_file_is_only_described(
     assert "network DeformableDETR" in printed
     assert "num_queries 6" in printed
     assert "person, bicycle, car" in printed
+    assert "assumed" not in printed, "the command line in the file says all"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def bare_file(folder: Path, **variant: bool) -> Path:
+    """As :func:`coco_file`, without the command line of its training."""
+    path = coco_file(folder, **variant)
+    torch.save({"model": read_weights(path).state}, path)
+    return path
+
+
+def test_what_a_file_does_not_say_is_assumed_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = bare_file(tmp_path, refine=True, two_stage=True)
+    assert main([str(source)]) == 0
+    printed = capsys.readouterr().out
+    assert "number of heads is not in the file; 8 assumed (--num-heads)" in printed
+    assert "number of queries is not in the file; 300 assumed" in printed
+
+
+def test_the_number_of_heads_can_be_given(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, given = bare_file(tmp_path), ["--config-file", str(config), "--new-class-head"]
+    assert main([str(source), *given]) == 2
+    error = capsys.readouterr().err
+    assert "net.num_heads is 2, in the file 8" in error
+    assert error.endswith("number of heads is not in the file; 8 assumed (--num-heads)\n")
+    assert main([str(source), *given, "--num-heads", "2"]) == 0
+    assert "assumed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,13 @@ class Weights:
         state: tensors, named as in the network.
         header: what they do not say.
         path: of the file that they were read from, for messages.
+        assumed: what the file does not say either, one sentence each.
     """
 
     state: State
     header: Header
     path: Path
+    assumed: tuple[str, ...] = ()
 
     def published_state(self) -> State:
         """Tensors, named as in the detector around the network."""
@@ -106,13 +108,16 @@ def find_layout(state: State, source: str | Path, name: str | None = None) -> La
     )
 
 
-def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
+def read_foreign(
+    path: Path, stored: Stored, layout: Layout, *, num_heads: int | None = None
+) -> Weights:
     """A detector from a file of another code base.
 
     Args:
         path: of the file; a ``config.json`` of transformers beside it is read, too.
         stored: its content.
         layout: of it.
+        num_heads: attention heads where the file does not say them; None for the published number.
 
     Raises:
         CheckpointError: it is not whole, or of a detector that we do not have.
@@ -128,7 +133,14 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
     ours = _header_beside(path, stored, layout)
     if ours is not None:
         return read_published(path, state, ours)
-    architecture = _architecture_of(path, state, layout, hidden.get("num_heads", HEADS))
+    assumed = []
+    if "num_heads" not in hidden:
+        hidden["num_heads"] = HEADS if num_heads is None else num_heads
+        if num_heads is None and layout.network != "SAMDETR":
+            assumed.append(f"number of heads is not in the file; {HEADS} assumed (--num-heads)")
+    architecture = _architecture_of(path, state, layout, hidden["num_heads"])
+    if "num_queries" not in architecture | hidden:
+        assumed.append(f"number of queries is not in the file; {QUERIES} assumed")
     architecture.setdefault("num_queries", hidden.get("num_queries", QUERIES))
     names = hidden.get("class_names", [])
     if len(names) != architecture["num_classes"]:
@@ -143,7 +155,7 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
         input_size=INPUT_SIZE,
         size_divisor=1,
     )
-    return Weights(state, header, path)
+    return Weights(state, header, path, tuple(assumed))
 
 
 def read_published(path: Path, state: State, header: Header) -> Weights:
@@ -239,7 +251,10 @@ def check_fits(weights: Weights, detector: Any, config: str) -> Weights:
     Raises:
         CheckpointError: lists what differs.
     """
-    check_header(weights.header, detector, weights.path, partial=False)
+    try:
+        check_header(weights.header, detector, weights.path, partial=False)
+    except CheckpointError as error:
+        raise CheckpointError("\n".join([str(error), *weights.assumed])) from error
     return replace(weights, header=replace(weights.header, config=config))
 
 
@@ -295,7 +310,8 @@ def _architecture_of(
     if not divisible:
         raise CheckpointError(
             f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
-            "keep the training arguments or the config.json with the file, which say how many."
+            "keep the training arguments or the config.json with the file, which say how many, or "
+            "give --num-heads."
         )
     check_complete(state, architecture, layout, str(path), resnet=resnet)
     return architecture

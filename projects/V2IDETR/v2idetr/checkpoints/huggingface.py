@@ -100,9 +100,8 @@ def hidden_settings(config: dict[str, Any]) -> dict[str, object]:
             raise ValueError(f"has {key}={config[key]!r} in its config.json; ours is {ours!r}")
     two_stage = config.get("two_stage", False)
     settings: dict[str, object] = {"num_heads": heads.pop()}
-    queries = config.get("two_stage_num_proposals" if two_stage else "num_queries")
-    if queries is not None:
-        settings["num_queries"] = queries
+    if two_stage:
+        settings["num_queries"] = config.get("two_stage_num_proposals", 300)
     labels = config.get("id2label")
     if isinstance(labels, dict):
         settings["class_names"] = [labels[key] for key in sorted(labels, key=int)]
