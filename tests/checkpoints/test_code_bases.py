@@ -358,6 +358,14 @@ def test_settings_that_we_do_not_have_are_refused(
         read(path)
 
 
+def test_a_backbone_of_other_shapes_than_its_names_say_is_refused(tmp_path: Path) -> None:
+    # The depth of a ResNet-18, half as wide.
+    size = replace(TINY, blocks=(2, 2, 2, 2), stem=32, widths=(32, 64, 128, 256))
+    torch.save({"model": tensors(file_names.official_detr(size))}, tmp_path / "detr.pth")
+    with pytest.raises(CheckpointError, match="its backbone is not a plain ResNet-18"):
+        read(tmp_path / "detr.pth")
+
+
 def test_a_dilated_detector_is_known_by_its_file_name(tmp_path: Path) -> None:
     path, _ = tiny_file("detr", tmp_path)
     with pytest.raises(CheckpointError, match="DC5"):

@@ -219,5 +219,6 @@ def _backbone(state: State) -> str:
     return describe_resnet(_in_backbone(state)) or "other"
 
 
-def _in_backbone(state: State) -> list[str]:
-    return [name.removeprefix("backbone.") for name in state if name.startswith("backbone.")]
+def _in_backbone(state: State) -> State:
+    prefix = "backbone."
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}

@@ -39,6 +39,7 @@ from v2idetr.checkpoints.published import (
     words_of,
 )
 from v2idetr.checkpoints.renaming import State
+from v2idetr.checkpoints.resnets import NOT_PLAIN, PLAIN
 
 LAYOUTS = (
     official.DETR,
@@ -139,6 +140,11 @@ def read_foreign(
         if num_heads is None and layout.network != "SAMDETR":
             assumed.append(f"number of heads is not in the file; {HEADS} assumed (--num-heads)")
     architecture = _architecture_of(path, state, layout, hidden["num_heads"])
+    if architecture["backbone"] == NOT_PLAIN:
+        raise CheckpointError(
+            f"{path}: its backbone is not {PLAIN}, but has their names with other shapes; no "
+            "config here has it."
+        )
     if "num_queries" not in architecture | hidden:
         assumed.append(f"number of queries is not in the file; {QUERIES} assumed")
     architecture.setdefault("num_queries", hidden.get("num_queries", QUERIES))

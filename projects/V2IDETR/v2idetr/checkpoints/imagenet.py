@@ -8,6 +8,8 @@ from v2idetr.checkpoints import renaming
 from v2idetr.checkpoints.files import CheckpointError, listed
 from v2idetr.checkpoints.renaming import State
 from v2idetr.checkpoints.resnets import (
+    DEPTHS,
+    PLAIN,
     describe_resnet,
     resnet_names,
     torchvision_rules,
@@ -62,9 +64,9 @@ def to_torchvision(state: State, source: str | Path) -> tuple[State, str]:
     else:
         unknown = [name for name in body if not name.startswith(("stem.conv1.", "res"))]
     kind, missing = describe_resnet(ours), [name for name in resnet_names(ours) if name not in ours]
-    if unknown or missing or kind in ("", "resnet"):
+    if unknown or missing or kind not in DEPTHS.values():
         raise CheckpointError(
-            f"{source}: is a classifier, but not a plain ResNet-18, 34, 50, 101 or 152."
+            f"{source}: is a classifier, but not {PLAIN}."
             + listed("missing", missing)
             + listed("unexpected", unknown)
         )
