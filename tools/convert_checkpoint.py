@@ -116,7 +116,7 @@ def convert(options: argparse.Namespace) -> list[str]:
     if options.to == "ours":
         write_published(options.output, weights.published_state(), weights.header)
     else:
-        export(weights, options.to, options.output)
+        lines += export(weights, options.to, options.output)
     return [*lines, *written(options.output)]
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from v2idetr.checkpoints import detrex, huggingface, official
+from v2idetr.checkpoints import detrex, huggingface, official, transformers_folder
 from v2idetr.checkpoints.architecture import (
     NETWORKS,
     Architecture,
@@ -52,7 +50,7 @@ LAYOUTS = (
 )
 # How all of them show pictures to a detector: RGB, ImageNet's statistics, as on COCO.
 PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-INPUT_SIZE = "short side 800 px, long side at most 1333 px"
+INPUT_SIZE = "ResizeShortEdge short_edges=800 max_size=1333"
 HEADS = 8  # of all published detectors
 QUERIES = 300  # of the official two-stage detectors
 
@@ -115,7 +113,7 @@ def read_foreign(
     """A detector from a file of another code base.
 
     Args:
-        path: of the file; a ``config.json`` of transformers beside it is read, too.
+        path: of the file; what transformers has written beside it is read, too.
         stored: its content.
         layout: of it.
         num_heads: attention heads where the file does not say them; None for the published number.
@@ -156,9 +154,9 @@ def read_foreign(
         layout.title,
         architecture | {"isolate_padding": False},
         class_names=names,
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
-        input_size=INPUT_SIZE,
+        pixel_mean=hidden.get("pixel_mean", PIXEL_MEAN),
+        pixel_std=hidden.get("pixel_std", PIXEL_STD),
+        input_size=hidden.get("input_size", INPUT_SIZE),
         size_divisor=1,
     )
     return Weights(state, header, path, tuple(assumed))
@@ -264,14 +262,18 @@ def check_fits(weights: Weights, detector: Any, config: str) -> Weights:
     return replace(weights, header=replace(weights.header, config=config))
 
 
-def export(weights: Weights, name: str, output: Path) -> None:
+def export(weights: Weights, name: str, output: Path) -> list[str]:
     """Write weights in the layout of another code base.
 
     Args:
         weights: of a detector.
         name: of the code base.
         output: a ``.pth`` file with the tensors under "model" and the header beside them; for
-            transformers a folder with ``model.safetensors`` and ``config.json``.
+            transformers a folder with ``model.safetensors``, ``config.json`` and
+            ``preprocessor_config.json``.
+
+    Returns:
+        what the other code base does otherwise, one sentence each.
 
     Raises:
         CheckpointError: it has no such detector, or no place for a part of it.
@@ -281,22 +283,19 @@ def export(weights: Weights, name: str, output: Path) -> None:
     if layout is None:
         have = ", ".join(la.title for la in LAYOUTS if la.network == network) or "none"
         raise CheckpointError(f"{weights.path}: {name} has no {network}; these do: {have}.")
-    state = layout.from_ours(weights.state, weights.path)
+    state, remarks = layout.from_ours(weights.state, weights.path), []
+    if header.architecture.get("isolate_padding"):
+        remarks.append(
+            f"padding: net.isolate_padding is true, but {name} has no such thing; pictures padded "
+            "to a common size get slightly other features there"
+        )
     if name != "transformers":
         whole: dict[str, Any] = {"model": state, BESIDE: words_of(header)}
         if name == "official":
             whole["args"] = official.args_of(header.architecture)
         write_whole(output, lambda file: torch.save(whole, file), advice=ADVICE)
-        return
-    try:
-        config = huggingface.config_of(header.architecture, header.class_names)
-    except ValueError as error:
-        raise CheckpointError(f"{weights.path}: {error}.") from error
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    content = safetensors.torch.save(tensors, {"format": "pt"})
-    write_whole(output / "model.safetensors", lambda file: file.write(content), advice=ADVICE)
-    text = (json.dumps(config, indent=2) + "\n").encode()
-    write_whole(output / "config.json", lambda file: file.write(text), advice=ADVICE)
+        return remarks
+    return remarks + transformers_folder.write_folder(output, state, header, weights.path)
 
 
 def _architecture_of(
@@ -341,18 +340,15 @@ def _header_beside(path: Path, stored: Stored, layout: Layout) -> Header | None:
 
 def _hidden_settings(path: Path, stored: Stored, layout: Layout) -> dict[str, Any]:
     """Settings that the tensors do not show, from what lies beside them."""
+    if layout.name == "transformers":
+        return transformers_folder.hidden_settings(path.parent)
+    if layout.name != "official":
+        return {}
+    args = stored.beside.get("args")
     try:
-        if layout.name == "official":
-            args = stored.beside.get("args")
-            return official.hidden_settings(args if isinstance(args, Namespace) else None)
-        if layout.name == "transformers" and (path.parent / "config.json").is_file():
-            config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-            return huggingface.hidden_settings(config)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path.parent / 'config.json'}: is no JSON: {error}.") from error
+        return official.hidden_settings(args if isinstance(args, Namespace) else None)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}.") from error
-    return {}
 
 
 def _architecture(net: Any) -> Architecture:
