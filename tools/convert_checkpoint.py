@@ -47,7 +47,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("source", type=Path, metavar="SOURCE", help="file, or folder of transformers")
     add("--output", type=Path, metavar="FILE", help="without it nothing is written")
     add("--to", choices=("ours", *LAYOUTS), default="ours", help="layout to write (default: ours)")
-    add("--layout", choices=LAYOUTS, help="of SOURCE, where it is not recognised")
     add(
         "--config-file",
         metavar="CONFIG",
@@ -102,7 +101,7 @@ def convert(options: argparse.Namespace) -> list[str]:
 
     source = find_file(options.source)
     stored = read_weights(source)
-    if options.layout is None and imagenet.prefix_of(stored.state) is not None:
+    if imagenet.prefix_of(stored.state) is not None:
         tensors, kind = imagenet.to_torchvision(stored.state, source)
         lines = [f"{source}: ImageNet weights of a {kind}"]
         if options.output is None:
@@ -144,13 +143,13 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
 
     header = read_header(stored.metadata, source)
     bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
-    if header is None and options.layout is None and network_of(bare):
+    if header is None and network_of(bare):
         weights = read_trained(source, stored, options)
         return with_classes(weights, options.classes, options.new_class_head)
     if header is not None:
         weights = read_published(source, bare, header)
     else:
-        layout = find_layout(stored.state, source, options.layout)
+        layout = find_layout(stored.state, source)
         weights = read_foreign(source, stored, layout, num_heads=options.num_heads)
     if not options.config_file:
         return with_classes(weights, options.classes, options.new_class_head)

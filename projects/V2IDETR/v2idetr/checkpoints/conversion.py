@@ -81,27 +81,29 @@ def layout_of(state: State) -> Layout | None:
     return next((la for la in LAYOUTS if all(mark in state for mark in la.marks)), None)
 
 
-def find_layout(state: State, source: str | Path, name: str | None = None) -> Layout:
+def find_layout(state: State, source: str | Path) -> Layout:
     """The layout of a file, recognised from its names.
 
     Args:
         state: of the file.
         source: for messages.
-        name: only consider the layouts of this code base, and take the nearest.
 
     Raises:
         CheckpointError: it is in none of them.
     """
     layout = layout_of(state)
-    if layout is not None and name in (None, layout.name):
+    if layout is not None:
         return layout
-    if name is not None:
-        known = {layout: len(layout.to_ours(state, source)[0]) for layout in LAYOUTS}
-        nearest = max((la for la in LAYOUTS if la.name == name), key=lambda layout: known[layout])
-        if known[nearest]:
-            return nearest
-    titles = ", ".join(layout.title for layout in LAYOUTS if name in (None, layout.name))
-    parts = missing_parts(list(state)) or ["It has names such as " + ", ".join([*state][:3]) + "."]
+    parts = missing_parts(list(state))
+    if not parts:
+        nearest = max(LAYOUTS, key=lambda layout: layout.knows(state))
+        lacking = [mark for mark in nearest.marks if mark not in state]
+        parts = ["It has names such as " + ", ".join([*state][:3]) + "."]
+        if nearest.knows(state):
+            parts.append(
+                f"It is nearest to {nearest.title}, but has no {' and no '.join(lacking)}."
+            )
+    titles = ", ".join(layout.title for layout in LAYOUTS)
     raise CheckpointError(
         f"{source}: is in no layout known here ({titles}, this project). {' '.join(parts)}"
     )

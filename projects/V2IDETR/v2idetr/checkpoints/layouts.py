@@ -77,6 +77,10 @@ class Layout:
             result[name] = tensor
         return result
 
+    def knows(self, state: State) -> int:
+        """How many of a file's names are of this layout."""
+        return sum(renaming.is_known(self.rules, name) for name in self.respelled(state))
+
     def to_ours(self, state: State, source: str | Path) -> tuple[State, list[str]]:
         """Our tensors, and the names of those that we have no place for.
 
