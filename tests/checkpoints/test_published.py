@@ -258,6 +258,42 @@ def test_code_is_refused_and_not_run(suffix: str, inside: bool, tmp_path: Path) 
     assert not target.exists()
 
 
+def test_weights_are_found_under_the_second_key_where_the_first_is_something_else(
+    tmp_path: Path,
+) -> None:
+    content = {"model": {"name": "detr"}, "state_dict": {"w": torch.ones(2)}, "epoch": 3}
+    torch.save(content, tmp_path / "a.pth")
+    stored = read_weights(tmp_path / "a.pth")
+    assert torch.equal(stored.state["w"], torch.ones(2))
+    assert stored.beside.keys() == {"model", "epoch"}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"ema": {"w": torch.ones(1)}, "epoch": 3}, "has the keys 'ema', 'epoch'"),
+        ({"model": {"0": 1}}, "has the keys 'model'"),
+        ({0: torch.ones(1)}, "has the keys 0"),
+        ([1], "is a list"),
+    ],
+)
+def test_a_file_without_weights_is_refused_with_what_it_holds(
+    content: Any, found: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"'model' or 'state_dict'; it {found}\. If"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_what_data_parallel_puts_before_all_names_is_taken_off(tmp_path: Path) -> None:
+    detector = tiny_detector()
+    state = {f"module.{name}": tensor for name, tensor in detector.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "a.pth")
+    assert load_detector(tiny_detector(), tmp_path / "a.pth") == []
+    torch.save({"model": state | {"w": torch.ones(1)}}, tmp_path / "a.pth")
+    assert "module.net.class_head.bias" in read_weights(tmp_path / "a.pth").state
+
+
 def test_a_pickle_of_arrays_is_read(tmp_path: Path) -> None:
     content = {"model": {"w": np.ones((2, 3), np.float32)}, "__author__": "detectron2"}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))

@@ -17,16 +17,8 @@ from v2idetr.checkpoints.resnets import (
 )
 
 # What stands before the names of a ResNet in a file: MoCo's first encoder (its second is the
-# running mean of the first), that of MoCo v3, DataParallel, transformers' classifier, or nothing.
-PREFIXES = (
-    "module.encoder_q.",
-    "encoder_q.",
-    "module.base_encoder.",
-    "base_encoder.",
-    "module.",
-    "resnet.",
-    "",
-)
+# running mean of the first), that of MoCo v3, transformers' classifier, or nothing.
+PREFIXES = ("encoder_q.", "base_encoder.", "resnet.", "")
 FIRST = ("conv1.weight", "stem.conv1.weight", "embedder.embedder.convolution.weight")
 CLASSIFIER = ("fc.", "stem.fc.", "classifier.", "predictor.")
 
