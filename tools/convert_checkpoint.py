@@ -188,9 +188,14 @@ def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, str]:
     from v2idetr.engine.config_yaml import dump_yaml
     from v2idetr.engine.stage_models import build_stage
 
-    config = load_config(options.config_file, options.overrides)
     stage = "teacher" if stage == "teacher" else "plain"  # a student is the plain detector
-    return build_stage(config, stage, pretrained=False).detector, dump_yaml(to_plain(config))
+    try:
+        config = load_config(options.config_file, options.overrides)
+        return build_stage(config, stage, pretrained=False).detector, dump_yaml(to_plain(config))
+    except ValueError as error:
+        raise ValueError(
+            f"{options.config_file}: {error}\nMend it, or give another config with --config-file."
+        ) from error
 
 
 def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple[Any, list[str]]:

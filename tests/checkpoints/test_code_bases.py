@@ -272,6 +272,7 @@ def test_missing_tensors_are_listed_as_the_file_calls_them(case: str, tmp_path: 
     with pytest.raises(CheckpointError, match="not a whole detector") as caught:
         read(path)
     assert "missing (2)" in str(caught.value)
+    assert str(caught.value).endswith("Save all of model.state_dict(), or get the file again.")
     assert all(name in str(caught.value) for name in names)
 
 
@@ -365,6 +366,13 @@ def test_a_dilated_detector_is_known_by_its_file_name(tmp_path: Path) -> None:
     path, _ = tiny_file("detr", tmp_path)
     with pytest.raises(CheckpointError, match="DC5"):
         read(path.rename(tmp_path / "detr-r50-dc5-f0fb7ef5.pth"))
+
+
+def test_what_to_do_about_a_tensor_too_many_is_said(tmp_path: Path) -> None:
+    path, state = tiny_file("detr", tmp_path)
+    torch.save({"model": state | {"extra": torch.zeros(2)}}, path)
+    with pytest.raises(CheckpointError, match="If the detector works without them, save the oth"):
+        read(path)
 
 
 def test_tensors_that_should_be_one_must_be_equal(tmp_path: Path) -> None:

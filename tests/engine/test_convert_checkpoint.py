@@ -95,7 +95,7 @@ def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
     with pytest.raises(CheckpointError) as caught:
         load_initial_weights(load_config(config, start), "teacher", teacher)
     assert str(caught.value).startswith(f"teacher.init_checkpoint: {output}: ")
-    assert "net.temporal is True, in the file False" in str(caught.value)
+    assert "(teacher.model.net.temporal=null switches it off)" in str(caught.value)
     assert "or set teacher.init_partial=true to leave out" in str(caught.value)
     run = load_config(config, [*start, "teacher.init_partial=true"])
     load_initial_weights(run, "teacher", teacher)
@@ -293,6 +293,17 @@ def test_a_trained_detector_without_its_config_is_refused(
     alone = trained.rename(tmp_path / "best.pth")
     assert main([str(alone)]) == 2
     assert "without its config; give it with --config-file" in capsys.readouterr().err
+
+
+def test_a_config_beside_a_checkpoint_that_is_wrong_is_named(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = trained.parent / "config.yaml"
+    beside.write_text(beside.read_text() + "\nnothing: 3\n")
+    assert main([str(trained)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"convert_checkpoint: {beside}: the configuration has 1 error")
+    assert "give another config with --config-file" in error
 
 
 def test_without_an_output_a_file_is_only_described(

@@ -8,7 +8,7 @@ class), "backbone" and "temporal" (has a temporal module).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -147,9 +147,9 @@ def check_complete(
 def incomplete(
     layout: Layout,
     source: str,
-    missing: Iterable[str],
-    unexpected: Iterable[str] = (),
-    reshaped: Iterable[str] = (),
+    missing: Sequence[str],
+    unexpected: Sequence[str] = (),
+    reshaped: Sequence[str] = (),
 ) -> CheckpointError:
     """The error for a file that is not what its layout says.
 
@@ -159,14 +159,22 @@ def incomplete(
         unexpected: their names.
         reshaped: what is wrong, one line each.
     """
-    unexpected = list(unexpected)
     parts = "".join(f" {sentence}" for sentence in missing_parts(unexpected))
+    remedy = ""
+    if not parts and (missing or reshaped):
+        remedy = "\nSave all of model.state_dict(), or get the file again."
+    elif not parts:
+        remedy = (
+            "\nIf the detector works without them, save the others alone: "
+            "torch.save({'model': others}, 'weights.pth')."
+        )
     return CheckpointError(
         f"{source}: has the layout of {layout.title}, but is not a whole detector that we have."
         f"{parts}"
-        + listed("missing", layout.missing(list(missing)))
+        + listed("missing", layout.missing(missing))
         + listed("unexpected", unexpected)
-        + listed("of another shape", list(reshaped))
+        + listed("of another shape", reshaped)
+        + remedy
     )
 
 

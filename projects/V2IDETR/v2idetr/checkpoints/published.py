@@ -154,11 +154,7 @@ def check_header(
     """
     have, want = describe(detector.net), header.architecture
     keys = [key for key in want if key in have and (not partial or key in HIDDEN)]
-    differing = [
-        f"net.{key} is {have[key]!r}, in the file {want[key]!r}"
-        for key in keys
-        if have[key] != want[key]
-    ]
+    differing = [_difference(key, have[key], want[key]) for key in keys if have[key] != want[key]]
     for key in ("pixel_mean", "pixel_std"):
         own, theirs = getattr(detector, key).flatten().cpu(), torch.tensor(getattr(header, key))
         if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-3):
@@ -178,6 +174,17 @@ def check_header(
             want["isolate_padding"],
             isolated,
         )
+
+
+def _difference(key: str, have: Any, want: Any) -> str:
+    if key != "temporal":
+        return f"net.{key} is {have!r}, in the file {want!r}"
+    if have:
+        return (
+            "net.temporal is a module, which the file has not "
+            "(teacher.model.net.temporal=null switches it off)"
+        )
+    return "net.temporal is null, in the file a module: it is of a teacher (teacher.checkpoint)"
 
 
 def _remedy(have: Architecture, want: Architecture, partial: bool, advice: str) -> str:
