@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import pickle
@@ -204,6 +205,26 @@ def test_a_header_that_names_no_network_is_refused(tmp_path: Path) -> None:
     stored = read_weights(path)
     save_file(stored.state, path, stored.metadata | {"architecture": "[]"})
     with pytest.raises(CheckpointError, match="header is damaged"):
+        load_detector(tiny_detector(), path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("class_names", 3),
+        ("class_names", [1]),
+        ("pixel_mean", "x"),
+        ("pixel_std", [1.0, 2.0]),
+        ("size_divisor", "32"),
+        ("config", None),
+        ("architecture", {"network": 3}),
+    ],
+)
+def test_a_header_of_other_types_is_refused(part: str, value: Any, tmp_path: Path) -> None:
+    path = published(tiny_detector(), tmp_path)
+    stored = read_weights(path)
+    save_file(stored.state, path, stored.metadata | {part: json.dumps(value)})
+    with pytest.raises(CheckpointError, match=f"header is damaged \\({part} is"):
         load_detector(tiny_detector(), path)
 
 

@@ -130,11 +130,24 @@ def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | Non
         )
     try:
         values = {field.name: json.loads(metadata[field.name]) for field in fields(Header)}
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: its header is damaged ({error}).") from error
-    if not isinstance(values["architecture"], dict) or "network" not in values["architecture"]:
-        raise CheckpointError(f"{source}: its header is damaged (architecture names no network).")
+    for name, value in values.items():
+        if not _is_of_type(name, value):
+            raise CheckpointError(f"{source}: its header is damaged ({name} is {value!r:.100}).")
     return Header(**values)
+
+
+def _is_of_type(name: str, value: Any) -> bool:
+    """Whether a part of a header is what :class:`Header` says."""
+    if name == "architecture":
+        return isinstance(value, dict) and isinstance(value.get("network"), str)
+    if name == "class_names":
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+    if name in ("pixel_mean", "pixel_std"):
+        numbers = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+        return numbers and len(value) == 3
+    return isinstance(value, int if name == "size_divisor" else str)
 
 
 def check_header(
