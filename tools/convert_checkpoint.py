@@ -66,6 +66,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--new-class-head needs the classes: give --config-file or --classes")
     if options.config_file and options.classes:
         parser.error("--config-file has the classes (data.class_names): leave out --classes")
+    if options.classes and len(set(options.classes)) < len(options.classes):
+        parser.error(f"--classes must be different words, but is {' '.join(options.classes)}")
     if options.overrides and not options.config_file:
         parser.error(f"{options.overrides[0]} changes a config: give --config-file")
     if options.output and options.to == "ours" and options.output.suffix != ".safetensors":
@@ -96,11 +98,12 @@ def convert(options: argparse.Namespace) -> list[str]:
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.checkpoints import imagenet
     from v2idetr.checkpoints.conversion import export
-    from v2idetr.checkpoints.files import read_weights
+    from v2idetr.checkpoints.files import check_finite, read_weights
     from v2idetr.checkpoints.published import write_backbone, write_published
 
     source = find_file(options.source)
     stored = read_weights(source)
+    check_finite(stored.state, source)
     if imagenet.prefix_of(stored.state) is not None:
         tensors, kind = imagenet.to_torchvision(stored.state, source)
         lines = [f"{source}: ImageNet weights of a {kind}"]

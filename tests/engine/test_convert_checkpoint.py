@@ -318,6 +318,19 @@ def test_without_an_output_a_file_is_only_described(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused_with_its_name(
+    number: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = coco_file(tmp_path), tmp_path / "a.safetensors"
+    content = torch.load(source, weights_only=False)
+    content["model"]["class_embed.0.weight"][3, 4] = number
+    torch.save(content, source)
+    assert main([str(source), "--output", str(output)]) == 2
+    assert re.search(r"NaN or infinite[\s\S]*in \(1\):\s+class_embed", capsys.readouterr().err)
+    assert not output.exists()
+
+
 def bare_file(folder: Path, **variant: bool) -> Path:
     """As :func:`coco_file`, without the command line of its training."""
     path = coco_file(folder, **variant)
@@ -354,6 +367,7 @@ def test_the_number_of_heads_can_be_given(
         (["a.pth", "--output", "b.pth"], "must end in .safetensors"),
         (["a.pth", "model.net.d=3"], "give --config-file"),
         (["a.pth", "--classes", "a", "--config-file", "c"], "leave out --classes"),
+        (["a.pth", "--classes", "a", "b", "a"], "must be different words, but is a b a"),
         (["a.pth", "--to", "mmdet"], "invalid choice"),
     ],
 )

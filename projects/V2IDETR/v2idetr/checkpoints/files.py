@@ -126,6 +126,20 @@ def read_torch(path: str | Path) -> Any:
         raise CheckpointError(_damaged(path, error)) from error
 
 
+def check_finite(state: dict[str, Tensor], source: str | Path) -> None:
+    """Refuse weights of which one is NaN or infinite.
+
+    Raises:
+        CheckpointError: names the tensors.
+    """
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"{source}: has weights that are NaN or infinite: its training has diverged, or the "
+            "file was put together wrongly. Use an earlier checkpoint." + listed("in", broken)
+        )
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, advice: str) -> None:
     """Let ``write`` fill a file that then replaces ``path``.
 
