@@ -363,9 +363,21 @@ def test_a_backbone_of_other_shapes_than_its_names_say_is_refused(tmp_path: Path
 
 
 def test_a_dilated_detector_is_known_by_its_file_name(tmp_path: Path) -> None:
-    path, _ = tiny_file("detr", tmp_path)
-    with pytest.raises(CheckpointError, match="DC5"):
+    path, _ = tiny_file("detrex_detr", tmp_path)  # which says nothing else
+    with pytest.raises(CheckpointError, match=r"DC5 detector by its name.*rename the file"):
         read(path.rename(tmp_path / "detr-r50-dc5-f0fb7ef5.pth"))
+
+
+@pytest.mark.parametrize("case", ["detr", "detrex_detr"])
+def test_a_file_is_believed_against_its_name(case: str, tmp_path: Path) -> None:
+    weights = read(tiny_file(case, tmp_path)[0])
+    name = "without_dc5.pth"
+    export(weights, "official" if case == "detr" else "detrex", tmp_path / name)
+    if case == "detr":
+        content = torch.load(tmp_path / name, weights_only=False)
+        del content["v2idetr"]
+        torch.save(content, tmp_path / name)
+    assert read(tmp_path / name).header.source == name
 
 
 def test_what_to_do_about_a_tensor_too_many_is_said(tmp_path: Path) -> None:

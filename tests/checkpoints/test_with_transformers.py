@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -201,12 +202,27 @@ def test_what_the_config_beside_a_file_says_gets_into_the_header(tmp_path: Path)
     assert header.source_layout == "transformers' Deformable DETR"
 
 
-def test_dilation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    theirs = build_theirs("detr")
-    theirs.config.dilation = True
-    theirs.save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"dilation": True}, "config.json: has dilation=True; ours is False"),
+        (
+            {"backbone_config": {"model_type": "timm_backbone", "output_stride": 16}},
+            "has backbone_config.output_stride=16, which is a dilated (DC5) backbone",
+        ),
+    ],
+)
+def test_dilation_is_refused(
+    settings: dict[str, Any],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    build_theirs("detr").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | settings
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert convert([str(tmp_path)]) == 2
-    assert "config.json: has dilation=True; ours is False" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", ["detr", "deformable", "box_refined", "two_stage"])

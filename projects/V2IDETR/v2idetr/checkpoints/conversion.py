@@ -123,10 +123,6 @@ def read_foreign(
     Raises:
         CheckpointError: it is not whole, or of a detector that we do not have.
     """
-    if "dc5" in path.name.lower():
-        raise CheckpointError(
-            f"{path}: is a DC5 detector by its name; its dilated backbone is none of ours."
-        )
     hidden = _hidden_settings(path, stored, layout)
     state, unknown = layout.to_ours(stored.state, path)
     if unknown:
@@ -134,6 +130,11 @@ def read_foreign(
     ours = _header_beside(path, stored, layout)
     if ours is not None:
         return read_published(path, state, ours)
+    if "dc5" in path.name.lower() and "dilation" not in hidden:
+        raise CheckpointError(
+            f"{path}: is a DC5 detector by its name, with a dilated backbone, which is none of "
+            "ours. If it is not, rename the file."
+        )
     assumed = []
     if "num_heads" not in hidden:
         hidden["num_heads"] = HEADS if num_heads is None else num_heads

@@ -86,9 +86,14 @@ def _network_settings(config: dict[str, Any]) -> dict[str, Any]:
     ):
         if config.get(key, ours) != ours:
             raise ValueError(f"has {key}={config[key]!r}; ours is {ours!r}")
-    two_stage = config.get("two_stage", False)
-    settings: dict[str, Any] = {"num_heads": heads.pop()}
-    if two_stage:
+    for key in ("backbone_config", "backbone_kwargs"):
+        stride = (config.get(key) or {}).get("output_stride")
+        if stride not in (None, 32):
+            raise ValueError(
+                f"has {key}.output_stride={stride}, which is a dilated (DC5) backbone; ours have 32"
+            )
+    settings: dict[str, Any] = {"num_heads": heads.pop(), "dilation": False}
+    if config.get("two_stage", False):
         settings["num_queries"] = config.get("two_stage_num_proposals", 300)
     labels = config.get("id2label")
     if isinstance(labels, dict):
