@@ -21,9 +21,15 @@
 
 SOURCE is a file of DETR, Deformable DETR or SAM-DETR (official code), of detrex, of transformers
 (file or folder), a checkpoint of train_net.py, or a file that this program wrote; which of them is
-seen from the names in it. No code in it is run. The output is read by train.init_checkpoint,
-teacher.init_checkpoint and teacher.checkpoint, which refuse it for another architecture, other
-classes or other pixel statistics.
+seen from the names in it. No code in it is run; a tensor that is missing, too many, of another
+shape or not finite is an error. Heads and two-stage queries do not show in the tensors: where
+nothing in or beside the file says them, the published numbers are assumed, and a line says so.
+
+The output is read by train.init_checkpoint, teacher.init_checkpoint and teacher.checkpoint, which
+refuse it for another architecture, other classes or other pixel statistics. Files written with --to
+official or detrex also hold our header, a folder for transformers preprocessor_config.json: heads,
+classes, pixel statistics and sizes come back from all of them. What the other code does otherwise
+(padding) is printed.
 """
 
 from __future__ import annotations
@@ -50,8 +56,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--config-file",
         metavar="CONFIG",
-        help="the detector that the weights are for, which they must fit, and its classes; for a "
-        "checkpoint of train_net.py its own (default: config.yaml beside it)",
+        help="the detector that the weights are for, which they must fit tensor by tensor, and its "
+        "classes; for a checkpoint of train_net.py its own (default: config.yaml beside it)",
     )
     add("--num-heads", type=int, help="attention heads, where SOURCE does not say (default: 8)")
     add("--classes", nargs="+", metavar="NAME", help="keep these classes alone, in this order")

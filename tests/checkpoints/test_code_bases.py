@@ -272,7 +272,7 @@ def test_missing_tensors_are_listed_as_the_file_calls_them(case: str, tmp_path: 
     with pytest.raises(CheckpointError, match="not a whole detector") as caught:
         read(path)
     assert "missing (2)" in str(caught.value)
-    assert str(caught.value).endswith("Save all of model.state_dict(), or get the file again.")
+    assert str(caught.value).endswith("or save all of model.state_dict() again.")
     assert all(name in str(caught.value) for name in names)
 
 

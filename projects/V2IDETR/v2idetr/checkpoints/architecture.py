@@ -161,8 +161,8 @@ def incomplete(
     """
     parts = "".join(f" {sentence}" for sentence in missing_parts(unexpected))
     remedy = ""
-    if not parts and (missing or reshaped):
-        remedy = "\nSave all of model.state_dict(), or get the file again."
+    if not parts and (missing or reshaped or layout.name == "ours"):
+        remedy = "\nGet the file again, or save all of model.state_dict() again."
     elif not parts:
         remedy = (
             "\nIf the detector works without them, save the others alone: "
