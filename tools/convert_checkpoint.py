@@ -21,9 +21,15 @@
 
 SOURCE is a file of DETR, Deformable DETR or SAM-DETR (official code), of detrex, of transformers
 (file or folder), a checkpoint of train_net.py, or a file that this program wrote; which of them is
-seen from the names in it. No code in it is run. The output is read by train.init_checkpoint,
-teacher.init_checkpoint and teacher.checkpoint, which refuse it for another architecture, other
-classes or other pixel statistics.
+seen from the names in it. No code in it is run; a tensor that is missing, too many, of another
+shape or not finite is an error. Heads and two-stage queries do not show in the tensors: where
+nothing in or beside the file says them, the published numbers are assumed, and a line says so.
+
+The output is read by train.init_checkpoint, teacher.init_checkpoint and teacher.checkpoint, which
+refuse it for another architecture, other classes or other pixel statistics. Files written with --to
+official or detrex also hold our header, a folder for transformers preprocessor_config.json: heads,
+classes, pixel statistics and sizes come back from all of them. What the other code does otherwise
+(padding) is printed.
 """
 
 from __future__ import annotations
@@ -47,13 +53,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("source", type=Path, metavar="SOURCE", help="file, or folder of transformers")
     add("--output", type=Path, metavar="FILE", help="without it nothing is written")
     add("--to", choices=("ours", *LAYOUTS), default="ours", help="layout to write (default: ours)")
-    add("--layout", choices=LAYOUTS, help="of SOURCE, where it is not recognised")
     add(
         "--config-file",
         metavar="CONFIG",
-        help="the detector that the weights are for, which they must fit, and its classes; for a "
-        "checkpoint of train_net.py its own (default: config.yaml beside it)",
+        help="the detector that the weights are for, which they must fit tensor by tensor, and its "
+        "classes; for a checkpoint of train_net.py its own (default: config.yaml beside it)",
     )
+    add("--num-heads", type=int, help="attention heads, where SOURCE does not say (default: 8)")
     add("--classes", nargs="+", metavar="NAME", help="keep these classes alone, in this order")
     add(
         "--new-class-head",
@@ -66,6 +72,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--new-class-head needs the classes: give --config-file or --classes")
     if options.config_file and options.classes:
         parser.error("--config-file has the classes (data.class_names): leave out --classes")
+    if options.classes and len(set(options.classes)) < len(options.classes):
+        parser.error(f"--classes must be different words, but is {' '.join(options.classes)}")
     if options.overrides and not options.config_file:
         parser.error(f"{options.overrides[0]} changes a config: give --config-file")
     if options.output and options.to == "ours" and options.output.suffix != ".safetensors":
@@ -96,12 +104,13 @@ def convert(options: argparse.Namespace) -> list[str]:
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.checkpoints import imagenet
     from v2idetr.checkpoints.conversion import export
-    from v2idetr.checkpoints.files import read_weights
+    from v2idetr.checkpoints.files import check_finite, read_weights
     from v2idetr.checkpoints.published import write_backbone, write_published
 
     source = find_file(options.source)
     stored = read_weights(source)
-    if options.layout is None and imagenet.prefix_of(stored.state) is not None:
+    check_finite(stored.state, source)
+    if imagenet.prefix_of(stored.state) is not None:
         tensors, kind = imagenet.to_torchvision(stored.state, source)
         lines = [f"{source}: ImageNet weights of a {kind}"]
         if options.output is None:
@@ -109,13 +118,13 @@ def convert(options: argparse.Namespace) -> list[str]:
         write_backbone(options.output, tensors, kind, source)
         return [*lines, *written(options.output)]
     weights, lines = read_detector(source, stored, options)
-    lines = [describe(source, weights.header), *lines]
+    lines = [describe(source, weights.header), *weights.assumed, *lines]
     if options.output is None:
         return lines
     if options.to == "ours":
         write_published(options.output, weights.published_state(), weights.header)
     else:
-        export(weights, options.to, options.output)
+        lines += export(weights, options.to, options.output)
     return [*lines, *written(options.output)]
 
 
@@ -133,29 +142,32 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
     """Weights of a detector as the options want them, and what was done to them."""
     from v2idetr.checkpoints.architecture import network_of
     from v2idetr.checkpoints.conversion import (
-        Weights,
         check_fits,
         find_layout,
         read_foreign,
+        read_published,
     )
     from v2idetr.checkpoints.published import read_header
+    from v2idetr.engine.checkpoint import load_into
 
     header = read_header(stored.metadata, source)
     bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
-    if header is None and options.layout is None and network_of(bare):
+    if header is None and network_of(bare):
         weights = read_trained(source, stored, options)
         return with_classes(weights, options.classes, options.new_class_head)
     if header is not None:
-        weights = Weights(bare, header, source)
+        weights = read_published(source, bare, header)
     else:
-        layout = find_layout(stored.state, source, options.layout)
-        weights = read_foreign(source, stored, layout)
+        layout = find_layout(stored.state, source)
+        weights = read_foreign(source, stored, layout, num_heads=options.num_heads)
     if not options.config_file:
         return with_classes(weights, options.classes, options.new_class_head)
     stage = "teacher" if weights.header.architecture.get("temporal") else "plain"
     detector, config = build_detector(options, stage)
     weights, lines = with_classes(weights, list(detector.class_names), options.new_class_head)
-    return check_fits(weights, detector, config), lines
+    weights = check_fits(weights, detector, config)
+    load_into(detector, weights.published_state(), source)  # every name and shape
+    return weights, lines
 
 
 def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
@@ -185,9 +197,14 @@ def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, str]:
     from v2idetr.engine.config_yaml import dump_yaml
     from v2idetr.engine.stage_models import build_stage
 
-    config = load_config(options.config_file, options.overrides)
     stage = "teacher" if stage == "teacher" else "plain"  # a student is the plain detector
-    return build_stage(config, stage, pretrained=False).detector, dump_yaml(to_plain(config))
+    try:
+        config = load_config(options.config_file, options.overrides)
+        return build_stage(config, stage, pretrained=False).detector, dump_yaml(to_plain(config))
+    except ValueError as error:
+        raise ValueError(
+            f"{options.config_file}: {error}\nMend it, or give another config with --config-file."
+        ) from error
 
 
 def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple[Any, list[str]]:

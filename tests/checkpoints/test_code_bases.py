@@ -148,6 +148,33 @@ def test_a_file_there_and_back_is_the_same_bit_for_bit(case: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_detector_there_and_back_is_the_same_in_everything(case: str, tmp_path: Path) -> None:
+    weights = read(tiny_file(case, tmp_path)[0])
+    heads = weights.header.architecture["num_heads"]
+    if not case.startswith("sam"):  # its tensors show it
+        heads = 4
+    architecture = weights.header.architecture | {"num_heads": heads, "isolate_padding": True}
+    if "num_points" in architecture:
+        architecture["num_points"] *= 8 // heads
+    header = replace(
+        weights.header,
+        architecture=architecture,
+        class_names=["a", "b", "c", "d", "e"],
+        pixel_mean=[1.0, 2.0, 3.0],
+        pixel_std=[4.0, 5.0, 6.0],
+        input_size="resize_fixed width=64 height=48",
+        size_divisor=32,
+        config="model: {}\n",
+    )
+    code_base = case.split("_")[0] if "detrex" in case else "official"
+    export(replace(weights, header=header), code_base, tmp_path / "theirs.pth")
+    back = read(tmp_path / "theirs.pth").header
+    assert (back.source, back.source_layout) == ("theirs.pth", weights.header.source_layout)
+    same = {"source": header.source, "source_sha256": header.source_sha256}
+    assert replace(back, **same) == header
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_file_says_what_our_network_must_be(case: str, tmp_path: Path) -> None:
     path, _ = tiny_file(case, tmp_path)
     weights = read(path)
@@ -172,6 +199,16 @@ def test_what_tensors_do_not_show_is_read_beside_them(tmp_path: Path) -> None:
     architecture = read(path).header.architecture
     assert (architecture["num_heads"], architecture["num_points"]) == (4, 8)
     assert architecture["num_queries"] == 9, "two-stage queries are no tensor"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("sam")])
+def test_the_heads_of_sam_detr_show_in_its_tensors(case: str, tmp_path: Path) -> None:
+    _, writer, _, variant, _ = CASES[case]
+    shapes, second = getattr(file_names, writer)(replace(tiny_size(case), heads=2), **variant)
+    torch.save({"model": tensors(shapes, second)}, tmp_path / "sam.pth")
+    architecture = read(tmp_path / "sam.pth").header.architecture
+    assert architecture["num_heads"] == 2
+    assert architecture["smca"] is variant.get("smca", False)
 
 
 def test_norms_of_the_deformable_decoder_land_where_they_are_used() -> None:
@@ -228,6 +265,7 @@ def test_missing_tensors_are_listed_as_the_file_calls_them(case: str, tmp_path: 
     with pytest.raises(CheckpointError, match="not a whole detector") as caught:
         read(path)
     assert "missing (2)" in str(caught.value)
+    assert str(caught.value).endswith("or save all of model.state_dict() again.")
     assert all(name in str(caught.value) for name in names)
 
 
@@ -271,7 +309,7 @@ def test_a_part_that_we_do_not_have_is_named(name: str, sentence: str, tmp_path:
         ("transformer.decoder.layers.0.ca_qpos_proj.weight", "Conditional DETR or DAB-DETR"),
         ("detr.transformer.encoder.layers.0.linear1.weight", "Detectron2 wrapper"),
         ("bbox_head.transformer.encoder.layers.0.norms.0.weight", "MMDetection"),
-        ("head.weight", r"names such as head\.weight"),
+        ("head.weight", r"names such as head\.weight\.$"),
     ],
 )
 def test_an_unknown_layout_is_refused_with_what_it_may_be(name: str, sentence: str) -> None:
@@ -281,18 +319,13 @@ def test_an_unknown_layout_is_refused_with_what_it_may_be(name: str, sentence: s
     assert all(layout.title in str(caught.value) for layout in LAYOUTS)
 
 
-def test_a_layout_can_be_forced_on_a_file_that_lost_what_it_is_known_by(tmp_path: Path) -> None:
-    path, state = tiny_file("detr", tmp_path)
+def test_of_a_file_that_lost_what_it_is_known_by_the_nearest_layout_is_named() -> None:
     mark = "transformer.decoder.layers.0.multihead_attn.in_proj_weight"
-    del state[mark]
-    with pytest.raises(CheckpointError, match="in no layout"):
-        find_layout(state, path)
-    torch.save({"model": state}, path)
-    stored = read_weights(path)
-    with pytest.raises(
-        CheckpointError, match=rf"official code of DETR[\s\S]*missing \(1\):\s+{mark}"
-    ):
-        read_foreign(path, stored, find_layout(state, path, "official"))
+    state = {n: t for n, t in tensors(*shapes_of("detr", TINY)).items() if n != mark}
+    with pytest.raises(CheckpointError) as caught:
+        find_layout(state, "file.pth")
+    nearest = f"nearest to the official code of DETR, but has no {mark}."
+    assert nearest in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +335,7 @@ def test_a_layout_can_be_forced_on_a_file_that_lost_what_it_is_known_by(tmp_path
         ({"pre_norm": True}, "--pre_norm"),
         ({"position_embedding": "learned"}, "--position_embedding learned"),
         ({"nheads": 5}, "cannot be cut into 5 heads"),
+        ({"nheads": 0}, "cannot be cut into 0 heads"),
     ],
 )
 def test_settings_that_we_do_not_have_are_refused(
@@ -313,10 +347,37 @@ def test_settings_that_we_do_not_have_are_refused(
         read(path)
 
 
+def test_a_backbone_of_other_shapes_than_its_names_say_is_refused(tmp_path: Path) -> None:
+    # The depth of a ResNet-18, half as wide.
+    size = replace(TINY, blocks=(2, 2, 2, 2), stem=32, widths=(32, 64, 128, 256))
+    torch.save({"model": tensors(file_names.official_detr(size))}, tmp_path / "detr.pth")
+    with pytest.raises(CheckpointError, match="its backbone is not a plain ResNet-18"):
+        read(tmp_path / "detr.pth")
+
+
 def test_a_dilated_detector_is_known_by_its_file_name(tmp_path: Path) -> None:
-    path, _ = tiny_file("detr", tmp_path)
-    with pytest.raises(CheckpointError, match="DC5"):
+    path, _ = tiny_file("detrex_detr", tmp_path)  # which says nothing else
+    with pytest.raises(CheckpointError, match=r"DC5 detector by its name.*rename the file"):
         read(path.rename(tmp_path / "detr-r50-dc5-f0fb7ef5.pth"))
+
+
+@pytest.mark.parametrize("case", ["detr", "detrex_detr"])
+def test_a_file_is_believed_against_its_name(case: str, tmp_path: Path) -> None:
+    weights = read(tiny_file(case, tmp_path)[0])
+    name = "without_dc5.pth"
+    export(weights, "official" if case == "detr" else "detrex", tmp_path / name)
+    if case == "detr":
+        state = torch.load(tmp_path / name)["model"]
+        beside = argparse.Namespace(nheads=8, dilation=False)
+        torch.save({"model": state, "args": beside}, tmp_path / name)
+    assert read(tmp_path / name).header.source == name
+
+
+def test_what_to_do_about_a_tensor_too_many_is_said(tmp_path: Path) -> None:
+    path, state = tiny_file("detr", tmp_path)
+    torch.save({"model": state | {"extra": torch.zeros(2)}}, path)
+    with pytest.raises(CheckpointError, match="If the detector works without them, save the oth"):
+        read(path)
 
 
 def test_tensors_that_should_be_one_must_be_equal(tmp_path: Path) -> None:
@@ -332,7 +393,11 @@ def test_a_detector_without_a_place_elsewhere_is_not_exported(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="detrex has no SAMDETR; these do: the official code"):
         export(read(path), "detrex", tmp_path / "out.pth")
     weights = read(tiny_file("deformable", tmp_path)[0])
-    weights.state["temporal.blocks.0.weight"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=r"It is a teacher[\s\S]*temporal\.blocks\.0\.weight"):
-        export(weights, "official", tmp_path / "out.pth")
+    for part, sentence in (
+        ("temporal.blocks.0.weight", r"It is a teacher[\s\S]*temporal\.blocks\.0\.weight"),
+        ("content_embed.weight", r"learnt contents \(mixed_queries\)[\s\S]*content_embed\.weight"),
+    ):
+        more = replace(weights, state=weights.state | {part: torch.zeros(1)})
+        with pytest.raises(CheckpointError, match=sentence):
+            export(more, "official", tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()

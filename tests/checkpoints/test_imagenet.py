@@ -116,9 +116,10 @@ def test_a_resnet_of_timm_is_read(model: nn.Module, tmp_path: Path) -> None:
 
 
 def test_a_resnet_of_transformers_is_read(tmp_path: Path) -> None:
+    widths = (64, 128, 256, 512)
     config = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 12, 16, 24],
+        embedding_size=64,
+        hidden_sizes=list(widths),
         depths=[2, 2, 2, 2],
         layer_type="basic",
         num_labels=3,
@@ -130,7 +131,7 @@ def test_a_resnet_of_transformers_is_read(tmp_path: Path) -> None:
     state = read_weights(output).state
     want = theirs.resnet.encoder.stages[1].layers[0].shortcut.convolution.weight
     assert torch.equal(state["layer2.0.downsample.0.weight"], want)
-    size = Size(blocks=(2, 2, 2, 2), stem=8, widths=(8, 12, 16, 24), bottleneck=False)
+    size = Size(blocks=(2, 2, 2, 2), stem=64, widths=widths, bottleneck=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert shapes == file_names.torchvision_resnet(size)
 
@@ -151,6 +152,19 @@ def test_another_network_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     torch.save(change(dict(model.state_dict())), tmp_path / "net.pth")
+    assert convert([str(tmp_path / "net.pth"), "--output", str(tmp_path / "a.safetensors")]) == 2
+    assert "not a plain ResNet-18" in capsys.readouterr().err
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["wide_resnet50_2", "resnext50_32x4d"])
+def test_a_resnet_of_the_same_names_but_other_shapes_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with torch.device("meta"):
+        shapes = torchvision.models.get_model(name).state_dict()
+    zero = torch.zeros(())  # takes no memory, whatever its shape
+    torch.save({n: zero.expand(t.shape) for n, t in shapes.items()}, tmp_path / "net.pth")
     assert convert([str(tmp_path / "net.pth"), "--output", str(tmp_path / "a.safetensors")]) == 2
     assert "not a plain ResNet-18" in capsys.readouterr().err
     assert not (tmp_path / "a.safetensors").exists()

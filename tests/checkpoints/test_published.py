@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import pickle
@@ -138,6 +139,30 @@ def test_two_stage_queries_are_as_many_as_one_wants(tmp_path: Path) -> None:
     assert load_detector(tiny_detector("DeformableDETR", **two_stage, num_queries=3), path) == []
 
 
+MIXED = {"box_refine": True, "two_stage": True, "mixed_queries": True}
+
+
+def test_the_header_says_whether_two_stage_queries_are_mixed(tmp_path: Path) -> None:
+    path = published(tiny_detector("DeformableDETR", **MIXED), tmp_path)
+    plain = tiny_detector("DeformableDETR", box_refine=True, two_stage=True)
+    with pytest.raises(CheckpointError, match=r"net\.mixed_queries is False, in the file True"):
+        load_detector(plain, path)
+    with pytest.raises(CheckpointError, match=r"net\.num_queries is 3, in the file 7"):
+        load_detector(tiny_detector("DeformableDETR", **MIXED, num_queries=3), path)
+    assert load_detector(tiny_detector("DeformableDETR", **MIXED), path) == []
+
+
+def test_a_header_of_before_there_were_mixed_queries_is_left_to_its_tensors(tmp_path: Path) -> None:
+    path = published(tiny_detector("DeformableDETR", **MIXED), tmp_path)
+    header = read_header(read_weights(path).metadata, path)
+    assert header is not None
+    old = {key: value for key, value in header.architecture.items() if key != "mixed_queries"}
+    path = published(tiny_detector("DeformableDETR", **MIXED), tmp_path, architecture=old)
+    assert load_detector(tiny_detector("DeformableDETR", **MIXED), path) == []
+    with pytest.raises(CheckpointError, match=r"not in the model \(1\):\s+net\.content_embed"):
+        load_detector(tiny_detector("DeformableDETR", box_refine=True, two_stage=True), path)
+
+
 def test_padding_as_published_is_said_where_ours_differs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,6 +205,26 @@ def test_a_header_that_names_no_network_is_refused(tmp_path: Path) -> None:
     stored = read_weights(path)
     save_file(stored.state, path, stored.metadata | {"architecture": "[]"})
     with pytest.raises(CheckpointError, match="header is damaged"):
+        load_detector(tiny_detector(), path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("class_names", 3),
+        ("class_names", [1]),
+        ("pixel_mean", "x"),
+        ("pixel_std", [1.0, 2.0]),
+        ("size_divisor", "32"),
+        ("config", None),
+        ("architecture", {"network": 3}),
+    ],
+)
+def test_a_header_of_other_types_is_refused(part: str, value: Any, tmp_path: Path) -> None:
+    path = published(tiny_detector(), tmp_path)
+    stored = read_weights(path)
+    save_file(stored.state, path, stored.metadata | {part: json.dumps(value)})
+    with pytest.raises(CheckpointError, match=f"header is damaged \\({part} is"):
         load_detector(tiny_detector(), path)
 
 
@@ -232,6 +277,42 @@ def test_code_is_refused_and_not_run(suffix: str, inside: bool, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"refused|truncated or damaged"):
         read_weights(path)
     assert not target.exists()
+
+
+def test_weights_are_found_under_the_second_key_where_the_first_is_something_else(
+    tmp_path: Path,
+) -> None:
+    content = {"model": {"name": "detr"}, "state_dict": {"w": torch.ones(2)}, "epoch": 3}
+    torch.save(content, tmp_path / "a.pth")
+    stored = read_weights(tmp_path / "a.pth")
+    assert torch.equal(stored.state["w"], torch.ones(2))
+    assert stored.beside.keys() == {"model", "epoch"}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"ema": {"w": torch.ones(1)}, "epoch": 3}, "has the keys 'ema', 'epoch'"),
+        ({"model": {"0": 1}}, "has the keys 'model'"),
+        ({0: torch.ones(1)}, "has the keys 0"),
+        ([1], "is a list"),
+    ],
+)
+def test_a_file_without_weights_is_refused_with_what_it_holds(
+    content: Any, found: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"'model' or 'state_dict'; it {found}\. If"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_what_data_parallel_puts_before_all_names_is_taken_off(tmp_path: Path) -> None:
+    detector = tiny_detector()
+    state = {f"module.{name}": tensor for name, tensor in detector.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "a.pth")
+    assert load_detector(tiny_detector(), tmp_path / "a.pth") == []
+    torch.save({"model": state | {"w": torch.ones(1)}}, tmp_path / "a.pth")
+    assert "module.net.class_head.bias" in read_weights(tmp_path / "a.pth").state
 
 
 def test_a_pickle_of_arrays_is_read(tmp_path: Path) -> None:

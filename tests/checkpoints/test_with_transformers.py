@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from detectron2.config import instantiate
 from torch import Tensor, nn
 from transformers import (
+    AutoImageProcessor,
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
     DeformableDetrImageProcessor,
@@ -25,9 +27,9 @@ from tests.checkpoints.file_names import TINY
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
 from tests.modeling.transformers_models import batch
 from tools.convert_checkpoint import main as convert
-from v2idetr.checkpoints.conversion import export, of_detector
+from v2idetr.checkpoints.conversion import Weights, export, of_detector
 from v2idetr.checkpoints.files import CheckpointError, read_weights
-from v2idetr.checkpoints.published import read_header
+from v2idetr.checkpoints.published import read_header, write_published
 from v2idetr.engine.checkpoint import load_detector
 from v2idetr.modeling.meta_arch import Detector
 
@@ -200,12 +202,27 @@ def test_what_the_config_beside_a_file_says_gets_into_the_header(tmp_path: Path)
     assert header.source_layout == "transformers' Deformable DETR"
 
 
-def test_dilation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    theirs = build_theirs("detr")
-    theirs.config.dilation = True
-    theirs.save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"dilation": True}, "config.json: has dilation=True; ours is False"),
+        (
+            {"backbone_config": {"model_type": "timm_backbone", "output_stride": 16}},
+            "has backbone_config.output_stride=16, which is a dilated (DC5) backbone",
+        ),
+    ],
+)
+def test_dilation_is_refused(
+    settings: dict[str, Any],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    build_theirs("detr").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | settings
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert convert([str(tmp_path)]) == 2
-    assert "dilation=True in its config.json" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", ["detr", "deformable", "box_refined", "two_stage"])
@@ -222,6 +239,82 @@ def test_ours_exported_is_loaded_by_transformers_and_detects_the_same(
     kind = DetrForObjectDetection if variant == "detr" else DeformableDetrForObjectDetection
     theirs = kind.from_pretrained(tmp_path / "theirs").eval()
     assert_same_detections(theirs, ours)
+
+
+STATISTICS = {"pixel_mean": [100.0, 110.5, 120.25], "pixel_std": [50.0, 60.5, 70.0]}
+
+
+def own_weights(folder: Path, input_size: str, **settings: Any) -> Weights:
+    """Of a detector of ours with pixel statistics of its own."""
+    net = build_ours("detr", resnet=instantiate(copy.deepcopy(resnet18))).net
+    for key, value in settings.items():
+        setattr(net, key, value)
+    ours = detector_of(net, list(LABELS.values()), **STATISTICS)
+    torch.save({"model": ours.state_dict()}, folder / "best.pth")
+    return of_detector(folder / "best.pth", ours, "", input_size)
+
+
+def test_transformers_shows_pictures_to_an_exported_detector_as_we_do(tmp_path: Path) -> None:
+    weights = own_weights(tmp_path, "resize_fixed width=64 height=48")
+    assert export(weights, "transformers", tmp_path / "theirs") == []
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "theirs")
+    grey = torch.full((3, 30, 50), 127, dtype=torch.uint8)
+    pixels = processor(grey, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 48, 64)
+    ours = detector_of(tiny_network("DETR"), **STATISTICS).images([{"image": grey}]).pixels
+    torch.testing.assert_close(pixels[0, :, 0, 0], ours[0, :, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "input_size",
+    ["resize_fixed width=64 height=48", "ResizeShortEdge short_edges=480 max_size=800"],
+)
+def test_how_pictures_are_shown_comes_back_from_transformers(
+    input_size: str, tmp_path: Path
+) -> None:
+    export(own_weights(tmp_path, input_size), "transformers", tmp_path / "theirs")
+    output = tmp_path / "back.safetensors"
+    assert convert([str(tmp_path / "theirs"), "--output", str(output)]) == 0
+    header = read_header(read_weights(output).metadata, output)
+    assert header is not None
+    assert header.pixel_mean == STATISTICS["pixel_mean"]
+    assert header.pixel_std == STATISTICS["pixel_std"]
+    assert header.input_size == input_size
+
+
+def test_the_image_processor_beside_a_file_of_transformers_is_read(tmp_path: Path) -> None:
+    build_theirs("detr").save_pretrained(tmp_path)
+    DetrImageProcessor(
+        image_mean=[0.5, 0.5, 0.5], size={"shortest_edge": 320, "longest_edge": 640}
+    ).save_pretrained(tmp_path)
+    output = tmp_path / "ours.safetensors"
+    assert convert([str(tmp_path), "--output", str(output)]) == 0
+    header = read_header(read_weights(output).metadata, output)
+    assert header is not None
+    assert header.pixel_mean == [127.5, 127.5, 127.5]
+    assert header.pixel_std == pytest.approx([58.395, 57.12, 57.375])
+    assert header.input_size == "ResizeShortEdge short_edges=320 max_size=640"
+
+
+def test_an_image_processor_without_statistics_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_theirs("detr").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 800, "max_size": 1333}')
+    assert convert([str(tmp_path)]) == 2
+    assert "preprocessor_config.json: has no pixel statistics" in capsys.readouterr().err
+
+
+def test_what_transformers_does_otherwise_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = own_weights(tmp_path, "crop size=64", isolate_padding=True)
+    path = tmp_path / "ours.safetensors"
+    write_published(path, weights.published_state(), weights.header)
+    assert convert([str(path), "--to", "transformers", "--output", str(tmp_path / "theirs")]) == 0
+    printed = capsys.readouterr().out
+    assert "net.isolate_padding is true, but transformers has no such thing" in printed
+    assert "'shortest_edge': 800, 'longest_edge': 1333}, for want of 'crop size=64'" in printed
 
 
 def test_a_resnet_of_no_known_depth_is_not_exported_to_transformers(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tests.checkpoints import file_names
 from tests.checkpoints.file_names import TINY, Size, tensors
@@ -25,6 +30,7 @@ from v2idetr.engine.stage_training import load_initial_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = replace(TINY, encoder=1, decoder=1, heads=2, ffn=16, queries=6, classes=91)
+State = dict[str, Tensor]
 RESNET = "tests.checkpoints.tiny_detectors.tiny_resnet"
 
 
@@ -89,7 +95,7 @@ def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
     with pytest.raises(CheckpointError) as caught:
         load_initial_weights(load_config(config, start), "teacher", teacher)
     assert str(caught.value).startswith(f"teacher.init_checkpoint: {output}: ")
-    assert "net.temporal is True, in the file False" in str(caught.value)
+    assert "(teacher.model.net.temporal=null switches it off)" in str(caught.value)
     assert "or set teacher.init_partial=true to leave out" in str(caught.value)
     run = load_config(config, [*start, "teacher.init_partial=true"])
     load_initial_weights(run, "teacher", teacher)
@@ -192,10 +198,79 @@ def test_there_and_back_through_another_layout_nothing_changes(
     assert main([str(trained), "--output", str(ours)]) == 0
     for layout in ("official", "detrex"):
         assert main([str(ours), "--to", layout, "--output", str(theirs)]) == 0
-        assert main([str(theirs), "--output", str(back), "--classes", "class 0"]) == 0
+        assert main([str(theirs), "--output", str(back)]) == 0
         want, have = read_weights(ours).state, read_weights(back).state
         assert want.keys() == have.keys()
         assert all(torch.equal(have[name], want[name]) for name in want)
+        before, after = header_of(ours), header_of(back)
+        assert before.architecture["num_heads"] == 2
+        assert after.architecture == before.architecture
+        assert after.class_names == ["polyp"]
+        assert after.config == before.config
+
+
+def without(part: str) -> Callable[[State], State]:
+    return lambda state: {name: t for name, t in state.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "header", "sentence"),
+    [
+        (without("box_heads"), {}, r"missing \(\d\):\s+box_heads\.0\.layers\.0\.weight"),
+        (without("class_heads"), {}, r"missing \(1\):\s+class_heads\.0\.weight"),
+        (without("res3.0.conv1.norm"), {}, r"missing \(4\):\s+backbone\.res3\.0\.conv1\.norm"),
+        (lambda state: state | {"net.extra": torch.zeros(2)}, {}, r"unexpected \(1\):\s+extra"),
+        (
+            lambda state: state | {"net.backbone.fc.weight": torch.zeros(2)},
+            {},
+            r"unexpected \(1\):\s+backbone\.fc\.weight",
+        ),
+        (
+            lambda state: state | {"net.level_embed": torch.zeros(4, 31)},
+            {},
+            r"level_embed \(4, 31\), expected \(4, 32\)",
+        ),
+        (dict, {"num_queries": 7}, "num_queries is 7, the tensors show 6"),
+        (dict, {"num_heads": "2"}, "never has"),
+        (dict, {"network": "YOLO"}, "the network 'YOLO', which is none of DETR"),
+    ],
+)
+@pytest.mark.parametrize("with_config", [False, True])
+def test_a_published_file_that_lost_or_gained_something_is_refused(
+    change: Callable[[State], State],
+    header: dict[str, Any],
+    sentence: str,
+    with_config: bool,
+    trained: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = tmp_path / "ours.safetensors", tmp_path / "again.safetensors"
+    assert main([str(trained), "--output", str(path)]) == 0
+    stored = read_weights(path)
+    architecture = json.loads(stored.metadata["architecture"]) | header
+    metadata = stored.metadata | {"architecture": json.dumps(architecture)}
+    save_file(change(stored.state), path, metadata)
+    given = ["--config-file", str(config)] if with_config else []
+    assert main([str(path), *given, "--output", str(output)]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not output.exists()
+
+
+def test_what_a_header_does_not_describe_is_compared_with_the_config(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, path = tmp_path / "best.pth", tmp_path / "teacher.safetensors"
+    state = dict(detector_of(config, stage="teacher").state_dict())
+    save_checkpoint(Checkpoint("teacher", 6, state, class_names=["polyp"]), source)
+    given = ["--config-file", str(config)]
+    assert main([str(source), *given, "--output", str(path)]) == 0
+    stored = read_weights(path)
+    lost = next(name for name in stored.state if ".temporal." in name)
+    save_file(without(lost)(stored.state), path, stored.metadata)
+    assert main([str(path), *given]) == 2
+    assert re.search(rf"missing in the file \(1\):\s+{lost}", capsys.readouterr().err)
 
 
 def test_a_teacher_is_published_but_has_no_place_in_other_code_bases(
@@ -220,6 +295,17 @@ def test_a_trained_detector_without_its_config_is_refused(
     assert "without its config; give it with --config-file" in capsys.readouterr().err
 
 
+def test_a_config_beside_a_checkpoint_that_is_wrong_is_named(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = trained.parent / "config.yaml"
+    beside.write_text(beside.read_text() + "\nnothing: 3\n")
+    assert main([str(trained)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"convert_checkpoint: {beside}: the configuration has 1 error")
+    assert "give another config with --config-file" in error
+
+
 def test_without_an_output_a_file_is_only_described(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +314,50 @@ def test_without_an_output_a_file_is_only_described(
     assert "network DeformableDETR" in printed
     assert "num_queries 6" in printed
     assert "person, bicycle, car" in printed
+    assert "assumed" not in printed, "the command line in the file says all"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused_with_its_name(
+    number: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = coco_file(tmp_path), tmp_path / "a.safetensors"
+    content = torch.load(source, weights_only=False)
+    content["model"]["class_embed.0.weight"][3, 4] = number
+    torch.save(content, source)
+    assert main([str(source), "--output", str(output)]) == 2
+    assert re.search(r"NaN or infinite[\s\S]*in \(1\):\s+class_embed", capsys.readouterr().err)
+    assert not output.exists()
+
+
+def bare_file(folder: Path, **variant: bool) -> Path:
+    """As :func:`coco_file`, without the command line of its training."""
+    path = coco_file(folder, **variant)
+    torch.save({"model": read_weights(path).state}, path)
+    return path
+
+
+def test_what_a_file_does_not_say_is_assumed_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = bare_file(tmp_path, refine=True, two_stage=True)
+    assert main([str(source)]) == 0
+    printed = capsys.readouterr().out
+    assert "number of heads is not in the file; 8 assumed (--num-heads)" in printed
+    assert "number of queries is not in the file; 300 assumed" in printed
+
+
+def test_the_number_of_heads_can_be_given(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, given = bare_file(tmp_path), ["--config-file", str(config), "--new-class-head"]
+    assert main([str(source), *given]) == 2
+    error = capsys.readouterr().err
+    assert "net.num_heads is 2, in the file 8" in error
+    assert error.endswith("number of heads is not in the file; 8 assumed (--num-heads)\n")
+    assert main([str(source), *given, "--num-heads", "2"]) == 0
+    assert "assumed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -238,6 +367,7 @@ def test_without_an_output_a_file_is_only_described(
         (["a.pth", "--output", "b.pth"], "must end in .safetensors"),
         (["a.pth", "model.net.d=3"], "give --config-file"),
         (["a.pth", "--classes", "a", "--config-file", "c"], "leave out --classes"),
+        (["a.pth", "--classes", "a", "b", "a"], "must be different words, but is a b a"),
         (["a.pth", "--to", "mmdet"], "invalid choice"),
     ],
 )

@@ -1,14 +1,14 @@
 """What a detector is, as far as weights must agree with it: a dict of its settings.
 
 Most of them show in the tensors, so a file of another code base says them too; the number of heads
-does not. All names are those of the networks' arguments, besides "network" (the class), "backbone"
-and "temporal" (has a temporal module).
+does so in SAM-DETR alone. All names are those of the networks' arguments, besides "network" (the
+class), "backbone" and "temporal" (has a temporal module).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from v2idetr.checkpoints.files import CheckpointError, listed
 from v2idetr.checkpoints.layouts import Layout, count, missing_parts
 from v2idetr.checkpoints.renaming import State
-from v2idetr.checkpoints.resnets import describe_resnet, missing_in_resnet
+from v2idetr.checkpoints.resnets import describe_resnet, resnet_names
 from v2idetr.modeling.backbone import FeatureShape
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.detr import DETR
@@ -61,30 +61,35 @@ def describe_state(network: str, state: State, num_heads: int) -> Architecture:
     Args:
         network: our class.
         state: our tensors, named as in the network.
-        num_heads: which they do not show.
+        num_heads: which they do not show, save for SAM-DETR's.
 
     Raises:
         KeyError: a tensor is missing; it is named.
     """
     ffn = "decoder.0.ffn.linear1.weight"
+    d = state["neck.projections.0.weight"].shape[0]
+    if network == "SAMDETR":
+        num_heads = len(state["decoder.0.aligner.content_gate.weight"]) // d
     settings: Architecture = {
         "network": network,
         "backbone": _backbone(state),
         "num_classes": len(state[_class_head(network)]) - (network == "DETR"),
-        "d": state["neck.projections.0.weight"].shape[0],
+        "d": d,
         "num_heads": num_heads,
         "num_encoder_layers": count(state, "encoder"),
         "num_decoder_layers": count(state, "decoder"),
         "ffn_dim": state[ffn].shape[0],
     }
-    if "query_embed.weight" in state:  # two-stage queries are as many as one wants
-        settings["num_queries"] = len(state["query_embed.weight"])
+    for learnt in ("query_embed.weight", "content_embed.weight"):
+        if learnt in state:  # two-stage queries without any are as many as one wants
+            settings["num_queries"] = len(state[learnt])
     settings |= {"strides": _strides(state)}
     if network == "DeformableDETR":
         settings |= {
             "num_points": _points(state, num_heads, len(_strides(state))),
             "box_refine": count(state, "box_heads") > 1,
             "two_stage": "proposal_proj.weight" in state,
+            "mixed_queries": "content_embed.weight" in state,
             "temporal": any(name.startswith("temporal.") for name in state),
         }
     if network == "SAMDETR":
@@ -100,14 +105,17 @@ def describe_state(network: str, state: State, num_heads: int) -> Architecture:
     return settings
 
 
-def check_complete(state: State, architecture: Architecture, layout: Layout, source: str) -> None:
-    """Compare a converted file with what its architecture needs.
+def check_complete(
+    state: State, architecture: Architecture, layout: Layout, source: str, *, resnet: bool = True
+) -> None:
+    """Compare a file with what its architecture needs; a temporal module is left out of it.
 
     Args:
         state: our tensors.
         architecture: of them.
         layout: of the file, whose names are shown.
         source: for messages.
+        resnet: the backbone must be one; otherwise it is left out, too.
 
     Raises:
         CheckpointError: lists what is missing, has another shape or has no place.
@@ -116,10 +124,17 @@ def check_complete(state: State, architecture: Architecture, layout: Layout, sou
         expected = _shapes(architecture, state)
     except ValueError as error:  # numbers that no whole file has
         raise CheckpointError(f"{source}: {error}") from error
-    backbone = [n.removeprefix("backbone.") for n in state if n.startswith("backbone.")]
-    missing = [f"backbone.{name}" for name in missing_in_resnet(backbone)]
-    missing += [name for name in expected if name not in state]
-    unexpected = [n for n in state if not n.startswith("backbone.") and n not in expected]
+    backbone = resnet_names(_in_backbone(state)) if resnet else []
+    needed = dict.fromkeys([*(f"backbone.{name}" for name in backbone), *expected])
+    missing = [name for name in needed if name not in state]
+    left_out = ("temporal.",) if resnet else ("temporal.", "backbone.")
+    unexpected = [
+        name
+        for name in state
+        if name not in needed
+        and not name.startswith(left_out)
+        and not name.endswith(".num_batches_tracked")
+    ]
     reshaped = [
         f"{layout.missing([name])[0]} {tuple(state[name].shape)}, expected {shape} as ours"
         for name, shape in expected.items()
@@ -132,9 +147,9 @@ def check_complete(state: State, architecture: Architecture, layout: Layout, sou
 def incomplete(
     layout: Layout,
     source: str,
-    missing: Iterable[str],
-    unexpected: Iterable[str] = (),
-    reshaped: Iterable[str] = (),
+    missing: Sequence[str],
+    unexpected: Sequence[str] = (),
+    reshaped: Sequence[str] = (),
 ) -> CheckpointError:
     """The error for a file that is not what its layout says.
 
@@ -144,14 +159,22 @@ def incomplete(
         unexpected: their names.
         reshaped: what is wrong, one line each.
     """
-    unexpected = list(unexpected)
     parts = "".join(f" {sentence}" for sentence in missing_parts(unexpected))
+    remedy = ""
+    if not parts and (missing or reshaped or layout.name == "ours"):
+        remedy = "\nGet the file again, or save all of model.state_dict() again."
+    elif not parts:
+        remedy = (
+            "\nIf the detector works without them, save the others alone: "
+            "torch.save({'model': others}, 'weights.pth')."
+        )
     return CheckpointError(
         f"{source}: has the layout of {layout.title}, but is not a whole detector that we have."
         f"{parts}"
-        + listed("missing", layout.missing(list(missing)))
+        + listed("missing", layout.missing(missing))
         + listed("unexpected", unexpected)
-        + listed("of another shape", list(reshaped))
+        + listed("of another shape", reshaped)
+        + remedy
     )
 
 
@@ -201,5 +224,9 @@ def _points(state: State, num_heads: int, levels: int) -> int:
 
 
 def _backbone(state: State) -> str:
-    names = [name.removeprefix("backbone.") for name in state if name.startswith("backbone.")]
-    return describe_resnet(names) or "other"
+    return describe_resnet(_in_backbone(state)) or "other"
+
+
+def _in_backbone(state: State) -> State:
+    prefix = "backbone."
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from v2idetr.checkpoints import detrex, huggingface, official
+from v2idetr.checkpoints import detrex, huggingface, official, transformers_folder
 from v2idetr.checkpoints.architecture import (
+    NETWORKS,
     Architecture,
     check_complete,
     describe,
@@ -30,11 +29,15 @@ from v2idetr.checkpoints.files import CheckpointError, Stored, sha256, write_who
 from v2idetr.checkpoints.layouts import Layout, missing_parts
 from v2idetr.checkpoints.published import (
     ADVICE,
+    BESIDE,
     Header,
     check_header,
     project_version,
+    read_header,
+    words_of,
 )
 from v2idetr.checkpoints.renaming import State
+from v2idetr.checkpoints.resnets import NOT_PLAIN, PLAIN
 
 LAYOUTS = (
     official.DETR,
@@ -47,7 +50,7 @@ LAYOUTS = (
 )
 # How all of them show pictures to a detector: RGB, ImageNet's statistics, as on COCO.
 PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-INPUT_SIZE = "short side 800 px, long side at most 1333 px"
+INPUT_SIZE = "ResizeShortEdge short_edges=800 max_size=1333"
 HEADS = 8  # of all published detectors
 QUERIES = 300  # of the official two-stage detectors
 
@@ -60,11 +63,13 @@ class Weights:
         state: tensors, named as in the network.
         header: what they do not say.
         path: of the file that they were read from, for messages.
+        assumed: what the file does not say either, one sentence each.
     """
 
     state: State
     header: Header
     path: Path
+    assumed: tuple[str, ...] = ()
 
     def published_state(self) -> State:
         """Tensors, named as in the detector around the network."""
@@ -76,66 +81,73 @@ def layout_of(state: State) -> Layout | None:
     return next((la for la in LAYOUTS if all(mark in state for mark in la.marks)), None)
 
 
-def find_layout(state: State, source: str | Path, name: str | None = None) -> Layout:
+def find_layout(state: State, source: str | Path) -> Layout:
     """The layout of a file, recognised from its names.
 
     Args:
         state: of the file.
         source: for messages.
-        name: only consider the layouts of this code base, and take the nearest.
 
     Raises:
         CheckpointError: it is in none of them.
     """
     layout = layout_of(state)
-    if layout is not None and name in (None, layout.name):
+    if layout is not None:
         return layout
-    if name is not None:
-        known = {layout: len(layout.to_ours(state, source)[0]) for layout in LAYOUTS}
-        nearest = max((la for la in LAYOUTS if la.name == name), key=lambda layout: known[layout])
-        if known[nearest]:
-            return nearest
-    titles = ", ".join(layout.title for layout in LAYOUTS if name in (None, layout.name))
-    parts = missing_parts(list(state)) or ["It has names such as " + ", ".join([*state][:3]) + "."]
+    parts = missing_parts(list(state))
+    if not parts:
+        nearest = max(LAYOUTS, key=lambda layout: layout.knows(state))
+        lacking = [mark for mark in nearest.marks if mark not in state]
+        parts = ["It has names such as " + ", ".join([*state][:3]) + "."]
+        if nearest.knows(state):
+            parts.append(
+                f"It is nearest to {nearest.title}, but has no {' and no '.join(lacking)}."
+            )
+    titles = ", ".join(layout.title for layout in LAYOUTS)
     raise CheckpointError(
         f"{source}: is in no layout known here ({titles}, this project). {' '.join(parts)}"
     )
 
 
-def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
+def read_foreign(
+    path: Path, stored: Stored, layout: Layout, *, num_heads: int | None = None
+) -> Weights:
     """A detector from a file of another code base.
 
     Args:
-        path: of the file; a ``config.json`` of transformers beside it is read, too.
+        path: of the file; what transformers has written beside it is read, too.
         stored: its content.
         layout: of it.
+        num_heads: attention heads where the file does not say them; None for the published number.
 
     Raises:
         CheckpointError: it is not whole, or of a detector that we do not have.
     """
-    if "dc5" in path.name.lower():
-        raise CheckpointError(
-            f"{path}: is a DC5 detector by its name; its dilated backbone is none of ours."
-        )
     hidden = _hidden_settings(path, stored, layout)
     state, unknown = layout.to_ours(stored.state, path)
     if unknown:
         raise incomplete(layout, str(path), [], unknown)
-    num_heads = int(hidden.get("num_heads", HEADS))
-    try:
-        architecture = describe_state(layout.network, state, num_heads)
-    except KeyError as error:
-        raise incomplete(layout, str(path), [str(error.args[0])]) from error
-    except (IndexError, TypeError, ZeroDivisionError) as error:
+    ours = _header_beside(path, stored, layout)
+    if ours is not None:
+        return read_published(path, state, ours)
+    if "dc5" in path.name.lower() and "dilation" not in hidden:
         raise CheckpointError(
-            f"{path}: has tensors of shapes that {layout.title} never has."
-        ) from error
-    if architecture["d"] % num_heads:
-        raise CheckpointError(
-            f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
-            "keep the training arguments or the config.json with the file, which say how many."
+            f"{path}: is a DC5 detector by its name, with a dilated backbone, which is none of "
+            "ours. If it is not, rename the file."
         )
-    check_complete(state, architecture, layout, str(path))
+    assumed = []
+    if "num_heads" not in hidden:
+        hidden["num_heads"] = HEADS if num_heads is None else num_heads
+        if num_heads is None and layout.network != "SAMDETR":
+            assumed.append(f"number of heads is not in the file; {HEADS} assumed (--num-heads)")
+    architecture = _architecture_of(path, state, layout, hidden["num_heads"])
+    if architecture["backbone"] == NOT_PLAIN:
+        raise CheckpointError(
+            f"{path}: its backbone is not {PLAIN}, but has their names with other shapes; no "
+            "config here has it."
+        )
+    if "num_queries" not in architecture | hidden:
+        assumed.append(f"number of queries is not in the file; {QUERIES} assumed")
     architecture.setdefault("num_queries", hidden.get("num_queries", QUERIES))
     names = hidden.get("class_names", [])
     if len(names) != architecture["num_classes"]:
@@ -145,11 +157,47 @@ def read_foreign(path: Path, stored: Stored, layout: Layout) -> Weights:
         layout.title,
         architecture | {"isolate_padding": False},
         class_names=names,
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
-        input_size=INPUT_SIZE,
+        pixel_mean=hidden.get("pixel_mean", PIXEL_MEAN),
+        pixel_std=hidden.get("pixel_std", PIXEL_STD),
+        input_size=hidden.get("input_size", INPUT_SIZE),
         size_divisor=1,
     )
+    return Weights(state, header, path, tuple(assumed))
+
+
+def read_published(path: Path, state: State, header: Header) -> Weights:
+    """A detector from a file with a header of ours.
+
+    Args:
+        path: of the file.
+        state: its tensors, named as in the network.
+        header: of the file.
+
+    Raises:
+        CheckpointError: the tensors are not those of the detector in the header. A temporal module,
+            and a backbone that is no ResNet, are left to whoever builds them.
+    """
+    described = header.architecture
+    if described["network"] not in NETWORKS:
+        raise CheckpointError(
+            f"{path}: its header names the network {described['network']!r}, which is none of "
+            f"{', '.join(NETWORKS)}."
+        )
+    layout = Layout("ours", described["network"], "this project", marks=(), rules=())
+    heads, resnet = described.get("num_heads"), described.get("backbone") != "other"
+    shown = _architecture_of(path, state, layout, heads, resnet=resnet)
+    differing = [
+        f"{key} is {described[key]!r}, the tensors show {value!r}"
+        for key, value in shown.items()
+        if described.get(key, value) != value
+    ]
+    if len(header.class_names) != shown["num_classes"]:
+        differing.append(f"class_names are {len(header.class_names)}, not {shown['num_classes']}")
+    if differing:
+        raise CheckpointError(
+            f"{path}: its header is of another detector than its tensors; convert the file that it "
+            "was made from again.\n  " + "\n  ".join(differing)
+        )
     return Weights(state, header, path)
 
 
@@ -210,18 +258,25 @@ def check_fits(weights: Weights, detector: Any, config: str) -> Weights:
     Raises:
         CheckpointError: lists what differs.
     """
-    check_header(weights.header, detector, weights.path, partial=False)
+    try:
+        check_header(weights.header, detector, weights.path, partial=False)
+    except CheckpointError as error:
+        raise CheckpointError("\n".join([str(error), *weights.assumed])) from error
     return replace(weights, header=replace(weights.header, config=config))
 
 
-def export(weights: Weights, name: str, output: Path) -> None:
+def export(weights: Weights, name: str, output: Path) -> list[str]:
     """Write weights in the layout of another code base.
 
     Args:
         weights: of a detector.
         name: of the code base.
-        output: a ``.pth`` file with the tensors under "model"; for transformers a folder with
-            ``model.safetensors`` and ``config.json``.
+        output: a ``.pth`` file with the tensors under "model" and the header beside them; for
+            transformers a folder with ``model.safetensors``, ``config.json`` and
+            ``preprocessor_config.json``.
+
+    Returns:
+        what the other code base does otherwise, one sentence each.
 
     Raises:
         CheckpointError: it has no such detector, or no place for a part of it.
@@ -231,35 +286,70 @@ def export(weights: Weights, name: str, output: Path) -> None:
     if layout is None:
         have = ", ".join(la.title for la in LAYOUTS if la.network == network) or "none"
         raise CheckpointError(f"{weights.path}: {name} has no {network}; these do: {have}.")
-    state = layout.from_ours(weights.state, weights.path)
+    state, remarks = layout.from_ours(weights.state, weights.path), []
+    if header.architecture.get("isolate_padding"):
+        remarks.append(
+            f"padding: net.isolate_padding is true, but {name} has no such thing; pictures padded "
+            "to a common size get slightly other features there"
+        )
     if name != "transformers":
-        write_whole(output, lambda file: torch.save({"model": state}, file), advice=ADVICE)
-        return
+        whole: dict[str, Any] = {"model": state, BESIDE: words_of(header)}
+        write_whole(output, lambda file: torch.save(whole, file), advice=ADVICE)
+        return remarks
+    return remarks + transformers_folder.write_folder(output, state, header, weights.path)
+
+
+def _architecture_of(
+    path: Path, state: State, layout: Layout, num_heads: Any, *, resnet: bool = True
+) -> Architecture:
+    """What the tensors show; CheckpointError where they are no whole detector."""
     try:
-        config = huggingface.config_of(header.architecture, header.class_names)
-    except ValueError as error:
-        raise CheckpointError(f"{weights.path}: {error}.") from error
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    content = safetensors.torch.save(tensors, {"format": "pt"})
-    write_whole(output / "model.safetensors", lambda file: file.write(content), advice=ADVICE)
-    text = (json.dumps(config, indent=2) + "\n").encode()
-    write_whole(output / "config.json", lambda file: file.write(text), advice=ADVICE)
+        architecture = describe_state(layout.network, state, num_heads)
+        num_heads = architecture["num_heads"]
+        divisible = num_heads >= 1 and architecture["d"] % num_heads == 0
+    except KeyError as error:
+        raise incomplete(layout, str(path), [str(error.args[0])]) from error
+    except (IndexError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{path}: has tensors of shapes that {layout.title} never has."
+        ) from error
+    if not divisible:
+        raise CheckpointError(
+            f"{path}: its width of {architecture['d']} cannot be cut into {num_heads} heads; "
+            "keep the training arguments or the config.json with the file, which say how many, or "
+            "give --num-heads."
+        )
+    check_complete(state, architecture, layout, str(path), resnet=resnet)
+    return architecture
+
+
+def _header_beside(path: Path, stored: Stored, layout: Layout) -> Header | None:
+    """The header of a file that :func:`export` has written, now as of that file."""
+    words = stored.beside.get(BESIDE)
+    header = read_header(words, path) if isinstance(words, dict) else None
+    if header is None:
+        return None
+    digest, version = sha256(path), project_version()
+    return replace(
+        header,
+        source=path.name,
+        source_sha256=digest,
+        source_layout=layout.title,
+        project_version=version,
+    )
 
 
 def _hidden_settings(path: Path, stored: Stored, layout: Layout) -> dict[str, Any]:
     """Settings that the tensors do not show, from what lies beside them."""
+    if layout.name == "transformers":
+        return transformers_folder.hidden_settings(path.parent)
+    if layout.name != "official":
+        return {}
+    args = stored.beside.get("args")
     try:
-        if layout.name == "official":
-            args = stored.beside.get("args")
-            return official.hidden_settings(args if isinstance(args, Namespace) else None)
-        if layout.name == "transformers" and (path.parent / "config.json").is_file():
-            config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-            return huggingface.hidden_settings(config)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path.parent / 'config.json'}: is no JSON: {error}.") from error
+        return official.hidden_settings(args if isinstance(args, Namespace) else None)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}.") from error
-    return {}
 
 
 def _architecture(net: Any) -> Architecture:

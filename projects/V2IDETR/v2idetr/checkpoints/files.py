@@ -49,7 +49,8 @@ class Stored:
 def read_weights(path: str | Path) -> Stored:
     """Tensors by name of a safetensors or torch file or of a pickle of numpy arrays, on the CPU.
 
-    A torch file holds them bare or under "model" or "state_dict".
+    A torch file holds them bare or under "model" or "state_dict". What DataParallel puts before all
+    names ("module.") is taken off.
 
     Raises:
         CheckpointError: see :func:`read_torch`; or there are no named tensors in the file.
@@ -66,20 +67,27 @@ def read_weights(path: str | Path) -> Stored:
         content = read_torch(path)
     state, beside = content, {}
     for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            state = content[key]
-            beside = {name: value for name, value in content.items() if name != key}
+        part = content.get(key) if isinstance(content, dict) else None
+        if isinstance(part, dict) and any(hasattr(value, "shape") for value in part.values()):
+            state, beside = part, {name: v for name, v in content.items() if name != key}
             break
     if path.suffix == ".pkl" and isinstance(state, dict):
         state = {name: torch.as_tensor(v) for name, v in state.items() if not isinstance(v, str)}
     if (
         not isinstance(state, dict)
         or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
+        or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
     ):
+        found = f"is a {type(content).__name__}"
+        if isinstance(content, dict):
+            found = f"has the keys {', '.join(map(repr, [*content][:MAX_LISTED])) or '(none)'}"
         raise CheckpointError(
-            f"{path}: holds no state dict (names to tensors), bare or under the key 'model'."
+            f"{path}: holds no state dict (names to tensors), bare or under the key 'model' or "
+            f"'state_dict'; it {found}. If the weights are in it, save them alone: "
+            "torch.save({'model': weights}, 'weights.pth')."
         )
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return Stored(dict(state), beside)
 
 
@@ -116,6 +124,20 @@ def read_torch(path: str | Path) -> Any:
         zipfile.BadZipFile,
     ) as error:
         raise CheckpointError(_damaged(path, error)) from error
+
+
+def check_finite(state: dict[str, Tensor], source: str | Path) -> None:
+    """Refuse weights of which one is NaN or infinite.
+
+    Raises:
+        CheckpointError: names the tensors.
+    """
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"{source}: has weights that are NaN or infinite: its training has diverged, or the "
+            "file was put together wrongly. Use an earlier checkpoint." + listed("in", broken)
+        )
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, advice: str) -> None:

@@ -6,11 +6,9 @@ modules have had others since version 5. Both are read, the former are written.
 
 from __future__ import annotations
 
-from typing import Any
-
 from v2idetr.checkpoints.layouts import Layout, deformable_rules, deformable_second_names
 from v2idetr.checkpoints.renaming import Rule, joined
-from v2idetr.checkpoints.resnets import DEPTHS, torchvision_rules, transformers_rules
+from v2idetr.checkpoints.resnets import torchvision_rules, transformers_rules
 
 ENCODER, DECODER = "model.encoder.layers.{}.", "model.decoder.layers.{}."
 BACKBONE = "model.backbone.conv_encoder.model."
@@ -79,84 +77,3 @@ DEFORMABLE_DETR = Layout(
     spellings=SPELLINGS,
     fills_heads=True,
 )
-
-
-def hidden_settings(config: dict[str, Any]) -> dict[str, object]:
-    """Settings of ours that the tensors do not show, from the config.json beside them.
-
-    Raises:
-        ValueError: the detector has something that we do not have.
-    """
-    heads = {config.get(f"{stack}_attention_heads", 8) for stack in ("encoder", "decoder")}
-    points = {config.get(f"{stack}_n_points", 4) for stack in ("encoder", "decoder")}
-    if len(heads) > 1 or len(points) > 1:
-        raise ValueError("has other heads or points in the encoder than in the decoder")
-    for key, ours in (
-        ("dilation", False),
-        ("position_embedding_type", "sine"),
-        ("activation_function", "relu"),
-    ):
-        if config.get(key, ours) != ours:
-            raise ValueError(f"has {key}={config[key]!r} in its config.json; ours is {ours!r}")
-    two_stage = config.get("two_stage", False)
-    settings: dict[str, object] = {"num_heads": heads.pop()}
-    queries = config.get("two_stage_num_proposals" if two_stage else "num_queries")
-    if queries is not None:
-        settings["num_queries"] = queries
-    labels = config.get("id2label")
-    if isinstance(labels, dict):
-        settings["class_names"] = [labels[key] for key in sorted(labels, key=int)]
-    return settings
-
-
-def config_of(architecture: dict[str, Any], class_names: list[str]) -> dict[str, Any]:
-    """The config.json that transformers needs beside the tensors.
-
-    Args:
-        architecture: see ``architecture.py``.
-        class_names: by class index.
-
-    Raises:
-        ValueError: timm, whose backbones it names, has none of this kind.
-    """
-    if architecture["backbone"] not in DEPTHS.values():
-        raise ValueError(
-            "transformers takes a backbone by name, and this is no ResNet of a known depth"
-        )
-    layers = {}
-    for stack in ("encoder", "decoder"):
-        layers |= {
-            f"{stack}_layers": architecture[f"num_{stack}_layers"],
-            f"{stack}_attention_heads": architecture["num_heads"],
-            f"{stack}_ffn_dim": architecture["ffn_dim"],
-        }
-    strides = architecture["strides"]
-    config = {
-        "d_model": architecture["d"],
-        "num_queries": architecture["num_queries"],
-        **layers,
-        "backbone_config": {
-            "model_type": "timm_backbone",
-            "backbone": architecture["backbone"],
-            "out_indices": [{8: 2, 16: 3, 32: 4}[stride] for stride in strides if stride <= 32],
-            "use_pretrained_backbone": False,
-            "features_only": True,
-            "num_channels": 3,
-        },
-        "id2label": {str(index): name for index, name in enumerate(class_names)},
-        "label2id": {name: index for index, name in enumerate(class_names)},
-    }
-    if architecture["network"] == "DETR":
-        return config | {"model_type": "detr", "architectures": ["DetrForObjectDetection"]}
-    return config | {
-        "model_type": "deformable_detr",
-        "architectures": ["DeformableDetrForObjectDetection"],
-        "num_feature_levels": len(strides),
-        "encoder_n_points": architecture["num_points"],
-        "decoder_n_points": architecture["num_points"],
-        "with_box_refine": architecture["box_refine"],
-        "two_stage": architecture["two_stage"],
-        "two_stage_num_proposals": architecture["num_queries"],
-        # Version 5 would make the heads of all layers one.
-        "tie_word_embeddings": not architecture["box_refine"],
-    }

@@ -8,23 +8,17 @@ from v2idetr.checkpoints import renaming
 from v2idetr.checkpoints.files import CheckpointError, listed
 from v2idetr.checkpoints.renaming import State
 from v2idetr.checkpoints.resnets import (
+    DEPTHS,
+    PLAIN,
     describe_resnet,
-    missing_in_resnet,
+    resnet_names,
     torchvision_rules,
     transformers_rules,
 )
 
 # What stands before the names of a ResNet in a file: MoCo's first encoder (its second is the
-# running mean of the first), that of MoCo v3, DataParallel, transformers' classifier, or nothing.
-PREFIXES = (
-    "module.encoder_q.",
-    "encoder_q.",
-    "module.base_encoder.",
-    "base_encoder.",
-    "module.",
-    "resnet.",
-    "",
-)
+# running mean of the first), that of MoCo v3, transformers' classifier, or nothing.
+PREFIXES = ("encoder_q.", "base_encoder.", "resnet.", "")
 FIRST = ("conv1.weight", "stem.conv1.weight", "embedder.embedder.convolution.weight")
 CLASSIFIER = ("fc.", "stem.fc.", "classifier.", "predictor.")
 
@@ -61,10 +55,10 @@ def to_torchvision(state: State, source: str | Path) -> tuple[State, str]:
         ours, unknown = renaming.to_ours(transformers_rules("", ""), body)
     else:
         unknown = [name for name in body if not name.startswith(("stem.conv1.", "res"))]
-    kind, missing = describe_resnet(ours), missing_in_resnet(ours)
-    if unknown or missing or kind in ("", "resnet"):
+    kind, missing = describe_resnet(ours), [name for name in resnet_names(ours) if name not in ours]
+    if unknown or missing or kind not in DEPTHS.values():
         raise CheckpointError(
-            f"{source}: is a classifier, but not a plain ResNet-18, 34, 50, 101 or 152."
+            f"{source}: is a classifier, but not {PLAIN}."
             + listed("missing", missing)
             + listed("unexpected", unknown)
         )

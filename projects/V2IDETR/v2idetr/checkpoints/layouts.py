@@ -77,6 +77,10 @@ class Layout:
             result[name] = tensor
         return result
 
+    def knows(self, state: State) -> int:
+        """How many of a file's names are of this layout."""
+        return sum(renaming.is_known(self.rules, name) for name in self.respelled(state))
+
     def to_ours(self, state: State, source: str | Path) -> tuple[State, list[str]]:
         """Our tensors, and the names of those that we have no place for.
 
@@ -235,6 +239,10 @@ PARTS_ELSEWHERE = (
         "It is a file of DETR's Detectron2 wrapper; convert the file that it was made from.",
     ),
     (r"^backbone\.body\.", "Its backbone is one of timm's; other code bases expect a ResNet."),
+    (
+        r"^content_embed\.",
+        "Its two-stage queries have learnt contents (mixed_queries), which exist nowhere else.",
+    ),
     (r"^temporal\.", "It is a teacher: its temporal module exists nowhere else."),
 )
 

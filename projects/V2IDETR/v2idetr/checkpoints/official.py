@@ -134,5 +134,5 @@ def hidden_settings(args: Namespace | None) -> dict[str, object]:
         raise ValueError(
             f"was trained with --position_embedding {args.position_embedding}; ours is the sine"
         )
-    known = {"num_heads": "nheads", "num_queries": "num_queries"}
+    known = {"num_heads": "nheads", "num_queries": "num_queries", "dilation": "dilation"}
     return {ours: getattr(args, theirs) for ours, theirs in known.items() if hasattr(args, theirs)}

@@ -1,4 +1,7 @@
-"""Published weights: a safetensors file whose header says what detector they are of."""
+"""Published weights: a safetensors file whose header says what detector they are of.
+
+Files that are written for other code bases hold the same header, of which these know nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT, BACKBONE_FORMAT = "v2idetr-weights", "v2idetr-backbone"
 VERSION = 1
+BESIDE = "v2idetr"  # what the header is called beside the tensors of a torch file
 ADVICE = "Make room, or choose another --output."
 
 
@@ -73,8 +77,13 @@ def write_published(path: Path, state: Mapping[str, Tensor], header: Header) -> 
     Raises:
         CheckpointError: it cannot be written; what ``path`` held before is untouched.
     """
+    _write(path, state, words_of(header))
+
+
+def words_of(header: Header) -> dict[str, str]:
+    """A header as :func:`read_header` reads it."""
     words = {name: json.dumps(value) for name, value in asdict(header).items()}
-    _write(path, state, {"format": FORMAT, "version": str(VERSION), **words})
+    return {"format": FORMAT, "version": str(VERSION), **words}
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: Path) -> None:
@@ -103,7 +112,7 @@ def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) ->
 
 
 def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | None:
-    """The header of a safetensors file; None if it has none of ours.
+    """The header of a file; None if it has none of ours.
 
     Raises:
         CheckpointError: a header that this program cannot read, or of a backbone.
@@ -121,11 +130,24 @@ def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | Non
         )
     try:
         values = {field.name: json.loads(metadata[field.name]) for field in fields(Header)}
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: its header is damaged ({error}).") from error
-    if not isinstance(values["architecture"], dict) or "network" not in values["architecture"]:
-        raise CheckpointError(f"{source}: its header is damaged (architecture names no network).")
+    for name, value in values.items():
+        if not _is_of_type(name, value):
+            raise CheckpointError(f"{source}: its header is damaged ({name} is {value!r:.100}).")
     return Header(**values)
+
+
+def _is_of_type(name: str, value: Any) -> bool:
+    """Whether a part of a header is what :class:`Header` says."""
+    if name == "architecture":
+        return isinstance(value, dict) and isinstance(value.get("network"), str)
+    if name == "class_names":
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+    if name in ("pixel_mean", "pixel_std"):
+        numbers = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+        return numbers and len(value) == 3
+    return isinstance(value, int if name == "size_divisor" else str)
 
 
 def check_header(
@@ -182,11 +204,7 @@ def check_architecture(
     """
     have = describe(detector.net)
     keys = [key for key in want if key in have and (not partial or key in HIDDEN)]
-    differing = [
-        f"net.{key} is {have[key]!r}, in the file {want[key]!r}"
-        for key in keys
-        if have[key] != want[key]
-    ]
+    differing = [_difference(key, have[key], want[key]) for key in keys if have[key] != want[key]]
     differing += also
     if differing:
         raise CheckpointError(
@@ -194,6 +212,17 @@ def check_architecture(
             + "\n  ".join(differing)
             + f"\n{_remedy(have, want, partial, advice)}"
         )
+
+
+def _difference(key: str, have: Any, want: Any) -> str:
+    if key != "temporal":
+        return f"net.{key} is {have!r}, in the file {want!r}"
+    if have:
+        return (
+            "net.temporal is a module, which the file has not "
+            "(teacher.model.net.temporal=null switches it off)"
+        )
+    return "net.temporal is null, in the file a module: it is of a teacher (teacher.checkpoint)"
 
 
 def _remedy(have: Architecture, want: Architecture, partial: bool, advice: str) -> str:

@@ -91,6 +91,11 @@ def to_theirs(rules: Sequence[Rule], ours: State) -> tuple[State, list[str]]:
     return state, unknown
 
 
+def is_known(rules: Sequence[Rule], theirs: str) -> bool:
+    """Whether a rule knows a name of theirs."""
+    return next(_matches(rules, theirs), None) is not None
+
+
 def their_names(rules: Sequence[Rule], ours: str) -> list[str]:
     """What a tensor of ours is called in the other layout; empty if nothing is."""
     return _rule_for(rules, ours)[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from v2idetr.checkpoints.renaming import Rule
+from v2idetr.checkpoints.renaming import Rule, State
 
 NORM = ("weight", "bias", "running_mean", "running_var")  # frozen batch normalisation
 STAGES = (2, 3, 4, 5)
@@ -18,6 +18,9 @@ DEPTHS: dict[
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
+
+PLAIN = "a plain ResNet-18, 34, 50, 101 or 152"
+NOT_PLAIN = "resnet of other widths or groups"
 
 
 def torchvision_rules(ours: str, theirs: str) -> list[Rule]:
@@ -57,20 +60,28 @@ def transformers_rules(ours: str, theirs: str) -> list[Rule]:
     return rules
 
 
-def describe_resnet(names: Iterable[str]) -> str:
-    """ "resnet50" and so on; "resnet" for one of no known depth; "" for another network.
+def describe_resnet(state: State) -> str:
+    """ "resnet50" and so on; "resnet" for one of no known depth, :data:`NOT_PLAIN` for one that is
+    wide or has groups; "" for another network.
 
     Args:
-        names: our names, from "stem." on.
+        state: tensors under our names, from "stem." on.
     """
-    blocks, bottleneck = _blocks(names)
+    blocks, bottleneck = _blocks(state)
     if not all(blocks):
         return ""
-    return DEPTHS.get((blocks, bottleneck), "resnet")
+    kind = DEPTHS.get((blocks, bottleneck))
+    if kind is None:
+        return "resnet"
+    last = {"res5.0.conv3.weight": (2048, 512, 1, 1)} if bottleneck else {}
+    plain = {"res2.0.conv2.weight": (64, 64, 3, 3), **last}
+    # Which tensors are missing is said elsewhere.
+    same = all(state[n].shape == shape for n, shape in plain.items() if n in state)
+    return kind if same else NOT_PLAIN
 
 
-def missing_in_resnet(names: Iterable[str]) -> list[str]:
-    """What a ResNet lacks that has blocks of all these names.
+def resnet_names(names: Iterable[str]) -> list[str]:
+    """What a ResNet has that has blocks of all these names.
 
     Args:
         names: our names, from "stem." on.
@@ -85,12 +96,11 @@ def missing_in_resnet(names: Iterable[str]) -> list[str]:
         # Whether the first stage widens its input is not in the names.
         if stage > STAGES[0] or any(name.startswith("res2.0.shortcut.") for name in have):
             convolutions.append(f"res{stage}.0.shortcut")
-    expected = [
+    return [
         name
         for conv in convolutions
         for name in (f"{conv}.weight", *(f"{conv}.norm.{kind}" for kind in NORM))
     ]
-    return [name for name in expected if name not in have]
 
 
 def _blocks(names: Iterable[str]) -> tuple[tuple[int, ...], bool]:
