@@ -277,14 +277,12 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
         key = f"{section}.init_checkpoint"
         if _get(config, f"{section}.init_partial") and not _get(config, key):
             problems.append(f"{section}.init_partial is true, but {key} names no file.")
-    given = config["train"]["init_checkpoint"]
-    if config["train"]["stages"] == ["teacher"] and given != _get(
-        config, "teacher.init_checkpoint"
-    ):
+    given, stages = config["train"]["init_checkpoint"], config["train"]["stages"]
+    if given and stages == ["teacher"] and not _get(config, "teacher.init_checkpoint"):
         problems.append(
             f"train.init_checkpoint={given} is for plain detectors and students, but train.stages "
-            "has only the teacher: set teacher.init_checkpoint to train it from there, or "
-            "teacher.checkpoint to evaluate it."
+            "has only the teacher: set teacher.init_checkpoint to train it from there, or leave "
+            "train.init_checkpoint empty."
         )
 
 

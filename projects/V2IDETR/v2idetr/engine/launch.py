@@ -90,7 +90,7 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         try:
             run = _prepare(options, config, device_type, signals)
             if options.eval_only:
-                evaluate_only(run)
+                evaluate_only(run, _folder(options, config), options.weights)
             else:
                 run_stages(run)
         except StopRequested as stop:
@@ -126,7 +126,7 @@ def _prepare(
     options: argparse.Namespace, config: DictConfig, device_type: str, signals: StopSignals
 ) -> Run:
     """Data, folder and device, checked before anything is trained."""
-    folder = Path(config.train.output_dir)
+    folder = _folder(options, config)
     splits = load_splits(config, with_train=not options.eval_only)
     index = comm.get_local_rank() if device_type == "cuda" else None
     device = torch.device(device_type, index) if index is not None else torch.device(device_type)
@@ -150,6 +150,12 @@ def _prepare(
     comm.synchronize()
     logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)
     return Run(config, device, splits, signals)
+
+
+def _folder(options: argparse.Namespace, config: DictConfig) -> Path:
+    """Where this program writes: the run's folder, or that of an evaluation alone."""
+    folder = Path(config.train.output_dir)
+    return Path(options.output or folder / "evaluation") if options.eval_only else folder
 
 
 def _warn_without_neighbours(config: DictConfig) -> None:

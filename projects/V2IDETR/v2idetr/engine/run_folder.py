@@ -2,6 +2,7 @@
 
 output_dir/config.yaml  run.json  log.txt  results.json
 output_dir/<stage>/     config.yaml  metrics.jsonl  last.pth  best.pth  final.pth  evaluation.json
+output_dir/evaluation/  config.yaml  log.txt  results.json  <stage>/evaluation.json (--eval-only)
 """
 
 from __future__ import annotations
@@ -69,6 +70,37 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
     for leftover in folder.glob("**/.*.tmp"):  # of writes that were killed
         leftover.unlink()
     save_config(config, existing)
+
+
+def check_evaluation(folder: Path, config: DictConfig, weights: Mapping[str, Path]) -> None:
+    """Make sure that an evaluation alone overwrites only an earlier one of the same.
+
+    Args:
+        folder: where it writes.
+        config: with what it evaluates.
+        weights: what it evaluates: the file by the row's name.
+
+    Raises:
+        ValueError: the folder holds a run, or an evaluation by other settings or of other weights.
+    """
+    if (folder / RECORD).exists():
+        raise ValueError(f"{folder} holds a run: choose another folder with --output FOLDER.")
+    if not (folder / RESULTS).exists():
+        return
+    before = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["stages"]
+    files = {name: Path(result["checkpoint"]) for name, result in before.items()}
+    changed = ["its settings are unknown"]
+    if (folder / CONFIG).exists():
+        changed = differing_keys(load_config(folder / CONFIG), config, with_data_paths=True)
+    if [file.resolve() for file in files.values()] != [f.resolve() for f in weights.values()]:
+        both = (", ".join(map(str, paths.values())) for paths in (files, weights))
+        changed.append("weights: " + " -> ".join(both))
+    if changed:
+        raise ValueError(
+            f"{folder} holds another evaluation:\n  "
+            + "\n  ".join(changed)
+            + "\nKeep it and write this one into another folder with --output FOLDER, or remove it."
+        )
 
 
 def record(
