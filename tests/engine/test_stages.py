@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+import train_net
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.engine import launch, run_folder
 from v2idetr.engine.checkpoint import (
@@ -20,7 +22,7 @@ from v2idetr.engine.checkpoint import (
 )
 from v2idetr.engine.config import load_config, load_run_config
 from v2idetr.engine.run_context import Run, load_splits
-from v2idetr.engine.signals import StopSignals
+from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stage_models import build_stage, split_state
 from v2idetr.engine.stage_training import train_stage
 from v2idetr.engine.stages import evaluate_only, run_stages, stages_to_train
@@ -129,6 +131,27 @@ def test_an_evaluation_lies_beside_the_stages_or_where_it_is_told(
     written = {path.name for path in Path(output or run.folder / "evaluation").iterdir()}
     assert written >= {"config.yaml", "log.txt", "results.json", "plain"}
     assert output or {path.name for path in run.folder.iterdir()} == {"plain", "evaluation"}
+
+
+@pytest.mark.parametrize("eval_only", [True, False])
+@pytest.mark.parametrize("stop", [StopRequested(signal.SIGTERM), OSError(28, "disk full")])
+def test_what_is_to_be_done_after_an_interruption_can_be_typed_in(
+    tiny_config, monkeypatch, capsys, eval_only, stop
+) -> None:
+    def interrupted(*arguments):
+        raise stop
+
+    given = ["--config-file", "x.yaml", "--eval-only" if eval_only else "--resume"]
+    monkeypatch.setattr(launch, "_prepare", interrupted)
+    monkeypatch.setattr(launch.sys, "argv", ["train_net.py", *given])
+    options = train_net.parse(given)
+    try:
+        launch.run_process(options, load_config(tiny_config), "cpu")
+    except launch.UserError as error:
+        print(error)
+    *_, said, command = capsys.readouterr().out.strip().splitlines()
+    assert ("begin again" if eval_only else "continue") in said
+    assert vars(train_net.parse(command.split()[2:])) == vars(options)
 
 
 def test_an_evaluation_does_not_go_into_the_folder_of_a_run(tiny_config) -> None:

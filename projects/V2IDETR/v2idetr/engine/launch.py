@@ -94,7 +94,7 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
             else:
                 run_stages(run)
         except StopRequested as stop:
-            logger.warning("stopped by %s; to continue:\n  %s", stop, _resume_command())
+            logger.warning("stopped by %s; %s", stop, _what_to_do_next(options))
             return stop.exit_code
         except (ValueError, FloatingPointError) as error:
             _log_to_file("stopped by an error", error)
@@ -104,7 +104,7 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
             _log_to_file("stopped by the file system", error)
             raise UserError(
                 f"{where}{error.strerror or error}. Mend that (make doctor shows free disk and "
-                f"memory); {_resume_command()} continues from the last checkpoint."
+                f"memory); {_what_to_do_next(options)}"
             ) from error
     return 0
 
@@ -221,6 +221,10 @@ def _message(error: Exception) -> str:
     return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text
 
 
-def _resume_command() -> str:
-    arguments = [a for a in sys.argv if a != "--resume"]
-    return shlex.join(["python", *arguments[:1], "--resume", *arguments[1:]])
+def _what_to_do_next(options: argparse.Namespace) -> str:
+    program, *arguments = sys.argv
+    aim = "begin again"
+    if not options.eval_only:
+        aim = "continue from the last checkpoint"
+        arguments = ["--resume", *(a for a in arguments if a != "--resume")]
+    return f"to {aim}:\n  {shlex.join(['python', program, *arguments])}"
