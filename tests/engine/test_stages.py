@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stage_models import build_stage, split_state
 from v2idetr.engine.stage_training import train_stage
 from v2idetr.engine.stages import evaluate_only, run_stages, stages_to_train
+from v2idetr.programs import sole_user
 
 
 def make_run(path: Path, *overrides: str) -> Run:
@@ -400,6 +402,40 @@ def test_leftovers_of_killed_writes_are_removed(tiny_config, tmp_path) -> None:
     leftover.write_text("half")
     run_folder.claim(tmp_path / "run", load_config(tiny_config), resume=True)
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "eval_only", "remedy"),
+    [("run", False, "train.output_dir"), ("run/evaluation", True, "--output")],
+)
+def test_a_folder_is_written_by_one_program_at_a_time(
+    tiny_config, tmp_path, monkeypatch, held, eval_only, remedy
+) -> None:
+    monkeypatch.setattr(launch, "sole_user", partial(sole_user, patience_s=0.0))
+    run = make_run(tiny_config, "train.stages=[plain]")
+    write_weights(run, "plain")
+    of_another = run.stage_folder("plain") / ".last.pth.123.tmp"
+    of_another.touch()
+    options = argparse.Namespace(resume=True, eval_only=eval_only, weights="", output="")
+    with (
+        sole_user(tmp_path / held / run_folder.LOCK, "A test"),
+        pytest.raises(launch.UserError, match=rf"Another train_net.py is running .*{remedy}"),
+    ):
+        launch.run_process(options, run.config, "cpu")
+    assert of_another.exists()
+    assert launch.run_process(options, run.config, "cpu") == 0
+
+
+def test_a_run_and_an_evaluation_beside_it_leave_each_other_alone(tiny_config, tmp_path) -> None:
+    run = make_run(tiny_config, "train.stages=[plain]")
+    write_weights(run, "plain")
+    options = argparse.Namespace(resume=True, eval_only=True, weights="", output="")
+    with sole_user(run.folder / run_folder.LOCK, "A training"):
+        assert launch.run_process(options, run.config, "cpu") == 0
+    being_written = run.folder / "evaluation" / "plain" / ".evaluation.json.123.tmp"
+    being_written.touch()
+    run_folder.claim(run.folder, run.config, resume=True)
+    assert being_written.exists()
 
 
 def test_data_that_changed_since_the_start_cannot_be_resumed(tiny_config, tmp_path) -> None:

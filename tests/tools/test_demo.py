@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -241,6 +242,17 @@ def test_two_demos_do_not_share_a_folder(process: ModuleType, tmp_path: Path) ->
         pass
     with process.sole_user(lock, "A demo", patience_s=0.0):
         pass
+
+
+def test_a_file_system_without_locks_holds_nobody_off(
+    process: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(process.fcntl, "flock", flock)
+    with process.sole_user(tmp_path / ".lock", "A demo") as descriptor:
+        os.fstat(descriptor)
 
 
 def until(condition: Callable[[], bool], patience_s: float = 30.0) -> None:

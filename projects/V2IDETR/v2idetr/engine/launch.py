@@ -27,6 +27,7 @@ from v2idetr.engine.config import ConfigError, load_run_config
 from v2idetr.engine.run_context import Run, load_splits
 from v2idetr.engine.signals import SIGNALS, StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
+from v2idetr.programs import sole_user
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,9 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         UserError: see `launch_run`.
     """
     _log_to_terminal()
-    with StopSignals() as signals:
+    with StopSignals() as signals, contextlib.ExitStack() as until_end:
         try:
-            run = _prepare(options, config, device_type, signals)
+            run = _prepare(options, config, device_type, signals, until_end)
             if options.eval_only:
                 evaluate_only(run, _folder(options, config), options.weights)
             else:
@@ -123,9 +124,13 @@ def _worker(options: argparse.Namespace, config: DictConfig, device_type: str) -
 
 
 def _prepare(
-    options: argparse.Namespace, config: DictConfig, device_type: str, signals: StopSignals
+    options: argparse.Namespace,
+    config: DictConfig,
+    device_type: str,
+    signals: StopSignals,
+    until_end: contextlib.ExitStack,
 ) -> Run:
-    """Data, folder and device, checked before anything is trained."""
+    """Data, folder and device, checked before training; the folder is ours `until_end`."""
     folder = _folder(options, config)
     splits = load_splits(config, with_train=not options.eval_only)
     index = comm.get_local_rank() if device_type == "cuda" else None
@@ -135,6 +140,9 @@ def _prepare(
     deterministic: Any = torch.utils.deterministic  # a module whose class has the property
     deterministic.fill_uninitialized_memory = False  # would only cost time
     if comm.is_main_process():
+        remedy = f"use another {'--output' if options.eval_only else 'train.output_dir'}"
+        lock = sole_user(folder / run_folder.LOCK, "Another train_net.py", remedy)
+        until_end.enter_context(lock)
         if not options.eval_only:
             _warn_without_neighbours(config)
             run_folder.claim(folder, config, resume=options.resume)
@@ -145,7 +153,6 @@ def _prepare(
                 device=run_folder.device_name(device),
                 processes=comm.get_world_size(),
             )
-        folder.mkdir(parents=True, exist_ok=True)
         _add_log_file(folder / "log.txt")
     comm.synchronize()
     logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)

@@ -29,7 +29,7 @@ from v2idetr.engine.config_checks import STAGES
 
 logger = logging.getLogger(__name__)
 
-CONFIG, RECORD, RESULTS = "config.yaml", "run.json", "results.json"
+CONFIG, RECORD, RESULTS, LOCK = "config.yaml", "run.json", "results.json", ".lock"
 PACKAGES = [
     "torch",
     "torchvision",
@@ -46,7 +46,7 @@ PACKAGES = [
 
 
 def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
-    """Make sure that this run may write to its folder, and save its config there.
+    """Make sure that this run, which alone uses its folder, may write to it; save its config there.
 
     A new run needs a folder without one; a resumed run continues only what was started with the
     same settings. With `resume` and nothing to resume, the run simply starts. A start that was
@@ -67,8 +67,9 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
     else:
         (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("**/.*.tmp"):  # of writes that were killed
-        leftover.unlink()
+    for part in (folder, *(folder / stage for stage in STAGES)):
+        for leftover in part.glob(".*.tmp"):  # of writes that were killed
+            leftover.unlink()
     save_config(config, existing)
 
 
