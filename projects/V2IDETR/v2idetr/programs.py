@@ -18,7 +18,6 @@ from types import FrameType
 
 POLL_S = 0.5
 LINES_SHOWN = 15  # of the log, when a program fails
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -139,6 +138,12 @@ def run_logged(
         raise ProgramError(f"{Path(command[0]).name} ended with code {code}:\n{tail}\n({log})")
 
 
+def stop_signals() -> list[int]:
+    """Signals that ask a program to stop: without SIGHUP where it is ignored, as below nohup."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+
+
 @contextmanager
 def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
     """Signals that arrive in this block, each passed on to the programs that run then."""
@@ -146,11 +151,13 @@ def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if number == signal.SIGHUP:  # of which a terminal that closes sends several
+            signal.signal(number, signal.SIG_IGN)
         for child in children():
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         yield received
     finally:

@@ -25,9 +25,9 @@ from torch.multiprocessing import ProcessExitedException
 from v2idetr.engine import run_folder
 from v2idetr.engine.config import ConfigError, load_run_config
 from v2idetr.engine.run_context import Run, load_splits
-from v2idetr.engine.signals import SIGNALS, StopRequested, StopSignals
+from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
-from v2idetr.programs import sole_user
+from v2idetr.programs import sole_user, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def _signals_forwarded() -> Iterator[None]:
             if child.pid is not None:
                 os.kill(child.pid, number)
 
-    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         yield
     finally:
