@@ -7,11 +7,13 @@ teacher.
     python train_net.py --config-file configs/v2i_sun.yaml --resume
     python train_net.py --config-file configs/v2i_sun.yaml \\
         --layer configs/ablations/table4/02_fd.yaml train.output_dir=output/table4/02_fd
+    python train_net.py --config-file configs/v2i_sun.yaml --eval-only
     python train_net.py --config-file configs/v2i_sun.yaml --eval-only \\
-        train.init_checkpoint=student.pth
+        --weights student.pth --output output/evaluation_of_student
 
 Each stage writes output_dir/<stage>/ (metrics.jsonl, last.pth, best.pth, final.pth,
-evaluation.json), the run writes output_dir/results.json.
+evaluation.json), the run writes output_dir/results.json. --eval-only writes the same results,
+with the config, into output_dir/evaluation/ or --output, and overwrites no other evaluation there.
 """
 
 from __future__ import annotations
@@ -38,7 +40,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "several are applied in order, before the overrides",
     )
     add("--resume", action="store_true", help="continue the run in train.output_dir")
-    add("--eval-only", action="store_true", help="evaluate checkpoints, train nothing")
+    add(
+        "--eval-only",
+        action="store_true",
+        help="evaluate what the run in train.output_dir has trained; train nothing",
+    )
+    add(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="with --eval-only: evaluate this file instead, with the detector of the last of "
+        "train.stages",
+    )
+    add(
+        "--output",
+        default="",
+        metavar="FOLDER",
+        help="with --eval-only: where to write (default train.output_dir/evaluation)",
+    )
     add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
     add("--num-machines", type=int, default=1, metavar="N", help="machines of the run")
     add("--machine-rank", type=int, default=0, metavar="R", help="this machine, from 0")
@@ -54,6 +73,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--num-gpus must be 1 or more, --machine-rank in 0 .. --num-machines - 1")
     if options.resume and options.eval_only:
         parser.error("--resume trains and --eval-only does not: give one of them")
+    if (options.weights or options.output) and not options.eval_only:
+        parser.error(
+            "--weights and --output are for --eval-only; to train, set train.init_checkpoint and "
+            "train.output_dir"
+        )
     if options.num_machines > 1 and options.dist_url == "auto":
         parser.error("several machines need --dist-url tcp://HOST:PORT of machine 0")
     return options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -70,6 +71,7 @@ def in_child(work: Callable[[], int | None]) -> int:
     child = os.fork()
     if child == 0:
         code = 70
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run below nohup
         try:
             code = work() or 0
         except BaseException:

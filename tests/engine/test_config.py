@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from v2idetr.engine import config_checks, config_types
 from v2idetr.engine.config import (
     ConfigError,
     build,
@@ -225,6 +227,14 @@ def test_a_loss_that_is_null_can_be_set(tiny_config, way) -> None:
         path.write_text(f"_base_: {tiny_config.name}\ndistillation: {{fd: {loss}}}\n")
         config = load_config(path)
     assert (config.distillation.fd._target_, config.distillation.fd.mask) == (name, "box")
+
+
+def test_a_new_loss_is_named_in_one_place(monkeypatch) -> None:
+    monkeypatch.setattr("v2idetr.distillation.student.LOSSES", ("new",))
+    types, checks = (runpy.run_path(str(m.__file__)) for m in (config_types, config_checks))
+    assert "distillation.new" in types["DISTILLATION_KEYS"]
+    assert types["OPTIONAL_KEYS"]["distillation.new"] is dict
+    assert checks["AT_LEAST"]["distillation.new.weight"] == 0
 
 
 def test_a_key_of_a_loss_that_is_null_is_explained(tiny_config) -> None:

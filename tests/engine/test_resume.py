@@ -108,7 +108,9 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_an_uninterrupted_one(
     assert_equal_runs(uninterrupted, output, STAGES)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
     tiny_config, tmp_path, in_child, uninterrupted, number, code, capfd
 ) -> None:
@@ -124,6 +126,30 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
     if number == signal.SIGTERM:
         assert in_child(lambda: run(tiny_config, output, resume=True)) == 0
         assert_equal_runs(uninterrupted, output)
+
+
+def test_a_terminal_that_closes_leaves_time_for_the_checkpoint(
+    tiny_config, tmp_path, in_child
+) -> None:
+    def hung_up() -> int:
+        def act() -> None:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+
+        before_step(5, act)
+        return run(tiny_config, tmp_path / "hung_up")
+
+    assert in_child(hung_up) == 129
+    assert load_checkpoint(tmp_path / "hung_up" / "plain" / "last.pth").iteration == 5
+
+
+def test_below_nohup_a_run_outlives_its_terminal(tiny_config, tmp_path, in_child) -> None:
+    def hung_up() -> int:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        before_step(5, send(signal.SIGHUP))
+        return run(tiny_config, tmp_path / "run")
+
+    assert in_child(hung_up) == 0
 
 
 def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_repeats_it(

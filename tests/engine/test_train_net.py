@@ -34,6 +34,7 @@ def test_help_needs_no_torch() -> None:
     [
         ([], "--config-file"),
         (["--config-file", "x", "--resume", "--eval-only"], "give one of them"),
+        (["--config-file", "x", "--weights", "student.pth"], "are for --eval-only"),
         (["--config-file", "x", "--num-gpus", "0"], "must be 1 or more"),
         (["--config-file", "x", "--num-machines", "2"], "--dist-url"),
     ],

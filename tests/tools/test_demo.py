@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -197,6 +198,36 @@ def test_a_signal_is_passed_on_and_the_program_may_finish(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class Told:
+    """Stands in for a program that runs: notes the signals that it is sent."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def poll(self) -> None:
+        return None
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"), [(signal.SIG_DFL, [signal.SIGTERM]), (signal.SIG_IGN, [])]
+)
+def test_a_terminal_that_closes_stops_a_program_once_and_below_nohup_never(
+    process: ModuleType, before: signal.Handlers, told: list[int]
+) -> None:
+    program, outside = Told(), signal.signal(signal.SIGHUP, before)
+    try:
+        with process.forwarded(lambda: [program]):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+        assert program.signals == told
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, outside)
+
+
 def test_a_killed_demo_takes_its_program_along(process: ModuleType, tmp_path: Path) -> None:
     pid_file, program = tmp_path / "pid", tmp_path / "program.py"
     program.write_text(
@@ -241,6 +272,17 @@ def test_two_demos_do_not_share_a_folder(process: ModuleType, tmp_path: Path) ->
         pass
     with process.sole_user(lock, "A demo", patience_s=0.0):
         pass
+
+
+def test_a_file_system_without_locks_holds_nobody_off(
+    process: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(process.fcntl, "flock", flock)
+    with process.sole_user(tmp_path / ".lock", "A demo") as descriptor:
+        os.fstat(descriptor)
 
 
 def until(condition: Callable[[], bool], patience_s: float = 30.0) -> None:

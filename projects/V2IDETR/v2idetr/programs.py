@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import functools
 import os
@@ -17,7 +18,7 @@ from types import FrameType
 
 POLL_S = 0.5
 LINES_SHOWN = 15  # of the log, when a program fails
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Child = subprocess.Popen[bytes]
@@ -36,14 +37,18 @@ class ProgramError(Exception):
 
 
 @contextmanager
-def sole_user(lock: Path, what: str, patience_s: float = 20.0) -> Iterator[int]:
+def sole_user(
+    lock: Path, what: str, remedy: str = "use another --output", patience_s: float = 20.0
+) -> Iterator[int]:
     """Hold a lock file in this block; its descriptor is handed on to programs that write beside it.
 
-    It lasts until the last program that inherited it has ended, also one that outlives us.
+    It lasts until the last program that inherited it has ended, also one that outlives us. Where
+    the file system has no locks, it holds off nobody.
 
     Args:
         lock: the file.
         what: who holds it, for the message: "A demo".
+        remedy: what to do instead of waiting.
         patience_s: how long to wait for another one.
 
     Raises:
@@ -59,9 +64,13 @@ def sole_user(lock: Path, what: str, patience_s: float = 20.0) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise ValueError(
-                        f"{what} is running in {lock.parent}: wait for it, or use another --output."
+                        f"{what} is running in {lock.parent}: wait for it, or {remedy}."
                     ) from None
                 time.sleep(POLL_S)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                break
         yield file.fileno()
 
 
@@ -129,6 +138,12 @@ def run_logged(
         raise ProgramError(f"{Path(command[0]).name} ended with code {code}:\n{tail}\n({log})")
 
 
+def stop_signals() -> list[int]:
+    """Signals that ask a program to stop: without SIGHUP where it is ignored, as below nohup."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+
+
 @contextmanager
 def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
     """Signals that arrive in this block, each passed on to the programs that run then."""
@@ -136,11 +151,13 @@ def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if number == signal.SIGHUP:  # of which a terminal that closes sends several
+            signal.signal(number, signal.SIG_IGN)
         for child in children():
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         yield received
     finally:

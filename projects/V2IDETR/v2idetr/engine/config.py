@@ -124,9 +124,14 @@ def fingerprint(config: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differing_keys(one: DictConfig, other: DictConfig) -> list[str]:
-    """ "key: old -> new" for each weight-relevant key that differs between two configs."""
-    old, new = _weight_relevant(to_plain(one)), _weight_relevant(to_plain(other))
+def differing_keys(
+    one: DictConfig, other: DictConfig, *, with_data_paths: bool = False
+) -> list[str]:
+    """ "key: old -> new" for each weight-relevant key that differs between two configs.
+
+    `with_data_paths` also compares where the data lies.
+    """
+    old, new = (_weight_relevant(to_plain(c), with_data_paths) for c in (one, other))
     missing = "(not set)"
     return [
         f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"
@@ -154,11 +159,11 @@ def _load(
     return resolved, problems, True
 
 
-def _weight_relevant(config: dict[str, Any]) -> dict[str, Any]:
+def _weight_relevant(config: dict[str, Any], with_data_paths: bool = False) -> dict[str, Any]:
     return {
         key: value
         for key, value in _leaves(config)
-        if key not in NEUTRAL_KEYS and not _DATA_PATH.fullmatch(key)
+        if key not in NEUTRAL_KEYS and (with_data_paths or not _DATA_PATH.fullmatch(key))
     }
 
 

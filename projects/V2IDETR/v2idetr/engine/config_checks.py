@@ -13,69 +13,17 @@ from detectron2.utils.registry import locate
 
 from v2idetr.data.clip_mapper import ClipSampler
 from v2idetr.distillation.student import LOSSES
-from v2idetr.engine.config_merge import KIND_NAMES
+from v2idetr.engine.config_types import (
+    DISTILLATION_KEYS,
+    KIND_NAMES,
+    PROGRAM_KEYS,
+    TEACHER_KEYS,
+)
 from v2idetr.evaluation.lesion_metrics import RULES
 
 STAGES = ("teacher", "plain", "student")
 COCO_METRICS = ("AP", "AP50", "AP75")
 
-# The keys that the program itself reads, and the type of each. Arguments of L(...) nodes are
-# checked against the signatures of their callables instead.
-PROGRAM_KEYS: dict[str, type | tuple[type, ...]] = {
-    "train.output_dir": str,
-    "train.seed": int,
-    "train.device": str,
-    "train.stages": list,
-    "train.max_iter": int,
-    "train.batch_size": int,
-    "train.clips_at_once": int,
-    "train.amp": str,
-    "train.clip_grad_norm": float,
-    "train.eval_period": int,
-    "train.checkpoint_period": int,
-    "train.log_period": int,
-    "train.num_workers": int,
-    "train.init_checkpoint": str,
-    "train.init_partial": bool,
-    "train.best_metric": str,
-    "train.deterministic": bool,
-    "train.tensorboard": bool,
-    "train.find_unused_parameters": bool,
-    "optimizer": dict,
-    "lr_multiplier": dict,
-    "data.class_names": list,
-    "data.train.json": str,
-    "data.train.image_root": str,
-    "data.val.json": str,
-    "data.val.image_root": str,
-    "data.test": dict,
-    "data.num_frames": int,
-    "data.window": int,
-    "data.sampling": str,
-    "data.side": str,
-    "data.min_visible": float,
-    "data.augmentations.train": list,
-    "data.augmentations.test": list,
-    "data.on_bad_box": str,
-    "data.negative_share": (float, type(None)),
-    "model": dict,
-    "evaluation.rules": list,
-    "evaluation.coco_ap": bool,
-    "evaluation.batch_size": int,
-    "evaluation.checkpoint": str,
-}
-TEACHER_KEYS: dict[str, type | tuple[type, ...]] = {
-    "teacher.model": dict,
-    "teacher.init_checkpoint": str,
-    "teacher.init_partial": bool,
-    "teacher.checkpoint": str,
-    "teacher.max_iter": (int, type(None)),
-    "teacher.batch_size": (int, type(None)),
-    "teacher.optimizer": dict,
-}
-DISTILLATION_KEYS: dict[str, type | tuple[type, ...]] = {
-    f"distillation.{name}": (dict, type(None)) for name in LOSSES
-}
 CHOICES: dict[str, tuple[str, ...]] = {
     "train.device": ("auto", "cpu", "cuda"),
     "train.amp": ("off", "bf16", "fp16"),
@@ -96,9 +44,7 @@ AT_LEAST: dict[str, int] = {
     "train.num_workers": 0,
     "teacher.max_iter": 1,
     "teacher.batch_size": 1,
-    "distillation.fd.weight": 0,
-    "distillation.ed.weight": 0,
-    "distillation.qd.weight": 0,
+    **{f"distillation.{name}.weight": 0 for name in LOSSES},
     "data.num_frames": 1,
     "data.window": 0,
     "evaluation.batch_size": 1,
@@ -114,8 +60,6 @@ AT_LEAST: dict[str, int] = {
     "teacher.model.net.num_queries": 1,
     "teacher.model.net.num_encoder_layers": 1,
     "teacher.model.net.num_decoder_layers": 1,
-    "distillation.tfd.weight": 0,
-    "distillation.cqd.weight": 0,
 }
 _PLAIN_BUILTINS = ("builtins.dict", "builtins.list", "builtins.tuple", "builtins.set")
 
@@ -277,14 +221,12 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
         key = f"{section}.init_checkpoint"
         if _get(config, f"{section}.init_partial") and not _get(config, key):
             problems.append(f"{section}.init_partial is true, but {key} names no file.")
-    given = config["train"]["init_checkpoint"]
-    if config["train"]["stages"] == ["teacher"] and given != _get(
-        config, "teacher.init_checkpoint"
-    ):
+    given, stages = config["train"]["init_checkpoint"], config["train"]["stages"]
+    if given and stages == ["teacher"] and not _get(config, "teacher.init_checkpoint"):
         problems.append(
             f"train.init_checkpoint={given} is for plain detectors and students, but train.stages "
-            "has only the teacher: set teacher.init_checkpoint to train it from there, or "
-            "teacher.checkpoint to evaluate it."
+            "has only the teacher: set teacher.init_checkpoint to train it from there, or leave "
+            "train.init_checkpoint empty."
         )
 
 

@@ -21,30 +21,8 @@ from v2idetr.engine.config_keys import (
     replaced,
     select,
 )
+from v2idetr.engine.config_types import KIND_NAMES, OPTIONAL_KEYS
 from v2idetr.engine.config_yaml import parse_yaml
-
-KIND_NAMES: dict[type, str] = {
-    dict: "a mapping",
-    list: "a list",
-    str: "text",
-    float: "a number",
-    int: "an integer",
-    bool: "true or false",
-    type(None): "null",
-}
-
-# Keys that may be null, with the type of their value otherwise. Arguments of L(...) nodes may be
-# null where the callable's own signature says so.
-OPTIONAL_KEYS: dict[str, type] = {
-    "data.negative_share": float,
-    "teacher.max_iter": int,
-    "teacher.batch_size": int,
-    "distillation.tfd": dict,
-    "distillation.fd": dict,
-    "distillation.ed": dict,
-    "distillation.cqd": dict,
-    "distillation.qd": dict,
-}
 
 # Mappings from names of the user's choice: given as a whole, they replace the base's.
 OPEN_MAPPINGS = frozenset({"data.test"})

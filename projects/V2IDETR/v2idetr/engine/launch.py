@@ -25,8 +25,9 @@ from torch.multiprocessing import ProcessExitedException
 from v2idetr.engine import run_folder
 from v2idetr.engine.config import ConfigError, load_run_config
 from v2idetr.engine.run_context import Run, load_splits
-from v2idetr.engine.signals import SIGNALS, StopRequested, StopSignals
+from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
+from v2idetr.programs import sole_user, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +87,15 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         UserError: see `launch_run`.
     """
     _log_to_terminal()
-    with StopSignals() as signals:
+    with StopSignals() as signals, contextlib.ExitStack() as until_end:
         try:
-            run = _prepare(options, config, device_type, signals)
+            run = _prepare(options, config, device_type, signals, until_end)
             if options.eval_only:
-                evaluate_only(run)
+                evaluate_only(run, _folder(options, config), options.weights)
             else:
                 run_stages(run)
         except StopRequested as stop:
-            logger.warning("stopped by %s; to continue:\n  %s", stop, _resume_command())
+            logger.warning("stopped by %s; %s", stop, _what_to_do_next(options))
             return stop.exit_code
         except (ValueError, FloatingPointError) as error:
             _log_to_file("stopped by an error", error)
@@ -104,7 +105,7 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
             _log_to_file("stopped by the file system", error)
             raise UserError(
                 f"{where}{error.strerror or error}. Mend that (make doctor shows free disk and "
-                f"memory); {_resume_command()} continues from the last checkpoint."
+                f"memory); {_what_to_do_next(options)}"
             ) from error
     return 0
 
@@ -123,10 +124,14 @@ def _worker(options: argparse.Namespace, config: DictConfig, device_type: str) -
 
 
 def _prepare(
-    options: argparse.Namespace, config: DictConfig, device_type: str, signals: StopSignals
+    options: argparse.Namespace,
+    config: DictConfig,
+    device_type: str,
+    signals: StopSignals,
+    until_end: contextlib.ExitStack,
 ) -> Run:
-    """Data, folder and device, checked before anything is trained."""
-    folder = Path(config.train.output_dir)
+    """Data, folder and device, checked before training; the folder is ours `until_end`."""
+    folder = _folder(options, config)
     splits = load_splits(config, with_train=not options.eval_only)
     index = comm.get_local_rank() if device_type == "cuda" else None
     device = torch.device(device_type, index) if index is not None else torch.device(device_type)
@@ -135,6 +140,9 @@ def _prepare(
     deterministic: Any = torch.utils.deterministic  # a module whose class has the property
     deterministic.fill_uninitialized_memory = False  # would only cost time
     if comm.is_main_process():
+        remedy = f"use another {'--output' if options.eval_only else 'train.output_dir'}"
+        lock = sole_user(folder / run_folder.LOCK, "Another train_net.py", remedy)
+        until_end.enter_context(lock)
         if not options.eval_only:
             _warn_without_neighbours(config)
             run_folder.claim(folder, config, resume=options.resume)
@@ -145,11 +153,16 @@ def _prepare(
                 device=run_folder.device_name(device),
                 processes=comm.get_world_size(),
             )
-        folder.mkdir(parents=True, exist_ok=True)
         _add_log_file(folder / "log.txt")
     comm.synchronize()
     logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)
     return Run(config, device, splits, signals)
+
+
+def _folder(options: argparse.Namespace, config: DictConfig) -> Path:
+    """Where this program writes: the run's folder, or that of an evaluation alone."""
+    folder = Path(config.train.output_dir)
+    return Path(options.output or folder / "evaluation") if options.eval_only else folder
 
 
 def _warn_without_neighbours(config: DictConfig) -> None:
@@ -169,7 +182,7 @@ def _signals_forwarded() -> Iterator[None]:
             if child.pid is not None:
                 os.kill(child.pid, number)
 
-    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         yield
     finally:
@@ -215,6 +228,10 @@ def _message(error: Exception) -> str:
     return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text
 
 
-def _resume_command() -> str:
-    arguments = [a for a in sys.argv if a != "--resume"]
-    return shlex.join(["python", *arguments[:1], "--resume", *arguments[1:]])
+def _what_to_do_next(options: argparse.Namespace) -> str:
+    program, *arguments = sys.argv
+    aim = "begin again"
+    if not options.eval_only:
+        aim = "continue from the last checkpoint"
+        arguments = ["--resume", *(a for a in arguments if a != "--resume")]
+    return f"to {aim}:\n  {shlex.join(['python', program, *arguments])}"

@@ -2,6 +2,7 @@
 
 output_dir/config.yaml  run.json  log.txt  results.json
 output_dir/<stage>/     config.yaml  metrics.jsonl  last.pth  best.pth  final.pth  evaluation.json
+output_dir/evaluation/  config.yaml  log.txt  results.json  <stage>/evaluation.json (--eval-only)
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from v2idetr.engine.config_checks import STAGES
 
 logger = logging.getLogger(__name__)
 
-CONFIG, RECORD, RESULTS = "config.yaml", "run.json", "results.json"
+CONFIG, RECORD, RESULTS, LOCK = "config.yaml", "run.json", "results.json", ".lock"
 PACKAGES = [
     "torch",
     "torchvision",
@@ -45,7 +46,7 @@ PACKAGES = [
 
 
 def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
-    """Make sure that this run may write to its folder, and save its config there.
+    """Make sure that this run, which alone uses its folder, may write to it; save its config there.
 
     A new run needs a folder without one; a resumed run continues only what was started with the
     same settings. With `resume` and nothing to resume, the run simply starts. A start that was
@@ -66,9 +67,41 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
     else:
         (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("**/.*.tmp"):  # of writes that were killed
-        leftover.unlink()
+    for part in (folder, *(folder / stage for stage in STAGES)):
+        for leftover in part.glob(".*.tmp"):  # of writes that were killed
+            leftover.unlink()
     save_config(config, existing)
+
+
+def check_evaluation(folder: Path, config: DictConfig, weights: Mapping[str, Path]) -> None:
+    """Make sure that an evaluation alone overwrites only an earlier one of the same.
+
+    Args:
+        folder: where it writes.
+        config: with what it evaluates.
+        weights: what it evaluates: the file by the row's name.
+
+    Raises:
+        ValueError: the folder holds a run, or an evaluation by other settings or of other weights.
+    """
+    if (folder / RECORD).exists():
+        raise ValueError(f"{folder} holds a run: choose another folder with --output FOLDER.")
+    if not (folder / RESULTS).exists():
+        return
+    before = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["stages"]
+    files = {name: Path(result["checkpoint"]) for name, result in before.items()}
+    changed = ["its settings are unknown"]
+    if (folder / CONFIG).exists():
+        changed = differing_keys(load_config(folder / CONFIG), config, with_data_paths=True)
+    if [file.resolve() for file in files.values()] != [f.resolve() for f in weights.values()]:
+        both = (", ".join(map(str, paths.values())) for paths in (files, weights))
+        changed.append("weights: " + " -> ".join(both))
+    if changed:
+        raise ValueError(
+            f"{folder} holds another evaluation:\n  "
+            + "\n  ".join(changed)
+            + "\nKeep it and write this one into another folder with --output FOLDER, or remove it."
+        )
 
 
 def record(

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, write a checkpoint, leave with the usual exit code."""
+"""Asked to stop: finish the step, write a checkpoint, leave with the usual exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from v2idetr.programs import stop_signals
 
 
 class StopRequested(BaseException):
@@ -21,13 +21,13 @@ class StopRequested(BaseException):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number  # 143 for SIGTERM, 130 for Ctrl-C
+        self.exit_code = 128 + signal_number  # 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP
 
 
 class StopSignals:
     """Within this context a signal raises `StopRequested`; while deferred, it is only noted.
 
-    A second signal of the same kind acts as if this were not here.
+    A second Ctrl-C or SIGTERM acts as if this were not here.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         # Python allows handlers in the main thread alone.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self._previous = {n: signal.signal(n, self._handle) for n in stop_signals()}
         return self
 
     def __exit__(
@@ -84,8 +84,8 @@ class StopSignals:
     def _second_time(self, number: int) -> signal._HANDLER:
         """A second signal acts at once. Not on one of several processes: when one of them is done,
         torch sends SIGTERM to the others, of which the first may still be writing its
-        checkpoint."""
-        if comm.get_world_size() > 1:
+        checkpoint. Nor a second SIGHUP: a terminal that closes sends several."""
+        if comm.get_world_size() > 1 or number == signal.SIGHUP:
             return signal.SIG_IGN
         return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
 

@@ -13,8 +13,9 @@ from detectron2.utils import comm
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.engine.checkpoint import load_detector
+from v2idetr.engine.config import save_config
 from v2idetr.engine.run_context import Run, eval_loader
-from v2idetr.engine.run_folder import RESULTS, is_finished
+from v2idetr.engine.run_folder import CONFIG, RESULTS, check_evaluation, is_finished
 from v2idetr.engine.stage_models import build_stage
 from v2idetr.engine.stage_training import (
     load_initial_weights,
@@ -54,7 +55,7 @@ def run_stages(run: Run) -> dict[str, Result]:
             train_stage(run, stage)
             gc.collect()  # the trainer and its hooks know each other; evaluation wants the memory
         results[stage] = _evaluate(run, stage, run.weights(stage), folder)
-    return _finish(results, run.folder)
+    return _finish(run, results, run.folder)
 
 
 def check_models(run: Run, stages: list[str]) -> None:
@@ -73,35 +74,36 @@ def check_models(run: Run, stages: list[str]) -> None:
             rehearse(run, stage, models)
 
 
-def evaluate_only(run: Run) -> dict[str, Result]:
-    """Evaluate `train.init_checkpoint`, or else the checkpoints of all stages; train nothing.
+def evaluate_only(run: Run, folder: Path, weights: str = "") -> dict[str, Result]:
+    """Evaluate what the run has trained, or else a given file; train nothing.
 
-    A given checkpoint is that of an image detector; a teacher's is `teacher.checkpoint`. Writes
-    into output_dir/evaluation; what the run itself found out stays as it is.
+    Args:
+        run: whose stages or detector. What it found out itself stays as it is.
+        folder: where the evaluation is written.
+        weights: a file for the detector of the last of `train.stages`; "" for the run's own.
 
     Raises:
         CheckpointError: there is none, or it does not fit.
+        ValueError: the folder holds something else, see `check_evaluation`.
     """
-    initial, folder = run.config.train.init_checkpoint, run.folder / "evaluation"
     stages = list(run.config.train.stages)
-    if initial and stages == ["teacher"]:
-        raise CheckpointError(
-            f"train.init_checkpoint={initial} is of an image detector, but train.stages has only "
-            "the teacher. Name a trained teacher with teacher.checkpoint=..., and leave "
-            "train.init_checkpoint empty."
-        )
-    if initial:
-        stage = "plain" if stages == ["plain"] else "student"
-        return {Path(initial).stem: _evaluate(run, stage, Path(initial), folder)}
-    missing = [str(run.weights(stage)) for stage in stages if not run.weights(stage).exists()]
+    # Row of the table: stage that says which detector it is, and the file.
+    rows = {stage: (stage, run.weights(stage)) for stage in stages}
+    if weights:
+        logger.info("evaluating %s with the detector of the %s", weights, stages[-1])
+        rows = {Path(weights).stem: (stages[-1], Path(weights))}
+    missing = [str(file) for _, file in rows.values() if not file.exists()]
     if missing:
         raise CheckpointError(
             f"--eval-only needs trained weights, but there is no {', no '.join(missing)}. Name a "
-            "checkpoint with train.init_checkpoint=... (of a teacher with teacher.checkpoint=...), "
-            "the folder of a finished run with train.output_dir=..., or fewer train.stages."
+            "file with --weights FILE, the folder of a finished run with train.output_dir=..., or "
+            "fewer train.stages."
         )
-    results = {s: _evaluate(run, s, run.weights(s), folder / s) for s in stages}
-    return _finish(results, folder)
+    check_evaluation(folder, run.config, {name: file for name, (_, file) in rows.items()})
+    results = {
+        name: _evaluate(run, stage, file, folder / name) for name, (stage, file) in rows.items()
+    }
+    return _finish(run, results, folder)
 
 
 def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
@@ -133,10 +135,11 @@ def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
     return result
 
 
-def _finish(results: dict[str, Result], folder: Path) -> dict[str, Result]:
-    """Write results.json into the folder and show the table."""
+def _finish(run: Run, results: dict[str, Result], folder: Path) -> dict[str, Result]:
+    """Write config and results.json into the folder and show the table."""
     table = format_table(results)
     if comm.is_main_process():
+        save_config(run.config, folder / CONFIG)
         text = json.dumps({"stages": results, "table": table}, indent=1, allow_nan=False)
         write_text_atomically(folder / RESULTS, text + "\n")
     logger.info("results (%s):\n%s", folder / RESULTS, table)
