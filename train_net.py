@@ -68,7 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="key=value",
         help="changes to the config, such as train.max_iter=500; +key=value adds a key",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides anywhere
     if options.num_gpus < 1 or not 0 <= options.machine_rank < options.num_machines:
         parser.error("--num-gpus must be 1 or more, --machine-rank in 0 .. --num-machines - 1")
     if options.resume and options.eval_only:

@@ -44,10 +44,12 @@ def test_wrong_usage_is_explained_at_once(arguments, expected) -> None:
     assert done.returncode == 2 and expected in done.stderr
 
 
-def test_a_mistyped_key_fails_with_a_suggestion_and_no_traceback() -> None:
-    done = train_net("--config-file", "configs/v2i_synthetic.yaml", "train.max_itr=5")
+def test_mistyped_keys_before_and_after_options_fail_with_a_suggestion_and_no_traceback() -> None:
+    keys = ("train.max_itr=5", "--resume", "train.sed=1")
+    done = train_net("--config-file", "configs/v2i_synthetic.yaml", *keys)
     assert done.returncode == 2
     assert "Did you mean train.max_iter?" in done.stderr
+    assert "Did you mean train.seed?" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
