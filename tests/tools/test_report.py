@@ -20,7 +20,7 @@ from v2idetr.data.coco_vid import read_split, write_split
 from v2idetr.engine.config import load_config, save_config, to_plain
 from v2idetr.evaluation.evaluator import evaluate_predictions, write_evaluation
 from v2idetr.evaluation.predictions import FramePrediction, write_predictions
-from v2idetr.report import charts, comparison, heldout
+from v2idetr.report import charts, comparison, curves, heldout
 from v2idetr.report.heldout import HeldOutFrame, Outcome, groups_of
 from v2idetr.report.page import write_report
 from v2idetr.report.pictures import Album
@@ -302,6 +302,13 @@ def test_a_line_that_was_cut_off_is_left_out(finished: Path) -> None:
     stage = read_run(finished).stages["student"]
     assert [line["iteration"] for line in stage.steps] == [20, 40, 60]
     assert stage.train_seconds == pytest.approx(60 * 0.5)
+
+
+def test_of_equal_figures_the_last_has_the_best_weights(copied: Path) -> None:
+    lines = [{"iteration": n, "val/AP50": value} for n, value in ((20, 0.5), (40, 0.5), (60, 0.4))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (copied / "plain" / "metrics.jsonl").write_text(text)
+    assert curves.best_validation(read_run(copied).stages["plain"], "AP50") == (40, 0.5)
 
 
 # ---------------------------------------------------------------- words

@@ -50,9 +50,9 @@ def detection_loss(line: dict[str, Any]) -> float | None:
 
 
 def best_validation(stage: StageFiles, metric: str) -> Point | None:
-    """Step and value of the highest figure on the validation split; the first of equal ones."""
+    """Step and value of the highest validation figure; the last of equal ones, as best.pth is."""
     points = _points(stage.validations, lambda line: line.get(f"val/{metric}"))
-    return max(points, key=lambda point: (point[1], -point[0])) if points else None
+    return max(points, key=lambda point: (point[1], point[0])) if points else None
 
 
 def _validation(run: RunFiles, metric: str, title: str) -> Chart:
