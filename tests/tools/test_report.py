@@ -389,6 +389,14 @@ def test_ties_are_all_marked_and_equal_figures_are_not() -> None:
     assert ranked.rows[0].difference == "0.0"
 
 
+def test_the_table_and_the_sentence_give_one_difference() -> None:
+    """46.06 and 40.94 are 46.1 and 40.9: 5.2 as rounded, 5.1 as they are."""
+    results = {"plain": evaluation_of(0.4094, [5, 5]), "student": evaluation_of(0.4606, [5, 5])}
+    ranked, _ = comparison.headline_table(results)
+    assert ranked.rows[0].difference == "+5.1"
+    assert "(+5.1 points)" in comparison.verdict(results).sentences[0]
+
+
 # ---------------------------------------------------------------- frames
 
 
