@@ -187,6 +187,20 @@ def test_every_frame_that_is_drawn_is_stored_once(page: str) -> None:
     assert set(re.findall(r'<use href="#(\w+)"', page)) == set(stored)
 
 
+def test_the_models_are_described_as_the_config_has_them(
+    page: str, copied: Path, tmp_path: Path
+) -> None:
+    assert "mixes them (MSI)" in page
+    assert "imitates the teacher: its features (TFD) and its queries (CQD)." in page
+    config = load_config(copied / "config.yaml")
+    config.distillation.tfd = config.teacher.model.net.temporal = None
+    save_config(config, copied / "config.yaml")
+    write_report(copied, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "each by itself, without MSI" in text
+    assert "imitates the teacher: its queries (CQD)." in text
+
+
 def test_names_from_files_are_escaped(page: str) -> None:
     assert "a&lt;b&gt;&amp;&#39;clip" in page
     assert "a<b>" not in page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from v2idetr.report.charts import Chart, Series
@@ -39,6 +39,12 @@ def charts(run: RunFiles) -> list[Chart]:
     )
     found.append(_taught(run))
     return [chart for chart in found if any(series.points for series in chart.series)]
+
+
+def taught(settings: Mapping[str, Any]) -> list[str]:
+    """What the student imitates, by the run's config."""
+    losses = settings.get("distillation") or {}
+    return [title for name, title in TAUGHT.items() if losses.get(name.removeprefix("loss_"))]
 
 
 def detection_loss(line: dict[str, Any]) -> float | None:
