@@ -152,6 +152,31 @@ def test_a_folder_with_other_things_is_not_touched(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train.max_itr=5"], "Did you mean train.max_iter?"),
+        (["train.max_iter=0"], "train.max_iter"),
+        (["--size", "128"], "--size 128: give WxH"),
+        (["--size", "128x31"], "32 px or more"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    demo: ModuleType,
+    tmp_path: Path,
+    arguments: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        code = demo.main(["--output", str(tmp_path / "demo"), *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_restart_removes_the_earlier_demo(demo: ModuleType, tmp_path: Path) -> None:
     settings = demo.Demo(tmp_path)
     demo.run_demo(settings, 0, Programs(demo, settings))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,11 @@ class Interrupted(BaseException):
 
 class ProgramError(Exception):
     """A program ended with an error; the message has the end of its log."""
+
+
+def ignore_torch_jit() -> None:
+    """No warning of torch.jit.script, which Detectron2 calls when it is imported."""
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
 
 
 @contextmanager
