@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_LISTED = ("output", "seeds", "rows", "jobs", "smoke")  # options that change nothing in a list
 CONFIGS = ROOT / "configs"
 TRAIN_NET = ROOT / "train_net.py"
 GIB_A_RUN = {"sun": 14.0, "buv": 14.0, "clinicdb": 3.0, "synthetic": 3.0}
@@ -61,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--list", action="store_true", help="name every table and row, and what they share; stop")
+    add("--list", action="store_true", help="name every row, of --table or all, and what it shares")
     add("--table", metavar="NAME", help="I, II, III, IV, 5a, 5b, choices")
     add("--dataset", choices=DATASETS, default="synthetic", help="default synthetic")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
@@ -88,6 +89,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.list and not (options.table and options.output):
         parser.error("give --table and --output, or --list")
+    given = [name for name in NOT_LISTED if getattr(options, name) != parser.get_default(name)]
+    if options.list and given:
+        parser.error(f"--list runs nothing: leave out --{', --'.join(given)}")
     if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         parser.error("--seeds and --jobs must be 1 or more")
     return options
@@ -103,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tables = find_tables(CONFIGS)
         if options.list:
-            print(listing(tables, plan_of(options, tables)))
+            listed = [choose_table(tables, options.table)] if options.table else tables
+            print(listing(listed, plan_of(options, tables)))
             return 0
         table = choose_table(tables, options.table)
         rows = choose_rows(table, options.rows)
@@ -281,9 +286,14 @@ def earlier_seeds(folder: Path) -> list[int]:
 
 
 def listing(tables: Sequence[Table], plan: Plan) -> str:
-    """Every table and row, and which other row's run or teacher is the same."""
+    """Tables with their rows, and which other row's run or teacher is the same.
+
+    Raises:
+        ValueError: the overrides do not fit these rows.
+    """
     from tabulate import tabulate
 
+    plan.check([row for table in tables for row in table.rows])
     parts = []
     for table in tables:
         lines = []

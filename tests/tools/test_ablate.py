@@ -169,7 +169,16 @@ def test_mistakes_are_explained_and_leave_nothing_behind(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--table", "III"], ["--table", "3", "--seeds", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--table", "III"],
+        ["--table", "3", "--output", "out", "--seeds", "0"],
+        ["--list", "--seeds", "2"],
+        ["--list", "--smoke"],
+    ],
+)
 def test_wrong_usage_is_explained(ablate: ModuleType, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         ablate.main(arguments)
@@ -183,6 +192,31 @@ def test_the_list_names_every_row_and_what_it_shares(
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert lines["2_tfd"].endswith("its own")
     assert lines["4_tfd_cqd"].split()[-1] == "table3/2_tfd"
+
+
+def test_the_list_of_a_table_is_of_that_table_alone(
+    ablate: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("table3", "fig5b")
+    tables = [table for table in find_tables(ROOT / "configs") if table.key in keys]
+    monkeypatch.setattr(ablate, "find_tables", lambda _: tables)
+    assert ablate.main(["--list", "--table", "5b"]) == 0
+    output = capsys.readouterr().out
+    assert "Fig. 5b" in output and "Table III" not in output
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("train.max_iterr=1", "Did you mean train.max_iter?"),
+        ("train.seed=3", "are set by the rows"),
+    ],
+)
+def test_a_list_with_overrides_that_do_not_fit_is_refused(
+    ablate: ModuleType, override: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablate.main(["--list", "--table", "III", override]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_missing_data_is_an_error_that_names_it_and_leaves_nothing_behind(
