@@ -44,7 +44,14 @@ from v2idetr.ablation.tables import (
     choose_table,
     find_tables,
 )
-from v2idetr.programs import Interrupted, ProgramError, run_logged, sole_user
+from v2idetr.programs import (
+    LOCK,
+    Interrupted,
+    ProgramError,
+    check_folder,
+    run_logged,
+    sole_user,
+)
 
 if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run, Settings
@@ -153,7 +160,7 @@ def run_table(
     Raises:
         ValueError: settings, data or folder cannot be used. Interrupted: see `run_jobs`.
     """
-    from v2idetr.ablation.folder import LOCK, check_folder, claim, claim_data, file_name
+    from v2idetr.ablation.folder import BASE, RECORD, claim, claim_data, file_name
     from v2idetr.ablation.provenance import check_data, check_earlier_runs
     from v2idetr.engine.run_context import load_splits
     from v2idetr.engine.run_folder import data_fingerprint
@@ -161,7 +168,7 @@ def run_table(
     plan = plan_of(options, tables)
     plan.check(table.rows)
     base = plan.base()
-    check_folder(plan.folder)
+    check_folder(plan.folder, RECORD, "ablation", first=[BASE])
     to_make = data_to_make(options, plan, base)
     # Before anything is written, where nothing has to be made.
     splits = {} if to_make else load_splits(base, with_train=True)

@@ -30,11 +30,19 @@ from progress import SECONDS_OTHERWISE, TITLES, Part, Progress, clock, data_part
 from synthetic_data import make_command, prepare_command, split_overrides
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.programs import Interrupted, ProgramError, ignore_torch_jit, run_logged, sole_user
+from v2idetr.programs import (
+    LOCK,
+    Interrupted,
+    ProgramError,
+    check_folder,
+    ignore_torch_jit,
+    run_logged,
+    sole_user,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "v2i_synthetic.yaml"
-RECORD, LOCK = "demo.json", ".lock"
+RECORD = "demo.json"
 # Test splits of the configuration; prepare_sunseg.py names its files after them.
 TESTS = ("easy", "hard", "negative")
 FEWEST_NEGATIVES = 3  # one each for training, validation and test
@@ -193,14 +201,6 @@ class Record:
         return sum(self.content["seconds"].values())
 
 
-def check_folder(output: Path) -> None:
-    """ValueError where a folder holds files and none of them says that it is a demo's."""
-    if not output.exists() or (output / RECORD).exists():
-        return
-    if any(path.name != LOCK for path in output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no demo: choose another --output.")
-
-
 def check_settings(demo: Demo) -> None:
     """ValueError for what the training would refuse once the data is made."""
     ignore_torch_jit()
@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides=tuple(options.overrides),
     )
     try:
-        check_folder(demo.output)
+        check_folder(demo.output, RECORD, "demo")
         check_settings(demo)
         with sole_user(demo.output / LOCK, "A demo") as lock:
             if options.restart:

@@ -13,7 +13,7 @@ import pytest
 
 from v2idetr.ablation.content import build_content
 from v2idetr.ablation.figures import Spread, read_figures
-from v2idetr.ablation.folder import check_folder, claim, claim_data, file_name, write_table
+from v2idetr.ablation.folder import claim, claim_data, file_name, write_table
 from v2idetr.ablation.markdown import form, to_markdown
 from v2idetr.ablation.runs import Plan, Run, Settings
 from v2idetr.ablation.tables import Table, find_tables
@@ -361,13 +361,6 @@ def test_a_folder_of_other_data_is_refused(now: dict, named: str, tmp_path: Path
         claim_data(tmp_path, data)
     with pytest.raises(ValueError, match=named):
         claim_data(tmp_path, now)
-
-
-def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
-    check_folder(tmp_path / "none")
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds no ablation"):
-        check_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

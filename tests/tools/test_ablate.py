@@ -143,6 +143,25 @@ def test_a_folder_of_another_ablation_is_refused(
     assert "optimizer.lr=0.5" in capsys.readouterr().err
 
 
+def test_a_folder_with_other_things_is_not_touched(
+    ablate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/thesis.tex").touch()
+    assert ablate.main(["--table", "III", "--output", "out"]) == 2
+    assert "holds no ablation" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_an_ablation_that_was_killed_at_its_very_beginning_is_used(
+    ablate: ModuleType,
+) -> None:
+    Path("out").mkdir()
+    for name in (".lock", "base.yaml", ".ablation.json.7.tmp"):
+        Path("out", name).touch()
+    assert ablate.main(["--table", "III", "--output", "out", "--rows", "1"]) == 0
+
+
 def test_data_that_was_prepared_again_is_refused(
     ablate: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

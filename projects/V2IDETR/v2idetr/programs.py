@@ -19,6 +19,7 @@ from types import FrameType
 POLL_S = 0.5
 LINES_SHOWN = 15  # of the log, when a program fails
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOCK = ".lock"  # of a folder with one user, see `sole_user`
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Child = subprocess.Popen[bytes]
@@ -39,6 +40,26 @@ class ProgramError(Exception):
 def ignore_torch_jit() -> None:
     """No warning of torch.jit.script, which Detectron2 calls when it is imported."""
     warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+
+
+def check_folder(folder: Path, record: str, what: str, first: Sequence[str] = ()) -> None:
+    """Make sure that a folder is ours, or empty but for what we leave when we are killed early.
+
+    Args:
+        folder: it may not exist.
+        record: file that says that it is ours.
+        what: that it should hold, for the message: "demo".
+        first: files that are written before the record.
+
+    Raises:
+        ValueError: it holds other files.
+    """
+    if not folder.exists() or (folder / record).exists():
+        return
+    early = (LOCK, *first)
+    halves = tuple(f".{name}." for name in (record, *first))  # see `write_atomically`
+    if any(p.name not in early and not p.name.startswith(halves) for p in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no {what}: choose another --output.")
 
 
 @contextmanager
