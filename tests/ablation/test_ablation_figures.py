@@ -202,6 +202,18 @@ def test_the_papers_figures_stand_beside_ours_of_the_same_kind(content) -> None:
     assert columns[-1] == "F1 iou50"  # of further rules F1 alone
 
 
+def test_rows_are_named_by_numbers_only_where_the_table_shows_them(tmp_path: Path) -> None:
+    """The layers of choices/ are 0_default.yaml and others without a number."""
+    table = next(table for table in TABLES if table.key == "choices")
+    plan = Plan(tmp_path, Settings(CONFIGS, "synthetic"), [table])
+    path = write_table(tmp_path, build_content(table, plan, [0], {**FACTS, "file": "choices"}))
+    text = path.read_text()
+    assert "difference to the row Defaults" in text and "| #" not in text
+    content = json.loads(path.with_suffix(".json").read_text())
+    assert {row["number"] for row in content["rows"]} == {""}
+    assert "teacher of MSI at the two deep levels" in [t["title"] for t in content["teachers"]]
+
+
 def test_groups_of_videos_are_in_the_file_of_all_values_alone(tmp_path: Path) -> None:
     table, plan = begin_table_3(tmp_path)
     easy = {**figures(0.6), "groups": {"seen": figures(0.7), "unseen": figures(0.5)}}

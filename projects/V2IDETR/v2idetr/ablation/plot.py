@@ -9,12 +9,11 @@ from html import escape
 from typing import Any
 
 from v2idetr.ablation.markdown import metric_title
-from v2idetr.ablation.tables import number
 from v2idetr.report.charts import nice_step
 
 PANEL, ROW, TOP, BOTTOM, GAP = 330.0, 26.0, 66.0, 44.0, 36.0  # px
 LETTER = 7.0  # px, more than it is wide on average
-MOST_LETTERS = 50  # of a row's title
+MOST_LETTERS = 60  # of a row's title
 STYLE = """
 text { font: 12px system-ui, "Segoe UI", Roboto, sans-serif; fill: #1a1d23; }
 .head { font-size: 15px; font-weight: 600; } .soft { fill: #5b6370; } .warn { fill: #b3382c; }
@@ -44,6 +43,7 @@ def to_svg(content: Mapping[str, Any]) -> str:
     metrics = content["headline"]
     references = {row["reference"] for row in content["rows"]}
     only = references.pop() if len(references) == 1 else None
+    base = next((row for row in content["rows"] if row["name"] == only), None)
     height = TOP + ROW * len(lines) + BOTTOM
     left = 26 + LETTER * max([18, *(len(_short(line.title)) for line in lines)])
     width = left + (PANEL + GAP) * len(metrics)
@@ -52,7 +52,7 @@ def to_svg(content: Mapping[str, Any]) -> str:
     parts = [
         f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>',
         _text(12.0, 24.0, content["heading"], "head"),
-        _text(12.0, 44.0, f"{content['dataset']}, {title}; {_legend(only)}", "soft"),
+        _text(12.0, 44.0, f"{content['dataset']}, {title}; {_legend(base)}", "soft"),
         _text(width - 12, 24.0, warning, "warn", "end"),
     ]
     for index, line in enumerate(lines):
@@ -67,8 +67,8 @@ def to_svg(content: Mapping[str, Any]) -> str:
     )
 
 
-def _legend(reference: str | None) -> str:
-    dashed = "" if reference is None else f"; dashed: mean of row {number(reference)}"
+def _legend(base: Mapping[str, Any] | None) -> str:
+    dashed = "" if base is None else f"; dashed: mean of {base['title']}"
     return f"small dots are seeds, bars mean ± sd{dashed}"
 
 
@@ -78,8 +78,7 @@ def _lines(content: Mapping[str, Any]) -> list[_Line]:
     title = content["blocks"][0]["title"]
     lines = []
     for row in content["rows"]:
-        short = number(row["name"])
-        words = row["title"] if short == row["name"] else f"{short}  {row['title']}"
+        words = f"{row['number']}  {row['title']}".strip()
         kind = "plain" if row["name"] == row["reference"] else "student"
         lines.append(_Line(words, kind, row["figures"][title]))
     for teacher in content["teachers"]:
