@@ -80,19 +80,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="deformable_detr",
         help="of all tables but I and II, which have all three (default deformable_detr)",
     )
-    add("--rows", nargs="+", default=[], metavar="NAME", help="only these, in full or by number")
+    add(
+        "--rows",
+        type=lambda names: names.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="only these, in full or by number, such as 1_baseline,5",
+    )
     add("--jobs", type=int, metavar="N", help="runs at a time (default: see above)")
     add(
         "--smoke",
         action="store_true",
         help="a few steps on tiny pictures made for it: shows that every row runs; needs no data",
     )
-    add(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="changes to the configuration; -- before them where they follow --rows",
-    )
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_args(arguments)
     if not options.list and not (options.table and options.output):
         parser.error("give --table and --output, or --list")
@@ -321,7 +322,7 @@ def listing(tables: Sequence[Table], plan: Plan) -> str:
         [
             *parts,
             f"What is shared is that of --dataset {settings.dataset} --student {settings.student}. "
-            "Rows are chosen with --rows NAME, or by number.",
+            "Rows are chosen with --rows, by name or number.",
         ]
     )
 

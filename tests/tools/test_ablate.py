@@ -109,11 +109,19 @@ def test_only_what_chosen_rows_need_is_run(ablate: ModuleType) -> None:
     assert ran() == ["table3/2_tfd teacher", "table3/4_tfd_cqd student"]
 
 
+def test_rows_are_separated_by_commas_so_that_overrides_can_follow(ablate: ModuleType) -> None:
+    arguments = ["--table", "3", "--output", "out", "--rows", "1_baseline,2", "train.max_iter=7"]
+    assert ablate.main(arguments) == 0
+    names = ["table3/1_baseline plain", "table3/2_tfd student", "table3/2_tfd teacher"]
+    assert sorted(ran()) == names
+    assert json.loads(Path("out/ablation.json").read_text())["overrides"] == ["train.max_iter=7"]
+
+
 def test_the_command_of_a_table_is_for_all_that_it_shows(ablate: ModuleType) -> None:
     arguments = ["--table", "3", "--output", "out", "--seeds", "2", "--student", "detr"]
     more = ["train.max_iter=9", "data.window=3"]
-    assert ablate.main([*arguments, "--rows", "1", "--", *more]) == 0
-    assert ablate.main([*arguments, "--seeds", "1", "--rows", "1", "--", *more]) == 0
+    assert ablate.main([*arguments, "--rows", "1", *more]) == 0
+    assert ablate.main([*arguments, "--seeds", "1", "--rows", "1", *more]) == 0
     words = shlex.split(json.loads(Path("out/table_III.json").read_text())["command"])
     assert ablate.parse(words[2:]) == ablate.parse([*arguments, "--table", "III", *more])
 
@@ -139,7 +147,7 @@ def test_a_folder_of_another_ablation_is_refused(
     assert ablate.main(arguments) == 0
     assert ablate.main([*arguments, "--student", "detr"]) == 2
     assert "student: deformable_detr -> detr" in capsys.readouterr().err
-    assert ablate.main([*arguments, "--", "optimizer.lr=0.5"]) == 2
+    assert ablate.main([*arguments, "optimizer.lr=0.5"]) == 2
     assert "optimizer.lr=0.5" in capsys.readouterr().err
 
 
