@@ -24,7 +24,6 @@ import argparse
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +48,7 @@ from v2idetr.programs import (
     Interrupted,
     ProgramError,
     check_folder,
+    ignore_torch_jit,
     run_logged,
     sole_user,
 )
@@ -110,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
     command = shlex.join(["python", "tools/ablate.py", *given])
-    # Detectron2 calls torch.jit.script when it is imported.
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+    ignore_torch_jit()
     try:
         tables = find_tables(CONFIGS)
         if options.list:

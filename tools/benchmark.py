@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from v2idetr.programs import ignore_torch_jit
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "configs" / "common" / "models"
 CASES = ("attention", "detector", "msi")
@@ -57,6 +59,7 @@ class Case:
 def main(arguments: list[str] | None = None) -> None:
     """Run what the command line asks for and print it."""
     options = _options(arguments)
+    ignore_torch_jit()
     import torch  # after the options, so that --help answers at once
     from tabulate import tabulate
 

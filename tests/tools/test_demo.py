@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -254,6 +255,15 @@ def test_a_program_runs_below_process_1_but_not_without_its_parent(
     monkeypatch.setattr(process.os, "getppid", lambda: parent_of_child)
     child = process.start_logged(["-c", "pass"], tmp_path / "log.txt")
     assert child.wait(60) == code
+
+
+def test_of_future_warnings_only_torch_jits_is_ignored(process: ModuleType) -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        process.ignore_torch_jit()
+        warnings.warn("`torch.jit.script` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("another one", FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["another one"]
 
 
 def test_two_demos_do_not_share_a_folder(process: ModuleType, tmp_path: Path) -> None:
