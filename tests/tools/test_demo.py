@@ -344,7 +344,10 @@ def test_without_a_terminal_there_is_a_line_for_each_thing_that_begins(
     ]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (89, "89 s"), (600, "10 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (89, "89 s"), (600, "10 min"), (3590, "1 h 0 min"), (540_000, "150 h 0 min")],
+)
 def test_times_are_said_as_a_person_says_them(
     progress: ModuleType, seconds: float, text: str
 ) -> None:
