@@ -125,7 +125,9 @@ def test_relative_paths_give_absolute_file_names(frames, save, monkeypatch):
 
 
 def test_missing_json_is_named_with_the_command_that_makes_it(frames, tmp_path):
-    with pytest.raises(ValueError, match=r"train\.json: does not exist\. .*prepare_sun\.py --source") as error:
+    with pytest.raises(
+        ValueError, match=r"train\.json: does not exist\. .*prepare_sun\.py --source"
+    ) as error:
         load_split(tmp_path / "sun" / "train.json", frames)
     assert str(tmp_path / "sun" / "train.json") in str(error.value)
 
