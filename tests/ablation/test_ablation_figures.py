@@ -304,6 +304,13 @@ def test_a_plots_axis_ends_at_100_percent(tmp_path: Path) -> None:
     assert high == 100
 
 
+def test_nearly_equal_figures_look_so_in_a_plot(tmp_path: Path) -> None:
+    table, plan = begin_table_3(tmp_path)
+    write_evaluation(plan.run(table.rows[0], 1).evaluation, 0.601)
+    low, high = draw(build_content(table, plan, SEEDS, FACTS)).axes[0].get_xlim()
+    assert high - low == pytest.approx(2.5)
+
+
 def test_the_same_table_is_the_same_plot(content) -> None:
     assert to_svg(content) == to_svg(content)
 

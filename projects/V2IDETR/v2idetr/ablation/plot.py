@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # imported where a plot is drawn, so that --help is quick
 COLOURS = {"plain": "#d98200", "student": "#009d8c", "teacher": "#7a5af0"}
 TEXT, SOFT, WARNING, GRID = "#1a1d23", "#5b6370", "#b3382c", "#dfe3e8"
 LETTER, PANEL, ROW, AROUND = 0.085, 3.6, 0.3, 1.4  # inches
+LEAST_SPAN = 2.5  # of an axis, percent: figures that are nearly equal look so
 
 Figures = Mapping[str, Mapping[str, Any]]  # by metric
 
@@ -57,7 +58,8 @@ def draw(content: Mapping[str, Any]) -> Figure:
             if has_line and kind == "plain" and mean is not None:
                 axes.axvline(mean, color=COLOURS[kind], linestyle="--", zorder=1)
         low, high = axes.get_xlim()
-        axes.set_xlim(max(low, 0), min(high, 100))
+        wider = max(0.0, LEAST_SPAN - (high - low)) / 2
+        axes.set_xlim(max(low - wider, 0), min(high + wider, 100))
         axes.set_xlabel(f"{metric_title(metric)}, %")
         axes.set_yticks(range(len(lines)), titles)
         axes.set_ylim(max(len(lines), 1) - 0.5, -0.5)
