@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -87,9 +86,10 @@ def main(options: argparse.Namespace) -> int:
     """Check everything that can be checked, start the processes, return the exit code."""
     # cuBLAS is repeatable only with a fixed work space, set before CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Detectron2 calls torch.jit.script when it is imported.
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
     # Imported here, so that --help and usage errors need no torch.
+    from v2idetr.programs import ignore_torch_jit
+
+    ignore_torch_jit()
     from v2idetr.engine.launch import UserError, launch_run
 
     try:

@@ -24,7 +24,6 @@ import argparse
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,12 +43,21 @@ from v2idetr.ablation.tables import (
     choose_table,
     find_tables,
 )
-from v2idetr.programs import Interrupted, ProgramError, run_logged, sole_user
+from v2idetr.programs import (
+    LOCK,
+    Interrupted,
+    ProgramError,
+    check_folder,
+    ignore_torch_jit,
+    run_logged,
+    sole_user,
+)
 
 if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_LISTED = ("output", "seeds", "rows", "jobs", "smoke")  # options that change nothing in a list
 CONFIGS = ROOT / "configs"
 TRAIN_NET = ROOT / "train_net.py"
 GIB_A_RUN = {"sun": 14.0, "buv": 14.0, "clinicdb": 3.0, "synthetic": 3.0}
@@ -61,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--list", action="store_true", help="name every table and row, and what they share; stop")
+    add("--list", action="store_true", help="name every row, of --table or all, and what it shares")
     add("--table", metavar="NAME", help="I, II, III, IV, 5a, 5b, choices")
     add("--dataset", choices=DATASETS, default="synthetic", help="default synthetic")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
@@ -72,22 +80,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="deformable_detr",
         help="of all tables but I and II, which have all three (default deformable_detr)",
     )
-    add("--rows", nargs="+", default=[], metavar="NAME", help="only these, in full or by number")
+    add(
+        "--rows",
+        type=lambda names: names.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="only these, in full or by number, such as 1_baseline,5",
+    )
     add("--jobs", type=int, metavar="N", help="runs at a time (default: see above)")
     add(
         "--smoke",
         action="store_true",
         help="a few steps on tiny pictures made for it: shows that every row runs; needs no data",
     )
-    add(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="changes to the configuration; -- before them where they follow --rows",
-    )
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_args(arguments)
     if not options.list and not (options.table and options.output):
         parser.error("give --table and --output, or --list")
+    given = [name for name in NOT_LISTED if getattr(options, name) != parser.get_default(name)]
+    if options.list and given:
+        parser.error(f"--list runs nothing: leave out --{', --'.join(given)}")
     if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         parser.error("--seeds and --jobs must be 1 or more")
     return options
@@ -98,12 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
     command = shlex.join(["python", "tools/ablate.py", *given])
-    # Detectron2 calls torch.jit.script when it is imported.
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+    ignore_torch_jit()
     try:
         tables = find_tables(CONFIGS)
         if options.list:
-            print(listing(tables, plan_of(options, tables)))
+            listed = [choose_table(tables, options.table)] if options.table else tables
+            print(listing(listed, plan_of(options, tables)))
             return 0
         table = choose_table(tables, options.table)
         rows = choose_rows(table, options.rows)
@@ -148,7 +160,7 @@ def run_table(
     Raises:
         ValueError: settings, data or folder cannot be used. Interrupted: see `run_jobs`.
     """
-    from v2idetr.ablation.folder import LOCK, check_folder, claim, claim_data, file_name
+    from v2idetr.ablation.folder import BASE, RECORD, claim, claim_data, file_name
     from v2idetr.ablation.provenance import check_data, check_earlier_runs
     from v2idetr.engine.run_context import load_splits
     from v2idetr.engine.run_folder import data_fingerprint
@@ -156,7 +168,7 @@ def run_table(
     plan = plan_of(options, tables)
     plan.check(table.rows)
     base = plan.base()
-    check_folder(plan.folder)
+    check_folder(plan.folder, RECORD, "ablation", first=[BASE])
     to_make = data_to_make(options, plan, base)
     # Before anything is written, where nothing has to be made.
     splits = {} if to_make else load_splits(base, with_train=True)
@@ -281,9 +293,14 @@ def earlier_seeds(folder: Path) -> list[int]:
 
 
 def listing(tables: Sequence[Table], plan: Plan) -> str:
-    """Every table and row, and which other row's run or teacher is the same."""
+    """Tables with their rows, and which other row's run or teacher is the same.
+
+    Raises:
+        ValueError: the overrides do not fit these rows.
+    """
     from tabulate import tabulate
 
+    plan.check([row for table in tables for row in table.rows])
     parts = []
     for table in tables:
         lines = []
@@ -304,7 +321,7 @@ def listing(tables: Sequence[Table], plan: Plan) -> str:
         [
             *parts,
             f"What is shared is that of --dataset {settings.dataset} --student {settings.student}. "
-            "Rows are chosen with --rows NAME, or by number.",
+            "Rows are chosen with --rows, by name or number.",
         ]
     )
 

@@ -17,12 +17,15 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from v2idetr.programs import ignore_torch_jit
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "configs" / "common" / "models"
@@ -54,9 +57,10 @@ class Case:
     variants: dict[str, Callable[[], Any]]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run what the command line asks for and print it."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for and print it; 2 for a user's error."""
     options = _options(arguments)
+    ignore_torch_jit()
     import torch  # after the options, so that --help answers at once
     from tabulate import tabulate
 
@@ -64,9 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     if options.parameters:
         _show_parameters(options.json)
-        return
+        return 0
     best = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(best if options.device == "auto" else options.device)
+    name = best if options.device == "auto" else options.device
+    try:
+        check(name, options.backbone)
+    except ValueError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2
+    device = torch.device(name)
     # Others' work on the same machine shows in the times.
     where = f"{machine(device)}, load before {os.getloadavg()[0]:.1f}"
     print(f"machine: {where}", flush=True)
@@ -80,6 +90,21 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         asked = {key: getattr(options, key) for key in ("size", "backbone", "warm_up", "repeats")}
         _write(options.json, {"machine": where, **asked, "timings": timings})
+    return 0
+
+
+def check(device: str, backbone: str) -> None:
+    """ValueError for a device or a backbone that there is not."""
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    devices = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    for option, given, known in (
+        ("device", device, devices),
+        ("backbone", backbone, list(_load("backbones"))),
+    ):
+        if given not in known:
+            raise ValueError(f"--{option} {given}: not here; choose from {', '.join(known)}.")
 
 
 def _show_parameters(path: Path | None) -> None:
@@ -278,10 +303,7 @@ def build(name: str, role: str, backbone: str, *, roles: list[str] | None = None
     from detectron2.config import instantiate
 
     config = _with_data(name)
-    backbones = _load("backbones")
-    if backbone not in backbones:
-        raise SystemExit(f"--backbone {backbone}: choose from {', '.join(backbones)}")
-    config.model.net.backbone = backbones[backbone]
+    config.model.net.backbone = _load("backbones")[backbone]
     config.model.net.weights = ""
     if roles is not None:
         config.teacher.model.net.temporal.roles = roles
@@ -315,4 +337,4 @@ def _noise_clip(size: tuple[int, int]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.getLogger("v2idetr").setLevel(logging.ERROR)  # random weights are on purpose here
-    main()
+    sys.exit(main())

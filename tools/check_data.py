@@ -16,16 +16,18 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_sheet import video_rows, write_sheet
 from tabulate import tabulate
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, audit_boxes
 from v2idetr.data.coco_vid import SplitData, read_split, write_split
-from v2idetr.data.frame_checks import Copies, Fingerprint, check_frames, find_copies
 from v2idetr.data.schema import check_annotations, check_images, check_videos, read_coco_vid
+from v2idetr.programs import ignore_torch_jit
+
+if TYPE_CHECKING:  # it imports torch
+    from v2idetr.data.frame_checks import Copies, Fingerprint
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +64,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Check, print and write; 0 without errors, 1 with, 2 where nothing can be read."""
     options = parse(arguments)
+    ignore_torch_jit()
+    # Imported here, as below, so that --help and usage errors need no torch.
+    from data_sheet import write_sheet
+
+    from v2idetr.data.frame_checks import find_copies
+
     try:
         splits, fingerprints = read(options)
     except ValueError as error:
@@ -98,6 +106,8 @@ def read(
     options: argparse.Namespace,
 ) -> tuple[dict[str, SplitData], dict[str, dict[int, Fingerprint]]]:
     """The splits by name, and fingerprints of the frames that could be read."""
+    from v2idetr.data.frame_checks import check_frames
+
     if options.write_clipped is not None and len(options.json) != 1:
         raise ValueError("--write-clipped takes one JSON at a time")
     if options.every < 1 or options.samples < 0:
@@ -155,6 +165,8 @@ def lines(splits: Mapping[str, SplitData], copies: list[Copies], errors: int) ->
 
 def as_json(splits: Mapping[str, SplitData], copies: list[Copies]) -> dict[str, Any]:
     """Everything that was found, in plain types."""
+    from data_sheet import video_rows
+
     return {
         "splits": {
             name: {

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +83,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Convert and say what was done; 2 for a user's error."""
     options = parse(arguments)
-    # Detectron2 calls torch.jit.script when it is imported.
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+    from v2idetr.programs import ignore_torch_jit
+
+    ignore_torch_jit()
     try:
         for line in convert(options):
             print(line)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -28,14 +29,24 @@ from typing import Any
 from progress import SECONDS_OTHERWISE, TITLES, Part, Progress, clock, data_part, run_parts
 from synthetic_data import make_command, prepare_command, split_overrides
 
-from v2idetr.programs import Interrupted, ProgramError, run_logged, sole_user
+from v2idetr.atomic_file import write_text_atomically
+from v2idetr.programs import (
+    LOCK,
+    Interrupted,
+    ProgramError,
+    check_folder,
+    ignore_torch_jit,
+    run_logged,
+    sole_user,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "v2i_synthetic.yaml"
-RECORD, LOCK = "demo.json", ".lock"
+RECORD = "demo.json"
 # Test splits of the configuration; prepare_sunseg.py names its files after them.
 TESTS = ("easy", "hard", "negative")
 FEWEST_NEGATIVES = 3  # one each for training, validation and test
+SHORTEST_SIDE = 32  # of a picture that make_synthetic.py draws, px
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,14 @@ class Demo:
     def negatives(self) -> bool:
         """Whether there are clips without lesion."""
         return self.clips[3:] != (0,)
+
+    @property
+    def settings(self) -> list[str]:
+        """All changes to the configuration; the user's last."""
+        data, annotations, run = (self.output / name for name in ("data", "annotations", "run"))
+        tests = {name: f"test_{name}" for name in self.tests}
+        own = [f"train.seed={self.seed}", f"train.output_dir={json.dumps(str(run))}"]
+        return [*own, *split_overrides(data, annotations, tests), *self.overrides]
 
     @property
     def results(self) -> Path:
@@ -119,16 +138,13 @@ def steps_of(demo: Demo) -> list[Step]:
     make = make_command("sunseg", data, seed=demo.seed, size=demo.size, clips=demo.clips)
     prepare = prepare_command("sunseg", data, annotations, negatives=demo.negatives)
     train = [relative("train_net.py")]
-    train += ["--config-file", os.path.relpath(CONFIG), "--resume", f"train.seed={demo.seed}"]
-    train += [f"train.output_dir={json.dumps(str(run))}"]
-    tests = {name: f"test_{name}" for name in demo.tests}
-    train += split_overrides(data, annotations, tests)
+    train += ["--config-file", os.path.relpath(CONFIG), "--resume", *demo.settings]
     report = [relative("tools/report.py"), str(run), "--output", str(demo.report)]
     report += ["--facts", str(demo.output / "facts.json")]
     return [
         Step("data", "1/4 synthetic video", make, data / "generator.json"),
         Step("annotations", "2/4 annotations", prepare, annotations),
-        Step("training", "3/4 training", [*train, *demo.overrides], demo.results),
+        Step("training", "3/4 training", train, demo.results),
         Step("report", "4/4 report", report, demo.report),
     ]
 
@@ -177,10 +193,7 @@ class Record:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        write_text_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
 
     @property
     def seconds(self) -> float:
@@ -188,12 +201,14 @@ class Record:
         return sum(self.content["seconds"].values())
 
 
-def check_folder(output: Path) -> None:
-    """ValueError where a folder holds files and none of them says that it is a demo's."""
-    if not output.exists() or (output / RECORD).exists():
-        return
-    if any(path.name != LOCK for path in output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no demo: choose another --output.")
+def check_settings(demo: Demo) -> None:
+    """ValueError for what the training would refuse once the data is made."""
+    ignore_torch_jit()
+    import torch
+
+    from v2idetr.engine.config import load_run_config
+
+    load_run_config(CONFIG, demo.settings, world_size=1, has_gpu=torch.cuda.is_available())
 
 
 def run_demo(demo: Demo, lock: int, run_program: Callable[..., None] = run_logged) -> None:
@@ -299,6 +314,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"--clips: NEGATIVE is {options.clips[3]}; choose 0 or {FEWEST_NEGATIVES} and more"
         )
+    sides = re.fullmatch(r"(\d+)x(\d+)", options.size or "128x96", re.IGNORECASE)
+    if sides is None or min(map(int, sides.groups())) < SHORTEST_SIDE:
+        parser.error(f"--size {options.size}: give WxH, such as 128x96, {SHORTEST_SIDE} px or more")
     return options
 
 
@@ -313,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides=tuple(options.overrides),
     )
     try:
-        check_folder(demo.output)
+        check_folder(demo.output, RECORD, "demo")
+        check_settings(demo)
         with sole_user(demo.output / LOCK, "A demo") as lock:
             if options.restart:
                 restart(demo.output)

@@ -146,7 +146,8 @@ def clock(seconds: float) -> str:
     """A length of time as a person says it."""
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
-    return f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _steps_done(stage: Path) -> int:

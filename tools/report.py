@@ -15,6 +15,8 @@ import json
 import sys
 from pathlib import Path
 
+from v2idetr.programs import ignore_torch_jit
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line to options."""
@@ -36,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Write the page and say where it is; 2 for a user's error."""
     options = parse(arguments)
+    ignore_torch_jit()
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.report.page import write_report
 

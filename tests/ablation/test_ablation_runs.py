@@ -194,7 +194,7 @@ def test_a_mistake_in_all_rows_is_said_once() -> None:
     plan = make_plan("table3", overrides=("train.max_itr=3",))
     with pytest.raises(ValueError) as error:
         plan.check([plan.rows[f"table3/{name}"] for name in ("1_baseline", "2_tfd")])
-    assert str(error.value).count("Did you mean") == 1
+    assert str(error.value).count("Did you mean train.max_iter? (all rows)") == 1
 
 
 def test_features_are_aligned_for_detr() -> None:

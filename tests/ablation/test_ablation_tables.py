@@ -105,3 +105,17 @@ def test_a_folder_of_ones_own_is_a_table(tmp_path: Path) -> None:
         ("Row a", "mine/a"),
         ("Row b", "mine/a"),
     ]
+
+
+@pytest.mark.parametrize(
+    "folder", [".ipynb_checkpoints", "empty", "mine/.ipynb_checkpoints", "mine/empty"]
+)
+def test_hidden_and_empty_folders_are_no_tables(tmp_path: Path, folder: str) -> None:
+    for name in ("mine", folder):
+        (tmp_path / "ablations" / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "ablations" / "mine" / "a.yaml").write_text("# Row a\n")
+    if "empty" not in folder:
+        (tmp_path / "ablations" / folder / "a-checkpoint.yaml").write_text("# Row a\n")
+    mine, *detectors = find_tables(tmp_path)
+    assert [row.name for row in mine.rows] == ["a"]
+    assert [table.key for table in detectors] == ["table1", "table2"]

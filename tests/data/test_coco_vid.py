@@ -124,8 +124,10 @@ def test_relative_paths_give_absolute_file_names(frames, save, monkeypatch):
 # ---------------------------------------------------------------- nothing can be read
 
 
-def test_missing_json_names_the_key_and_the_command_that_makes_it(frames, tmp_path):
-    with pytest.raises(ValueError, match=r"data\.<split>\.json.*prepare_sun\.py --source") as error:
+def test_missing_json_is_named_with_the_command_that_makes_it(frames, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"train\.json: does not exist\. .*prepare_sun\.py --source"
+    ) as error:
         load_split(tmp_path / "sun" / "train.json", frames)
     assert str(tmp_path / "sun" / "train.json") in str(error.value)
 

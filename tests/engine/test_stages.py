@@ -27,7 +27,7 @@ from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stage_models import build_stage, split_state
 from v2idetr.engine.stage_training import train_stage
 from v2idetr.engine.stages import evaluate_only, run_stages, stages_to_train
-from v2idetr.programs import sole_user
+from v2idetr.programs import LOCK, sole_user
 
 
 def make_run(path: Path, *overrides: str) -> Run:
@@ -418,7 +418,7 @@ def test_a_folder_is_written_by_one_program_at_a_time(
     of_another.touch()
     options = argparse.Namespace(resume=True, eval_only=eval_only, weights="", output="")
     with (
-        sole_user(tmp_path / held / run_folder.LOCK, "A test"),
+        sole_user(tmp_path / held / LOCK, "A test"),
         pytest.raises(launch.UserError, match=rf"Another train_net.py is running .*{remedy}"),
     ):
         launch.run_process(options, run.config, "cpu")
@@ -430,7 +430,7 @@ def test_a_run_and_an_evaluation_beside_it_leave_each_other_alone(tiny_config, t
     run = make_run(tiny_config, "train.stages=[plain]")
     write_weights(run, "plain")
     options = argparse.Namespace(resume=True, eval_only=True, weights="", output="")
-    with sole_user(run.folder / run_folder.LOCK, "A training"):
+    with sole_user(run.folder / LOCK, "A training"):
         assert launch.run_process(options, run.config, "cpu") == 0
     being_written = run.folder / "evaluation" / "plain" / ".evaluation.json.123.tmp"
     being_written.touch()

@@ -89,6 +89,19 @@ def test_a_teacher_is_timed_once_with_all_of_its_students(monkeypatch):
     ]
 
 
-def test_unknown_backbone_lists_those_that_exist():
-    with pytest.raises(SystemExit, match="resnet50"):
-        benchmark.main(["--cases", "detector", "--backbone", "resnet5", "--device", "cpu"])
+@pytest.mark.parametrize(
+    ("option", "given", "known"),
+    [
+        ("--backbone", "resnet5", "resnet50"),
+        ("--device", "cuda", "cpu"),
+        ("--device", "tpu", "cpu"),
+    ],
+)
+def test_what_there_is_not_is_refused_before_anything_runs(
+    monkeypatch, capsys, option, given, known
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert benchmark.main(["--device", "cpu", option, given]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{option} {given}: not here; choose from {known}" in err

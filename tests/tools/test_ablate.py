@@ -109,11 +109,19 @@ def test_only_what_chosen_rows_need_is_run(ablate: ModuleType) -> None:
     assert ran() == ["table3/2_tfd teacher", "table3/4_tfd_cqd student"]
 
 
+def test_rows_are_separated_by_commas_so_that_overrides_can_follow(ablate: ModuleType) -> None:
+    arguments = ["--table", "3", "--output", "out", "--rows", "1_baseline,2", "train.max_iter=7"]
+    assert ablate.main(arguments) == 0
+    names = ["table3/1_baseline plain", "table3/2_tfd student", "table3/2_tfd teacher"]
+    assert sorted(ran()) == names
+    assert json.loads(Path("out/ablation.json").read_text())["overrides"] == ["train.max_iter=7"]
+
+
 def test_the_command_of_a_table_is_for_all_that_it_shows(ablate: ModuleType) -> None:
     arguments = ["--table", "3", "--output", "out", "--seeds", "2", "--student", "detr"]
     more = ["train.max_iter=9", "data.window=3"]
-    assert ablate.main([*arguments, "--rows", "1", "--", *more]) == 0
-    assert ablate.main([*arguments, "--seeds", "1", "--rows", "1", "--", *more]) == 0
+    assert ablate.main([*arguments, "--rows", "1", *more]) == 0
+    assert ablate.main([*arguments, "--seeds", "1", "--rows", "1", *more]) == 0
     words = shlex.split(json.loads(Path("out/table_III.json").read_text())["command"])
     assert ablate.parse(words[2:]) == ablate.parse([*arguments, "--table", "III", *more])
 
@@ -139,8 +147,27 @@ def test_a_folder_of_another_ablation_is_refused(
     assert ablate.main(arguments) == 0
     assert ablate.main([*arguments, "--student", "detr"]) == 2
     assert "student: deformable_detr -> detr" in capsys.readouterr().err
-    assert ablate.main([*arguments, "--", "optimizer.lr=0.5"]) == 2
+    assert ablate.main([*arguments, "optimizer.lr=0.5"]) == 2
     assert "optimizer.lr=0.5" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_is_not_touched(
+    ablate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/thesis.tex").touch()
+    assert ablate.main(["--table", "III", "--output", "out"]) == 2
+    assert "holds no ablation" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_an_ablation_that_was_killed_at_its_very_beginning_is_used(
+    ablate: ModuleType,
+) -> None:
+    Path("out").mkdir()
+    for name in (".lock", "base.yaml", ".ablation.json.7.tmp"):
+        Path("out", name).touch()
+    assert ablate.main(["--table", "III", "--output", "out", "--rows", "1"]) == 0
 
 
 def test_data_that_was_prepared_again_is_refused(
@@ -169,7 +196,16 @@ def test_mistakes_are_explained_and_leave_nothing_behind(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--table", "III"], ["--table", "3", "--seeds", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--table", "III"],
+        ["--table", "3", "--output", "out", "--seeds", "0"],
+        ["--list", "--seeds", "2"],
+        ["--list", "--smoke"],
+    ],
+)
 def test_wrong_usage_is_explained(ablate: ModuleType, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         ablate.main(arguments)
@@ -183,6 +219,31 @@ def test_the_list_names_every_row_and_what_it_shares(
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert lines["2_tfd"].endswith("its own")
     assert lines["4_tfd_cqd"].split()[-1] == "table3/2_tfd"
+
+
+def test_the_list_of_a_table_is_of_that_table_alone(
+    ablate: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("table3", "fig5b")
+    tables = [table for table in find_tables(ROOT / "configs") if table.key in keys]
+    monkeypatch.setattr(ablate, "find_tables", lambda _: tables)
+    assert ablate.main(["--list", "--table", "5b"]) == 0
+    output = capsys.readouterr().out
+    assert "Fig. 5b" in output and "Table III" not in output
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("train.max_iterr=1", "Did you mean train.max_iter?"),
+        ("train.seed=3", "are set by the rows"),
+    ],
+)
+def test_a_list_with_overrides_that_do_not_fit_is_refused(
+    ablate: ModuleType, override: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablate.main(["--list", "--table", "III", override]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_missing_data_is_an_error_that_names_it_and_leaves_nothing_behind(

@@ -151,9 +151,12 @@ def test_clipped_copy_of_a_file_with_other_faults_is_refused(check, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.json"], "missing.json: no such file"),
+        (["missing.json"], "check_data: missing.json: does not exist. `python datasets/prepare_"),
         (["train.json", "train.json"], "a JSON is given twice"),
-        (["train.json", "--image-root", "nowhere"], "nowhere: no such folder"),
+        (
+            ["train.json", "--image-root", "nowhere"],
+            "nowhere: no such folder, but the frames of train",
+        ),
         (["train.json", "--every", "0"], "--every needs to be 1 or more"),
         (["train.json", "val.json", "--write-clipped", "o.json"], "takes one JSON at a time"),
     ],

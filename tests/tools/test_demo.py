@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -153,6 +154,31 @@ def test_a_folder_with_other_things_is_not_touched(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train.max_itr=5"], "Did you mean train.max_iter?"),
+        (["train.max_iter=0"], "train.max_iter"),
+        (["--size", "128"], "--size 128: give WxH"),
+        (["--size", "128x31"], "32 px or more"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    demo: ModuleType,
+    tmp_path: Path,
+    arguments: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        code = demo.main(["--output", str(tmp_path / "demo"), *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_restart_removes_the_earlier_demo(demo: ModuleType, tmp_path: Path) -> None:
     settings = demo.Demo(tmp_path)
     demo.run_demo(settings, 0, Programs(demo, settings))
@@ -262,6 +288,15 @@ def test_a_program_runs_below_process_1_but_not_without_its_parent(
     assert child.wait(60) == code
 
 
+def test_of_future_warnings_only_torch_jits_is_ignored(process: ModuleType) -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        process.ignore_torch_jit()
+        warnings.warn("`torch.jit.script` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("another one", FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["another one"]
+
+
 def test_two_demos_do_not_share_a_folder(process: ModuleType, tmp_path: Path) -> None:
     lock = tmp_path / "demo" / ".lock"
     with (
@@ -351,7 +386,10 @@ def test_without_a_terminal_there_is_a_line_for_each_thing_that_begins(
     ]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (89, "89 s"), (600, "10 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (89, "89 s"), (600, "10 min"), (3590, "1 h 0 min"), (540_000, "150 h 0 min")],
+)
 def test_times_are_said_as_a_person_says_them(
     progress: ModuleType, seconds: float, text: str
 ) -> None:

@@ -20,7 +20,7 @@ from v2idetr.data.coco_vid import read_split, write_split
 from v2idetr.engine.config import load_config, save_config, to_plain
 from v2idetr.evaluation.evaluator import evaluate_predictions, write_evaluation
 from v2idetr.evaluation.predictions import FramePrediction, write_predictions
-from v2idetr.report import charts, comparison, heldout
+from v2idetr.report import charts, comparison, curves, heldout
 from v2idetr.report.heldout import HeldOutFrame, Outcome, groups_of
 from v2idetr.report.page import write_report
 from v2idetr.report.pictures import Album
@@ -187,6 +187,20 @@ def test_every_frame_that_is_drawn_is_stored_once(page: str) -> None:
     assert set(re.findall(r'<use href="#(\w+)"', page)) == set(stored)
 
 
+def test_the_models_are_described_as_the_config_has_them(
+    page: str, copied: Path, tmp_path: Path
+) -> None:
+    assert "mixes them (MSI)" in page
+    assert "imitates the teacher: its features (TFD) and its queries (CQD)." in page
+    config = load_config(copied / "config.yaml")
+    config.distillation.tfd = config.teacher.model.net.temporal = None
+    save_config(config, copied / "config.yaml")
+    write_report(copied, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "each by itself, without MSI" in text
+    assert "imitates the teacher: its queries (CQD)." in text
+
+
 def test_names_from_files_are_escaped(page: str) -> None:
     assert "a&lt;b&gt;&amp;&#39;clip" in page
     assert "a<b>" not in page
@@ -304,6 +318,13 @@ def test_a_line_that_was_cut_off_is_left_out(finished: Path) -> None:
     assert stage.train_seconds == pytest.approx(60 * 0.5)
 
 
+def test_of_equal_figures_the_last_has_the_best_weights(copied: Path) -> None:
+    lines = [{"iteration": n, "val/AP50": value} for n, value in ((20, 0.5), (40, 0.5), (60, 0.4))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (copied / "plain" / "metrics.jsonl").write_text(text)
+    assert curves.best_validation(read_run(copied).stages["plain"], "AP50") == (40, 0.5)
+
+
 # ---------------------------------------------------------------- words
 
 
@@ -380,6 +401,14 @@ def test_ties_are_all_marked_and_equal_figures_are_not() -> None:
     assert [cell.best for cell in ranked.rows[0].cells] == [False, True, True]
     assert not any(cell.best for row in counted.rows for cell in row.cells)
     assert ranked.rows[0].difference == "0.0"
+
+
+def test_the_table_and_the_sentence_give_one_difference() -> None:
+    """46.06 and 40.94 are 46.1 and 40.9: 5.2 as rounded, 5.1 as they are."""
+    results = {"plain": evaluation_of(0.4094, [5, 5]), "student": evaluation_of(0.4606, [5, 5])}
+    ranked, _ = comparison.headline_table(results)
+    assert ranked.rows[0].difference == "+5.1"
+    assert "(+5.1 points)" in comparison.verdict(results).sentences[0]
 
 
 # ---------------------------------------------------------------- frames

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import FrameType
 POLL_S = 0.5
 LINES_SHOWN = 15  # of the log, when a program fails
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks
+LOCK = ".lock"  # of a folder with one user, see `sole_user`
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Child = subprocess.Popen[bytes]
@@ -34,6 +36,31 @@ class Interrupted(BaseException):
 
 class ProgramError(Exception):
     """A program ended with an error; the message has the end of its log."""
+
+
+def ignore_torch_jit() -> None:
+    """No warning of torch.jit.script, which Detectron2 calls when it is imported."""
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+
+
+def check_folder(folder: Path, record: str, what: str, first: Sequence[str] = ()) -> None:
+    """Make sure that a folder is ours, or empty but for what we leave when we are killed early.
+
+    Args:
+        folder: it may not exist.
+        record: file that says that it is ours.
+        what: that it should hold, for the message: "demo".
+        first: files that are written before the record.
+
+    Raises:
+        ValueError: it holds other files.
+    """
+    if not folder.exists() or (folder / record).exists():
+        return
+    early = (LOCK, *first)
+    halves = tuple(f".{name}." for name in (record, *first))  # see `write_atomically`
+    if any(p.name not in early and not p.name.startswith(halves) for p in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no {what}: choose another --output.")
 
 
 @contextmanager

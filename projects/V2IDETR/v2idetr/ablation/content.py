@@ -3,7 +3,8 @@
 table, heading, dataset, student, seeds, unit, ...
 blocks    the test splits pooled, then each apart, with their sizes
 metrics   in the order of the columns
-rows      name, title, switches, run, figures and difference by block and metric, paper
+rows      name, number ("" for all where any has none), title, switches, run, figures and
+          difference by block and metric
 teachers  the same for the teachers of these rows
 """
 
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
 from v2idetr.ablation.provenance import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
-from v2idetr.ablation.tables import Row, Table, number
+from v2idetr.ablation.tables import Row, Table
 from v2idetr.engine.config_yaml import parse_yaml
 from v2idetr.evaluation.table import ALL_TESTS
 
@@ -44,8 +45,12 @@ def build_content(
     settings = plan.settings
     runs = plan.runs(table.rows, seeds)
     check_data(runs, facts["data"])
+    numbers = {row.name: row.number for row in table.rows}
+    if any(number == name for name, number in numbers.items()):
+        numbers = dict.fromkeys(numbers, "")
     rows = {row.key: _results([plan.run(row, seed) for seed in seeds]) for row in table.rows}
-    teachers = _teachers(table, plan, seeds)
+    said = {row.name: numbers[row.name] or row.title for row in table.rows}
+    teachers = _teachers(table, plan, seeds, said)
     sizes: dict[str, dict[str, int]] = {}
     for results in (*rows.values(), *(teacher["results"] for teacher in teachers)):
         _add_sizes(sizes, results.sizes)
@@ -59,6 +64,7 @@ def build_content(
         described.append(
             {
                 **_row(row, plan),
+                "number": numbers[row.name],
                 **_compared(rows[row.key], reference, **where),
                 "reference": row.reference.partition("/")[2],
             }
@@ -119,7 +125,6 @@ def _row(row: Row, plan: Plan) -> dict[str, Any]:
     teacher = plan.first_taught_like(row)
     return {
         "name": row.name,
-        "number": row.number,
         "title": row.title,
         "switches": _switches(plan.config(row)),
         "run": plan.first_like(row).key,
@@ -137,8 +142,10 @@ def _switches(config: DictConfig) -> dict[str, bool]:
     }
 
 
-def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """One entry for each teacher that rows of the table have."""
+def _teachers(
+    table: Table, plan: Plan, seeds: Sequence[int], said: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One entry for each teacher that rows of the table have; ``said``: name to words."""
     found: dict[str, dict[str, Any]] = {}
     for row in table.rows:
         first = plan.first_taught_like(row)
@@ -153,15 +160,15 @@ def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[dict[str, 
         }
         found.setdefault(first.key, entry)["teaches"].append(row.name)
     for teacher in found.values():
-        teacher["title"] = _teacher_title(teacher["teaches"], is_only=len(found) == 1)
+        named = [said[name] for name in teacher["teaches"]]
+        teacher["title"] = _teacher_title(named, is_only=len(found) == 1)
     return list(found.values())
 
 
 def _teacher_title(rows: Sequence[str], *, is_only: bool) -> str:
     if is_only:
         return "teacher"
-    named = ", ".join(number(name) for name in rows)
-    return f"teacher of {named if len(rows) <= MOST_NAMED else f'{len(rows)} rows'}"
+    return f"teacher of {', '.join(rows) if len(rows) <= MOST_NAMED else f'{len(rows)} rows'}"
 
 
 def _compared(

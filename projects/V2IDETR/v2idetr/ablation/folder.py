@@ -16,15 +16,7 @@ from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.run_folder import differing_splits
 
-RECORD, BASE, LOCK = "ablation.json", "base.yaml", ".lock"
-
-
-def check_folder(folder: Path) -> None:
-    """ValueError where a folder holds files and none of them says that it is an ablation's."""
-    if not folder.exists() or (folder / RECORD).exists():
-        return
-    if any(path.name != LOCK for path in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no ablation: choose another --output.")
+RECORD, BASE = "ablation.json", "base.yaml"
 
 
 def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:

@@ -10,7 +10,6 @@ from tabulate import tabulate
 from v2idetr.ablation.content import SWITCHES
 from v2idetr.ablation.figures import COCO
 from v2idetr.ablation.provenance import commits_said
-from v2idetr.ablation.tables import number
 from v2idetr.evaluation.table import MISSING
 
 SMOKE = "**Smoke test: a few steps on tiny pictures. These numbers mean nothing.**"
@@ -83,9 +82,8 @@ def _reference(content: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(row["reference"] for row in content["rows"]))
     if len(names) > 1:
         return "the plain detector of the same kind"
-    (title,) = (row["title"] for row in content["rows"] if row["name"] == names[0])
-    short = number(names[0])
-    return f"row {short} ({title})" if short != names[0] else f"the row {title}"
+    (row,) = (row for row in content["rows"] if row["name"] == names[0])
+    return f"row {row['number']} ({row['title']})" if row["number"] else f"the row {row['title']}"
 
 
 def _has_table(block: Mapping[str, Any]) -> bool:
@@ -117,11 +115,10 @@ def _block_table(content: Mapping[str, Any], title: str, pooled: str) -> str:
 
 def _names(content: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
     """The columns that say which row it is."""
-    cells = {"#": number(row["name"]), "row": row["title"]}
+    cells = {"#": row["number"]} if row["number"] else {}
+    cells["row"] = row["title"]
     if content["key"] == "table3":  # the paper has ticks there
         cells |= {s: "✓" if row["switches"][s] else "" for s in SWITCHES}
-    if any(number(r["name"]) == r["name"] for r in content["rows"]):
-        del cells["#"]
     return {**cells, "n": str(len(row["seeds"]))}
 
 

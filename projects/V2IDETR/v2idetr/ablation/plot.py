@@ -2,155 +2,94 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Any
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from v2idetr.ablation.markdown import metric_title
-from v2idetr.ablation.tables import number
-from v2idetr.report.charts import nice_step
 
-PANEL, ROW, TOP, BOTTOM, GAP = 330.0, 26.0, 66.0, 44.0, 36.0  # px
-LETTER = 7.0  # px, more than it is wide on average
-MOST_LETTERS = 50  # of a row's title
-STYLE = """
-text { font: 12px system-ui, "Segoe UI", Roboto, sans-serif; fill: #1a1d23; }
-.head { font-size: 15px; font-weight: 600; } .soft { fill: #5b6370; } .warn { fill: #b3382c; }
-.grid { stroke: #dfe3e8; } .axis { stroke: #5b6370; }
-.base { stroke: #d98200; stroke-width: 1.5; stroke-dasharray: 5 3; }
-.bar { stroke: #009d8c; stroke-width: 2; } .seed { fill: #5b6370; fill-opacity: .55; }
-.mean { fill: #009d8c; } .plain .bar { stroke: #d98200; } .plain .mean { fill: #d98200; }
-.teacher .bar { stroke: #7a5af0; } .teacher .mean { fill: #7a5af0; }
-"""
+if TYPE_CHECKING:  # imported where a plot is drawn, so that --help is quick
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+COLOURS = {"plain": "#d98200", "student": "#009d8c", "teacher": "#7a5af0"}
+TEXT, SOFT, WARNING, GRID = "#1a1d23", "#5b6370", "#b3382c", "#dfe3e8"
+LETTER, PANEL, ROW, AROUND = 0.085, 3.6, 0.3, 1.4  # inches
+LEAST_SPAN = 2.5  # of an axis, percent: figures that are nearly equal look so
 
-@dataclass(frozen=True)
-class _Line:
-    """A row of the plot: title, kind ("plain", "student", "teacher") and figure by metric."""
-
-    title: str
-    kind: str
-    figures: Mapping[str, Any]
+Figures = Mapping[str, Mapping[str, Any]]  # by metric
 
 
 def to_svg(content: Mapping[str, Any]) -> str:
-    """The plot of the first block, one panel for each headline metric; it stands alone.
+    """The plot as text; the same content gives the same text."""
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": content["key"]}):
+        draw(content).savefig(
+            file, format="svg", metadata={"Date": None, "Title": content["heading"]}
+        )
+    return file.getvalue()
+
+
+def draw(content: Mapping[str, Any]) -> Figure:
+    """The plot of the first block, one panel for each headline metric.
 
     The dashed line is the baseline's mean; where rows have several, each is a row of its own.
     """
-    lines = _lines(content)
-    metrics = content["headline"]
-    references = {row["reference"] for row in content["rows"]}
-    only = references.pop() if len(references) == 1 else None
-    height = TOP + ROW * len(lines) + BOTTOM
-    left = 26 + LETTER * max([18, *(len(_short(line.title)) for line in lines)])
-    width = left + (PANEL + GAP) * len(metrics)
-    title = content["blocks"][0]["title"] if content["blocks"] else "no result yet"
-    warning = "smoke test: these numbers mean nothing" if content["smoke"] else ""
-    parts = [
-        f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>',
-        _text(12.0, 24.0, content["heading"], "head"),
-        _text(12.0, 44.0, f"{content['dataset']}, {title}; {_legend(only)}", "soft"),
-        _text(width - 12, 24.0, warning, "warn", "end"),
-    ]
-    for index, line in enumerate(lines):
-        parts.append(_text(left - 14, _y(index) + 4, _short(line.title), anchor="end"))
-    for index, metric in enumerate(metrics):
-        parts += _panel(lines, metric, left + (PANEL + GAP) * index, height - BOTTOM, only, content)
-    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
-        f'aria-label="{escape(content["heading"])}">'
-        f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
-    )
+    from matplotlib.figure import Figure
+
+    lines, metrics = _lines(content), content["headline"]
+    titles = [title for title, _, _ in lines]
+    width = LETTER * max(map(len, titles), default=0) + PANEL * len(metrics)
+    figure = Figure(figsize=(width, AROUND + ROW * len(lines)), layout="constrained")
+    has_line = len({row["reference"] for row in content["rows"]}) == 1
+    block = content["blocks"][0]["title"] if content["blocks"] else "no result yet"
+    legend = "small dots: seeds; bars: mean ± sd" + "; dashed: the baseline's mean" * has_line
+    figure.suptitle(f"{content['heading']}\n{content['dataset']}, {block}", fontsize="medium")
+    figure.supxlabel(legend, color=SOFT, fontsize="small")
+    if content["smoke"]:
+        figure.supxlabel("smoke test: these numbers mean nothing", color=WARNING)
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for y, (_, kind, figures) in enumerate(lines):
+            _draw_row(axes, y, COLOURS[kind], figures[metric])
+            mean = figures[metric]["mean"]
+            if has_line and kind == "plain" and mean is not None:
+                axes.axvline(mean, color=COLOURS[kind], linestyle="--", zorder=1)
+        low, high = axes.get_xlim()
+        wider = max(0.0, LEAST_SPAN - (high - low)) / 2
+        axes.set_xlim(max(low - wider, 0), min(high + wider, 100))
+        axes.set_xlabel(f"{metric_title(metric)}, %")
+        axes.set_yticks(range(len(lines)), titles)
+        axes.set_ylim(max(len(lines), 1) - 0.5, -0.5)
+        axes.tick_params(left=False, colors=SOFT, labelcolor=TEXT)
+        axes.grid(axis="x", color=GRID)
+        axes.set_axisbelow(True)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+    return figure
 
 
-def _legend(reference: str | None) -> str:
-    dashed = "" if reference is None else f"; dashed: mean of row {number(reference)}"
-    return f"small dots are seeds, bars mean ± sd{dashed}"
-
-
-def _lines(content: Mapping[str, Any]) -> list[_Line]:
+def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Figures]]:
+    """Title, kind and figures of every row and teacher."""
     if not content["blocks"]:
         return []
     title = content["blocks"][0]["title"]
     lines = []
     for row in content["rows"]:
-        short = number(row["name"])
-        words = row["title"] if short == row["name"] else f"{short}  {row['title']}"
+        words = f"{row['number']}  {row['title']}".strip()
         kind = "plain" if row["name"] == row["reference"] else "student"
-        lines.append(_Line(words, kind, row["figures"][title]))
+        lines.append((words, kind, row["figures"][title]))
     for teacher in content["teachers"]:
-        lines.append(_Line(teacher["title"], "teacher", teacher["figures"][title]))
+        lines.append((teacher["title"], "teacher", teacher["figures"][title]))
     return lines
 
 
-def _panel(
-    lines: Sequence[_Line],
-    metric: str,
-    left: float,
-    bottom: float,
-    reference: str | None,
-    content: Mapping[str, Any],
-) -> list[str]:
-    values = [v for line in lines for v in line.figures[metric]["seeds"].values()]
-    if not values:
-        return [_text(left, TOP + 4, f"{metric_title(metric)}: nothing yet", "soft")]
-    low, high, step = _limits(values)
-
-    def x(value: float) -> float:
-        return left + PANEL * (value - low) / (high - low)
-
-    parts = [_text(left, TOP - 6, f"{metric_title(metric)}, %")]
-    for k in range(round((high - low) / step) + 1):
-        tick = low + k * step
-        parts.append(f'<path class="grid" d="M{x(tick):.1f} {TOP}V{bottom}"/>')
-        parts.append(_text(x(tick), bottom + 17, f"{tick:g}", "soft", "middle"))
-    parts.append(f'<path class="axis" d="M{left} {bottom}H{left + PANEL}"/>')
-    for row in content["rows"]:
-        mean = row["figures"][content["blocks"][0]["title"]][metric]["mean"]
-        if row["name"] == reference and mean is not None:
-            parts.append(f'<path class="base" d="M{x(mean):.1f} {TOP}V{bottom}"/>')
-    for index, line in enumerate(lines):
-        parts.append(_marks(line, line.figures[metric], x, _y(index)))
-    return parts
-
-
-def _marks(line: _Line, figure: Mapping[str, Any], x: Any, y: float) -> str:
-    """Spread, seeds and mean of one row."""
-    mean, sd = figure["mean"], figure["sd"]
-    if mean is None:
-        return ""
-    drawn = ""
-    if sd is not None:
-        drawn += f'<path class="bar" d="M{x(mean - sd):.1f} {y:.1f}H{x(mean + sd):.1f}"/>'
-    drawn += f'<circle class="mean" cx="{x(mean):.1f}" cy="{y:.1f}" r="5"/>'
-    for seed, value in figure["seeds"].items():
-        if figure["n"] > 1:
-            said = f"<title>seed {escape(seed)}: {value:.1f}</title>"
-            drawn += f'<circle class="seed" cx="{x(value):.1f}" cy="{y:.1f}" r="3">{said}</circle>'
-    return f'<g class="{line.kind}">{drawn}</g>'
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float, float]:
-    """Ends of the axis in round numbers, and the distance of its ticks."""
-    span = max(max(values) - min(values), 2.0) * 1.3
-    middle = (max(values) + min(values)) / 2
-    step = nice_step(span, 6)
-    low = max(0.0, step * math.floor((middle - span / 2) / step))
-    return low, step * math.ceil((middle + span / 2) / step), step
-
-
-def _y(index: int) -> float:
-    return TOP + ROW * (index + 0.5)
-
-
-def _short(words: str, most: int = MOST_LETTERS) -> str:
-    return words if len(words) <= most else words[: most - 1] + "…"
-
-
-def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{kind}" {place}>{escape(words)}</text>'
+def _draw_row(axes: Axes, y: int, colour: str, figure: Mapping[str, Any]) -> None:
+    """Mean and spread of one row and, of several seeds, each of them below."""
+    if figure["mean"] is None:
+        return
+    axes.errorbar(figure["mean"], y, xerr=figure["sd"], fmt="o", color=colour)
+    if figure["n"] > 1:
+        seeds = list(figure["seeds"].values())
+        axes.plot(seeds, [y + 0.27] * len(seeds), ".", color=SOFT, markersize=4)

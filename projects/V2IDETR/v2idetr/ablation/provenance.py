@@ -18,7 +18,7 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
         ValueError: a run was made with another config.
     """
     for run in runs:
-        if run.begun:
+        if run.begun and (run.folder / CONFIG).exists():
             changed = differing_keys(load_config(run.folder / CONFIG), run.config)
             if run.finished:  # the folder may have been moved since
                 changed = [c for c in changed if not c.startswith("teacher.checkpoint:")]

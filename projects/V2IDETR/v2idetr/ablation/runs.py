@@ -186,7 +186,10 @@ class Plan:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(row.name)
         if problems:
-            lines = [f"{problem} (rows {', '.join(r)})" for problem, r in problems.items()]
+            lines = [
+                f"{problem} ({'all rows' if len(r) == len(rows) else 'rows ' + ', '.join(r)})"
+                for problem, r in problems.items()
+            ]
             raise ValueError("\n  - ".join(["the configurations of the table:", *lines]))
         data = _splits(self.base())
         others = [row.name for row in rows if _splits(self.config(row)) != data]

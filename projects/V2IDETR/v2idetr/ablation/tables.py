@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 DATASETS = ("sun", "buv", "clinicdb", "synthetic")
@@ -104,7 +104,7 @@ def find_tables(configs: Path) -> list[Table]:
         configs: folder with the configs, whose subfolder ablations/ has the layers.
     """
     ablations = configs / "ablations"
-    folders = sorted(path.name for path in ablations.iterdir() if path.is_dir())
+    folders = [path.name for path in _folders(ablations)]
     known = [name for name in KNOWN if name in folders]
     others = [name for name in folders if name not in KNOWN]
     tables = [_layers(ablations, name) for name in (*known, *others)]
@@ -177,7 +177,7 @@ def _detectors(key: str) -> Table:
 def _layers(ablations: Path, key: str) -> Table:
     label, title = KNOWN.get(key, (key, key))
     folder = ablations / key
-    axes = sorted(path for path in folder.iterdir() if path.is_dir())
+    axes = _folders(folder)
     if axes:
         combinations = itertools.product(*(_in_order(axis) for axis in axes))
         rows = [
@@ -194,9 +194,14 @@ def _layers(ablations: Path, key: str) -> Table:
     if key.startswith("fig"):
         plain = ablations / f"{PLAIN}.yaml"
         rows.insert(0, Row(key, "baseline", _first_line(plain), (plain,)))
-    reference = rows[0].key if rows else ""
-    rows = [Row(r.table, r.name, r.title, r.layers, reference=reference) for r in rows]
+    rows = [replace(row, reference=rows[0].key) for row in rows]
     return Table(key, label, title, tuple(rows), tuple(axis.name for axis in axes))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Subfolders with layers, by name; without hidden ones such as an editor's."""
+    found = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in found if any(path.rglob("*.yaml")))
 
 
 def _in_order(folder: Path) -> list[Path]:

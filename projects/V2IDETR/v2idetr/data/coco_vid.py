@@ -128,8 +128,8 @@ def read_split(
     content = read_coco_vid(json_path)
     if not image_root.is_dir():
         raise ValueError(
-            f"{image_root}: no such folder, but data.<split>.image_root says that the frames of "
-            f"{json_path} are there; see datasets/README.md for what goes where"
+            f"{image_root}: no such folder, but the frames of {json_path} should be in it "
+            "(data.<split>.image_root in training); see datasets/README.md for what goes where"
         )
     report = AuditReport(source=str(json_path), policy=on_bad_box)
     names = check_categories(content["categories"], report.problems)

@@ -27,9 +27,7 @@ def read_coco_vid(json_path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(json_path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(
-            f"{json_path}: no such file, but data.<split>.json names it. {_how_to_make(json_path)}"
-        ) from error
+        raise ValueError(f"{json_path}: does not exist. {_how_to_make(json_path)}") from error
     except OSError as error:
         raise ValueError(f"{json_path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # not UTF-8, or not JSON

@@ -27,7 +27,7 @@ from v2idetr.engine.config import ConfigError, load_run_config
 from v2idetr.engine.run_context import Run, load_splits
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
-from v2idetr.programs import sole_user, stop_signals
+from v2idetr.programs import LOCK, sole_user, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _prepare(
     deterministic.fill_uninitialized_memory = False  # would only cost time
     if comm.is_main_process():
         remedy = f"use another {'--output' if options.eval_only else 'train.output_dir'}"
-        lock = sole_user(folder / run_folder.LOCK, "Another train_net.py", remedy)
+        lock = sole_user(folder / LOCK, "Another train_net.py", remedy)
         until_end.enter_context(lock)
         if not options.eval_only:
             _warn_without_neighbours(config)

@@ -29,7 +29,7 @@ from v2idetr.engine.config_checks import STAGES
 
 logger = logging.getLogger(__name__)
 
-CONFIG, RECORD, RESULTS, LOCK = "config.yaml", "run.json", "results.json", ".lock"
+CONFIG, RECORD, RESULTS = "config.yaml", "run.json", "results.json"
 PACKAGES = [
     "torch",
     "torchvision",

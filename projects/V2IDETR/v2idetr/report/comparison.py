@@ -117,7 +117,7 @@ def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
     sentences, signs, certain = [], [], []
     ours, theirs = ((figures["coco"] or {}).get("AP50") for figures in (student, plain))
     if ours is not None and theirs is not None:
-        gain = round(100 * (ours - theirs), 1)
+        gain = _points(ours, theirs)
         signs.append(float(np.sign(gain)))
         sentences.append(
             f"AP50 is {_percent(ours)} for the V2I student and {_percent(theirs)} for the plain "
@@ -216,7 +216,7 @@ def _teacher_sentence(evaluations: Mapping[str, Evaluation]) -> list[str]:
     teacher, plain = (held_out(evaluations[name])["coco"] for name in ("teacher", "plain"))
     if not teacher or not plain or teacher["AP50"] is None or plain["AP50"] is None:
         return []
-    gain = round(100 * (teacher["AP50"] - plain["AP50"]), 1)
+    gain = _points(teacher["AP50"], plain["AP50"])
     if gain <= 0:
         return [
             f"The teacher itself is not better than the plain student (AP50 {_signed(gain)} "
@@ -235,10 +235,10 @@ def _percent_row(name: str, note: str, values: Mapping[str, float | None]) -> Ro
         Cell(_percent(value), value, len(set(known)) > 1 and shown[stage] == max(known))
         for stage, value in values.items()
     ]
-    plain, student = shown.get("plain"), shown.get("student")
+    plain, student = values.get("plain"), values.get("student")
     if plain is None or student is None:
         return Row(name, note, cells)
-    return Row(name, note, cells, _signed(round(student - plain, 1)))
+    return Row(name, note, cells, _signed(_points(student, plain)))
 
 
 def _cost_rows(costs: Mapping[str, Any]) -> list[Row]:
@@ -291,6 +291,11 @@ def _cost_row(
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _points(ours: float, theirs: float) -> float:
+    """Percentage points between two figures, of the figures themselves and not as rounded."""
+    return round(100 * (ours - theirs), 1)
 
 
 def _signed(points: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from v2idetr.report.charts import Chart, Series
@@ -41,6 +41,12 @@ def charts(run: RunFiles) -> list[Chart]:
     return [chart for chart in found if any(series.points for series in chart.series)]
 
 
+def taught(settings: Mapping[str, Any]) -> list[str]:
+    """What the student imitates, by the run's config."""
+    losses = settings.get("distillation") or {}
+    return [title for name, title in TAUGHT.items() if losses.get(name.removeprefix("loss_"))]
+
+
 def detection_loss(line: dict[str, Any]) -> float | None:
     """The total loss of a line without the distillation terms, so that all stages compare."""
     total = line.get("total_loss")
@@ -50,9 +56,9 @@ def detection_loss(line: dict[str, Any]) -> float | None:
 
 
 def best_validation(stage: StageFiles, metric: str) -> Point | None:
-    """Step and value of the highest figure on the validation split; the first of equal ones."""
+    """Step and value of the highest validation figure; the last of equal ones, as best.pth is."""
     points = _points(stage.validations, lambda line: line.get(f"val/{metric}"))
-    return max(points, key=lambda point: (point[1], -point[0])) if points else None
+    return max(points, key=lambda point: (point[1], point[0])) if points else None
 
 
 def _validation(run: RunFiles, metric: str, title: str) -> Chart:

@@ -105,6 +105,7 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
         table=comparison.headline_table(evaluations) if evaluations else [],
         parts=comparison_by_part(evaluations),
         thresholds={name: e["thresholds"] for name, e in evaluations.items()},
+        taught=curves.taught(run.settings),
         charts=[(chart, Markup(chart.svg())) for chart in curves.charts(run)],
         num_frames=len(frames),
         rule=_rule_words(evaluations),
