@@ -34,7 +34,7 @@ def test_whole_run_writes_machine_and_timings(tmp_path, monkeypatch, capsys):
     asked = ["--cases", "attention", "--size", "32", "64", "--repeats", "1", "--warm-up", "0"]
     benchmark.main([*asked, "--device", "cpu", "--json", str(path)])
     result = json.loads(path.read_text())
-    assert "threads" in result["machine"] and result["size"] == [32, 64]
+    assert " thread" in result["machine"] and result["size"] == [32, 64]
     assert {timing["baseline"] for timing in result["timings"]} <= {
         "grid_sample",
         "grid_sample (default)",

@@ -134,4 +134,4 @@ def test_all_figures_of_a_cpu_detector():
     assert cost["frames_per_second"] > 0
     assert cost["peak_memory_mib"] is None
     assert cost["frames_per_detection"] == 1
-    assert "threads" in cost["machine"]
+    assert " thread" in cost["machine"]
