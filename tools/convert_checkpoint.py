@@ -118,6 +118,9 @@ def convert(options: argparse.Namespace) -> list[str]:
         write_backbone(options.output, tensors, kind, source)
         return [*lines, *written(options.output)]
     weights, lines = read_detector(source, stored, options)
+    heads = weights.header.architecture.get("num_heads")
+    if options.num_heads not in (None, heads):
+        raise ValueError(f"{source}: has {heads} heads by what it says: leave out --num-heads.")
     lines = [describe(source, weights.header), *weights.assumed, *lines]
     if options.output is None:
         return lines

@@ -258,14 +258,18 @@ def test_a_published_file_that_lost_or_gained_something_is_refused(
     assert not output.exists()
 
 
+def published_teacher(config: Path, folder: Path) -> Path:
+    source, output = folder / "best.pth", folder / "teacher.safetensors"
+    state = dict(detector_of(config, stage="teacher").state_dict())
+    save_checkpoint(Checkpoint("teacher", 6, state, class_names=["polyp"]), source)
+    assert main([str(source), "--config-file", str(config), "--output", str(output)]) == 0
+    return output
+
+
 def test_what_a_header_does_not_describe_is_compared_with_the_config(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, path = tmp_path / "best.pth", tmp_path / "teacher.safetensors"
-    state = dict(detector_of(config, stage="teacher").state_dict())
-    save_checkpoint(Checkpoint("teacher", 6, state, class_names=["polyp"]), source)
-    given = ["--config-file", str(config)]
-    assert main([str(source), *given, "--output", str(path)]) == 0
+    path, given = published_teacher(config, tmp_path), ["--config-file", str(config)]
     stored = read_weights(path)
     lost = next(name for name in stored.state if ".temporal." in name)
     save_file(without(lost)(stored.state), path, stored.metadata)
@@ -276,11 +280,7 @@ def test_what_a_header_does_not_describe_is_compared_with_the_config(
 def test_a_teacher_is_published_but_has_no_place_in_other_code_bases(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, output = tmp_path / "best.pth", tmp_path / "teacher.safetensors"
-    state = dict(detector_of(config, stage="teacher").state_dict())
-    save_checkpoint(Checkpoint("teacher", 6, state, class_names=["polyp"]), source)
-    given = ["--config-file", str(config)]
-    assert main([str(source), *given, "--output", str(output)]) == 0
+    output, given = published_teacher(config, tmp_path), ["--config-file", str(config)]
     assert main([str(output), *given]) == 0, "it fits the teacher of its config"
     assert load_detector(detector_of(config, "train.seed=5", stage="teacher"), output) == []
     assert main([str(output), "--to", "official", "--output", str(tmp_path / "out.pth")]) == 2
@@ -358,6 +358,13 @@ def test_the_number_of_heads_can_be_given(
     assert error.endswith("number of heads is not in the file; 8 assumed (--num-heads)\n")
     assert main([str(source), *given, "--num-heads", "2"]) == 0
     assert "assumed" not in capsys.readouterr().out
+
+
+def test_a_number_of_heads_against_what_the_file_says_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(coco_file(tmp_path)), "--num-heads", "4"]) == 2
+    assert "has 2 heads by what it says: leave out --num-heads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ teachers  the same for the teachers of these rows
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +46,21 @@ def build_content(
     settings = plan.settings
     runs = plan.runs(table.rows, seeds)
     check_data(runs, facts["data"])
-    numbers = {row.name: row.number for row in table.rows}
-    if any(number == name for name, number in numbers.items()):
-        numbers = dict.fromkeys(numbers, "")
-    rows = {row.key: _results([plan.run(row, seed) for seed in seeds]) for row in table.rows}
-    said = {row.name: numbers[row.name] or row.title for row in table.rows}
-    teachers = _teachers(table, plan, seeds, said)
+    rows, teachers = _rows(table, plan, seeds), _teachers(table, plan, seeds)
     sizes: dict[str, dict[str, int]] = {}
-    for results in (*rows.values(), *(teacher["results"] for teacher in teachers)):
-        _add_sizes(sizes, results.sizes)
+    for line in (*rows, *teachers):
+        _add_sizes(sizes, line.results.sizes)
     blocks = sorted(sizes, key=lambda title: not title.startswith(ALL_TESTS))
     paper = _paper(settings.configs, table.key)
     metrics = _metrics(plan.config(table.rows[0]), paper)
-    where = {"blocks": blocks, "metrics": metrics}
-    described = []
-    for row in table.rows:
-        reference = rows.get(row.reference)
-        described.append(
-            {
-                **_row(row, plan),
-                "number": numbers[row.name],
-                **_compared(rows[row.key], reference, **where),
-                "reference": row.reference.partition("/")[2],
-            }
-        )
-    for teacher in teachers:
-        plain = rows.get(teacher.pop("reference"))
-        teacher |= _compared(teacher.pop("results"), plain, **where)
+    known = {row.key: line.results for row, line in zip(table.rows, rows, strict=True)}
+
+    def described(lines: Sequence[_Line]) -> list[dict[str, Any]]:
+        return [
+            line.words | _compared(line.results, known.get(line.reference), blocks, metrics)
+            for line in lines
+        ]
+
     return {
         "table": table.label,
         "key": table.key,
@@ -87,17 +76,27 @@ def build_content(
         "blocks": [{"title": title, **sizes[title]} for title in blocks],
         "metrics": metrics,
         "headline": [m for m in metrics if m == "AP50"] + [m for m in metrics if "/f1" in m][:1],
-        "rows": described,
-        "teachers": teachers,
+        "rows": described(rows),
+        "teachers": described(teachers),
         "paper": paper,
     }
 
 
+@dataclass(frozen=True)
 class _Results:
     """What there is of one row: figures by seed, sizes by block."""
 
-    def __init__(self, figures: dict[int, Figures], sizes: dict[str, dict[str, int]]) -> None:
-        self.figures, self.sizes = figures, sizes
+    figures: dict[int, Figures]
+    sizes: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row or a teacher: what is said of it, its results, the key of what it is compared with."""
+
+    words: dict[str, Any]
+    results: _Results
+    reference: str
 
 
 def _results(runs: Sequence[Run]) -> _Results:
@@ -121,15 +120,22 @@ def _add_sizes(sizes: dict[str, dict[str, int]], found: Mapping[str, dict[str, i
             )
 
 
-def _row(row: Row, plan: Plan) -> dict[str, Any]:
-    teacher = plan.first_taught_like(row)
-    return {
-        "name": row.name,
-        "title": row.title,
-        "switches": _switches(plan.config(row)),
-        "run": plan.first_like(row).key,
-        "teacher": None if teacher is None else teacher.key,
-    }
+def _rows(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
+    lines = []
+    for row in table.rows:
+        teacher = plan.first_taught_like(row)
+        words = {
+            "name": row.name,
+            "number": table.numbers[row.name],
+            "title": row.title,
+            "switches": _switches(plan.config(row)),
+            "run": plan.first_like(row).key,
+            "teacher": None if teacher is None else teacher.key,
+            "reference": row.reference.partition("/")[2],
+        }
+        results = _results([plan.run(row, seed) for seed in seeds])
+        lines.append(_Line(words, results, row.reference))
+    return lines
 
 
 def _switches(config: DictConfig) -> dict[str, bool]:
@@ -142,27 +148,23 @@ def _switches(config: DictConfig) -> dict[str, bool]:
     }
 
 
-def _teachers(
-    table: Table, plan: Plan, seeds: Sequence[int], said: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """One entry for each teacher that rows of the table have; ``said``: name to words."""
-    found: dict[str, dict[str, Any]] = {}
+def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
+    """One line for each teacher that rows of the table have."""
+    taught: dict[str, list[Row]] = {}
     for row in table.rows:
-        first = plan.first_taught_like(row)
-        if first is None:
-            continue
-        runs = [run for run in (plan.teacher(row, seed) for seed in seeds) if run is not None]
-        entry = {
-            "run": first.key,
-            "teaches": [],
-            "results": _results(runs),
-            "reference": row.reference,
+        if (first := plan.first_taught_like(row)) is not None:
+            taught.setdefault(first.key, []).append(row)
+    lines = []
+    for key, rows in taught.items():
+        named = [table.numbers[row.name] or row.title for row in rows]
+        words = {
+            "run": key,
+            "teaches": [row.name for row in rows],
+            "title": _teacher_title(named, is_only=len(taught) == 1),
         }
-        found.setdefault(first.key, entry)["teaches"].append(row.name)
-    for teacher in found.values():
-        named = [said[name] for name in teacher["teaches"]]
-        teacher["title"] = _teacher_title(named, is_only=len(found) == 1)
-    return list(found.values())
+        runs = [run for run in (plan.teacher(rows[0], seed) for seed in seeds) if run is not None]
+        lines.append(_Line(words, _results(runs), rows[0].reference))
+    return lines
 
 
 def _teacher_title(rows: Sequence[str], *, is_only: bool) -> str:

@@ -88,6 +88,14 @@ class Table:
         known = next((word for start, word in kind.items() if self.key.startswith(start)), "")
         return f"{known}{self.label}: {self.title}"
 
+    @property
+    def numbers(self) -> dict[str, str]:
+        """The rows' numbers by their names; "" for all where any has none."""
+        numbers = {row.name: row.number for row in self.rows}
+        if any(number == name for name, number in numbers.items()):
+            return dict.fromkeys(numbers, "")
+        return numbers
+
 
 def number(name: str) -> str:
     """A row's number, without zeros before it: "2" of "02_fd"; the name of one without."""

@@ -130,8 +130,7 @@ def load_detector(
             f"{path}: has the layout of {layout.title}. Convert it first: "
             f"python tools/convert_checkpoint.py {path} --output weights.safetensors"
         )
-    elif hasattr(detector, "net"):
-        known = stored.beside.get("architecture") or _named_network(stored.state)
+    elif known := stored.beside.get("architecture") or _named_network(stored.state):
         check_architecture(known, detector, path, partial=partial, advice=advice)
     state = stored.state
     trained_on = header.class_names if header else stored.beside.get("class_names")

@@ -178,6 +178,7 @@ def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Tra
     learning_rate = hooks.LearningRate(build(run.config, "lr_multiplier"))
     log = hooks.MetricsLog(folder / "metrics.jsonl", train.log_period, learning_rate)
     commit, digest = git_commit(), fingerprint(run.config)
+    architecture = describe(models.detector.net)
     validation: hooks.Validation | None = None
 
     def snapshot(iteration: int, resumable: bool) -> Checkpoint:
@@ -193,7 +194,7 @@ def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Tra
             class_names=list(run.config.data.class_names),
             config_fingerprint=digest,
             git_commit=commit,
-            architecture=describe(models.detector.net),
+            architecture=architecture,
         )
 
     writer = hooks.CheckpointWriter(folder, train.checkpoint_period, snapshot)

@@ -55,7 +55,7 @@ def run_stages(run: Run) -> dict[str, Result]:
             train_stage(run, stage)
             gc.collect()  # the trainer and its hooks know each other; evaluation wants the memory
         results[stage] = _evaluate(run, stage, run.weights(stage), folder)
-    return _finish(run, results, run.folder)
+    return _finish(results, run.folder)
 
 
 def check_models(run: Run, stages: list[str]) -> None:
@@ -103,7 +103,9 @@ def evaluate_only(run: Run, folder: Path, weights: str = "") -> dict[str, Result
     results = {
         name: _evaluate(run, stage, file, folder / name) for name, (stage, file) in rows.items()
     }
-    return _finish(run, results, folder)
+    if comm.is_main_process():
+        save_config(run.config, folder / CONFIG)
+    return _finish(results, folder)
 
 
 def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
@@ -135,11 +137,10 @@ def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
     return result
 
 
-def _finish(run: Run, results: dict[str, Result], folder: Path) -> dict[str, Result]:
-    """Write config and results.json into the folder and show the table."""
+def _finish(results: dict[str, Result], folder: Path) -> dict[str, Result]:
+    """Write results.json into the folder and show the table."""
     table = format_table(results)
     if comm.is_main_process():
-        save_config(run.config, folder / CONFIG)
         text = json.dumps({"stages": results, "table": table}, indent=1, allow_nan=False)
         write_text_atomically(folder / RESULTS, text + "\n")
     logger.info("results (%s):\n%s", folder / RESULTS, table)

@@ -86,9 +86,7 @@ def _footnote(results: Mapping[str, Mapping[str, Any]]) -> str:
         chosen = ", ".join(f"{rule} {value:.3f}" for rule, value in result["thresholds"].items())
         lines.append(f"  {name}: {chosen or 'none'}")
     machines = {r["cost"]["machine"] for r in results.values() if r.get("cost")}
+    lines += [f"FPS at batch 1, files read and decoded beforehand: {m}" for m in sorted(machines)]
     if machines:
-        lines += [
-            f"FPS at batch 1, files read and decoded beforehand: {m}" for m in sorted(machines)
-        ]
-        lines += ["  timed one after the other, so other work on the machine shows in them"]
+        lines.append("  timed one after the other, so other work on the machine shows in them")
     return "\n".join(lines)
