@@ -20,7 +20,7 @@ from v2idetr.data.coco_vid import read_split, write_split
 from v2idetr.engine.config import load_config, save_config, to_plain
 from v2idetr.evaluation.evaluator import evaluate_predictions, write_evaluation
 from v2idetr.evaluation.predictions import FramePrediction, write_predictions
-from v2idetr.report import charts, comparison, curves, heldout
+from v2idetr.report import curves, heldout
 from v2idetr.report.heldout import HeldOutFrame, Outcome, groups_of
 from v2idetr.report.page import write_report
 from v2idetr.report.pictures import Album
@@ -325,92 +325,6 @@ def test_of_equal_figures_the_last_has_the_best_weights(copied: Path) -> None:
     assert curves.best_validation(read_run(copied).stages["plain"], "AP50") == (40, 0.5)
 
 
-# ---------------------------------------------------------------- words
-
-
-def evaluation_of(ap50: float, found: list[int]) -> dict[str, Any]:
-    """An evaluation of videos with ten lesions each, of which some are found."""
-    rows = [
-        {"split": "easy", "video_id": v, "rules": {"iou50": {"tp": n, "fp": 0, "fn": 10 - n}}}
-        for v, n in enumerate(found)
-    ]
-    size = {"videos": len(found), "frames": 10 * len(found), "lesions": 10 * len(found)}
-    rules = {"iou50": {"f1": 0.5, "precision": 0.5, "recall": 0.5}}
-    coco = {"AP50": ap50, "AP": ap50 / 2}
-    figures = {**size, "coco": coco, "rules": rules, "per_video": rows, "groups": {}}
-    return {"tests": {"easy": figures}, "all_tests": None, "val": figures, "cost": None}
-
-
-@pytest.mark.parametrize(
-    ("ap50", "found", "tone", "words"),
-    [
-        (0.7, [7, 8, 7, 8, 7, 8], "better", "In this run, the V2I student is better"),
-        (0.6, [6, 4, 6, 5, 6, 5], "open", "not for certain"),
-        (0.5, [5, 5, 5, 5, 5, 5], "open", "not better"),
-        (0.3, [2, 3, 2, 3, 2, 3], "worse", "In this run, the V2I student is worse"),
-        (0.7, [2, 3, 2, 3, 2, 3], "open", "Mixed"),
-        (0.4, [6, 4, 6, 5, 6, 5], "open", "cannot be told apart"),
-    ],
-)
-def test_the_headline_claims_no_more_than_the_figures_show(
-    ap50: float, found: list[int], tone: str, words: str
-) -> None:
-    plain, student = evaluation_of(0.5, [5] * 6), evaluation_of(ap50, found)
-    verdict = comparison.verdict({"plain": plain, "student": student})
-    assert verdict.tone == tone
-    assert words in verdict.headline
-    assert any("another seed" in sentence for sentence in verdict.sentences)
-
-
-def test_models_that_learned_nothing_are_not_compared() -> None:
-    results = {"plain": evaluation_of(0.001, [0, 0]), "student": evaluation_of(0.04, [3, 3])}
-    assert comparison.verdict(results).headline == "The students have hardly learned to detect"
-
-
-def test_a_teacher_that_is_no_better_is_mentioned() -> None:
-    results = dict.fromkeys(STAGES, evaluation_of(0.5, [5, 5]))
-    sentences = " ".join(comparison.verdict(results).sentences)
-    assert "teacher itself is not better" in sentences
-
-
-def test_the_interval_of_a_model_with_itself_is_zero() -> None:
-    rows = evaluation_of(0.5, [1, 9, 4])["val"]["per_video"]
-    assert comparison.f1_difference(rows, rows, "iou50") == (0.0, 0.0, 0.0)
-
-
-def test_the_f1_difference_is_that_of_the_pooled_counts() -> None:
-    """tp, fn of 8, 12 and 4, 16: F1 is 16 / 28 and 8 / 24."""
-    ours, theirs = (evaluation_of(0.5, found)["val"]["per_video"] for found in ([3, 5], [2, 2]))
-    difference = comparison.f1_difference(ours, theirs, "iou50")
-    assert difference is not None
-    assert difference[0] == pytest.approx(16 / 28 - 8 / 24)
-    assert difference[1] <= difference[0] <= difference[2]
-
-
-def test_no_interval_from_a_single_video_or_from_other_videos() -> None:
-    one, three = (evaluation_of(0.5, found)["val"]["per_video"] for found in ([3], [1, 2, 3]))
-    assert comparison.f1_difference(one, one, "iou50") is None
-    assert comparison.f1_difference(three, three[:2], "iou50") is None
-
-
-def test_ties_are_all_marked_and_equal_figures_are_not() -> None:
-    results = {
-        stage: evaluation_of(ap, [5, 5]) for stage, ap in zip(STAGES, (0.5, 0.7, 0.7), strict=True)
-    }
-    ranked, counted = comparison.headline_table(results)
-    assert [cell.best for cell in ranked.rows[0].cells] == [False, True, True]
-    assert not any(cell.best for row in counted.rows for cell in row.cells)
-    assert ranked.rows[0].difference == "0.0"
-
-
-def test_the_table_and_the_sentence_give_one_difference() -> None:
-    """46.06 and 40.94 are 46.1 and 40.9: 5.2 as rounded, 5.1 as they are."""
-    results = {"plain": evaluation_of(0.4094, [5, 5]), "student": evaluation_of(0.4606, [5, 5])}
-    ranked, _ = comparison.headline_table(results)
-    assert ranked.rows[0].difference == "+5.1"
-    assert "(+5.1 points)" in comparison.verdict(results).sentences[0]
-
-
 # ---------------------------------------------------------------- frames
 
 
@@ -462,65 +376,3 @@ def test_a_box_is_drawn_where_it_is() -> None:
     box = picture.box("truth", np.array([16.0, 12.0, 36.0, 28.0]))
     assert (box.x, box.y, box.width, box.height) == (80, 60, 100, 80)  # 320 units for 64 px
     assert picture.height == 240
-
-
-# ---------------------------------------------------------------- charts
-
-
-def points_of(chart: charts.Chart) -> list[tuple[float, float]]:
-    path = re.search(r'<path class="line[^"]*" d="M([^"]+)"', chart.svg())
-    assert path is not None
-    return [tuple(map(float, place.split())) for place in path[1].split("L")]  # type: ignore[misc]
-
-
-def test_a_line_ends_at_the_corners_of_its_chart() -> None:
-    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", [(0.0, 0.0), (100.0, 1.0)])])
-    bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
-    assert points_of(chart) == [(charts.LEFT, bottom), (charts.WIDTH - charts.RIGHT, top)]
-
-
-def test_equal_ratios_are_equal_heights_on_a_logarithmic_axis() -> None:
-    points = [(0.0, 1.0), (1.0, 10.0), (2.0, 100.0)]
-    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=True)
-    (_, low), (_, middle), (_, high) = points_of(chart)
-    assert low - middle == pytest.approx(middle - high)
-
-
-def test_values_that_cannot_be_drawn_are_left_out() -> None:
-    points = [(1.0, float("nan")), (2.0, 0.0), (3.0, 2.0), (4.0, 3.0)]
-    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=True)
-    assert len(points_of(chart)) == 2
-    assert (
-        charts.Chart("c", "", [charts.Series("plain", "Plain", points[:2])], log=True).svg() == ""
-    )
-
-
-def test_long_lines_are_thinned_by_means() -> None:
-    points = [(float(step), float(step % 2)) for step in range(24 * charts.MAX_POINTS)]
-    drawn = points_of(charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=False))
-    assert len(drawn) == charts.MAX_POINTS
-    assert len({y for _, y in drawn[1:-1]}) == 1  # each the mean of as many zeros as ones
-
-
-@pytest.mark.parametrize(
-    ("span", "most", "step"),
-    [(1.0, 5, 0.2), (500.0, 5, 100), (0.9, 5, 0.2), (7.0, 5, 2), (23.0, 5, 5)],
-)
-def test_steps_of_an_axis_are_round_numbers(span: float, most: int, step: float) -> None:
-    assert charts.nice_step(span, most) == pytest.approx(step)
-
-
-@pytest.mark.parametrize("limits", [(0.5, 0.9), (9.0, 18.0), (1.0, 1.3), (0.01, 300.0)])
-def test_a_logarithmic_axis_has_a_few_ticks_inside(limits: tuple[float, float]) -> None:
-    series = charts.Series("plain", "Plain", [(0.0, limits[0]), (1.0, limits[1])])
-    svg = charts.Chart("c", "", [series], log=True).svg()
-    ticks = [float(t) for t in re.findall(r'text-anchor="end">([^<]+)<', svg)]
-    inside = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
-    assert 2 <= len(inside) <= 8
-
-
-def test_rules_without_a_known_name_keep_theirs() -> None:
-    result = evaluation_of(0.5, [5, 5])
-    result["val"]["rules"]["pixels"] = result["val"]["rules"]["iou50"]
-    titles = [section.title for section in comparison.headline_table({"plain": result})]
-    assert titles[-1] == "pixels"
