@@ -48,6 +48,18 @@ make_environment() { # keeps one whose Python runs, completes one without pip, r
     "$py" -m pip --version >/dev/null 2>&1 || "$py" -m ensurepip --upgrade >/dev/null
 }
 
+enough_disk() { # or pip stops in the middle, when the disk is full
+    local place=. used=0 free
+    if [ -d "$venv" ]; then
+        place=$venv
+        used=$(du -skL "$venv" 2>/dev/null | cut -f 1)
+    fi
+    free=$(df -Pk "$place" | awk 'NR == 2 { print $4 }')
+    ((used + free >= 7 * 1024 * 1024)) ||
+        fail "The libraries need 7 GB of disk, and where $(cd "$place" && pwd) lies are" \
+            "$((free / 1024)) MB free. Make room, or clone the project to another disk; then again."
+}
+
 install() { # pip, with its output in the log; shown are downloads of 10 MB and more
     if ! "$py" -m pip install "$@" 2>&1 | tee -a "$log" |
         awk '/^ *Downloading .*\([0-9][0-9]+\.[0-9] MB\)/ { print "      " $2, $3, $4 }
@@ -59,6 +71,7 @@ install() { # pip, with its output in the log; shown are downloads of 10 MB and 
 }
 
 echo "[1/4] Environment in $venv"
+enough_disk
 make_environment
 : >"$log"
 echo "[2/4] Libraries (the first time some minutes and 6 GB of disk)"
