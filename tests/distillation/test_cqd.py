@@ -33,7 +33,7 @@ def labelled(C: int = 2, T: int = 3, N: int = 10, *, L: int = 2, ref: int = 2) -
         (code / 1e5).expand(-1, -1, ref),
     )
     hidden = torch.stack([code.expand(-1, -1, D) + layer * 1e5 for layer in range(L)])
-    return Knowledge(Features({}, None), queries, hidden, T)
+    return Knowledge(Features({}, None), queries, hidden, T, (code / 2e5).expand(-1, -1, 4))
 
 
 def draw(knowledge: Knowledge, cqd: CrossViewQueryDistillation, *, seeds: list[int], ref: int = 2):
@@ -153,11 +153,22 @@ def test_references_get_the_form_that_the_student_has(have: int, want: int) -> N
         torch.testing.assert_close(cross.queries.reference[..., 2:], size)
 
 
+@pytest.mark.parametrize("have", [2, 4])
+@pytest.mark.parametrize("want", [2, 4])
+def test_references_may_be_the_boxes_that_the_teacher_predicted(have: int, want: int) -> None:
+    cross = draw(labelled(ref=have), distil(reference="prediction"), seeds=[1, 2], ref=want)
+    code = cross.target[0, ..., :1]
+    torch.testing.assert_close(cross.queries.reference, (code / 2e5).expand(-1, -1, want))
+    assert torch.equal(cross.queries.content[..., :1], code + 0.25), "the rest is the query's own"
+    assert torch.equal(cross.queries.position[..., :1], code + 0.5)
+
+
 def test_the_teachers_knowledge_is_not_changed() -> None:
     knowledge = labelled()
-    content = knowledge.queries.content.clone()
-    draw(knowledge, distil(source="decoded"), seeds=[1, 2])
+    content, reference = knowledge.queries.content.clone(), knowledge.queries.reference.clone()
+    draw(knowledge, distil(source="decoded", reference="prediction"), seeds=[1, 2])
     assert torch.equal(knowledge.queries.content, content)
+    assert torch.equal(knowledge.queries.reference, reference)
 
 
 # ------------------------------------------------------------------------- the loss

@@ -40,13 +40,14 @@ def test_hidden_states_are_the_decoded_queries_of_every_frame(settings: dict) ->
         decoded = teacher.net.decode(memory, knowledge.queries)
     assert knowledge.hidden.shape == (2, 6, 12, 32)
     assert torch.equal(knowledge.hidden, decoded.hidden)
+    assert torch.equal(knowledge.boxes, decoded.boxes[-1])
 
 
 def test_knowledge_carries_no_gradient() -> None:
     knowledge = teacher_knowledge(tiny_teacher(**TWO_STAGE).eval(), clips())
     queries = knowledge.queries
     tensors = [*knowledge.features.maps.values(), *knowledge.encoded.maps.values()]
-    tensors += [knowledge.hidden, knowledge.decoded.hidden, knowledge.scores]
+    tensors += [knowledge.hidden, knowledge.boxes, knowledge.decoded.hidden, knowledge.scores]
     tensors += [queries.content, queries.position, queries.reference]
     assert not any(tensor.requires_grad for tensor in tensors)
 
@@ -78,7 +79,7 @@ def test_the_teacher_goes_no_further_than_it_has_to() -> None:
     assert known[Reach.FEATURES] == always
     assert known[Reach.MEMORY] == always | {"encoded"}
     assert known[Reach.DECODED] == always | {"encoded", "decoded", "scores"}
-    assert known[Reach.CLIPS] == known[Reach.DECODED] | {"queries", "hidden"}
+    assert known[Reach.CLIPS] == known[Reach.DECODED] | {"queries", "hidden", "boxes"}
 
 
 @pytest.mark.parametrize("reach", [Reach.MEMORY, Reach.DECODED])

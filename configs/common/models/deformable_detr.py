@@ -95,6 +95,7 @@ distillation = dict(
         sampling="disjoint",
         mask="one_way",
         source="input",
+        reference="query",
         layers="last",
         student_dim="${model.net.d}",
         teacher_dim="${teacher.model.net.d}",

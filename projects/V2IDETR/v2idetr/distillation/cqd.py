@@ -17,12 +17,20 @@ from v2idetr.distillation.comparison import (
     translation,
 )
 from v2idetr.distillation.knowledge import Knowledge, Reach
-from v2idetr.modeling.interface import Context, Decoded, DetectorNetwork, Memory, Queries
+from v2idetr.modeling.interface import (
+    Context,
+    Decoded,
+    DetectorNetwork,
+    Memory,
+    Queries,
+    select_queries,
+)
 
 PerFrame = Literal["N/T", "N/2", "N"]
 Sampling = Literal["disjoint", "independent"]
 Mask = Literal["one_way", "none", "isolated"]
 Source = Literal["input", "decoded"]
+Reference = Literal["query", "prediction"]
 Views = tuple[Decoded, Decoded]
 
 
@@ -53,6 +61,8 @@ class CrossViewQueryDistillation(nn.Module):
         mask: in the student's self-attention: "one_way": its own queries do not see the cross-view
             ones; "isolated": nor the other way round; "none": all see all.
         source: "input": Q_t are the decoder's inputs; "decoded": its last outputs.
+        reference: where a cross-view query looks: "query": where it looked in the teacher;
+            "prediction": at the box that the teacher predicted with it.
         layers: compare the "last" decoder layer or the mean over "all".
         student_dim, teacher_dim: widths; where they differ, learnt projections translate.
     """
@@ -68,6 +78,7 @@ class CrossViewQueryDistillation(nn.Module):
         sampling: Sampling = "disjoint",
         mask: Mask = "one_way",
         source: Source = "input",
+        reference: Reference = "query",
         layers: Layers = "last",
         student_dim: int = 256,
         teacher_dim: int = 256,
@@ -77,9 +88,10 @@ class CrossViewQueryDistillation(nn.Module):
         one_of("cqd.sampling", sampling, Sampling)
         one_of("cqd.mask", mask, Mask)
         one_of("cqd.source", source, Source)
+        one_of("cqd.reference", reference, Reference)
         one_of("cqd.layers", layers, Layers)
         self.weight, self.per_frame, self.sampling = weight, per_frame, sampling
-        self.mask, self.source = mask, source
+        self.mask, self.source, self.reference = mask, source, reference
         self.layers: Layers = layers
         self.content_in = translation(teacher_dim, student_dim)
         self.position_in = translation(teacher_dim, student_dim)
@@ -114,14 +126,12 @@ class CrossViewQueryDistillation(nn.Module):
         ).to(knowledge.hidden.device)  # (C, T, n)
         per_frame = index.flatten(0, 1)  # (C*T, n), clip-major like the teacher's frames
         queries = knowledge.queries.select(per_frame)
-        target = torch.stack(
-            [
-                hidden.gather(1, per_frame.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-                for hidden in knowledge.hidden
-            ]
-        )
+        target = torch.stack([select_queries(hidden, per_frame) for hidden in knowledge.hidden])
         if self.source == "decoded":
             queries.content = target[-1]
+        if self.reference == "prediction":
+            assert knowledge.boxes is not None
+            queries.reference = select_queries(knowledge.boxes, per_frame)
         C = len(generators)
         queries = Queries(
             self.content_in(queries.content).reshape(C, T * n, -1),

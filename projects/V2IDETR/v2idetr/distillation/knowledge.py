@@ -33,6 +33,7 @@ class Knowledge:
         queries: decoder inputs Q of all frames (C*T), clip-major.
         hidden: decoded features D of these queries after every layer.
         num_frames: T.
+        boxes: that the teacher predicts for these queries after its last layer, cxcywh in [0, 1].
         encoded: the encoder's output for the current frames, as maps.
         decoded: what became of the queries of the current frames.
         scores: probability of each class for these.
@@ -42,6 +43,7 @@ class Knowledge:
     queries: Queries | None
     hidden: Float[Tensor, "L CT N d"] | None
     num_frames: int
+    boxes: Float[Tensor, "CT N 4"] | None = None
     encoded: Features | None = None
     decoded: Decoded | None = None
     scores: Float[Tensor, "L C N K"] | None = None
@@ -79,4 +81,5 @@ def teacher_knowledge(
     knowledge.scores = teacher.criterion.classification.scores(own.logits)
     if reach == Reach.CLIPS:
         knowledge.queries, knowledge.hidden = queries, decoded.hidden
+        knowledge.boxes = decoded.boxes[-1]
     return knowledge

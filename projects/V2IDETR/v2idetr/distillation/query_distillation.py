@@ -16,7 +16,7 @@ from v2idetr.distillation.comparison import (
     translation,
 )
 from v2idetr.distillation.knowledge import Reach
-from v2idetr.modeling.interface import Decoded
+from v2idetr.modeling.interface import Decoded, select_queries
 from v2idetr.modeling.matcher import HungarianMatcher
 
 Matching = Literal["index", "hungarian"]
@@ -74,8 +74,8 @@ class QueryDistillation(nn.Module):
         layers = compared_layers("qd", self.layers, len(hidden), len(target))
         for ours, theirs in zip(*layers, strict=True):
             query, match = self._pairs(_layer(student, ours), _layer(teacher, theirs))
-            translated = self.hidden_out(_pick(hidden[ours], query))
-            losses.append(cosine_distance(translated, _pick(target[theirs], match)))
+            translated = self.hidden_out(select_queries(hidden[ours], query))
+            losses.append(cosine_distance(translated, select_queries(target[theirs], match)))
         return self.weight * torch.stack(losses).mean()
 
     @torch.no_grad()
@@ -103,7 +103,3 @@ class QueryDistillation(nn.Module):
 def _layer(predictions: tuple[Decoded, Tensor], layer: int) -> tuple[Tensor, Tensor]:
     """Boxes and scores."""
     return predictions[0].boxes[layer], predictions[1][layer]
-
-
-def _pick(hidden: Float[Tensor, "B N d"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n d"]:
-    return hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))

@@ -24,6 +24,7 @@ from v2idetr.modeling.interface import (
     Memory,
     Proposals,
     Queries,
+    select_queries,
 )
 from v2idetr.modeling.neck import Neck, flatten_levels
 from v2idetr.modeling.position import position_maps, sine_embedding
@@ -268,7 +269,7 @@ class DeformableDETR(nn.Module):
         # Proposals only know lesion from background: the first logit, as in the official code.
         score = proposals.logits[..., 0].masked_fill(~proposals.valid, -torch.inf)
         best = score.topk(self.num_queries, dim=1).indices
-        reference = proposals.boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4)).detach()
+        reference = select_queries(proposals.boxes, best).detach()
         embedded = self.query_norm(self.query_proj(sine_embedding(reference, self.d // 2)))
         if self.content_embed is not None:
             content = self.content_embed.weight.expand(len(embedded), -1, -1)

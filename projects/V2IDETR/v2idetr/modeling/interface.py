@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # Width and height of a reference that has only a centre: sigmoid(-2), the size of a box that
@@ -167,11 +167,11 @@ class Queries:
 
     def select(self, index: Tensor) -> Queries:
         """Per image some of its queries; ``index`` is (B, n), integers in [0, N)."""
-
-        def pick(x: Tensor) -> Tensor:
-            return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-        return Queries(pick(self.content), pick(self.position), pick(self.reference))
+        return Queries(
+            select_queries(self.content, index),
+            select_queries(self.position, index),
+            select_queries(self.reference, index),
+        )
 
     def detach(self) -> Queries:
         return Queries(self.content.detach(), self.position.detach(), self.reference.detach())
@@ -197,6 +197,13 @@ class Queries:
             torch.cat([q.position for q in queries], 1),
             torch.cat([q.reference for q in queries], 1),
         )
+
+
+def select_queries(
+    of_queries: Float[Tensor, "B N x"], index: Int[Tensor, "B n"]
+) -> Float[Tensor, "B n x"]:
+    """Per image some of its queries, by index in [0, N)."""
+    return of_queries.gather(1, index.unsqueeze(-1).expand(-1, -1, of_queries.shape[-1]))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torchvision.ops import box_convert
 
 from v2idetr.modeling.classification import Classification
 from v2idetr.modeling.criterion import SetCriterion, Targets
-from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images
+from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images, select_queries
 
 Sample = dict[str, Any]
 
@@ -205,7 +205,7 @@ def top_detections(
 ) -> tuple[Float[Tensor, "B k"], Tensor, Float[Tensor, "B k 4"]]:
     """Scores, classes and cxcywh boxes of the best detections of the last layer, k <= topk."""
     scores, classes, query = classification.detections(decoded.logits[-1], topk)
-    boxes = decoded.boxes[-1].gather(1, query.unsqueeze(-1).expand(-1, -1, 4))
+    boxes = select_queries(decoded.boxes[-1], query)
     return scores, classes, boxes
 
 
