@@ -79,6 +79,7 @@ def load_run_config(
     world_size: int,
     has_gpu: bool,
     layers: Sequence[str | Path] = (),
+    training: bool = True,
 ) -> DictConfig:
     """`load_config` for a run of train_net.py: also has all keys of one, and they agree.
 
@@ -87,7 +88,9 @@ def load_run_config(
     """
     resolved, problems, complete = _load(path, overrides, layers)
     if complete:
-        problems += validate_config(resolved, world_size=world_size, has_gpu=has_gpu)
+        problems += validate_config(
+            resolved, world_size=world_size, has_gpu=has_gpu, training=training
+        )
     if problems:
         raise ConfigError(problems)
     return OmegaConf.create(resolved)

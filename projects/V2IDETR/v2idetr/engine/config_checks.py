@@ -96,7 +96,11 @@ def check_targets(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def validate_config(
-    config: dict[str, Any], *, world_size: int = 1, has_gpu: bool = False
+    config: dict[str, Any],
+    *,
+    world_size: int = 1,
+    has_gpu: bool = False,
+    training: bool = True,
 ) -> list[str]:
     """Sentences about missing, mistyped and contradictory keys of a resolved config.
 
@@ -104,6 +108,8 @@ def validate_config(
         config: resolved plain config.
         world_size: processes over all machines.
         has_gpu: whether this machine has one.
+        training: whether anything is trained; else batches, mixed precision and files to start from
+            do not matter.
     """
     problems: list[str] = []
     stages = config.get("train", {}).get("stages")
@@ -132,12 +138,15 @@ def validate_config(
             _check_splits,
             _check_clips,
             _check_evaluation,
-            _check_files,
         )
         for relation in relations:
             relation(config, problems)
-        _check_batches(config, world_size, problems)
-        _check_device(config["train"], has_gpu, problems)
+        if config["train"]["device"] == "cuda" and not has_gpu:
+            problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
+        if training:
+            _check_files(config, problems)
+            _check_batches(config, world_size, problems)
+            _check_precision(config["train"], has_gpu, problems)
     return problems
 
 
@@ -249,9 +258,7 @@ def _check_batches(config: dict[str, Any], world_size: int, problems: list[str])
             )
 
 
-def _check_device(train: dict[str, Any], has_gpu: bool, problems: list[str]) -> None:
-    if train["device"] == "cuda" and not has_gpu:
-        problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
+def _check_precision(train: dict[str, Any], has_gpu: bool, problems: list[str]) -> None:
     if train["amp"] == "fp16" and (train["device"] == "cpu" or not has_gpu):
         problems.append("train.amp=fp16 needs a GPU; on a CPU use bf16 or off.")
 

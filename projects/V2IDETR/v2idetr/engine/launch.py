@@ -53,6 +53,7 @@ def launch_run(options: argparse.Namespace) -> int:
             world_size=world,
             has_gpu=gpus > 0,
             layers=options.layer,
+            training=not options.eval_only,
         )
     except ConfigError as error:
         raise UserError(str(error)) from error
