@@ -12,7 +12,6 @@ from v2idetr.evaluation.lesion_metrics import (
     FALLBACK_THRESHOLD,
     RULES,
     choose_threshold,
-    f1_interval,
     get_rule,
     judge,
     summarize,
@@ -284,36 +283,3 @@ def test_videos_add_up_and_figures_stay_within_zero_and_one(rule, frames):
         for key in ("precision", "recall", "f1"):
             value = summarize([video])[key]
             assert value is None or 0 <= value <= 1
-
-
-# ---- bootstrap
-
-
-def test_interval_is_reproducible_and_holds_the_estimate():
-    rng = np.random.default_rng(0)
-    frames = [
-        frame(ONE_LESION, [(ONE_LESION[0], 0.9)] if rng.random() < 0.7 else [], video=v)
-        for v in range(12)
-        for _ in range(5)
-    ]
-    per_video = judge(frames, "iou50").at(0.5)
-    interval = f1_interval(per_video)
-    assert interval == f1_interval(per_video)
-    assert interval is not None
-    low, high = interval
-    assert 0 < low < summarize(per_video)["f1"] < high < 1
-
-
-def test_interval_of_equal_videos_has_no_width():
-    frames = [
-        frame(ONE_LESION, [(ONE_LESION[0], 0.9), ((0, 0, 9, 9), 0.9)], video=v) for v in (1, 2)
-    ]
-    interval = f1_interval(judge(frames, "iou50").at(0.5))
-    assert interval == pytest.approx([2 / 3, 2 / 3])
-
-
-def test_interval_needs_two_videos_and_something_to_count():
-    one = judge([frame(ONE_LESION, [])], "iou50").at(0.5)
-    nothing = judge([frame([], [], video=1), frame([], [], video=2)], "iou50").at(0.5)
-    assert f1_interval(one) is None
-    assert f1_interval(nothing) is None

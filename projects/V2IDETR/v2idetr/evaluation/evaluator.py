@@ -23,13 +23,13 @@ from torch import nn
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.coco_vid import SplitData
+from v2idetr.evaluation.bootstrap import f1_interval
 from v2idetr.evaluation.coco_ap import coco_ap as average_precision
 from v2idetr.evaluation.cost import measure_cost
 from v2idetr.evaluation.frames import LabelledFrame, label_frames
 from v2idetr.evaluation.lesion_metrics import (
     VideoCounts,
     choose_threshold,
-    f1_interval,
     get_rule,
     judge,
     summarize,
@@ -252,7 +252,7 @@ def _summary(
             rule: {
                 "threshold": thresholds[rule],
                 **summarize(rows),
-                "f1_interval": f1_interval(rows),
+                "f1_interval": f1_interval([(row.tp, row.fp, row.fn) for row in rows]),
             }
             for rule, rows in counts.items()
         },

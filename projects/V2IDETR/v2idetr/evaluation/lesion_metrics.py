@@ -214,27 +214,5 @@ def summarize(counts: Sequence[VideoCounts]) -> dict[str, Any]:
     }
 
 
-def f1_interval(
-    counts: Sequence[VideoCounts], *, resamples: int = 1000, seed: int = 0
-) -> list[float] | None:
-    """95 % percentile bootstrap interval of the pooled F1, at the threshold of ``counts``.
-
-    Whole videos are resampled with replacement, never frames: frames of one video are nearly the
-    same picture. The model and the threshold stay fixed: the interval tells how much the figure
-    depends on which videos are in the split, and nothing of training seeds or of the threshold.
-
-    Returns:
-        ``[low, high]``; None with fewer than two videos or where F1 is undefined throughout.
-    """
-    table = np.array([(video.tp, video.fp, video.fn) for video in counts]).reshape(-1, 3)
-    if len(table) < 2:
-        return None
-    drawn = np.random.default_rng(seed).integers(len(table), size=(resamples, len(table)))
-    tp, fp, fn = table[drawn].sum(axis=1).T
-    total = 2 * tp + fp + fn
-    f1 = 2 * tp[total > 0] / total[total > 0]
-    return np.percentile(f1, [2.5, 97.5]).tolist() if len(f1) else None
-
-
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from v2idetr.evaluation.bootstrap import f1_difference
 from v2idetr.report.run_files import TITLES
 
 Evaluation = Mapping[str, Any]
@@ -25,7 +26,6 @@ COUNTED = (
     ("precision", "Precision", "share of the boxes shown that are right"),
     ("recall", "Recall", "share of the lesions that are found"),
 )
-RESAMPLES = 2000
 LEARNED_AP50 = 0.05  # below it a comparison of two models says nothing
 SAME_SPEED = 0.2  # speeds that differ by less are one and the same: two timings of one network do
 
@@ -125,7 +125,7 @@ def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
             f"{plain['lesions']} lesions of {plain['videos']} videos."
         )
     for rule in (name for name in RULES if name in student["rules"] and name in plain["rules"]):
-        paired = f1_difference(student["per_video"], plain["per_video"], rule)
+        paired = _f1_difference(student, plain, rule)
         if paired is None:
             continue
         gain, low, high = (round(100 * value, 1) for value in paired)
@@ -138,45 +138,20 @@ def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
     return Verdict(*_judgement(signs, certain), sentences)
 
 
-def f1_difference(
-    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], rule: str, seed: int = 0
+def _f1_difference(
+    ours: Evaluation, theirs: Evaluation, rule: str
 ) -> tuple[float, float, float] | None:
-    """Difference of the pooled F1 of two models, with its 95 % paired bootstrap interval.
-
-    Whole videos are drawn with replacement, the same ones for both models, so that what is hard
-    for both cancels out. Models and thresholds stay fixed: seeds of training are not in it.
-
-    Args:
-        ours, theirs: ``per_video`` of two evaluations of the same frames.
-        rule: which rule's counts.
-
-    Returns:
-        (difference, low, high); None with fewer than two videos or where an F1 is undefined.
-    """
-    tables = [_counts(rows, rule) for rows in (ours, theirs)]
-    if tables[0].keys() != tables[1].keys() or len(tables[0]) < 2:
+    """See `bootstrap.f1_difference`; None as well where the videos are not the same."""
+    counts = [
+        {
+            (row["split"], row["video_id"]): [row["rules"][rule][key] for key in ("tp", "fp", "fn")]
+            for row in evaluation["per_video"]
+        }
+        for evaluation in (ours, theirs)
+    ]
+    if counts[0].keys() != counts[1].keys():
         return None
-    keys = list(tables[0])
-    counts = np.array([[table[key] for key in keys] for table in tables], dtype=float)
-    draws = np.random.default_rng(seed).multinomial(
-        len(keys), np.full(len(keys), 1 / len(keys)), size=RESAMPLES
-    )
-    weights = np.concatenate([np.ones((1, len(keys))), draws])  # first row: the split itself
-    tp, fp, fn = np.moveaxis(weights @ counts, -1, 0)  # (2 models, 1 + resamples) each
-    whole = 2 * tp + fp + fn
-    if not whole[:, 0].all():
-        return None
-    f1 = np.divide(2 * tp, whole, out=np.full_like(whole, np.nan), where=whole > 0)
-    difference = f1[0] - f1[1]
-    low, high = np.nanpercentile(difference[1:], [2.5, 97.5])
-    return float(difference[0]), float(low), float(high)
-
-
-def _counts(rows: Sequence[Mapping[str, Any]], rule: str) -> dict[tuple[str, int], list[int]]:
-    return {
-        (row["split"], row["video_id"]): [row["rules"][rule][key] for key in ("tp", "fp", "fn")]
-        for row in rows
-    }
+    return f1_difference(*([by_video[video] for video in counts[0]] for by_video in counts))
 
 
 def _f1_sentence(rule: str, gain: float, low: float, high: float) -> str:
