@@ -401,3 +401,17 @@ def test_a_detector_without_a_place_elsewhere_is_not_exported(tmp_path: Path) ->
         with pytest.raises(CheckpointError, match=sentence):
             export(more, "official", tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "strides"),
+    [("detr", "official", [16]), ("detr", "transformers", [16]), ("deformable", "detrex", [8, 16])],
+)
+def test_levels_that_a_code_base_does_not_read_are_not_exported(
+    case: str, name: str, strides: list[int], tmp_path: Path
+) -> None:
+    weights = read(tiny_file(case, tmp_path)[0])
+    architecture = weights.header.architecture | {"strides": strides}
+    other = replace(weights, header=replace(weights.header, architecture=architecture))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(strides))}, but .* {name} give 32"):
+        export(other, name, tmp_path / "out.pth")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
-from v2idetr.checkpoints.conversion import of_detector
+from v2idetr.checkpoints.conversion import of_detector, read_published
 from v2idetr.checkpoints.files import CheckpointError, read_weights, sha256
 from v2idetr.checkpoints.published import Header, read_header, write_published
 from v2idetr.engine.checkpoint import load_detector
@@ -66,6 +66,23 @@ def test_the_header_says_what_the_tensors_do_not(tmp_path: Path) -> None:
     assert (header.source, header.source_sha256) == ("best.pth", sha256(tmp_path / "best.pth"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "strides"),
+    [("DETR", [16]), ("DeformableDETR", [8, 16]), ("DeformableDETR", [16, 32, 64])],
+)
+def test_levels_of_other_strides_than_published_ones_are_described_and_loaded(
+    kind: str, strides: list[int], tmp_path: Path
+) -> None:
+    one, other = tiny_detector(kind, strides=strides), tiny_detector(kind, strides=strides)
+    path = published(one, tmp_path)
+    stored = read_weights(path)
+    header = read_header(stored.metadata, path)
+    assert header is not None and header.architecture["strides"] == strides
+    bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
+    assert read_published(path, bare, header).header == header
+    assert load_detector(other, path, class_names=one.class_names) == []
+
+
 def test_anyone_can_read_the_header_with_safetensors_alone(tmp_path: Path) -> None:
     with safe_open(published(tiny_detector(), tmp_path), "pt") as file:
         metadata = file.metadata()
@@ -82,6 +99,7 @@ def test_anyone_can_read_the_header_with_safetensors_alone(tmp_path: Path) -> No
         ("DeformableDETR", {}, r"net\.network is 'DeformableDETR', in the file 'DETR'"),
         ("DETR", {"num_queries": 9}, r"net\.num_queries is 9, in the file 7"),
         ("DETR", {"num_heads": 4}, r"net\.num_heads is 4, in the file 8"),
+        ("DETR", {"strides": (16,)}, r"net\.strides is \[16\], in the file \[32\]"),
         ("DETR", {"ffn_dim": 64}, r"net\.ffn_dim is 64, in the file 48"),
         ("DETR", {"num_classes": 1}, r"net\.num_classes is 1, in the file 5[\s\S]*new-class-head"),
     ],

@@ -46,22 +46,22 @@ def describe(net: nn.Module) -> Architecture:
     network = type(net).__name__
     if NETWORKS.get(network) is not type(net):
         return {"network": network}
-    return describe_state(network, dict(net.state_dict()), heads_of(net))
+    ours: Any = net
+    num_heads = int(ours.decoder[0].self_attention.num_heads)
+    return describe_state(network, dict(net.state_dict()), num_heads, list(ours.strides))
 
 
-def heads_of(net: nn.Module) -> int:
-    """Attention heads of a network of ours."""
-    decoder: Any = net.get_submodule("decoder")
-    return int(decoder[0].self_attention.num_heads)
-
-
-def describe_state(network: str, state: State, num_heads: int) -> Architecture:
-    """Settings that tensors show.
+def describe_state(
+    network: str, state: State, num_heads: int, strides: list[int] | None = None
+) -> Architecture:
+    """Settings that tensors show, and those given that they do not show.
 
     Args:
         network: our class.
         state: our tensors, named as in the network.
-        num_heads: which they do not show, save for SAM-DETR's.
+        num_heads: of a layer; SAM-DETR's tensors show it themselves.
+        strides: of the levels, in pixels; None for the published detectors', whose backbones end
+            at 32. Taken as None where they are not as many as the levels.
 
     Raises:
         KeyError: a tensor is missing; it is named.
@@ -83,10 +83,12 @@ def describe_state(network: str, state: State, num_heads: int) -> Architecture:
     for learnt in ("query_embed.weight", "content_embed.weight"):
         if learnt in state:  # two-stage queries without any are as many as one wants
             settings["num_queries"] = len(state[learnt])
-    settings |= {"strides": _strides(state)}
+    published = _published_strides(state)
+    fits = strides is not None and len(strides) == len(published)
+    settings["strides"] = strides if fits else published
     if network == "DeformableDETR":
         settings |= {
-            "num_points": _points(state, num_heads, len(_strides(state))),
+            "num_points": _points(state, num_heads, len(published)),
             "box_refine": count(state, "box_heads") > 1,
             "two_stage": "proposal_proj.weight" in state,
             "mixed_queries": "content_embed.weight" in state,
@@ -101,7 +103,7 @@ def describe_state(network: str, state: State, num_heads: int) -> Architecture:
             "neck_norm": "group" if "neck.norms.0.weight" in state else "none",
         }
         if multi_scale:
-            settings["num_points"] = _points(state, num_heads, len(settings["strides"]))
+            settings["num_points"] = _points(state, num_heads, len(published))
     return settings
 
 
@@ -211,7 +213,7 @@ def _class_head(network: str) -> str:
     return "class_head.weight" if network == "DETR" else "class_heads.0.weight"
 
 
-def _strides(state: State) -> list[int]:
+def _published_strides(state: State) -> list[int]:
     """Strides of the levels: 1x1 convolutions end at 32, those of 3x3 go on from there."""
     levels = count(state, "neck.projections")
     sides = [state[f"neck.projections.{i}.weight"].shape[-1] for i in range(levels)]

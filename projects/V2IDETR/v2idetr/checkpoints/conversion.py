@@ -184,8 +184,14 @@ def read_published(path: Path, state: State, header: Header) -> Weights:
             f"{', '.join(NETWORKS)}."
         )
     layout = Layout("ours", described["network"], "this project", marks=(), rules=())
-    heads, resnet = described.get("num_heads"), described.get("backbone") != "other"
-    shown = _architecture_of(path, state, layout, heads, resnet=resnet)
+    shown = _architecture_of(
+        path,
+        state,
+        layout,
+        described.get("num_heads"),
+        strides=described.get("strides"),
+        resnet=described.get("backbone") != "other",
+    )
     differing = [
         f"{key} is {described[key]!r}, the tensors show {value!r}"
         for key, value in shown.items()
@@ -286,6 +292,7 @@ def export(weights: Weights, name: str, output: Path) -> list[str]:
     if layout is None:
         have = ", ".join(la.title for la in LAYOUTS if la.network == network) or "none"
         raise CheckpointError(f"{weights.path}: {name} has no {network}; these do: {have}.")
+    _check_strides(weights, name)
     state, remarks = layout.from_ours(weights.state, weights.path), []
     if header.architecture.get("isolate_padding"):
         remarks.append(
@@ -299,12 +306,28 @@ def export(weights: Weights, name: str, output: Path) -> list[str]:
     return remarks + transformers_folder.write_folder(output, state, header, weights.path)
 
 
+def _check_strides(weights: Weights, name: str) -> None:
+    """Official DETR reads C5 alone, and Deformable DETR C5 or C3, C4 and C5."""
+    strides = weights.header.architecture["strides"]
+    if strides != [32] and (len(strides) == 1 or strides[:3] != [8, 16, 32]):
+        raise CheckpointError(
+            f"{weights.path}: its feature levels have strides {strides}, but the backbones of "
+            f"{name} give 32, or 8, 16 and 32 and on from there."
+        )
+
+
 def _architecture_of(
-    path: Path, state: State, layout: Layout, num_heads: Any, *, resnet: bool = True
+    path: Path,
+    state: State,
+    layout: Layout,
+    num_heads: Any,
+    *,
+    strides: Any = None,
+    resnet: bool = True,
 ) -> Architecture:
     """What the tensors show; CheckpointError where they are no whole detector."""
     try:
-        architecture = describe_state(layout.network, state, num_heads)
+        architecture = describe_state(layout.network, state, num_heads, strides)
         num_heads = architecture["num_heads"]
         divisible = num_heads >= 1 and architecture["d"] % num_heads == 0
     except KeyError as error:
