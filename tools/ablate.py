@@ -162,7 +162,6 @@ def run_table(
     """
     from v2idetr.ablation.folder import BASE, RECORD, claim, claim_data, file_name
     from v2idetr.ablation.provenance import check_data, check_earlier_runs
-    from v2idetr.engine.run_context import load_splits
     from v2idetr.engine.run_folder import data_fingerprint
 
     plan = plan_of(options, tables)
@@ -170,20 +169,20 @@ def run_table(
     base = plan.base()
     check_folder(plan.folder, RECORD, "ablation", first=[BASE])
     to_make = data_to_make(options, plan, base)
+    runs = plan.runs(rows, range(options.seeds))
     # Before anything is written, where nothing has to be made.
-    splits = {} if to_make else load_splits(base, with_train=True)
+    splits = {} if to_make else read_and_rehearse(base, runs)
     shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}
     with sole_user(plan.folder / LOCK, "An ablation") as lock:
         claim(plan.folder, shared, base)
         if to_make:
             make_data(to_make, plan.folder, lock)
-            splits = load_splits(base, with_train=True)
+            splits = read_and_rehearse(base, runs)
         data = {name: data_fingerprint(split) for name, split in splits.items()}
         seeds = sorted({*range(options.seeds), *earlier_seeds(plan.folder)})
         check_earlier_runs(plan.runs(table.rows, seeds))
         check_data(plan.runs(table.rows, seeds), data)
         claim_data(plan.folder, data)
-        runs = plan.runs(rows, range(options.seeds))
         facts = {
             "smoke": options.smoke,
             "file": file_name(table.label),
@@ -202,6 +201,20 @@ def run_table(
             report.write()
     print(report.summary(failures))
     return 1 if failures else 0
+
+
+def read_and_rehearse(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
+    """The splits that all runs share; on them the students of untrained teachers are tried.
+
+    Raises:
+        ValueError: the data cannot be used, or a student does not fit its teacher.
+    """
+    from v2idetr.ablation.rehearsal import rehearse, waiting_students
+    from v2idetr.engine.run_context import load_splits
+
+    splits = load_splits(base, with_train=True)
+    rehearse(waiting_students(runs), splits)
+    return splits
 
 
 def command_of(options: argparse.Namespace, table: Table, seeds: Sequence[int]) -> str:

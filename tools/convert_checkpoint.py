@@ -103,7 +103,7 @@ def convert(options: argparse.Namespace) -> list[str]:
     """
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.checkpoints import imagenet
-    from v2idetr.checkpoints.conversion import export
+    from v2idetr.checkpoints.export import export
     from v2idetr.checkpoints.files import check_finite, read_weights
     from v2idetr.checkpoints.published import write_backbone, write_published
 

@@ -20,7 +20,8 @@ from tests.checkpoints import file_names
 from tests.checkpoints.file_names import TINY, Shapes, Size, tensors
 from tests.checkpoints.tiny_detectors import detector_of, tiny_network
 from v2idetr.checkpoints.architecture import NETWORKS
-from v2idetr.checkpoints.conversion import LAYOUTS, Weights, export, find_layout, read_foreign
+from v2idetr.checkpoints.conversion import LAYOUTS, Weights, find_layout, read_foreign
+from v2idetr.checkpoints.export import export
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.engine.checkpoint import load_into
 

@@ -27,7 +27,8 @@ from tests.checkpoints.file_names import TINY
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
 from tests.modeling.transformers_models import batch
 from tools.convert_checkpoint import main as convert
-from v2idetr.checkpoints.conversion import Weights, export, of_detector
+from v2idetr.checkpoints.conversion import Weights, of_detector
+from v2idetr.checkpoints.export import export
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header, write_published
 from v2idetr.engine.checkpoint import load_detector

@@ -49,6 +49,7 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "make_data", lambda *_: None)
     (tmp_path / "train.json").touch()
     monkeypatch.setattr("v2idetr.engine.run_context.load_splits", lambda *_, **__: {"train": 0})
+    monkeypatch.setattr("v2idetr.ablation.rehearsal.rehearse", lambda *_: None)
     monkeypatch.setattr("v2idetr.engine.run_folder.data_fingerprint", _fingerprint)
     monkeypatch.setattr(module, "find_tables", _only_table_3)
     monkeypatch.chdir(tmp_path)
@@ -102,6 +103,21 @@ def test_only_a_run_that_was_begun_has_its_log_named(
     assert "table3/2_tfd, seed 0: not run, because teacher of table3/2_tfd, seed 0 failed" in output
     assert "out/seed0/teachers/table3/2_tfd/log" in output
     assert "out/seed0/table3/2_tfd/log" not in output
+
+
+def test_a_student_that_does_not_fit_stops_the_table_before_anything_is_written(
+    ablate: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(students: list, splits: dict) -> None:
+        assert [run.row.name for run in students] == ["2_tfd", "4_tfd_cqd"] and splits
+        raise ValueError("no such level")
+
+    monkeypatch.setattr("v2idetr.ablation.rehearsal.rehearse", refuse)
+    monkeypatch.setattr(ablate, "data_to_make", lambda *_: [])
+    arguments = ["--table", "III", "--output", "out", "--seeds", "2", "--rows", "1,2,4"]
+    assert ablate.main(arguments) == 2
+    assert "no such level" in capsys.readouterr().err
+    assert ran() == [] and not Path("out").exists()
 
 
 def test_only_what_chosen_rows_need_is_run(ablate: ModuleType) -> None:

@@ -14,7 +14,7 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,11 +186,8 @@ class Plan:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(row.name)
         if problems:
-            lines = [
-                f"{problem} ({'all rows' if len(r) == len(rows) else 'rows ' + ', '.join(r)})"
-                for problem, r in problems.items()
-            ]
-            raise ValueError("\n  - ".join(["the configurations of the table:", *lines]))
+            heading = "the configurations of the table:"
+            raise ValueError(listed_by_row(heading, problems, len(rows)))
         data = _splits(self.base())
         others = [row.name for row in rows if _splits(self.config(row)) != data]
         if others:
@@ -280,6 +277,15 @@ class Plan:
             said = (*self._overrides[row.key], *own)
             self._runs[folder] = Run(row, seed, stage, folder, config, teacher, said)
         return self._runs[folder]
+
+
+def listed_by_row(heading: str, problems: Mapping[str, Sequence[str]], num_rows: int) -> str:
+    """Problems of a table, each with the names of its rows, of `num_rows` that were looked at."""
+    lines = [
+        f"{problem} ({'all rows' if len(rows) == num_rows else 'rows ' + ', '.join(rows)})"
+        for problem, rows in problems.items()
+    ]
+    return "\n  - ".join([heading, *lines])
 
 
 def config_file_of(row: Row, settings: Settings) -> Path:

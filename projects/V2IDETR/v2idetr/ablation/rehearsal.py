@@ -1,0 +1,52 @@
+"""Before a teacher is trained for hours: do its students fit it?
+
+train_net.py tries every stage that it is about to train. Here a teacher and its students are runs
+of their own, so the students would have their say only after the teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from v2idetr.ablation.runs import Run, listed_by_row
+from v2idetr.engine import run_context
+from v2idetr.engine.signals import StopSignals
+from v2idetr.engine.stages import check_models
+
+
+def waiting_students(runs: Sequence[Run]) -> list[Run]:
+    """Of each row the first run whose teacher is still to be trained."""
+    rows: dict[str, Run] = {}
+    for run in runs:
+        if run.teacher is not None and not run.teacher.finished and not run.begun:
+            rows.setdefault(run.row.key, run)
+    return list(rows.values())
+
+
+def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
+    """Build each student with an untrained teacher, and compute its losses of one clip.
+
+    Args:
+        students: see `waiting_students`.
+        splits: of all runs, see `run_context.load_splits`.
+
+    Raises:
+        ValueError: what is wrong with which rows.
+    """
+    problems: dict[str, list[str]] = {}
+    for student in tqdm(students, desc="trying the students", unit="row", disable=not students):
+        config = copy.deepcopy(student.config)
+        config.teacher.checkpoint = ""  # there is none yet
+        run = run_context.Run(config, torch.device("cpu"), dict(splits), StopSignals())
+        try:
+            check_models(run, ["student"])
+        except ValueError as error:
+            problems.setdefault(str(error), []).append(student.row.name)
+    if problems:
+        heading = "students that do not fit their teachers (--rows can leave rows out):"
+        raise ValueError(listed_by_row(heading, problems, len(students)))

@@ -1,0 +1,66 @@
+"""A student that does not fit its teacher is refused before the teacher is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import make_split
+from v2idetr.ablation.rehearsal import rehearse, waiting_students
+from v2idetr.ablation.runs import Plan, Settings
+from v2idetr.ablation.tables import find_tables
+from v2idetr.engine.run_context import load_splits
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TABLES = find_tables(CONFIGS)
+
+
+def make_plan(folder: Path, *overrides: str, student: str = "deformable_detr") -> Plan:
+    """Of Tables III and IV, with a tiny data set."""
+    first = [
+        f"data.{name}.{key}={path}"
+        for name in ("train", "val")
+        for key, path in make_split(folder, name, videos=1, frames=4, seed=0).items()
+    ]
+    first += ["model.net.weights=null", "train.clips_at_once=2", "train.num_workers=0"]
+    settings = Settings(CONFIGS, "synthetic", student, overrides, tuple(first))
+    return Plan(folder, settings, [table for table in TABLES if table.key in ("table3", "table4")])
+
+
+def refusal(plan: Plan, *keys: str) -> str:
+    base = plan.base()
+    base.data.test = {}
+    splits = load_splits(base, with_train=True)
+    students = waiting_students(plan.runs([plan.rows[key] for key in keys], range(2)))
+    with pytest.raises(ValueError) as caught:
+        rehearse(students, splits)
+    return str(caught.value)
+
+
+def test_a_level_that_the_teacher_has_not_is_refused_with_the_rows(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "distillation.tfd.stride=4")
+    said = refusal(plan, "table3/1_baseline", "table3/2_tfd", "table4/11_cqd")
+    assert "distillation.tfd" in said and "4" in said
+    assert said.endswith("(rows 2_tfd)"), "row 11 has no TFD"
+
+
+def test_a_row_that_another_student_cannot_have_is_refused(tmp_path: Path) -> None:
+    said = refusal(make_plan(tmp_path, student="detr"), "table4/08_qd", "table4/08b_qd_hungarian")
+    assert "10" in said and "30" in said
+    assert said.endswith("(rows 08_qd)")
+
+
+def test_students_wait_for_a_teacher_until_it_is_trained(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    runs = plan.runs([row for row in plan.rows.values() if row.table == "table3"], range(2))
+    names = ["2_tfd", "3_tfd_msi", "4_tfd_cqd", "5_tfd_msi_cqd"]
+    assert [(run.row.name, run.seed) for run in waiting_students(runs)] == [(n, 0) for n in names]
+    for seed in range(2):
+        trained = tmp_path / f"seed{seed}" / "teachers/table3/2_tfd/teacher/evaluation.json"
+        trained.parent.mkdir(parents=True)
+        trained.touch()
+    assert [run.row.name for run in waiting_students(runs)] == ["3_tfd_msi", "5_tfd_msi_cqd"]
+    (tmp_path / "seed0/table3/5_tfd_msi_cqd/student").mkdir(parents=True)
+    waiting = [(run.row.name, run.seed) for run in waiting_students(runs)]
+    assert waiting == [("3_tfd_msi", 0), ("5_tfd_msi_cqd", 1)]
