@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="a few steps on tiny pictures made for it: shows that every row runs; needs no data",
     )
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides anywhere
     if not options.list and not (options.table and options.output):
         parser.error("give --table and --output, or --list")
     given = [name for name in NOT_LISTED if getattr(options, name) != parser.get_default(name)]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check splits before they are trained on: the JSON, every frame, copies between splits.
 
-    python tools/check_data.py data/sunseg/train.json data/sunseg/val.json --output check
+    python tools/check_data.py data/sunseg/*.json --output check
     python tools/check_data.py data/buv_raw/test.json --write-clipped data/buv/test.json
 
 Prints counts and problems and writes check_data.html, a page of sample frames with their boxes and
@@ -25,6 +25,9 @@ from v2idetr.data.audit import AuditReport, audit_boxes
 from v2idetr.data.coco_vid import SplitData, read_split, write_split
 from v2idetr.data.schema import check_annotations, check_images, check_videos, read_coco_vid
 from v2idetr.programs import ignore_torch_jit
+
+# What converters and this program write beside splits, so that data/sunseg/*.json may be given.
+NO_SPLITS = ("audit.json", "check_data.json")
 
 if TYPE_CHECKING:  # it imports torch
     from v2idetr.data.frame_checks import Copies, Fingerprint
@@ -58,7 +61,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="OUT.json",
         help="write a copy of the one JSON with its boxes cut to their frames",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    others = [path for path in options.json if path.name in NO_SPLITS]
+    options.json = [path for path in options.json if path not in others]
+    if not options.json:
+        parser.error(f"{others[0]} is no split")
+    if others:
+        print(f"Left out, because no splits: {', '.join(map(str, others))}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -309,7 +309,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--size", default="", metavar="WxH", help="of the pictures")
     add("--restart", action="store_true", help="throw an earlier demo in this folder away")
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides anywhere
     if options.clips and 0 < options.clips[3] < FEWEST_NEGATIVES:
         parser.error(
             f"--clips: NEGATIVE is {options.clips[3]}; choose 0 or {FEWEST_NEGATIVES} and more"

@@ -190,6 +190,15 @@ def test_padding_as_published_is_said_where_ours_differs(
     assert "isolate_padding=False" in caplog.text
 
 
+def test_the_pictures_that_weights_were_trained_on_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = published(tiny_detector(), tmp_path, size_divisor=64)
+    with caplog.at_level(logging.INFO):
+        load_detector(tiny_detector(), path)
+    assert "as by resize_fixed width=64, padded to multiples of 64 (here 32)" in caplog.text
+
+
 def test_a_file_of_another_code_base_is_sent_to_the_converter(tmp_path: Path) -> None:
     name = "transformer.decoder.layers.0.multihead_attn.in_proj_weight"
     torch.save({"model": {name: torch.zeros(1)}}, tmp_path / "detr.pth")

@@ -176,6 +176,31 @@ def test_weights_in_timms_own_layout_fit_a_timm_backbone(tmp_path: Path) -> None
 # ------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+def test_a_timm_backbone_ends_with_its_coarsest_map(name: str, tmp_path: Path) -> None:
+    whole, short = TimmBackbone(name, strides=(8, 16, 32)), TimmBackbone(name, strides=(8, 16))
+    torch.save(whole.body.state_dict(), tmp_path / "whole.pth")
+    load_imagenet_weights(short, str(tmp_path / "whole.pth"))
+    maps, expected = short(PIXELS), whole(PIXELS)
+    assert list(maps) == ["stride8", "stride16"]
+    assert all(torch.equal(maps[key], expected[key]) for key in maps)
+    sum(x.sum() for x in maps.values()).backward()  # a parameter without gradient stops DDP
+    assert all(p.grad is not None for p in short.parameters() if p.requires_grad)
+
+
+def test_a_shorter_resnet_takes_the_weights_of_a_whole_one(tmp_path: Path) -> None:
+    path = save_torchvision(torchvision_resnet18(), tmp_path)
+    short = copy.deepcopy(resnet18)
+    short.out_features = ["res3", "res4"]
+    whole, cut = build(resnet18), build(short)
+    for backbone in (whole, cut):
+        load_imagenet_weights(backbone, str(path))
+    assert torch.equal(cut(PIXELS)["res4"], whole(PIXELS)["res4"])
+    with pytest.raises(ValueError, match="missing"):  # the other way round something is missing
+        torch.save(cut.state_dict(), tmp_path / "cut.pth")
+        load_imagenet_weights(whole, str(tmp_path / "cut.pth"))
+
+
 def test_no_weights_means_a_random_start_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     backbone = build(resnet18)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}

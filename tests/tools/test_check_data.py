@@ -79,6 +79,17 @@ def test_sound_splits_pass_and_are_counted(check, tmp_path, capsys):
     }
 
 
+def test_what_lies_beside_splits_is_left_out_aloud(check, tmp_path, capsys):
+    write(tmp_path, "train", 0)
+    (tmp_path / "audit.json").write_text("{}")
+    for _ in range(2):  # the second time check_data.json is there as well
+        assert check.main([str(path) for path in sorted(tmp_path.glob("*.json"))]) == 0
+    said = f"no splits: {tmp_path / 'audit.json'}, {tmp_path / 'check_data.json'}\n"
+    assert said in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        check.main([str(tmp_path / "audit.json")])
+
+
 def test_page_stands_alone_and_shows_frames_with_boxes(check, tmp_path):
     train = write(tmp_path, "train", 0)
     check.main([str(train)])

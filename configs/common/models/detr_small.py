@@ -1,5 +1,7 @@
 """For a laptop: DETR of the size of deformable_detr_small.py, which is its teacher."""
 
+from copy import deepcopy
+
 from .backbones import efficientnet_lite0
 from .deformable_detr_small import model as _deformable_detr
 from .deformable_detr_small import teacher
@@ -7,8 +9,10 @@ from .detr import distillation, model
 from .teachers import on_its_own
 
 teacher = on_its_own(teacher, _deformable_detr)
+teacher.model.net.backbone = efficientnet_lite0  # DETR's own ends at stride 16
 
-model.net.backbone = efficientnet_lite0
+model.net.backbone = deepcopy(efficientnet_lite0)
+model.net.backbone.strides = [16]
 model.net.weights = "package:efficientnet-lite0"  # ImageNet
 model.net.d = 128
 model.net.strides = [16]  # stride 32 is 12 cells of 128 x 96 px: nothing was learnt

@@ -172,6 +172,13 @@ def check_header(
             pixels.append(f"{key} is {_short(own)}, in the file {_short(theirs)}")
     want = header.architecture
     check_architecture(want, detector, source, partial=partial, advice=advice, also=pixels)
+    logger.info(
+        "%s was trained on pictures as by %s, padded to multiples of %d (here %d).",
+        source,
+        header.input_size or "(not known)",
+        header.size_divisor,
+        detector.size_divisor,
+    )
     isolated = getattr(detector.net, "isolate_padding", None)
     if isolated != want.get("isolate_padding", isolated):
         logger.info(

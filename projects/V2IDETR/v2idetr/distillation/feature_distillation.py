@@ -39,10 +39,10 @@ class FeatureDistillation(nn.Module):
             "attention": each as much as the teacher's queries attend to it, see
             :func:`attention_mask`.
         distance: "l1" (equation 2) or "mse" (the text, and DETRDistill).
-        normalizer: what N counts: "pixels" (cells of the level), "elements" (cells x channels) or
-            "mask_sum" (M, or its squares with "mse"). Equation 2 reads as "pixels"; for unrelated
-            features of unit variance and d = 256 that is 290, beside which a detection loss counts
-            for nothing.
+        normalizer: what N counts: "pixels" (cells of the picture, without padding), "elements"
+            (cells x channels) or "mask_sum" (M, or its squares with "mse"). Equation 2 reads as
+            "pixels"; for unrelated features of unit variance and d = 256 that is 290, beside which
+            a detection loss counts for nothing.
         align: "none", or "conv1x1": a learnt projection of the student's features, needed where
             widths or scales differ and dropped after training.
         student_dim, teacher_dim: widths.

@@ -29,8 +29,8 @@ class TargetGuidedFeatureDistillation(nn.Module):
         stride: which level, in pixels; the last backbone stage is 32.
         sigma: width of the Gaussians, see :func:`gaussian_mask`.
         sigma_ratio: sigma over box size for ``sigma="box"``.
-        normalizer: what N counts: "pixels" (cells of the level), "elements" (cells x channels) or
-            "mask_sum".
+        normalizer: what N counts: "pixels" (cells of the picture, without padding), "elements"
+            (cells x channels) or "mask_sum".
         align: "none", or "conv1x1": a learnt projection of the student's features, needed where
             widths or scales differ and dropped after training.
         student_dim, teacher_dim: widths.

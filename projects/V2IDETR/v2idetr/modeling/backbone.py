@@ -8,6 +8,7 @@ backbones fit as they are, timm's through :class:`TimmBackbone`.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm model name, for example ``tf_efficientnet_lite0``.
         strides: which maps to return, by stride in pixels; they are named ``stride8`` and so on.
+            The model ends with the coarsest of them.
         freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does.
     """
 
@@ -53,6 +55,7 @@ class TimmBackbone(nn.Module):
         if missing:
             raise ValueError(f"{name} has features of strides {reductions}, not of {missing}.")
         self.out_indices = [reductions.index(stride) for stride in strides]
+        _cut_behind(body, body.feature_info.module_name(max(self.out_indices)))
         channels = body.feature_info.channels()
         self._shapes = {
             f"stride{stride}": FeatureShape(channels[index], stride)
@@ -73,6 +76,17 @@ class TimmBackbone(nn.Module):
         return {
             name: maps[index] for name, index in zip(self._shapes, self.out_indices, strict=True)
         }
+
+
+def _cut_behind(module: nn.Module, path: str) -> None:
+    """Remove the layers behind the one at a dotted path, such as ``blocks.4`` or ``layer3``."""
+    names = [name for name, _ in module.named_children()]
+    flat = path.replace(".", "_")  # how timm names what it has taken out of a folder
+    name, _, inner = (flat, "", "") if flat in names else path.partition(".")
+    for later in names[names.index(name) + 1 :]:
+        delattr(module, later)
+    if inner:
+        _cut_behind(module.get_submodule(name), inner)
 
 
 def _freeze_batch_norm(module: nn.Module) -> nn.Module:
@@ -147,7 +161,12 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
         state = _by_order(state, expected) if path.stem.startswith("efficientnet") else state
     else:
         state = {_detectron2_name(key): value for key, value in state.items()}
-    unused = [key for key in state if key not in expected and not _is_classifier(key)]
+    stages = {_stage_of(key) for key in expected}
+    unused = [
+        key
+        for key in state
+        if key not in expected and not _is_classifier(key) and not _is_cut(key, stages)
+    ]
     missing = [key for key in expected if key not in state]
     wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if missing or wrong or unused:
@@ -256,6 +275,18 @@ def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str
     if len(trunk) < len(expected):
         return state
     return dict(zip(expected, trunk, strict=False))
+
+
+def _stage_of(key: str) -> str:
+    """The stage of a backbone that a tensor belongs to; "" for none."""
+    found = re.match(r"(layer|res|blocks\.|stages[._])\d+", key)
+    return found[0] if found else ""
+
+
+def _is_cut(key: str, stages: set[str]) -> bool:
+    """Whether a tensor belongs to a stage behind the last one of a backbone."""
+    stage = _stage_of(key)
+    return bool(stage) and stage not in stages and stage > max(stages)
 
 
 def _is_classifier(key: str) -> bool:

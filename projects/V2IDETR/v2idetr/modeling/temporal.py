@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from v2idetr.modeling.interface import Features
 
-Role = Literal["local", "global"]
 Residual = Literal["uniformer", "paper"]
 
 

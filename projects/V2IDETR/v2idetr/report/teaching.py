@@ -13,7 +13,7 @@ from torch import Tensor
 
 from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.distillation.tfd import gaussian_mask
+from v2idetr.distillation.masks import gaussian_mask
 from v2idetr.engine.config import build
 from v2idetr.report.heldout import HeldOutFrame, read
 from v2idetr.report.pictures import Album, Box, Picture
