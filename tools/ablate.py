@@ -257,7 +257,7 @@ def visible_gpus() -> list[str]:
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in given.split(",") if name.strip()]
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return names[:count] if names else [str(index) for index in range(count)]
 
 

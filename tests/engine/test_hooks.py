@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from v2idetr.engine import hooks
 from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint
-from v2idetr.engine.signals import StopSignals
+from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Trainer
 
 
@@ -131,6 +132,24 @@ def test_the_log_has_means_and_forgets_what_a_resumed_run_does_again(tmp_path) -
     # Losses are 0, -1, -2 ... The mean at step 4 holds step 3, which an earlier process took.
     assert losses == {2: -0.5, 4: -2.5, 5: -4.0}
     assert [line["iteration"] for line in later.lines() if "val/AP" in line] == [1, 2, 3, 4, 5]
+
+
+def test_after_a_signal_no_evaluation_begins_and_a_resumed_run_makes_up_for_it(tmp_path) -> None:
+    stage = Stage(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3})
+    step = stage.trainer.run_step
+
+    def signalled_at_the_second() -> None:
+        step()
+        if stage.trainer.iter == 1:
+            stage.signals.received = signal.SIGTERM
+
+    stage.trainer.run_step = signalled_at_the_second
+    with pytest.raises(StopRequested):
+        stage.trainer.train(0, 3)
+    assert [line["iteration"] for line in stage.lines() if "val/AP" in line] == [1]
+    later = Stage(tmp_path, {2: 0.2, 3: 0.3})
+    later.trainer.train(later.resume(), 3)
+    assert [line["iteration"] for line in later.lines() if "val/AP" in line] == [1, 2, 3]
 
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:

@@ -7,6 +7,7 @@ import json
 from functools import partial
 
 import pytest
+import torch
 
 from tests.engine.tiny_runs import make_run, write_weights
 from v2idetr.engine import launch, run_folder
@@ -72,6 +73,16 @@ def test_a_folder_is_written_by_one_program_at_a_time(
         launch.run_process(options, run.config, "cpu")
     assert of_another.exists()
     assert launch.run_process(options, run.config, "cpu") == 0
+
+
+def test_a_gpu_without_enough_memory_is_explained(tiny_config, monkeypatch) -> None:
+    def full(*arguments) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(launch, "run_stages", full)
+    options = argparse.Namespace(resume=False, eval_only=False, weights="", output="")
+    with pytest.raises(launch.UserError, match=r"train\.clips_at_once[\s\S]*2\.00 GiB\.$"):
+        launch.run_process(options, load_config(tiny_config), "cpu")
 
 
 def test_a_run_and_an_evaluation_beside_it_leave_each_other_alone(tiny_config, tmp_path) -> None:

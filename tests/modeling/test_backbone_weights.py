@@ -188,6 +188,12 @@ def test_a_timm_backbone_ends_with_its_coarsest_map(name: str, tmp_path: Path) -
     assert all(p.grad is not None for p in short.parameters() if p.requires_grad)
 
 
+def test_mixed_precision_reaches_the_end_of_a_backbone() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = build(efficientnet_lite0)(PIXELS)
+    assert {x.dtype for x in maps.values()} == {torch.bfloat16}
+
+
 def test_a_shorter_resnet_takes_the_weights_of_a_whole_one(tmp_path: Path) -> None:
     path = save_torchvision(torchvision_resnet18(), tmp_path)
     short = copy.deepcopy(resnet18)

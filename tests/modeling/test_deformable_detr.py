@@ -357,6 +357,8 @@ def test_mixed_precision_stays_near_single_precision(settings: dict) -> None:
         have = net.decode(half, queries)
         own = net.queries(half)
     assert have.boxes.dtype == torch.float32
+    if not settings:  # learnt references are places, which a half rounds to 1/512 of the picture
+        assert torch.equal(own.reference, net.queries(memory).reference)
     torch.testing.assert_close(have.boxes, want.boxes, atol=0.05, rtol=0)
     assert own.reference.isfinite().all()
 

@@ -225,7 +225,8 @@ class Validation(TrainerHook):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self._due(done):
+        # After a signal to any process none begins an evaluation; a resumed run makes up for it.
+        if self._due(done) and self.signals.requested(self.trainer.device) is None:
             try:
                 with self.signals.immediate():
                     self._evaluate(done)

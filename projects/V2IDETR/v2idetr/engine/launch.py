@@ -10,12 +10,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -45,7 +46,8 @@ def launch_run(options: argparse.Namespace) -> int:
         UserError: config, data, checkpoint or folder cannot be used, or a loss was not finite.
     """
     world = options.num_gpus * options.num_machines
-    gpus = torch.cuda.device_count()
+    # Where the driver is too old, torch counts GPUs that it cannot use.
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         config = load_run_config(
             options.config_file,
@@ -98,6 +100,13 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         except StopRequested as stop:
             logger.warning("stopped by %s; %s", stop, _what_to_do_next(options))
             return stop.exit_code
+        except torch.OutOfMemoryError as error:
+            _log_to_file("stopped for lack of memory", error)
+            raise UserError(
+                "The GPU has not enough memory. Use more of them (--num-gpus), or smaller "
+                "train.clips_at_once, which changes nothing else, or evaluation.batch_size.\n"
+                f"{str(error).splitlines()[0]}"
+            ) from error
         except (ValueError, FloatingPointError) as error:
             _log_to_file("stopped by an error", error)
             raise UserError(_message(error)) from error
@@ -122,6 +131,7 @@ def _worker(options: argparse.Namespace, config: DictConfig, device_type: str) -
         code = USER_ERROR
     if code:
         raise SystemExit(code)
+    dist.destroy_process_group()
 
 
 def _prepare(
@@ -140,7 +150,8 @@ def _prepare(
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
     deterministic: Any = torch.utils.deterministic  # a module whose class has the property
     deterministic.fill_uninitialized_memory = False  # would only cost time
-    if comm.is_main_process():
+
+    def take_folder() -> None:
         remedy = f"use another {'--output' if options.eval_only else 'train.output_dir'}"
         lock = sole_user(folder / LOCK, "Another train_net.py", remedy)
         until_end.enter_context(lock)
@@ -155,9 +166,27 @@ def _prepare(
                 processes=comm.get_world_size(),
             )
         _add_log_file(folder / "log.txt")
-    comm.synchronize()
+
+    _on_main_process(take_folder)
+    if not all(comm.all_gather(folder.is_dir())):
+        raise ValueError(f"{folder} must be a folder that all machines share; some have none.")
     logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)
     return Run(config, device, splits, signals)
+
+
+def _on_main_process(work: Callable[[], None]) -> None:
+    """Do something on the first process; where it fails, all end, and the first one says why."""
+    problem = None
+    if comm.is_main_process():
+        try:
+            work()
+        except (ValueError, OSError) as error:
+            problem = error
+    failed = comm.all_gather(problem is not None)
+    if problem is not None:
+        raise problem
+    if any(failed):
+        raise SystemExit(USER_ERROR)
 
 
 def _folder(options: argparse.Namespace, config: DictConfig) -> Path:

@@ -59,6 +59,7 @@ def train_stage(run: Run, stage: str) -> None:
         trainer.optimizer.load_state_dict(checkpoint.optimizer)
         trainer.load_state_dict(checkpoint.progress)
         logger.info("%s: resuming at step %d of %d", stage, start, run.length(stage)[0])
+    del checkpoint  # twice the size of the model
     comm.synchronize()
     with run.signals.deferred():
         trainer.train(start, run.length(stage)[0])
@@ -245,4 +246,6 @@ def _distributed(run: Run, model: nn.Module) -> nn.Module:
         model,
         device_ids=[run.device.index] if run.device.type == "cuda" else None,
         find_unused_parameters=run.config.train.find_unused_parameters,
+        forward_sync_buffers=False,  # all are constants
+        gradient_as_bucket_view=True,  # or every gradient is kept twice
     )

@@ -119,6 +119,10 @@ def evaluate(
             path = Path(predictions_dir) / f"predictions_{name}.json.gz"
             write_predictions(path, split, predicted[name])
 
+    # Of any process: with few frames the first one's share may be empty.
+    firsts = comm.all_gather(next(iter(val[1]), [None])[0])
+    sample = next(first for first in firsts if first is not None)
+
     def result() -> dict[str, Any]:
         figures = evaluate_predictions(
             val=(val[0], predicted["val"]),
@@ -126,7 +130,6 @@ def evaluate(
             rules=rules,
             coco_ap=coco_ap,
         )
-        sample = next(iter(val[1]))[0]
         return {**figures, "cost": measure_cost(model, sample)}
 
     return _on_main_rank(result)

@@ -98,11 +98,7 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-            activation = getattr(child, "act", None)
-            if activation is not None and not isinstance(activation, nn.Identity):
-                setattr(module, name, _FrozenNormAct(frozen, activation))
-            else:
-                setattr(module, name, frozen)
+            setattr(module, name, _FrozenNormAct(frozen, getattr(child, "act", nn.Identity())))
         else:
             _freeze_batch_norm(child)
     return module
@@ -129,7 +125,8 @@ class _FrozenNormAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return self.act(x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1))
+        scale, shift = (v.to(x.dtype).view(1, -1, 1, 1) for v in (scale, shift))
+        return self.act(torch.addcmul(shift, x, scale))  # one pass and no temporary
 
 
 # ------------------------------------------------------------------------------------ weights

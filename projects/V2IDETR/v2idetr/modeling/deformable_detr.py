@@ -28,7 +28,7 @@ from v2idetr.modeling.interface import (
 )
 from v2idetr.modeling.neck import Neck, flatten_levels
 from v2idetr.modeling.position import position_maps, sine_embedding
-from v2idetr.modeling.references import move, token_centres, valid_ratios
+from v2idetr.modeling.references import in_float32, move, token_centres, valid_ratios
 from v2idetr.modeling.transformer import MLP, DecoderLayer, EncoderLayer
 
 
@@ -196,7 +196,7 @@ class DeformableDETR(nn.Module):
         if memory.proposals is not None:
             return self._queries_from_proposals(memory.proposals)
         position, content = self.query_embed.weight.split(self.d, dim=1)
-        reference = self.reference_points(position).sigmoid()
+        reference = in_float32(self.reference_points, position).sigmoid()
         return Queries(
             content.expand(B, -1, -1), position.expand(B, -1, -1), reference.expand(B, -1, -1)
         )
@@ -233,7 +233,7 @@ class DeformableDETR(nn.Module):
                 memory.padding,
                 beside,
             )
-            box = move(reference, self.box_heads[head](content))
+            box = move(reference, in_float32(self.box_heads[head], content))
             hidden.append(content)
             logits.append(self.class_heads[head](content))
             boxes.append(box)

@@ -14,7 +14,7 @@ from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.neck import Neck, flatten_levels
 from v2idetr.modeling.position import position_maps
-from v2idetr.modeling.references import valid_ratios
+from v2idetr.modeling.references import in_float32, valid_ratios
 from v2idetr.modeling.transformer import MLP, GlobalDecoderLayer, GlobalEncoderLayer, check_width
 
 QueryContent = Literal["given", "zero"]
@@ -157,7 +157,7 @@ class DETR(nn.Module):
             contents.append(content)
         stream = torch.stack(contents)
         hidden = self.decoder_norm(stream)
-        boxes = self.box_head(hidden).float().sigmoid()
+        boxes = in_float32(self.box_head, hidden).sigmoid()
         return Decoded(hidden, self.class_head(hidden), boxes, stream)
 
 

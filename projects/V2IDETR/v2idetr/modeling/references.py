@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from v2idetr.modeling.interface import Features
 
@@ -26,6 +26,15 @@ def move(
     if start.shape[-1] == 2:
         start = torch.cat([start, torch.zeros_like(start)], -1)
     return (start + delta.float()).sigmoid()
+
+
+def in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    """A module's output for places, whatever the precision around it.
+
+    In bfloat16 a place is only known to 1/512 of the picture.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.float())
 
 
 def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:

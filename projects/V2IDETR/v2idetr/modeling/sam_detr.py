@@ -17,7 +17,7 @@ from v2idetr.modeling.deformable_attention import DeformableAttention
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.neck import Neck, flatten_levels
 from v2idetr.modeling.position import position_maps
-from v2idetr.modeling.references import move, token_centres, valid_ratios
+from v2idetr.modeling.references import in_float32, move, token_centres, valid_ratios
 from v2idetr.modeling.sam_decoder import SAMDecoderLayer
 from v2idetr.modeling.semantics_aligner import Level
 from v2idetr.modeling.transformer import MLP, EncoderLayer, GlobalEncoderLayer, check_width
@@ -206,7 +206,7 @@ class SAMDETR(nn.Module):
             if context is not None:
                 beside = (context.layer_input(index), _layer_reference(context, index))
             content = layer(content, reference, level, beside)
-            box = move(reference, self.box_heads[index](content))
+            box = move(reference, in_float32(self.box_heads[index], content))
             hidden.append(content)
             logits.append(self.class_heads[index](content))
             boxes.append(box)
