@@ -198,18 +198,20 @@ def attention_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterat
 
 def detector_cases(device: Any, size: tuple[int, int], backbone: str) -> Iterator[Case]:
     """Detecting one frame: a teacher that reads a clip, and the detectors that it teaches."""
-    from v2idetr.evaluation.predictions import evaluating
+    import torch
 
     sample = _noise_clip(size)
 
+    @torch.no_grad()
     def detect(model: Any) -> None:
-        with evaluating(model):
-            model([sample])
+        model([sample])
 
     for students in families():
         models = {name: build(name, "model", backbone) for name in students}
         models[ROLES["teacher"]] = build(students[0], "teacher", backbone)
-        variants = {label: partial(detect, model.to(device)) for label, model in models.items()}
+        variants = {
+            label: partial(detect, model.to(device).eval()) for label, model in models.items()
+        }
         title = f"{', '.join(students)} and their teacher, one detection at batch 1"
         yield Case(title, students[0], variants)
 

@@ -103,8 +103,8 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         except torch.OutOfMemoryError as error:
             _log_to_file("stopped for lack of memory", error)
             raise UserError(
-                "The GPU has not enough memory. Use more of them (--num-gpus), or smaller "
-                "train.clips_at_once, which changes nothing else, or evaluation.batch_size.\n"
+                "The GPU has not enough memory. Begin again with a smaller train.clips_at_once "
+                "(the batch stays the same) or evaluation.batch_size, or with more --num-gpus.\n"
                 f"{str(error).splitlines()[0]}"
             ) from error
         except (ValueError, FloatingPointError) as error:
