@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from v2idetr.modeling.criterion import mean_over_processes
+
 Amp = Literal["off", "bf16", "fp16"]
 Sample = dict[str, Any]
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -163,9 +165,11 @@ class Trainer(TrainerBase):
             losses = self._losses(self.model, batch, num_boxes)
         except FloatingPointError as error:  # the matcher refuses costs that are not finite
             problem = str(error)
-        failed = torch.tensor(float(bool(problem)), device=self.device)
+        failed = bool(problem)
         if comm.get_world_size() > 1:
-            dist.all_reduce(failed)
+            any_failed = torch.tensor(float(failed), device=self.device)
+            dist.all_reduce(any_failed)
+            failed = bool(any_failed)
         if failed:
             raise NonFiniteLossError(
                 self._report(problem or "the loss is not finite", self._culprits(batch, num_boxes))
@@ -174,11 +178,7 @@ class Trainer(TrainerBase):
 
     def _boxes_per_micro_batch(self, batch: list[Sample]) -> float:
         """Boxes of the whole batch, at least one, divided by its number of micro-batches."""
-        total = torch.tensor(float(self.network.count_boxes(batch)), device=self.device)
-        world = comm.get_world_size()
-        if world > 1:
-            dist.all_reduce(total)
-        return max(float(total), 1.0) / (world * self.accumulate)
+        return mean_over_processes(self.network.count_boxes(batch), self.device) / self.accumulate
 
     def _gradients_shared(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once a step, with the last micro-batch."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -75,9 +74,8 @@ class FocalClassification:
         self, logits: Float[Tensor, "B N K"], label: Int[Tensor, "B N"], num_boxes: float
     ) -> Float[Tensor, ""]:
         """Sum over queries and classes, divided by the number of lesions."""
-        onehot = torch.zeros_like(logits)
-        matched = label >= 0
-        onehot[matched, label[matched]] = 1.0
+        K = logits.shape[-1]
+        onehot = F.one_hot(label.where(label >= 0, K), K + 1)[..., :K].to(logits.dtype)
         focal = sigmoid_focal_loss(logits, onehot, alpha=self.alpha, gamma=self.gamma)
         return focal.sum() / num_boxes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -94,12 +95,15 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         logits, boxes, device = logits.float(), boxes.float(), logits.device
         pairs = self.matcher(logits, boxes, targets.labels, targets.boxes, self.classification)
-        image = torch.cat([torch.full_like(q, b) for b, (q, _) in enumerate(pairs)]).to(device)
-        query = torch.cat([q for q, _ in pairs]).to(device)
-        lesion = [m.to(device) for _, m in pairs]
-        matched = torch.cat([t[m] for t, m in zip(targets.boxes, lesion, strict=True)]).float()
+        first = accumulate((len(boxes) for boxes in targets.boxes), initial=0)
+        triples = [
+            torch.stack([torch.full_like(q, b), q, m + before])
+            for b, ((q, m), before) in enumerate(zip(pairs, first, strict=False))
+        ]
+        image, query, lesion = torch.cat(triples, 1).to(device)  # at once: a GPU waits for each
+        matched = torch.cat(targets.boxes)[lesion].float()
         label = torch.full(logits.shape[:2], -1, device=device)
-        label[image, query] = torch.cat([t[m] for t, m in zip(targets.labels, lesion, strict=True)])
+        label[image, query] = torch.cat(targets.labels)[lesion]
         predicted = boxes[image, query]
         distance = generalized_box_iou_loss(
             box_convert(predicted, "cxcywh", "xyxy"),
@@ -120,7 +124,7 @@ def mean_over_processes(count: int | float, device: torch.device) -> float:
     Divided so, the average of the processes' gradients is the gradient of the whole batch.
     """
     world = 1
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         total = torch.tensor(float(count), device=device)
         dist.all_reduce(total)
         count, world = float(total), dist.get_world_size()
