@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -42,6 +43,11 @@ class Images:
     sizes: list[tuple[int, int]]
     num_frames: int = 1
 
+    @cached_property
+    def size_tensor(self) -> Int[Tensor, "B 2"]:
+        """``sizes`` where the pixels are; made once, because a GPU waits for it."""
+        return torch.tensor(self.sizes, device=self.pixels.device)
+
     def padding(self, stride: int, h: int, w: int) -> Bool[Tensor, "B h w"] | None:
         """True on the cells of a (h, w) map of this stride that no pixel of the picture reaches.
 
@@ -50,7 +56,7 @@ class Images:
         if all(size == tuple(self.pixels.shape[-2:]) for size in self.sizes):
             return None
         device = self.pixels.device
-        cells = torch.tensor(self.sizes, device=device).add(stride - 1) // stride
+        cells = self.size_tensor.add(stride - 1) // stride
         rows = torch.arange(h, device=device) >= cells[:, :1]
         columns = torch.arange(w, device=device) >= cells[:, 1:]
         return rows.unsqueeze(2) | columns.unsqueeze(1)
@@ -64,8 +70,8 @@ class Images:
 
         Exact in pixels: a picture 144 px high ends in the middle of its fifth row of stride 32.
         """
-        sizes = torch.tensor(self.sizes, device=self.pixels.device).flip(1)
-        return sizes / torch.tensor([w * stride, h * stride], device=self.pixels.device)
+        level = torch.tensor([w * stride, h * stride], device=self.pixels.device)
+        return self.size_tensor.flip(1) / level
 
 
 @dataclass
