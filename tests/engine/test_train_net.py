@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from v2idetr.engine import launch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -60,3 +64,19 @@ def test_two_processes_train_all_stages(tiny_config, tmp_path) -> None:
     assert (tmp_path / "run" / "results.json").exists()
     again = train_net("--config-file", str(tiny_config), "--num-gpus", "2")
     assert again.returncode == 2 and "Add --resume" in again.stderr + again.stdout
+    assert (again.stderr + again.stdout).count("Add --resume") == 1, "said by one of them"
+
+
+def test_processes_that_do_not_listen_to_signals_are_killed_at_the_third(monkeypatch) -> None:
+    deaf = subprocess.Popen(
+        ["sh", "-c", "trap '' INT TERM HUP; echo ready; exec sleep 60"], stdout=subprocess.PIPE
+    )
+    assert deaf.stdout is not None and deaf.stdout.readline() == b"ready\n"
+    child = SimpleNamespace(pid=deaf.pid)
+    monkeypatch.setattr(launch.multiprocessing, "active_children", lambda: [child])
+    with launch._signals_forwarded():
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert deaf.poll() is None
+        os.kill(os.getpid(), signal.SIGINT)
+    assert deaf.wait(10) == -signal.SIGKILL

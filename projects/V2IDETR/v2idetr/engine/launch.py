@@ -205,12 +205,18 @@ def _warn_without_neighbours(config: DictConfig) -> None:
 
 @contextlib.contextmanager
 def _signals_forwarded() -> Iterator[None]:
-    """A signal to this process, which only waits, is passed on to those that work."""
+    """A signal to this process, which only waits, is passed on to those that work.
+
+    The third one kills them: processes that wait for each other on GPUs see no other signal.
+    """
+    received = 0
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received += number != signal.SIGHUP  # a terminal that closes sends several
         for child in multiprocessing.active_children():
             if child.pid is not None:
-                os.kill(child.pid, number)
+                os.kill(child.pid, number if received < 3 else signal.SIGKILL)
 
     previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
