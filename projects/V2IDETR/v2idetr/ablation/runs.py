@@ -30,6 +30,7 @@ from v2idetr.engine.config import (
     to_plain,
 )
 from v2idetr.engine.config_yaml import parse_yaml
+from v2idetr.engine.run_folder import steps_of, weights_of
 
 # What the rows, the seeds and this program set.
 RESERVED = ("train.output_dir", "train.seed", "train.stages")
@@ -108,13 +109,12 @@ class Run:
     @property
     def weights(self) -> Path:
         """The checkpoint that is evaluated, and that teaches."""
-        return self.folder / self.stage / f"{self.config.evaluation.checkpoint}.pth"
+        return weights_of(self.config, self.stage)
 
     @property
     def steps(self) -> int:
         """Length of its training."""
-        section = self.config.teacher if self.stage == "teacher" else self.config.train
-        return section.max_iter or self.config.train.max_iter
+        return steps_of(self.config, self.stage)
 
     @property
     def begun(self) -> bool:

@@ -15,6 +15,7 @@ from v2idetr.data.clip_mapper import ClipMapper
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
 from v2idetr.engine.config import build
+from v2idetr.engine.run_folder import weights_of
 from v2idetr.engine.signals import StopSignals
 
 
@@ -52,19 +53,16 @@ class Run:
         """The file of a trained stage that is evaluated, and that teaches."""
         if stage == "teacher" and self.config.teacher.checkpoint:
             return Path(self.config.teacher.checkpoint)
-        return self.stage_folder(stage) / f"{self.config.evaluation.checkpoint}.pth"
+        return weights_of(self.config, stage)
 
-    def length(self, stage: str) -> tuple[int, int]:
-        """Number of steps of a stage, and clips per step over all processes."""
-        train = self.config.train
-        if stage != "teacher":
-            return train.max_iter, train.batch_size
-        teacher = self.config.teacher
-        return teacher.max_iter or train.max_iter, teacher.batch_size or train.batch_size
+    def batch_size(self, stage: str) -> int:
+        """Clips a step, over all processes."""
+        own = self.config.teacher.batch_size if stage == "teacher" else 0
+        return own or self.config.train.batch_size
 
     def micro_batches(self, stage: str) -> int:
         """Into how many parts a process cuts its share of a batch."""
-        share = self.length(stage)[1] // comm.get_world_size()
+        share = self.batch_size(stage) // comm.get_world_size()
         return max(1, share // self.config.train.clips_at_once)
 
 
@@ -114,7 +112,7 @@ def train_loader(
     return build_train_loader(
         run.splits["train"],
         _mapper(run.config, num_frames, is_train=True),
-        batch_size=1 if rehearsal else run.length(stage)[1] // world,
+        batch_size=1 if rehearsal else run.batch_size(stage) // world,
         seed=run.config.train.seed,
         start_iteration=start_iteration,
         negative_share=run.config.data.negative_share,

@@ -150,6 +150,17 @@ def record(
     write_text_atomically(path, json.dumps(history, indent=1) + "\n")
 
 
+def steps_of(config: DictConfig, stage: str) -> int:
+    """How long a stage is trained."""
+    own = config.teacher.max_iter if stage == "teacher" else 0
+    return own or config.train.max_iter
+
+
+def weights_of(config: DictConfig, stage: str) -> Path:
+    """The file of a stage that is evaluated when it is trained, and that teaches."""
+    return Path(config.train.output_dir) / stage / f"{config.evaluation.checkpoint}.pth"
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a stage was trained to its end and evaluated."""
     return (folder / "final.pth").exists() and (folder / "evaluation.json").exists()

@@ -21,7 +21,7 @@ from v2idetr.engine import hooks
 from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint, load_detector, load_into
 from v2idetr.engine.config import build, fingerprint, save_config
 from v2idetr.engine.run_context import Run, eval_loader, train_loader
-from v2idetr.engine.run_folder import CONFIG, git_commit
+from v2idetr.engine.run_folder import CONFIG, git_commit, steps_of
 from v2idetr.engine.stage_models import StageModels, build_stage, split_state
 from v2idetr.engine.trainer import Trainer
 from v2idetr.evaluation.evaluator import validate
@@ -52,17 +52,17 @@ def train_stage(run: Run, stage: str) -> None:
     else:
         _load_model(models, checkpoint, last, stage, run.config)
     models.trained.to(run.device)
-    start = checkpoint.iteration if checkpoint else 0
+    start, steps = checkpoint.iteration if checkpoint else 0, steps_of(run.config, stage)
     trainer = _build_trainer(run, stage, models, start)
     if checkpoint is not None:
         assert checkpoint.optimizer is not None, "last.pth is written with the optimizer"
         trainer.optimizer.load_state_dict(checkpoint.optimizer)
         trainer.load_state_dict(checkpoint.progress)
-        logger.info("%s: resuming at step %d of %d", stage, start, run.length(stage)[0])
+        logger.info("%s: resuming at step %d of %d", stage, start, steps)
     del checkpoint  # twice the size of the model
     comm.synchronize()
     with run.signals.deferred():
-        trainer.train(start, run.length(stage)[0])
+        trainer.train(start, steps)
     comm.synchronize()
 
 

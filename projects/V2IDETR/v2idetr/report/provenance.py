@@ -13,6 +13,7 @@ from typing import Any
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.config import differing_keys, load_config
 from v2idetr.engine.config_yaml import dump_yaml
+from v2idetr.engine.run_folder import steps_of
 from v2idetr.report.curves import best_validation
 from v2idetr.report.run_files import TITLES, RunFiles
 
@@ -81,7 +82,7 @@ def stage_rows(run: RunFiles) -> list[StageRow]:
     wanted = [*run.settings["train"]["stages"], *run.stages]
     rows = []
     for name in (name for name in TITLES if name in wanted):
-        stage, planned = run.stages.get(name), run.planned(name)
+        stage, planned = run.stages.get(name), steps_of(run.config, name)
         done = stage.done if stage else 0
         seconds = stage.train_seconds if stage else 0.0
         state = f"{done} of {planned}"

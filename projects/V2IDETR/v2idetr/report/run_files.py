@@ -88,13 +88,6 @@ class RunFiles:
         """Evaluations by stage, of the stages that have one."""
         return {n: s.evaluation for n, s in self.stages.items() if s.evaluation is not None}
 
-    def planned(self, stage: str) -> int:
-        """Steps that the config asks of a stage."""
-        length = self.settings["train"]["max_iter"]
-        if stage == "teacher":
-            length = self.settings.get("teacher", {}).get("max_iter") or length
-        return int(length)
-
 
 def read_run(folder: str | Path) -> RunFiles:
     """Read a run's folder.
