@@ -305,11 +305,21 @@ def build(name: str, role: str, backbone: str, *, roles: list[str] | None = None
     from detectron2.config import instantiate
 
     config = _with_data(name)
-    config.model.net.backbone = _load("backbones")[backbone]
+    config.model.net.backbone = _ending_at(
+        _load("backbones")[backbone], max(config.model.net.get("strides", [32]))
+    )
     config.model.net.weights = ""
     if roles is not None:
         config.teacher.model.net.temporal.roles = roles
     return instantiate(config.model if role == "model" else config.teacher.model)
+
+
+def _ending_at(backbone: Any, stride: int) -> Any:
+    """A backbone without the levels behind a stride, in pixels."""
+    key = "strides" if "strides" in backbone else "out_features"
+    levels = zip((8, 16, 32), backbone[key], strict=True)
+    backbone[key] = [level for pixels, level in levels if pixels <= stride]
+    return backbone
 
 
 def _with_data(name: str) -> Any:
