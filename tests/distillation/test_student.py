@@ -13,6 +13,7 @@ from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.knowledge import Knowledge, Reach, teacher_knowledge
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
+from v2idetr.evaluation.cost import flops, parameters
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
 from v2idetr.modeling.temporal import MSI
 
@@ -54,6 +55,13 @@ def test_evaluation_is_that_of_the_plain_detector_bit_by_bit(settings: dict) -> 
         assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
         assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.pred_classes, b.pred_classes)
+
+
+def test_in_evaluation_it_costs_what_the_plain_detector_costs() -> None:
+    distilled = distil(tiny_detector(), tfd=tfd(align="conv1x1"), cqd=cqd(teacher_dim=64))
+    plain = tiny_detector()
+    assert flops(distilled, batch()[0]) == flops(plain, batch()[0]) > 0
+    assert parameters(distilled.student) == parameters(plain)
 
 
 def test_a_trained_student_without_its_distillation_is_the_same_detector() -> None:
