@@ -54,7 +54,8 @@ from v2idetr.programs import (
 )
 
 if TYPE_CHECKING:  # they import torch
-    from v2idetr.ablation.runs import Plan, Run, Settings
+    from v2idetr.ablation.row_configs import Settings
+    from v2idetr.ablation.runs import Plan, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_LISTED = ("output", "seeds", "rows", "jobs", "smoke")  # options that change nothing in a list
@@ -135,7 +136,8 @@ def plan_of(options: argparse.Namespace, tables: Sequence[Table]) -> Plan:
     """The runs of all tables."""
     import torch
 
-    from v2idetr.ablation.runs import Plan, Settings
+    from v2idetr.ablation.row_configs import Settings
+    from v2idetr.ablation.runs import Plan
 
     folder = (options.output or Path()).resolve()
     settings = Settings(

@@ -16,7 +16,8 @@ from v2idetr.ablation.figures import Spread, read_figures
 from v2idetr.ablation.folder import claim, claim_data, file_name, write_table
 from v2idetr.ablation.markdown import form, to_markdown
 from v2idetr.ablation.plot import draw, to_svg
-from v2idetr.ablation.runs import Plan, Run, Settings
+from v2idetr.ablation.row_configs import Settings
+from v2idetr.ablation.runs import Plan, Run
 from v2idetr.ablation.tables import Table, find_tables
 from v2idetr.engine.config_yaml import parse_yaml
 

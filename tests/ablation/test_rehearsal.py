@@ -8,7 +8,8 @@ import pytest
 
 from tests.engine.conftest import make_split
 from v2idetr.ablation.rehearsal import rehearse, waiting_students
-from v2idetr.ablation.runs import Plan, Settings
+from v2idetr.ablation.row_configs import Settings
+from v2idetr.ablation.runs import Plan
 from v2idetr.ablation.tables import find_tables
 from v2idetr.engine.run_context import load_splits
 

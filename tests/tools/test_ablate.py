@@ -11,7 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from v2idetr.ablation.runs import Plan, Settings
+from v2idetr.ablation.row_configs import Settings
+from v2idetr.ablation.runs import Plan
 from v2idetr.ablation.tables import DATASETS, find_tables
 
 ROOT = Path(__file__).resolve().parents[2]

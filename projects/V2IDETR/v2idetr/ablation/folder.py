@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import to_svg
-from v2idetr.ablation.runs import in_any_order
+from v2idetr.ablation.row_configs import in_any_order
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.run_folder import differing_splits

@@ -1,0 +1,161 @@
+"""From a row to its config: the config of a data set, the row's layers, and what all rows share."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from v2idetr.ablation.tables import STUDENTS, Row
+from v2idetr.engine.config import (
+    ConfigError,
+    fingerprint,
+    load_config,
+    load_run_config,
+    to_plain,
+)
+from v2idetr.engine.config_yaml import parse_yaml
+
+# What the rows, the seeds and this program set.
+RESERVED = ("train.output_dir", "train.seed", "train.stages")
+# Sections and keys that the teacher's stage does not read.
+NOT_THE_TEACHERS = ("model", "distillation", "optimizer")
+# DETR does not normalise its projected features, so they are not compared as they are; and it has
+# one level only.
+FOR_STUDENT = {
+    "detr": (
+        "distillation.fd.align=conv1x1",
+        "distillation.fd.strides=${model.net.strides}",
+        "distillation.ed.strides=${model.net.strides}",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all tables of a folder have in common.
+
+    Attributes:
+        configs: folder with the configs.
+        dataset: in `tables.DATASETS`.
+        student: in `tables.STUDENTS`, for rows that do not name theirs.
+        overrides: "key=value", for all rows, but see `Plan`.
+        first: overrides before those, of the program: smaller settings, where the data is.
+        has_gpu: whether this machine has one.
+    """
+
+    configs: Path
+    dataset: str
+    student: str = "deformable_detr"
+    overrides: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+    has_gpu: bool = False
+
+
+def config_file_of(row: Row, settings: Settings) -> Path:
+    """The config that a row's layers change."""
+    student = row.student or settings.student
+    if row.is_plain:
+        return settings.configs / "baselines" / f"{student}_{settings.dataset}.yaml"
+    kind = "" if student == "deformable_detr" else f"_{student}"
+    return settings.configs / f"v2i_{settings.dataset}{kind}.yaml"
+
+
+def resolve(row: Row, settings: Settings) -> tuple[DictConfig, tuple[str, ...]]:
+    """A row's config, and those overrides that hold for it.
+
+    Raises:
+        ConfigError: see `Plan.config`.
+    """
+    path = config_file_of(row, settings)
+    student = row.student or settings.student
+    given = (*settings.first, *FOR_STUDENT.get(student, ()), *settings.overrides)
+    held = ()
+    if given:
+        says = [key for layer in row.layers for key in _leaves(_read(layer))]
+        held = tuple(o for o in given if _holds(o, says, _base(path)))
+    if row.student and not row.is_plain:
+        held = (*held, "train.stages=[teacher, student]")
+    config = load_run_config(path, held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers)
+    return config, held
+
+
+def teacher_fingerprint(config: DictConfig) -> str:
+    """Short hash of everything in a config that can change the trained teacher."""
+    plain = to_plain(config)
+    relevant = {key: value for key, value in plain.items() if key not in NOT_THE_TEACHERS}
+    relevant["train"] = {k: v for k, v in plain["train"].items() if k != "stages"}
+    for key in ("max_iter", "batch_size"):  # the teacher's own, or else those of all stages
+        common = relevant["train"].pop(key)
+        relevant["teacher"] = {**relevant["teacher"], key: plain["teacher"][key] or common}
+    return fingerprint(OmegaConf.create(relevant))
+
+
+def in_any_order(overrides: Sequence[str]) -> list[str]:
+    """Overrides sorted by their keys, but as they are where one changes what another does."""
+    keys = [_key(override) for override in overrides]
+    if any(_is_at_or_above(a, b) for a, b in itertools.permutations(keys, 2)):
+        return list(overrides)
+    return sorted(overrides, key=_key)
+
+
+def check_overrides(settings: Settings) -> None:
+    """Refuse overrides of what rows and seeds set.
+
+    Raises:
+        ValueError: names the override.
+    """
+    assert settings.student in STUDENTS
+    for override in settings.overrides:
+        key = _key(override)
+        if any(_is_at_or_above(key, r) or _is_at_or_above(r, key) for r in RESERVED):
+            raise ValueError(
+                f"{override}: {', '.join(RESERVED)} are set by the rows, by --seeds and --output."
+            )
+
+
+@functools.cache
+def _base(path: Path) -> dict[str, Any]:
+    return to_plain(load_config(path))
+
+
+def _holds(override: str, says: Sequence[str], base: dict[str, Any]) -> bool:
+    """Whether an override is for a row that sets the keys `says` on this base."""
+    key = _key(override)
+    if any(_is_at_or_above(said, key) for said in says):
+        return False
+    undone = [said for said in says if _is_at_or_above(key, said)]
+    if undone:
+        raise ConfigError([f"{override} would undo what this row changes: {', '.join(undone)}."])
+    value: Any = base
+    above = ""
+    for part in key.split(".")[:-1]:
+        value = value.get(part, {}) if isinstance(value, dict) else {}
+        above = f"{above}{part}."
+        if value is None:
+            return any(said.startswith(above) for said in says)
+    return True
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].removeprefix("+").strip()
+
+
+def _is_at_or_above(one: str, other: str) -> bool:
+    return f"{other}.".startswith(f"{one}.")
+
+
+def _read(layer: Path) -> dict[str, Any]:
+    return parse_yaml(layer.read_text(encoding="utf-8")) or {}
+
+
+def _leaves(value: Any, key: str = "") -> list[str]:
+    """Dotted keys of everything that a layer sets."""
+    if not isinstance(value, dict) or not value:
+        return [key]
+    return [k for n, v in value.items() for k in _leaves(v, f"{key}.{n}" if key else str(n))]
