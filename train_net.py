@@ -58,7 +58,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="with --eval-only: where to write (default train.output_dir/evaluation)",
     )
     add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
-    add("--num-machines", type=int, default=1, metavar="N", help="machines of the run")
+    add(
+        "--num-machines",
+        type=int,
+        default=1,
+        metavar="N",
+        help="machines of the run; train.output_dir must be a folder that they share",
+    )
     add("--machine-rank", type=int, default=0, metavar="R", help="this machine, from 0")
     add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT for several machines")
     add(
