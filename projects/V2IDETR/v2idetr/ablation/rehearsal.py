@@ -7,7 +7,9 @@ of their own, so the students would have their say only after the teacher.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,14 +41,28 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
         ValueError: what is wrong with which rows.
     """
     problems: dict[str, list[str]] = {}
-    for student in tqdm(students, desc="trying the students", unit="row", disable=not students):
+    progress = tqdm(students, desc="trying the students", unit="row", leave=False)
+    for student in progress:
         config = copy.deepcopy(student.config)
         config.teacher.checkpoint = ""  # there is none yet
         run = run_context.Run(config, torch.device("cpu"), dict(splits), StopSignals())
         try:
-            check_models(run, ["student"])
+            with _quiet():
+                check_models(run, ["student"])
         except ValueError as error:
             problems.setdefault(str(error), []).append(student.row.name)
     if problems:
         heading = "students that do not fit their teachers (--rows can leave rows out):"
         raise ValueError(listed_by_row(heading, problems, len(students)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks that each run makes itself, in its log."""
+    package = logging.getLogger("v2idetr")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
