@@ -97,30 +97,23 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-            setattr(module, name, _FrozenNormAct(frozen, getattr(child, "act", nn.Identity())))
+            setattr(module, name, _FrozenNormAct(child))
         else:
             _freeze_batch_norm(child)
     return module
 
 
-class _FrozenNormAct(nn.Module):
-    """Frozen batch normalisation followed by an activation, with the names of the former alone."""
+class _FrozenNormAct(FrozenBatchNorm2d):
+    """Frozen batch normalisation followed by the activation that timm puts into it."""
 
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, norm: FrozenBatchNorm2d, activation: nn.Module) -> None:
-        super().__init__()
-        for name, buffer in norm.named_buffers():
-            self.register_buffer(name, buffer)
-        self.eps, self.act = norm.eps, activation
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(prefix + "num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, eps=norm.eps)
+        self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
