@@ -52,7 +52,7 @@ enough_disk() { # or pip stops in the middle, when the disk is full
     local place=. used=0 free
     if [ -d "$venv" ]; then
         place=$venv
-        used=$(du -skL "$venv" 2>/dev/null | cut -f 1)
+        used=$(du -sk "$venv/." 2>/dev/null | cut -f 1 || true) # 1 where a file vanishes
     fi
     free=$(df -Pk "$place" | awk 'NR == 2 { print $4 }')
     ((used + free >= 7 * 1024 * 1024)) ||
