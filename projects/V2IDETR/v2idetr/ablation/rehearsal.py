@@ -41,8 +41,8 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
         ValueError: what is wrong with which rows.
     """
     problems: dict[str, list[str]] = {}
-    progress = tqdm(students, desc="trying the students", unit="row", leave=False)
-    for student in progress:
+    title = "trying the students"
+    for student in tqdm(students, title, unit="row", leave=False, disable=not students):
         config = copy.deepcopy(student.config)
         config.teacher.checkpoint = ""  # there is none yet
         run = run_context.Run(config, torch.device("cpu"), dict(splits), StopSignals())
