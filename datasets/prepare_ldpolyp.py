@@ -18,7 +18,7 @@ from v2idetr.data.conversion import (
     Frame,
     Lesion,
     Video,
-    evenly_spaced,
+    even_share,
     in_threads,
     natural_key,
     numbered_pictures,
@@ -117,15 +117,16 @@ def read_clip(path: Path, notes: Findings) -> Video:
 
 
 def choose(read: dict[str, list[Video]]) -> dict[str, list[Video]]:
-    """Test as released, else an even fifth; an even tenth of the others for validation."""
+    """Test as released, else an even fifth; for validation an even tenth."""
     videos = read.get("TrainValid", []) + read.get(".", [])
     test = read.get("Test", [])
     if len(videos) + len(test) < 3:
         return {"test": videos + test}
+    total = len(videos)
     if not test:
-        test = evenly_spaced(videos, max(1, round(TEST_SHARE * len(videos))))
+        test = even_share(videos, TEST_SHARE)
         videos = [video for video in videos if video not in test]
-    val = evenly_spaced(videos, max(1, round(VAL_SHARE * len(videos)))) if videos else []
+    val = even_share(videos, VAL_SHARE, total)
     splits = {"train": [v for v in videos if v not in val], "val": val, "test": test}
     return {split: chosen for split, chosen in splits.items() if chosen}
 

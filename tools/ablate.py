@@ -211,11 +211,11 @@ def read_and_rehearse(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
     Raises:
         ValueError: the data cannot be used, or a student does not fit its teacher.
     """
-    from v2idetr.ablation.rehearsal import rehearse, waiting_students
+    from v2idetr.ablation.rehearsal import new_students, rehearse
     from v2idetr.engine.run_context import load_splits
 
     splits = load_splits(base, with_train=True)
-    rehearse(waiting_students(runs), splits)
+    rehearse(new_students(runs), splits)
     return splits
 
 

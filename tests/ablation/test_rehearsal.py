@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import make_split
-from v2idetr.ablation.rehearsal import rehearse, waiting_students
+from v2idetr.ablation.rehearsal import new_students, rehearse
 from v2idetr.ablation.row_configs import Settings
 from v2idetr.ablation.runs import Plan
 from v2idetr.ablation.tables import find_tables
@@ -33,7 +33,7 @@ def refusal(plan: Plan, *keys: str) -> str:
     base = plan.base()
     base.data.test = {}
     splits = load_splits(base, with_train=True)
-    students = waiting_students(plan.runs([plan.rows[key] for key in keys], range(2)))
+    students = new_students(plan.runs([plan.rows[key] for key in keys], range(2)))
     with pytest.raises(ValueError) as caught:
         rehearse(students, splits)
     return str(caught.value)
@@ -52,16 +52,17 @@ def test_a_row_that_another_student_cannot_have_is_refused(tmp_path: Path) -> No
     assert said.endswith("(rows 08_qd)")
 
 
-def test_students_wait_for_a_teacher_until_it_is_trained(tmp_path: Path) -> None:
+def test_of_each_row_one_student_that_has_not_begun_is_tried(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     runs = plan.runs([row for row in plan.rows.values() if row.table == "table3"], range(2))
     names = ["2_tfd", "3_tfd_msi", "4_tfd_cqd", "5_tfd_msi_cqd"]
-    assert [(run.row.name, run.seed) for run in waiting_students(runs)] == [(n, 0) for n in names]
-    for seed in range(2):
-        trained = tmp_path / f"seed{seed}" / "teachers/table3/2_tfd/teacher/evaluation.json"
-        trained.parent.mkdir(parents=True)
-        trained.touch()
-    assert [run.row.name for run in waiting_students(runs)] == ["3_tfd_msi", "5_tfd_msi_cqd"]
+    assert [(run.row.name, run.seed) for run in new_students(runs)] == [(n, 0) for n in names]
+    trained = tmp_path / "seed0/teachers/table3/2_tfd/teacher/evaluation.json"
+    trained.parent.mkdir(parents=True)
+    trained.touch()
+    assert [run.row.name for run in new_students(runs)] == names, "a trained teacher changes nothing"
     (tmp_path / "seed0/table3/5_tfd_msi_cqd/student").mkdir(parents=True)
-    waiting = [(run.row.name, run.seed) for run in waiting_students(runs)]
-    assert waiting == [("3_tfd_msi", 0), ("5_tfd_msi_cqd", 1)]
+    (tmp_path / "seed0/table3/4_tfd_cqd/student").mkdir(parents=True)
+    (tmp_path / "seed1/table3/4_tfd_cqd/student").mkdir(parents=True)
+    tried = [(run.row.name, run.seed) for run in new_students(runs)]
+    assert tried == [("2_tfd", 0), ("3_tfd_msi", 0), ("5_tfd_msi_cqd", 1)]

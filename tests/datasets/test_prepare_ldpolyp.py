@@ -75,6 +75,14 @@ def test_folder_without_a_test_set_is_divided(convert, release):
     assert (names(written["val"]), names(written["test"])) == (["4"], ["3"])
 
 
+def test_folder_without_a_test_set_is_divided_70_10_20(convert, release):
+    for number in range(11, 38):
+        video(release / "TrainValid", str(number), TWO_FRAMES)
+    written = convert("ldpolyp", release / "TrainValid")
+    sizes = {split: len(names(written[split])) for split in ("train", "val", "test")}
+    assert sizes == {"train": 21, "val": 3, "test": 6}
+
+
 def test_one_clip_is_a_test_split(convert, tmp_path):
     root = tmp_path / "clip"
     for number in range(3):

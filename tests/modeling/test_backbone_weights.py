@@ -308,6 +308,12 @@ def test_a_stride_that_a_timm_model_does_not_have_is_refused() -> None:
         TimmBackbone("tf_efficientnet_lite0", strides=(32, 64))
 
 
+def test_a_stem_of_another_kind_is_not_left_unfrozen_in_silence() -> None:
+    with pytest.raises(ValueError, match="convnext_atto has no stem .*freeze_stem=false"):
+        TimmBackbone("convnext_atto")
+    TimmBackbone("convnext_atto", freeze_stem=False)
+
+
 def test_no_backbone_opens_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a backbone went to the network")

@@ -16,7 +16,7 @@ from .backbones import resnet50
 model = L(Detector)(
     net=L(DeformableDETR)(
         backbone=resnet50,
-        weights="weights/resnet50_imagenet.pth",  # torchvision's or Detectron2's layout
+        weights="weights/resnet50_imagenet.pth",  # torchvision's; Detectron2's is a .pkl
         num_classes=1,
         strides=[8, 16, 32, 64],
         d=256,

@@ -15,7 +15,7 @@ teacher = on_its_own(teacher, model)
 
 model.net = L(DETR)(
     backbone=resnet50,
-    weights="weights/resnet50_imagenet.pth",  # torchvision's or Detectron2's layout
+    weights="weights/resnet50_imagenet.pth",  # torchvision's; Detectron2's is a .pkl
     num_classes=1,
     strides=[32],
     d=256,

@@ -12,7 +12,7 @@ teacher = on_its_own(teacher, model)
 
 model.net = L(SAMDETR)(
     backbone=resnet50,
-    weights="weights/resnet50_imagenet.pth",  # torchvision's or Detectron2's layout
+    weights="weights/resnet50_imagenet.pth",  # torchvision's; Detectron2's is a .pkl
     num_classes=1,
     d=256,
     num_queries=100,  # paper, section III

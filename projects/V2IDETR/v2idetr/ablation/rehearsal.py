@@ -21,11 +21,11 @@ from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stages import check_models
 
 
-def waiting_students(runs: Sequence[Run]) -> list[Run]:
-    """Of each row the first run whose teacher is still to be trained."""
+def new_students(runs: Sequence[Run]) -> list[Run]:
+    """Of each row with a teacher the first run that is still to begin."""
     rows: dict[str, Run] = {}
     for run in runs:
-        if run.teacher is not None and not run.teacher.finished and not run.begun:
+        if run.teacher is not None and not run.begun:
             rows.setdefault(run.row.key, run)
     return list(rows.values())
 
@@ -34,7 +34,7 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     """Build each student with an untrained teacher, and compute its losses of one clip.
 
     Args:
-        students: see `waiting_students`.
+        students: see `new_students`.
         splits: of all runs, see `run_context.load_splits`.
 
     Raises:
@@ -44,7 +44,7 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     title = "trying the students"
     for student in tqdm(students, title, unit="row", leave=False, disable=not students):
         config = copy.deepcopy(student.config)
-        config.teacher.checkpoint = ""  # there is none yet
+        config.teacher.checkpoint = ""  # an untrained one does
         run = run_context.Run(config, torch.device("cpu"), dict(splits), StopSignals())
         try:
             with _quiet():

@@ -67,8 +67,9 @@ def _how_to_make(json_path: Path) -> str:
     output = json_path.parent
     if any("synthetic" in folder for folder in folders):
         return (
-            "`python datasets/make_synthetic.py --layout sunseg --output DIR`, then `python "
-            f"datasets/prepare_sunseg.py --source DIR --output {output}` make it."
+            "`python datasets/make_synthetic.py --layout sunseg --output data/synthetic`, then "
+            "`python datasets/prepare_sunseg.py --source data/synthetic --negatives "
+            f"data/synthetic/SUN-Negative --output {output}` make it."
         )
     known = [folder for folder in folders if folder in CONVERTERS]
     script = f"prepare_{known[-1]}.py" if known else "prepare_<data set>.py"

@@ -40,7 +40,11 @@ class TimmBackbone(nn.Module):
         name: timm model name, for example ``tf_efficientnet_lite0``.
         strides: which maps to return, by stride in pixels; they are named ``stride8`` and so on.
             The model ends with the coarsest of them.
-        freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does.
+        freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does;
+            of ResNets, EfficientNets and their like.
+
+    Raises:
+        ValueError: timm's model has no map of such a stride, or a stem of another kind.
     """
 
     def __init__(
@@ -64,9 +68,7 @@ class TimmBackbone(nn.Module):
         # Channels last: a quarter less time on a CPU, with EfficientNet-Lite0 at 96 x 128.
         self.body = _freeze_batch_norm(body).to(memory_format=torch.channels_last)
         if freeze_stem:
-            for name_, parameter in self.body.named_parameters():
-                if name_.startswith(("conv_stem", "blocks.0.", "conv1", "layer1")):
-                    parameter.requires_grad_(False)
+            _freeze_stem(self.body, name)
 
     def output_shape(self) -> dict[str, FeatureShape]:
         return self._shapes
@@ -76,6 +78,23 @@ class TimmBackbone(nn.Module):
         return {
             name: maps[index] for name, index in zip(self._shapes, self.out_indices, strict=True)
         }
+
+
+def _freeze_stem(body: nn.Module, name: str) -> None:
+    """Keep the stem and the first stage as they are."""
+    stem = [
+        parameter
+        for key, parameter in body.named_parameters()
+        if key.startswith(("conv_stem", "blocks.0.", "conv1", "layer1"))
+    ]
+    if not stem:
+        children = ", ".join(key for key, _ in body.named_children())
+        raise ValueError(
+            f"{name} has no stem that could be frozen, only {children}; set "
+            "model.net.backbone.freeze_stem=false."
+        )
+    for parameter in stem:
+        parameter.requires_grad_(False)
 
 
 def _cut_behind(module: nn.Module, path: str) -> None:
@@ -184,8 +203,9 @@ def _weights_path(weights: str) -> Path:
     if not path.is_file():
         raise ValueError(
             f"No backbone weights at {path} (model.net.weights). Put an ImageNet checkpoint there, "
-            "for a ResNet-50 torchvision's resnet50-*.pth or Detectron2's R-50.pkl in RGB order, "
-            "or set model.net.weights='' to train from random weights."
+            "for a ResNet-50 torchvision's resnet50-*.pth, or name another file (Detectron2's "
+            "R-50.pkl, in RGB order, keeps its ending), or set model.net.weights='' to train from "
+            "random weights."
         )
     return path
 
@@ -293,8 +313,9 @@ def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
     Convolutions pad with zeros, but the cells beyond a picture's edge stop being zero after the
     first normalisation, so the same picture gives other features in another batch. Here those cells
     are zeroed before and after every layer that reads neighbours, which makes a padded picture
-    equal to the same picture alone (with TensorFlow's "SAME" padding, as in EfficientNet-Lite, for
-    sizes that are multiples of 32).
+    equal to the same picture alone: with TensorFlow's "SAME" padding, as in EfficientNet-Lite, for
+    sizes that are multiples of 32; not where a layer averages over the whole picture, as
+    squeeze-and-excitation does.
     """
     H, W = images.pixels.shape[-2:]
     if images.padding(1, H, W) is None:
