@@ -1,4 +1,4 @@
-"""Encoder and decoder layers, post-norm (DETR; Deformable DETR, figure 2 and appendix A.3)."""
+"""Encoder and decoder layers, post-norm (DETR, appendix A.3; Deformable DETR, section 4.1)."""
 
 from __future__ import annotations
 
