@@ -10,7 +10,8 @@ train = dict(
     clips_at_once=16,  # what a process has memory for; it cuts a larger share of a batch up
     amp="off",  # off | bf16 | fp16 (GPU only)
     clip_grad_norm=0.1,  # of all gradients together, as DETR; 0 switches it off
-    eval_period=1000,  # between evaluations on the validation split; 0: none, evaluation.checkpoint=final
+    # steps between evaluations on the validation split; 0: none, with evaluation.checkpoint=final
+    eval_period=1000,
     checkpoint_period=500,  # steps between writes of last.pth
     log_period=20,  # steps between lines of metrics.jsonl, each their mean
     num_workers=2,  # processes that prepare samples; 0 prepares them in the training process

@@ -60,7 +60,9 @@ def test_of_each_row_one_student_that_has_not_begun_is_tried(tmp_path: Path) -> 
     trained = tmp_path / "seed0/teachers/table3/2_tfd/teacher/evaluation.json"
     trained.parent.mkdir(parents=True)
     trained.touch()
-    assert [run.row.name for run in new_students(runs)] == names, "a trained teacher changes nothing"
+    assert [run.row.name for run in new_students(runs)] == names, (
+        "a trained teacher changes nothing"
+    )
     (tmp_path / "seed0/table3/5_tfd_msi_cqd/student").mkdir(parents=True)
     (tmp_path / "seed0/table3/4_tfd_cqd/student").mkdir(parents=True)
     (tmp_path / "seed1/table3/4_tfd_cqd/student").mkdir(parents=True)

@@ -309,7 +309,7 @@ def test_a_stride_that_a_timm_model_does_not_have_is_refused() -> None:
 
 
 def test_a_stem_of_another_kind_is_not_left_unfrozen_in_silence() -> None:
-    with pytest.raises(ValueError, match="convnext_atto has no stem .*freeze_stem=false"):
+    with pytest.raises(ValueError, match=r"convnext_atto has no stem .*freeze_stem=false"):
         TimmBackbone("convnext_atto")
     TimmBackbone("convnext_atto", freeze_stem=False)
 

@@ -23,6 +23,9 @@ def one_of(key: str, value: str, choices: Any) -> None:
         key: below ``distillation``, such as "tfd.sigma".
         value: as given.
         choices: a ``Literal``.
+
+    Raises:
+        ValueError: it is another.
     """
     words = get_args(choices)
     if value not in words:
@@ -41,6 +44,9 @@ def alignment(loss: str, align: Align, *, student_dim: int, teacher_dim: int) ->
         loss: its key below ``distillation``.
         align: "none", or "conv1x1": a learnt projection.
         student_dim, teacher_dim: widths.
+
+    Raises:
+        ValueError: "none" between two widths; another word.
     """
     one_of(f"{loss}.align", align, Align)
     if align == "conv1x1":
@@ -62,6 +68,9 @@ def same_level(
         key: below ``distillation``, which asks for this stride.
         stride: in pixels.
         student, teacher: features of the same pictures.
+
+    Raises:
+        ValueError: one of them has no such level, or the maps have other sizes.
     """
     for name, features in (("student", student), ("teacher", teacher)):
         if stride not in features.maps:
@@ -126,6 +135,9 @@ def compared_layers(
         loss: its key below ``distillation``.
         layers: the "last" ones or "all".
         student, teacher: how many layers they have.
+
+    Raises:
+        ValueError: "all" of decoders with different depths.
     """
     if layers == "last":
         return [student - 1], [teacher - 1]

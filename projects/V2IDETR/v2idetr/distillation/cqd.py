@@ -98,7 +98,11 @@ class CrossViewQueryDistillation(nn.Module):
         self.hidden_out = translation(student_dim, teacher_dim)
 
     def queries_per_frame(self, num_queries: int, num_frames: int) -> int:
-        """n for a teacher of ``num_queries`` queries and clips of ``num_frames`` frames."""
+        """n for a teacher of ``num_queries`` queries and clips of ``num_frames`` frames.
+
+        Raises:
+            ValueError: there would be none.
+        """
         n = {"N/T": num_queries // num_frames, "N/2": num_queries // 2, "N": num_queries}
         if n[self.per_frame] < 1:
             raise ValueError(

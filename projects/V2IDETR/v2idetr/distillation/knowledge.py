@@ -60,6 +60,9 @@ def teacher_knowledge(
             give clips), in evaluation mode.
         batched_inputs: samples with their clips, as in training.
         reach: see ``DistilledStudent.reach``. Below ``CLIPS`` only the current frames are encoded.
+
+    Raises:
+        ValueError: the teacher is in training mode, or a clip has another number of frames.
     """
     if teacher.training:
         raise ValueError("The teacher must be in evaluation mode: call teacher.eval() first.")

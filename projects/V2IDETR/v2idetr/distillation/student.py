@@ -27,6 +27,9 @@ class DistilledStudent(nn.Module):
         student: the plain detector; its state dict is what is kept after training.
         tfd, cqd: the paper's two distillation losses; None leaves one out.
         fd, ed, qd: those it compares them with in Table IV.
+
+    Raises:
+        ValueError: no loss at all, or one under another's name.
     """
 
     student: Any  # a Detector: torch types its submodules as Tensor | Module

@@ -54,6 +54,9 @@ class DeformableDETR(nn.Module):
         temporal: a module that mixes the T frames of each clip, level by level, or None.
         isolate_padding: features of a picture do not depend on the padding beside it; False is the
             published behaviour, for parity with published checkpoints.
+
+    Raises:
+        ValueError: options that need each other, widths, levels or ``temporal`` do not fit.
     """
 
     backbone: Any  # a module with output_shape()

@@ -39,6 +39,9 @@ class DETR(nn.Module):
             "given" keeps it, "zero" leaves them their position alone.
         isolate_padding: features of a picture do not depend on the padding beside it; False is the
             published behaviour, for parity with published checkpoints.
+
+    Raises:
+        ValueError: more than one level; heads do not share ``d`` out; unknown ``query_content``.
     """
 
     backbone: Any  # a module with output_shape()

@@ -32,6 +32,9 @@ class Detector(nn.Module):
         pixel_mean, pixel_std: RGB, for pixels in [0, 255].
         score_topk: detections per image, as far as the classification gives so many.
         size_divisor: pictures are padded to multiples of this.
+
+    Raises:
+        ValueError: class names or classification do not fit the network.
     """
 
     num_frames = 1
@@ -149,6 +152,9 @@ class ClipDetector(Detector):
         num_frames: T, the frames that every clip has.
         net, criterion, class_names, pixel_mean, pixel_std, score_topk, size_divisor: see
             :class:`Detector`.
+
+    Raises:
+        ValueError: see :class:`Detector`; T is below 1.
     """
 
     def __init__(
@@ -177,7 +183,7 @@ class ClipDetector(Detector):
         self.num_frames = num_frames
 
     def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
-        """All frames, clip-major."""
+        """All frames, clip-major; ValueError for a clip that has not T frames."""
         for sample in batched_inputs:
             if len(sample["clip"]) != self.num_frames:
                 raise ValueError(

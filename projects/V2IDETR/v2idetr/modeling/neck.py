@@ -56,6 +56,9 @@ class Neck(nn.Module):
         norm: "group" (Deformable DETR) or "none" (DETR), after every projection.
         isolate_padding: padding becomes zero and does not count in the group normalisation, and the
             picture's edge is exact in pixels; False counts whole cells, as the published code.
+
+    Raises:
+        ValueError: strides do not ascend or cannot be made from these maps; d does not fit norm.
     """
 
     def __init__(

@@ -47,6 +47,9 @@ class SAMDETR(nn.Module):
             as in those of 50 epochs.
         isolate_padding: features of a picture do not depend on the padding beside it; False is the
             published behaviour, for parity with published checkpoints.
+
+    Raises:
+        ValueError: depth does not fit ``multi_scale``, or heads ``d``; unknown ``neck_norm``.
     """
 
     backbone: Any  # a module with output_shape()

@@ -40,7 +40,8 @@ class MSI(nn.Module):
         kernel_size: of the local interactor's depth-wise convolution (time, height and width).
 
     Raises:
-        ValueError: as many roles as strides are needed; unknown role or residual.
+        ValueError: as many roles as strides are needed; unknown role or residual; ``kernel_size``
+            is even; heads do not share ``d`` out.
     """
 
     def __init__(
@@ -92,6 +93,9 @@ class MSI(nn.Module):
         Args:
             features: maps (C*T, d, h, w) by stride.
             num_frames: T.
+
+        Raises:
+            ValueError: the features lack one of the levels.
         """
         mixed = dict(features.maps)
         for name, blocks in self.levels.items():
