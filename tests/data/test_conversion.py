@@ -75,6 +75,12 @@ def test_masks_of_any_kind_are_read(tmp_path, mode, value):
     assert boxes_of_mask(read_mask(tmp_path / "mask.png"))[0] == [[1, 1, 2, 3]]
 
 
+def test_a_mask_whose_brightest_pixel_means_nothing_is_refused(tmp_path):
+    Image.fromarray(np.diag([100] * 4).astype(np.uint8)).save(tmp_path / "grey.png")
+    with pytest.raises(ValueError, match=r"grey\.png: the brightest pixel of this mask is 100"):
+        read_mask(tmp_path / "grey.png")
+
+
 def test_palette_masks_are_read_by_index(tmp_path):
     picture = Image.fromarray(np.eye(4, dtype=np.uint8))
     picture.putpalette([0, 0, 0, 128, 0, 0])

@@ -363,6 +363,17 @@ def test_mixed_precision_stays_near_single_precision(settings: dict) -> None:
     assert own.reference.isfinite().all()
 
 
+@pytest.mark.parametrize("settings", [{}, TWO_STAGE])
+def test_boxes_are_computed_in_single_precision(settings: dict) -> None:
+    net, given = tiny_net(**settings).eval(), []
+    for head in net.box_heads:
+        head.register_forward_hook(lambda _head, _tokens, out: given.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        memory = net.encode(net.extract(images((64, 96))))
+        net.decode(memory, net.queries(memory))
+    assert set(given) == {torch.float32}
+
+
 # ------------------------------------------------------------------------- inverse sigmoid
 
 

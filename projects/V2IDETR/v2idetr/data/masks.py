@@ -13,12 +13,22 @@ SMALLEST_PART_PX = 16  # beside a larger part, fewer pixels are specks of the an
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
-    """A mask picture as booleans: above half of white; above 0 in palettes and masks of 0 and 1."""
+    """A mask picture as booleans: above half of white; above 0 in palettes and masks of 0 and 1.
+
+    Raises:
+        ValueError: the brightest pixel is between, so that it is not known what it means.
+    """
     with Image.open(path) as picture:
         if picture.mode == "P":
             return np.asarray(picture) > 0
         mask = np.asarray(picture.convert("L"))
-    return mask > (127 if mask.max() > 1 else 0)
+    brightest = int(mask.max())
+    if 1 < brightest <= 127:
+        raise ValueError(
+            f"{path}: the brightest pixel of this mask is {brightest}; a mask has 0 and 255, 0 and "
+            "1, or a palette."
+        )
+    return mask > (0 if brightest <= 1 else 127)
 
 
 def boxes_of_mask(mask: Bool[np.ndarray, "H W"]) -> tuple[list[list[int]], int]:

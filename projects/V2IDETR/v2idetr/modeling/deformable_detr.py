@@ -259,7 +259,7 @@ class DeformableDETR(nn.Module):
             valid = valid & ~memory.padding
         tokens = memory.tokens.masked_fill(~valid.unsqueeze(-1), 0.0)
         tokens = self.proposal_norm(self.proposal_proj(tokens))
-        boxes = move(anchors.clamp(0.01, 0.99), self.box_heads[-1](tokens))
+        boxes = move(anchors.clamp(0.01, 0.99), in_float32(self.box_heads[-1], tokens))
         return Proposals(self.class_heads[-1](tokens), boxes, valid)
 
     def _queries_from_proposals(self, proposals: Proposals) -> Queries:

@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from v2idetr.modeling.classification import Classification
 from v2idetr.modeling.criterion import SetCriterion, Targets
@@ -136,10 +136,9 @@ class Detector(nn.Module):
         for sample, score, label, box in zip(batched_inputs, scores, classes, boxes, strict=True):
             h, w = sample["height"], sample["width"]
             instances = Instances((h, w))
-            instances.pred_boxes = Boxes(
-                box_convert(box, "cxcywh", "xyxy") * box.new_tensor([w, h, w, h])
-            )
-            instances.pred_boxes.clip((h, w))
+            xyxy = box_convert(box, "cxcywh", "xyxy") * box.new_tensor([w, h, w, h])
+            # Boxes.clip would end the program, without the frame's name, where they are not finite.
+            instances.pred_boxes = Boxes(clip_boxes_to_image(xyxy, (h, w)))
             instances.scores, instances.pred_classes = score, label
             results.append({"instances": instances})
         return results
