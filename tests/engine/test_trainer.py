@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from v2idetr.engine.config import load_config
 from v2idetr.engine.hooks import DistillationHook
-from v2idetr.engine.run_context import Run, load_splits, train_loader
+from v2idetr.engine.run_context import RunContext, load_splits, train_loader
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stage_models import build_stage
 from v2idetr.engine.trainer import NonFiniteLossError, Trainer, seed_step, split_batch
@@ -146,7 +146,7 @@ def one_step(config_path: Path, stage: str, *, world: int = 1, **settings) -> tu
     config = load_config(config_path, ["model.net.dropout=0"])
     models = build_stage(config, stage)
     splits = load_splits(config, with_train=True)
-    run = Run(config, torch.device("cpu"), splits, StopSignals())
+    run = RunContext(config, torch.device("cpu"), splits, StopSignals())
     loader = train_loader(run, stage, 1 if stage == "plain" else 3, 0)
     network = DistributedDataParallel(models.trained) if world > 1 else models.trained
     optimizer = torch.optim.SGD(models.trained.parameters(), lr=0.0)

@@ -11,18 +11,18 @@ from v2idetr.engine.checkpoint import (
     save_checkpoint,
 )
 from v2idetr.engine.config import load_config
-from v2idetr.engine.run_context import Run, load_splits
+from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stage_models import build_stage, split_state
 
 
-def make_run(path: Path, *overrides: str) -> Run:
+def make_run(path: Path, *overrides: str) -> RunContext:
     config = load_config(path, ["train.max_iter=2", "train.eval_period=2", *overrides])
     splits = load_splits(config, with_train=True)
-    return Run(config, torch.device("cpu"), splits, StopSignals())
+    return RunContext(config, torch.device("cpu"), splits, StopSignals())
 
 
-def write_weights(run: Run, stage: str, name: str = "best.pth") -> Path:
+def write_weights(run: RunContext, stage: str, name: str = "best.pth") -> Path:
     """Freshly drawn weights of a stage, as if it had been trained."""
     models = build_stage(run.config, stage)
     path = run.stage_folder(stage) / name

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from v2idetr.ablation.runs import Run, listed_by_row
-from v2idetr.engine import run_context
+from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stages import check_models
 
@@ -35,7 +35,7 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
 
     Args:
         students: see `new_students`.
-        splits: of all runs, see `run_context.load_splits`.
+        splits: of all runs, see `engine.run_context.load_splits`.
 
     Raises:
         ValueError: what is wrong with which rows.
@@ -45,7 +45,7 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     for student in tqdm(students, title, unit="row", leave=False, disable=not students):
         config = copy.deepcopy(student.config)
         config.teacher.checkpoint = ""  # an untrained one does
-        run = run_context.Run(config, torch.device("cpu"), dict(splits), StopSignals())
+        run = RunContext(config, torch.device("cpu"), dict(splits), StopSignals())
         try:
             with _quiet():
                 check_models(run, ["student"])

@@ -25,7 +25,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from v2idetr.engine import run_folder
 from v2idetr.engine.config import ConfigError, load_run_config
-from v2idetr.engine.run_context import Run, load_splits
+from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
 from v2idetr.programs import LOCK, sole_user, stop_signals
@@ -140,7 +140,7 @@ def _prepare(
     device_type: str,
     signals: StopSignals,
     until_end: contextlib.ExitStack,
-) -> Run:
+) -> RunContext:
     """Data, folder and device, checked before training; the folder is ours `until_end`."""
     folder = _folder(options, config)
     splits = load_splits(config, with_train=not options.eval_only)
@@ -171,7 +171,7 @@ def _prepare(
     if not all(comm.all_gather(folder.is_dir())):
         raise ValueError(f"{folder} must be a folder that all machines share; some have none.")
     logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)
-    return Run(config, device, splits, signals)
+    return RunContext(config, device, splits, signals)
 
 
 def _on_main_process(work: Callable[[], None]) -> None:

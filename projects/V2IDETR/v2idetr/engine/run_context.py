@@ -20,7 +20,7 @@ from v2idetr.engine.signals import StopSignals
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """One run of train_net.py on one process.
 
     Attributes:
@@ -102,7 +102,7 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
 
 
 def train_loader(
-    run: Run, stage: str, num_frames: int, start_iteration: int, *, rehearsal: bool = False
+    run: RunContext, stage: str, num_frames: int, start_iteration: int, *, rehearsal: bool = False
 ) -> DataLoader:
     """Endless batches of clips of `num_frames` frames, this process's share.
 
@@ -122,7 +122,7 @@ def train_loader(
     )
 
 
-def eval_loader(run: Run, split: SplitData, num_frames: int) -> DataLoader:
+def eval_loader(run: RunContext, split: SplitData, num_frames: int) -> DataLoader:
     """Every frame of a split once, in order, this process's share."""
     return build_eval_loader(
         split,

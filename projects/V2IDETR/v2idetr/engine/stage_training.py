@@ -20,7 +20,7 @@ from v2idetr.distillation.knowledge import teacher_knowledge
 from v2idetr.engine import hooks
 from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint, load_detector, load_into
 from v2idetr.engine.config import build, fingerprint, save_config
-from v2idetr.engine.run_context import Run, eval_loader, train_loader
+from v2idetr.engine.run_context import RunContext, eval_loader, train_loader
 from v2idetr.engine.run_folder import CONFIG, git_commit, steps_of
 from v2idetr.engine.stage_models import StageModels, build_stage, split_state
 from v2idetr.engine.trainer import Trainer
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 LAST = "last.pth"
 
 
-def train_stage(run: Run, stage: str) -> None:
+def train_stage(run: RunContext, stage: str) -> None:
     """Train a stage up to its final.pth; continues from its last.pth if there is one.
 
     Raises:
@@ -66,19 +66,19 @@ def train_stage(run: Run, stage: str) -> None:
     comm.synchronize()
 
 
-def started(run: Run, stage: str) -> bool:
+def started(run: RunContext, stage: str) -> bool:
     """Whether there is a checkpoint to continue the stage from."""
     return (run.stage_folder(stage) / LAST).exists()
 
 
-def starts_from_imagenet(run: Run, stage: str) -> bool:
+def starts_from_imagenet(run: RunContext, stage: str) -> bool:
     """Whether no checkpoint replaces all weights of the stage's backbone."""
     given = run.config[_section(stage)]
     return not started(run, stage) and not (given.init_checkpoint and not given.init_partial)
 
 
 @torch.no_grad()
-def rehearse(run: Run, stage: str, models: StageModels) -> None:
+def rehearse(run: RunContext, stage: str, models: StageModels) -> None:
     """Compute the losses of one training clip: parts that do not fit say so now.
 
     A student's losses meet its teacher for the first time here, and would otherwise do so after
@@ -96,7 +96,7 @@ def rehearse(run: Run, stage: str, models: StageModels) -> None:
     models.trained(batch, knowledge=teacher_knowledge(teacher, batch, reach=models.reach))
 
 
-def load_teacher(run: Run, teacher: nn.Module) -> None:
+def load_teacher(run: RunContext, teacher: nn.Module) -> None:
     """Give a student's teacher the weights that were trained, or given by teacher.checkpoint."""
     names = list(run.config.data.class_names)
     with _blaming("teacher.checkpoint" if run.config.teacher.checkpoint else ""):
@@ -162,7 +162,7 @@ def _load_model(
     models.trained.load_state_dict(checkpoint.adapters, strict=False)
 
 
-def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Trainer:
+def _build_trainer(run: RunContext, stage: str, models: StageModels, start: int) -> Trainer:
     train, folder = run.config.train, run.stage_folder(stage)
     trainer = Trainer(
         _distributed(run, models.trained),
@@ -214,7 +214,7 @@ def _build_trainer(run: Run, stage: str, models: StageModels, start: int) -> Tra
 
 
 def _validation(
-    run: Run, models: StageModels, writer: hooks.CheckpointWriter, log: hooks.MetricsLog
+    run: RunContext, models: StageModels, writer: hooks.CheckpointWriter, log: hooks.MetricsLog
 ) -> hooks.Validation:
     split, evaluation = run.splits["val"], run.config.evaluation
     loader = eval_loader(run, split, models.detector.num_frames)
@@ -239,7 +239,7 @@ def _frames_needed(models: StageModels) -> int:
     return watching.num_frames
 
 
-def _distributed(run: Run, model: nn.Module) -> nn.Module:
+def _distributed(run: RunContext, model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     return DistributedDataParallel(

@@ -14,7 +14,7 @@ from v2idetr.atomic_file import write_text_atomically
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.engine.checkpoint import load_detector
 from v2idetr.engine.config import save_config
-from v2idetr.engine.run_context import Run, eval_loader
+from v2idetr.engine.run_context import RunContext, eval_loader
 from v2idetr.engine.run_folder import CONFIG, RESULTS, check_evaluation, is_finished
 from v2idetr.engine.stage_models import build_stage
 from v2idetr.engine.stage_training import (
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 Result = dict[str, Any]
 
 
-def stages_to_train(run: Run) -> list[str]:
+def stages_to_train(run: RunContext) -> list[str]:
     """The run's stages, without the teacher's where a trained teacher is given."""
     given = run.config.teacher.checkpoint if "teacher" in run.config else ""
     return [s for s in run.config.train.stages if not (s == "teacher" and given)]
 
 
-def run_stages(run: Run) -> dict[str, Result]:
+def run_stages(run: RunContext) -> dict[str, Result]:
     """Train and evaluate every stage that is not finished; returns the evaluations by stage."""
     stages = stages_to_train(run)
     check_models(run, stages)
@@ -58,7 +58,7 @@ def run_stages(run: Run) -> dict[str, Result]:
     return _finish(results, run.folder)
 
 
-def check_models(run: Run, stages: list[str]) -> None:
+def check_models(run: RunContext, stages: list[str]) -> None:
     """Before hours of training: build what will be trained, load what it starts from, try it.
 
     Raises:
@@ -74,7 +74,7 @@ def check_models(run: Run, stages: list[str]) -> None:
             rehearse(run, stage, models)
 
 
-def evaluate_only(run: Run, folder: Path, weights: str = "") -> dict[str, Result]:
+def evaluate_only(run: RunContext, folder: Path, weights: str = "") -> dict[str, Result]:
     """Evaluate what the run has trained, or else a given file; train nothing.
 
     Args:
@@ -108,7 +108,7 @@ def evaluate_only(run: Run, folder: Path, weights: str = "") -> dict[str, Result
     return _finish(results, folder)
 
 
-def _evaluate(run: Run, stage: str, weights: Path, folder: Path) -> Result:
+def _evaluate(run: RunContext, stage: str, weights: Path, folder: Path) -> Result:
     """Evaluate a trained stage on the test splits, thresholds from the validation split.
 
     Writes evaluation.json and the predictions into the folder.
