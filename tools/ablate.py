@@ -206,7 +206,7 @@ def run_table(
 
 
 def read_and_rehearse(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
-    """The splits that all runs share; on them the students of untrained teachers are tried.
+    """The splits that all runs share; on them one student of every row is tried.
 
     Raises:
         ValueError: the data cannot be used, or a student does not fit its teacher.

@@ -181,6 +181,15 @@ def test_masks_give_one_box_a_part_and_no_specks(convert, sunseg):
     assert notes["frame with a mask that cannot be read is left out"]["count"] == 1
 
 
+def test_a_mask_of_unclear_meaning_is_left_out_and_does_not_stop_the_others(convert, sunseg):
+    want = unseen(convert("sunseg", sunseg))
+    mask(sunseg / TESTS[1] / "GT" / "case7_1" / f"{frame(2)}.png", (2, 3, 6, 5), value=100)
+    assert unseen(convert("sunseg", sunseg)) == want, "boxes of the JSON, their order by masks"
+    notes = convert("sunseg", sunseg, "--boxes", "mask")["audit"]["notes"]
+    reason = "frame with a mask that is neither 0 and 1 nor 0 and 255 is left out"
+    assert notes[reason]["count"] == 1
+
+
 def test_the_only_part_of_a_mask_gives_a_box_however_small(convert, sunseg):
     mask(sunseg / TESTS[1] / "GT" / "case7_1" / f"{frame(1)}.png", (30, 0, 3, 2))
     written = convert("sunseg", sunseg, "--boxes", "mask")

@@ -12,6 +12,7 @@ from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.knowledge import Knowledge, teacher_knowledge
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
+from v2idetr.evaluation.cost import flops, parameters
 from v2idetr.modeling.meta_arch import Detector
 
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -108,6 +109,13 @@ def test_evaluation_is_that_of_the_plain_detector_bit_by_bit(kind: str) -> None:
         assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
         assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.pred_classes, b.pred_classes)
+
+
+@every_student
+def test_in_evaluation_it_costs_what_the_plain_detector_costs(kind: str) -> None:
+    distilled, plain, sample = distil(detector(kind)), detector(kind), batch()[0]
+    assert flops(distilled, sample) == flops(plain, sample) > 0
+    assert parameters(distilled.student) == parameters(plain)
 
 
 @pytest.mark.parametrize("mask", ["one_way", "isolated"])

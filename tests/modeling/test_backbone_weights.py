@@ -309,9 +309,27 @@ def test_a_stride_that_a_timm_model_does_not_have_is_refused() -> None:
 
 
 def test_a_stem_of_another_kind_is_not_left_unfrozen_in_silence() -> None:
-    with pytest.raises(ValueError, match=r"convnext_atto has no stem .*freeze_stem=false"):
-        TimmBackbone("convnext_atto")
-    TimmBackbone("convnext_atto", freeze_stem=False)
+    with pytest.raises(ValueError, match=r"stem of dla34 ends is not known .*freeze_stem=false"):
+        TimmBackbone("dla34")
+    TimmBackbone("dla34", freeze_stem=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "then"),
+    [
+        ("resnet18", {"conv1", "layer1"}, "layer2"),
+        ("tf_efficientnet_lite0", {"conv_stem", "blocks.0"}, "blocks.1"),
+        ("hrnet_w18_small", {"conv1", "conv2", "layer1"}, "transition1"),
+        ("convnext_atto", {"stem_0", "stem_1", "stages_0"}, "stages_1"),
+    ],
+)
+def test_the_stem_and_the_first_stage_are_frozen(name: str, frozen: set[str], then: str) -> None:
+    parts: dict[str, set[bool]] = {}
+    for key, parameter in TimmBackbone(name).body.named_parameters():
+        part = ".".join(key.split(".")[: 2 if key.startswith("blocks") else 1])
+        parts.setdefault(part, set()).add(parameter.requires_grad)
+    assert {part for part, learns in parts.items() if learns == {False}} == frozen
+    assert parts[then] == {True}
 
 
 def test_no_backbone_opens_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:

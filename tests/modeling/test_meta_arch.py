@@ -7,7 +7,6 @@ import torch
 from detectron2.structures import Instances
 
 from tests.conftest import criterion, make_sample, tiny_detector, tiny_net, tiny_teacher
-from v2idetr.evaluation.predictions import FramePrediction
 from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.interface import Decoded
 from v2idetr.modeling.meta_arch import ClipDetector, Detector, top_detections
@@ -145,13 +144,12 @@ def test_boxes_that_reach_beyond_the_picture_are_clipped() -> None:
     torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[0.0, 85.0, 30.0, 100.0]]))
 
 
-def test_boxes_that_are_not_finite_are_left_for_the_evaluation_to_name() -> None:
-    box = torch.tensor([[float("nan"), 0.5, 0.2, 0.2]])
-    detector = answering(tiny_detector().eval(), decoded_as(torch.zeros(1, 1), box))
-    sample = make_sample(0)
-    found = detector([sample])[0]["instances"]
-    with pytest.raises(ValueError, match="is not finite"):
-        FramePrediction.from_instances(sample, found)
+def test_output_that_is_not_finite_names_the_frame() -> None:
+    box, broken = torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.full((1, 4), float("nan"))
+    for decoded in (decoded_as(torch.zeros(1, 1), broken), decoded_as(broken[:, :1], box)):
+        detector = answering(tiny_detector().eval(), decoded)
+        with pytest.raises(ValueError, match=r"output for 7\.png is not finite"):
+            detector([make_sample(0) | {"file_name": "7.png"}])
 
 
 def test_the_best_pairs_of_query_and_class_are_kept() -> None:

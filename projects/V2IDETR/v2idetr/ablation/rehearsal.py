@@ -1,4 +1,4 @@
-"""Before a teacher is trained for hours: do its students fit it?
+"""Before hours of training: do students fit their teachers?
 
 train_net.py tries every stage that it is about to train. Here a teacher and its students are runs
 of their own, so the students would have their say only after the teacher.

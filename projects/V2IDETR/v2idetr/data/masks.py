@@ -16,7 +16,7 @@ def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
     """A mask picture as booleans: above half of white; above 0 in palettes and masks of 0 and 1.
 
     Raises:
-        ValueError: the brightest pixel is between, so that it is not known what it means.
+        ValueError: the brightest pixel is 2 to 127, and it is not known what that means.
     """
     with Image.open(path) as picture:
         if picture.mode == "P":

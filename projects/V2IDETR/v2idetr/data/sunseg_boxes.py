@@ -137,7 +137,10 @@ def measure_order(path: Path, labels: Mapping[Key, Labels], masks: Path, notes: 
     scores = dict.fromkeys(ORDERS, 0.0)
     compared = 0
     for key in evenly_spaced(sample, min(SAMPLE, len(sample))):
-        parts, _ = boxes_of_mask(read_mask(_mask_path(masks, key)))
+        try:
+            parts, _ = boxes_of_mask(read_mask(_mask_path(masks, key)))
+        except (OSError, SyntaxError, ValueError):
+            continue  # the other masks tell
         if len(parts) == 1:
             compared += 1
             for order, to_xywh in ORDERS.items():
@@ -188,8 +191,10 @@ def labels_from_masks(
             mask = read_mask(_mask_path(masks, key))
         except FileNotFoundError:
             return "frame without a mask is left out"
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError):
             return "frame with a mask that cannot be read is left out"
+        except ValueError:
+            return "frame with a mask that is neither 0 and 1 nor 0 and 255 is left out"
         boxes, specks = boxes_of_mask(mask)
         return Labels(boxes, (mask.shape[1], mask.shape[0])), specks
 

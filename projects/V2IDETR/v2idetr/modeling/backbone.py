@@ -24,6 +24,9 @@ from v2idetr.modeling.interface import Images
 
 logger = logging.getLogger(__name__)
 
+# Names of the first stage in timm's models; of "blocks", all stages, it is the first.
+FIRST_STAGES = {"layer1", "blocks", "blocks_0", "stages_0", "s1"}
+
 
 @dataclass(frozen=True)
 class FeatureShape:
@@ -40,11 +43,10 @@ class TimmBackbone(nn.Module):
         name: timm model name, for example ``tf_efficientnet_lite0``.
         strides: which maps to return, by stride in pixels; they are named ``stride8`` and so on.
             The model ends with the coarsest of them.
-        freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does;
-            of ResNets, EfficientNets and their like.
+        freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does.
 
     Raises:
-        ValueError: timm's model has no map of such a stride, or a stem of another kind.
+        ValueError: timm's model has no map of such a stride, or it is not known where its stem ends.
     """
 
     def __init__(
@@ -81,20 +83,18 @@ class TimmBackbone(nn.Module):
 
 
 def _freeze_stem(body: nn.Module, name: str) -> None:
-    """Keep the stem and the first stage as they are."""
-    stem = [
-        parameter
-        for key, parameter in body.named_parameters()
-        if key.startswith(("conv_stem", "blocks.0.", "conv1", "layer1"))
-    ]
-    if not stem:
-        children = ", ".join(key for key, _ in body.named_children())
+    """Keep the first stage and all that lies before it as they are."""
+    children = dict(body.named_children())
+    if not children.keys() & FIRST_STAGES:
         raise ValueError(
-            f"{name} has no stem that could be frozen, only {children}; set "
+            f"Where the stem of {name} ends is not known here (it has {', '.join(children)}); set "
             "model.net.backbone.freeze_stem=false."
         )
-    for parameter in stem:
-        parameter.requires_grad_(False)
+    for key, child in children.items():
+        stage = child if key != "blocks" else child.get_submodule("0")
+        stage.requires_grad_(False)
+        if key in FIRST_STAGES:
+            return
 
 
 def _cut_behind(module: nn.Module, path: str) -> None:
@@ -313,9 +313,9 @@ def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
     Convolutions pad with zeros, but the cells beyond a picture's edge stop being zero after the
     first normalisation, so the same picture gives other features in another batch. Here those cells
     are zeroed before and after every layer that reads neighbours, which makes a padded picture
-    equal to the same picture alone: with TensorFlow's "SAME" padding, as in EfficientNet-Lite, for
-    sizes that are multiples of 32; not where a layer averages over the whole picture, as
-    squeeze-and-excitation does.
+    equal to the same picture alone. Exceptions: with TensorFlow's "SAME" padding, as in
+    EfficientNet-Lite, only for sizes that are multiples of 32; not where a layer averages over the
+    whole picture, as squeeze-and-excitation does.
     """
     H, W = images.pixels.shape[-2:]
     if images.padding(1, H, W) is None:

@@ -128,7 +128,11 @@ class Detector(nn.Module):
     def postprocess(
         self, decoded: Decoded, batched_inputs: list[Sample]
     ) -> list[dict[str, Instances]]:
-        """The best ``score_topk`` detections of every image; no suppression is needed."""
+        """The best ``score_topk`` detections of every image; no suppression is needed.
+
+        Raises:
+            ValueError: a box or a score is not finite; names the frame.
+        """
         scores, classes, boxes = top_detections(
             decoded, self.score_topk, self.criterion.classification
         )
@@ -137,7 +141,11 @@ class Detector(nn.Module):
             h, w = sample["height"], sample["width"]
             instances = Instances((h, w))
             xyxy = box_convert(box, "cxcywh", "xyxy") * box.new_tensor([w, h, w, h])
-            # Boxes.clip would end the program, without the frame's name, where they are not finite.
+            if not (xyxy.isfinite().all() and score.isfinite().all()):
+                raise ValueError(
+                    f"The output for {sample.get('file_name', 'a picture')} is not finite. The "
+                    "weights are probably damaged: use an earlier checkpoint."
+                )
             instances.pred_boxes = Boxes(clip_boxes_to_image(xyxy, (h, w)))
             instances.scores, instances.pred_classes = score, label
             results.append({"instances": instances})
