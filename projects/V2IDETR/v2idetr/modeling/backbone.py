@@ -46,7 +46,7 @@ class TimmBackbone(nn.Module):
         freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does.
 
     Raises:
-        ValueError: timm's model has no map of such a stride, or it is not known where its stem ends.
+        ValueError: the model has no map of such a stride, or it is not known where its stem ends.
     """
 
     def __init__(
