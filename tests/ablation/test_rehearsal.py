@@ -52,6 +52,17 @@ def test_a_row_that_another_student_cannot_have_is_refused(tmp_path: Path) -> No
     assert said.endswith("(rows 08_qd)")
 
 
+@pytest.mark.parametrize("student", ["deformable_detr", "detr"])
+def test_the_students_of_the_papers_rows_fit_their_teachers(tmp_path: Path, student: str) -> None:
+    plan = make_plan(tmp_path, student=student)
+    rows = [row for key, row in plan.rows.items() if (key, student) != ("table4/08_qd", "detr")]
+    base = plan.base()
+    base.data.test = {}
+    students = new_students(plan.runs(rows, [0]))
+    assert {"table3/5_tfd_msi_cqd", "table4/02_fd"} <= {run.row.key for run in students}
+    rehearse(students, load_splits(base, with_train=True))
+
+
 def test_of_each_row_one_student_that_has_not_begun_is_tried(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     runs = plan.runs([row for row in plan.rows.values() if row.table == "table3"], range(2))
