@@ -173,6 +173,8 @@ def add_negatives(
     splits: dict[str, list[Video]], folder: Path, source: Path, notes: Findings
 ) -> None:
     """Spread SUN's lesion-free cases over train, val and a split ``test_negative``."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder (--negatives)")
     parents = [folder, *sorted(p for p in folder.glob("*") if p.is_dir())]
     cases = lesion_free_videos(parents, source, notes)
     check_folder(folder, cases, "  case<N>/*.jpg, or sundatabase_negative_part1/case<N>/*.jpg ...")

@@ -2,7 +2,7 @@
 """Check splits before they are trained on: the JSON, every frame, copies between splits.
 
     python tools/check_data.py data/sunseg/*.json --output check
-    python tools/check_data.py data/buv_raw/test.json --write-clipped data/buv/test.json
+    python tools/check_data.py data/buv_raw/test.json --write-clipped data/buv_raw/test_clipped.json
 
 Prints counts and problems and writes check_data.html, a page of sample frames with their boxes and
 a table of the videos, and check_data.json. Exits with 1 when there are errors: problems of a JSON,
@@ -193,8 +193,10 @@ def as_json(splits: Mapping[str, SplitData], copies: list[Copies]) -> dict[str, 
 def write_clipped(source: Path, target: Path) -> str:
     """Write the corrected copy and say what was done.
 
-    Raises ValueError when more than its boxes is wrong with the file.
+    Raises ValueError when more than its boxes is wrong with the file, or the copy is there.
     """
+    if target.exists():
+        raise ValueError(f"--write-clipped {target}: is there already; choose another name")
     content = read_coco_vid(source)
     report = AuditReport(source=str(target))
     frames = check_images(

@@ -157,7 +157,8 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
     bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
     if header is None and network_of(bare):
         weights = read_trained(source, stored, options)
-        return with_classes(weights, options.classes, options.new_class_head)
+        of_config = weights.header.class_names if options.new_class_head else None
+        return with_classes(weights, options.classes or of_config, options.new_class_head)
     if header is not None:
         weights = read_published(source, bare, header)
     else:

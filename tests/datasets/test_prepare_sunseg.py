@@ -181,6 +181,11 @@ def test_masks_give_one_box_a_part_and_no_specks(convert, sunseg):
     assert notes["frame with a mask that cannot be read is left out"]["count"] == 1
 
 
+def test_a_folder_of_negatives_that_does_not_exist_is_said_to_be_missing(convert, sunseg):
+    with pytest.raises(SystemExit, match=r"no such folder \(--negatives\)"):
+        convert("sunseg", sunseg, "--negatives", str(sunseg / "nowhere"))
+
+
 def test_a_mask_of_unclear_meaning_is_left_out_and_does_not_stop_the_others(convert, sunseg):
     want = unseen(convert("sunseg", sunseg))
     mask(sunseg / TESTS[1] / "GT" / "case7_1" / f"{frame(2)}.png", (2, 3, 6, 5), value=100)

@@ -80,6 +80,7 @@ def test_a_config_without_a_section_is_told_what_is_missing(tmp_path) -> None:
     [
         "train.init_checkpoint=missing.pth",
         "teacher.checkpoint=missing.pth",
+        "train.stages=[student]",
         "train.batch_size=5",
         "train.amp=fp16",
     ],

@@ -287,6 +287,18 @@ def test_a_teacher_is_published_but_has_no_place_in_other_code_bases(
     assert "It is a teacher" in capsys.readouterr().err
 
 
+def test_a_trained_detector_gets_a_new_class_head_for_the_classes_that_it_has(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, given = tmp_path / "new.safetensors", ["--config-file", f"{trained.parent}/config.yaml"]
+    assert main([str(trained), *given, "--new-class-head", "--output", str(output)]) == 0
+    assert "class head: fresh" in capsys.readouterr().out
+    assert main([str(trained), *given, "--output", str(tmp_path / "old.safetensors")]) == 0
+    new, old = (read_weights(path).state for path in (output, tmp_path / "old.safetensors"))
+    changed = {name for name in old if not torch.equal(new[name], old[name])}
+    assert changed and all("class_head" in name for name in changed)
+
+
 def test_a_trained_detector_without_its_config_is_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,6 +149,8 @@ def test_clipped_copy_can_be_trained_on(check, tmp_path, capsys):
         [0, 8, 15, 16],
     ]
     assert check.main([str(out)]) == 0
+    assert check.main([str(train), "--write-clipped", str(train)]) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_clipped_copy_of_a_file_with_other_faults_is_refused(check, tmp_path, capsys):

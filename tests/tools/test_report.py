@@ -255,11 +255,16 @@ def test_a_stage_that_is_not_evaluated_is_said_to_be_missing(copied: Path, tmp_p
 def test_a_run_that_has_just_begun_has_a_page(copied: Path, tmp_path: Path) -> None:
     for stage in STAGES:
         shutil.rmtree(copied / stage)
-    (copied / "run.json").unlink()
     write_report(copied, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "Nothing is evaluated yet" in page
     assert page.count("not begun") == 3
+
+
+def test_the_folder_of_an_evaluation_is_not_that_of_a_run(copied: Path, tmp_path: Path) -> None:
+    (copied / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"there is no run\.json in it"):
+        write_report(copied, tmp_path / "report.html")
 
 
 def test_frames_that_are_gone_are_reported_and_the_rest_is_there(

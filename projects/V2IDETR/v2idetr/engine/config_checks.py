@@ -144,6 +144,7 @@ def validate_config(
         if config["train"]["device"] == "cuda" and not has_gpu:
             problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
         if training:
+            _check_teacher(config, problems)
             _check_files(config, problems)
             _check_batches(config, world_size, problems)
             _check_precision(config["train"], has_gpu, problems)
@@ -159,6 +160,10 @@ def _check_stages(config: dict[str, Any], problems: list[str]) -> None:
         problems.append(
             f"train.stages must be in the order {', '.join(STAGES)}, each once, but is {stages}."
         )
+
+
+def _check_teacher(config: dict[str, Any], problems: list[str]) -> None:
+    stages = config["train"]["stages"]
     if "student" in stages and "teacher" not in stages and not config["teacher"]["checkpoint"]:
         problems.append(
             "train.stages has the student, who needs a teacher: add teacher to train.stages, or "

@@ -64,6 +64,12 @@ def launch_run(options: argparse.Namespace) -> int:
         device_type = "cuda" if gpus else "cpu"
     if device_type == "cuda" and options.num_gpus > gpus:
         raise UserError(f"--num-gpus {options.num_gpus}: this machine has {gpus}.")
+    if device_type == "cpu" and options.num_gpus > 1:
+        logger.warning(
+            "no GPU: --num-gpus %d starts so many processes on the CPU, which takes their memory "
+            "and is seldom faster than one",
+            options.num_gpus,
+        )
     if world == 1:
         return run_process(options, config, device_type)
     if device_type == "cpu":  # detectron2 would choose NCCL where there is a GPU

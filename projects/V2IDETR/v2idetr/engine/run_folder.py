@@ -65,6 +65,10 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
         if existing.exists():
             _check_same(load_config(existing), config, folder)
     else:
+        if resume:
+            logger.info(
+                "there is nothing to resume in %s: the run starts from the beginning", folder
+            )
         (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     for part in (folder, *(folder / stage for stage in STAGES)):

@@ -102,7 +102,12 @@ def read_run(folder: str | Path) -> RunFiles:
             f"{folder}: there is no config.yaml in it, so it is not the folder of a run; give the "
             "train.output_dir of train_net.py."
         )
-    record = _read_json(folder / "run.json") or {}
+    record = _read_json(folder / "run.json")
+    if record is None:
+        raise ValueError(
+            f"{folder}: there is no run.json in it, so it is the folder of an evaluation or of "
+            "a stage; give the train.output_dir of train_net.py."
+        )
     begun = [name for name in STAGES if (folder / name).is_dir()]
     return RunFiles(
         folder=folder,
