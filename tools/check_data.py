@@ -118,8 +118,13 @@ def read(
     """The splits by name, and fingerprints of the frames that could be read."""
     from v2idetr.data.frame_checks import check_frames
 
-    if options.write_clipped is not None and len(options.json) != 1:
-        raise ValueError("--write-clipped takes one JSON at a time")
+    if options.write_clipped is not None:
+        if len(options.json) != 1:
+            raise ValueError("--write-clipped takes one JSON at a time")
+        if options.write_clipped.exists():
+            raise ValueError(
+                f"--write-clipped {options.write_clipped}: is there already; choose another name"
+            )
     if options.every < 1 or options.samples < 0:
         raise ValueError("--every needs to be 1 or more, --samples 0 or more")
     stems = [path.stem for path in options.json]
@@ -193,10 +198,8 @@ def as_json(splits: Mapping[str, SplitData], copies: list[Copies]) -> dict[str, 
 def write_clipped(source: Path, target: Path) -> str:
     """Write the corrected copy and say what was done.
 
-    Raises ValueError when more than its boxes is wrong with the file, or the copy is there.
+    Raises ValueError when more than its boxes is wrong with the file.
     """
-    if target.exists():
-        raise ValueError(f"--write-clipped {target}: is there already; choose another name")
     content = read_coco_vid(source)
     report = AuditReport(source=str(target))
     frames = check_images(

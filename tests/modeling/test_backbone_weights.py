@@ -321,12 +321,14 @@ def test_a_stem_of_another_kind_is_not_left_unfrozen_in_silence() -> None:
         ("tf_efficientnet_lite0", {"conv_stem", "blocks.0"}, "blocks.1"),
         ("hrnet_w18_small", {"conv1", "conv2", "layer1"}, "transition1"),
         ("convnext_atto", {"stem_0", "stem_1", "stages_0"}, "stages_1"),
+        ("ghostnet_100", {"conv_stem", "blocks_0"}, "blocks_1"),
+        ("regnetx_002", {"stem", "s1"}, "s2"),
     ],
 )
 def test_the_stem_and_the_first_stage_are_frozen(name: str, frozen: set[str], then: str) -> None:
     parts: dict[str, set[bool]] = {}
     for key, parameter in TimmBackbone(name).body.named_parameters():
-        part = ".".join(key.split(".")[: 2 if key.startswith("blocks") else 1])
+        part = ".".join(key.split(".")[: 2 if key.startswith("blocks.") else 1])
         parts.setdefault(part, set()).add(parameter.requires_grad)
     assert {part for part, learns in parts.items() if learns == {False}} == frozen
     assert parts[then] == {True}

@@ -66,7 +66,7 @@ def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> S
     except ValueError as error:
         raise ValueError(f"distillation: {error}") from error
     for name in COMPARE_MAPS:
-        if losses[name] and config.distillation[name].get("align", "none") == "none":
+        if losses[name] and not list(losses[name].align.parameters()):  # maps as they are
             _check_scales(name, detector.net, teacher.net)
     return StageModels(detector, student, teacher)
 
