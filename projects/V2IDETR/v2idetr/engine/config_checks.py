@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,22 @@ AT_LEAST: dict[str, int] = {
     "teacher.model.net.num_decoder_layers": 1,
 }
 _PLAIN_BUILTINS = ("builtins.dict", "builtins.list", "builtins.tuple", "builtins.set")
+
+
+# The sections that say what stages start from.
+_SECTIONS_OF = {"train": ("plain", "student"), "teacher": ("teacher",)}
+
+
+def stages_to_train(config: Mapping[str, Any]) -> list[str]:
+    """The run's stages, without the teacher's where a trained teacher is given."""
+    given = (config.get("teacher") or {}).get("checkpoint")
+    return [s for s in config["train"]["stages"] if not (s == "teacher" and given)]
+
+
+def batch_size_key(config: Mapping[str, Any], stage: str) -> str:
+    """The key with the clips of a step of a stage, over all processes."""
+    own = stage == "teacher" and config["teacher"]["batch_size"]
+    return "teacher.batch_size" if own else "train.batch_size"
 
 
 def check_targets(config: dict[str, Any], problems: list[str]) -> None:
@@ -225,13 +241,18 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_files(config: dict[str, Any], problems: list[str]) -> None:
+    trained = stages_to_train(config)
+    sections = [s for s, runs in _SECTIONS_OF.items() if any(stage in trained for stage in runs)]
+    keys = [f"{section}.init_checkpoint" for section in sections]
+    if {"teacher", "student"} & set(config["train"]["stages"]):
+        keys.append("teacher.checkpoint")
     missing: dict[str, str] = {}
-    for key in ("train.init_checkpoint", "teacher.init_checkpoint", "teacher.checkpoint"):
+    for key in keys:
         path = _get(config, key)
         if path and not Path(path).is_file():
             missing.setdefault(path, key)  # the teacher's is the detector's unless told otherwise
     problems += [f"{key}: there is no file {path}." for path, key in missing.items()]
-    for section in ("train", "teacher"):
+    for section in sections:
         key = f"{section}.init_checkpoint"
         if _get(config, f"{section}.init_partial") and not _get(config, key):
             problems.append(f"{section}.init_partial is true, but {key} names no file.")
@@ -245,21 +266,13 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_batches(config: dict[str, Any], world_size: int, problems: list[str]) -> None:
-    at_once = config["train"]["clips_at_once"]
-    for key in ("train.batch_size", "teacher.batch_size"):
+    sizes = {batch_size_key(config, stage): stage for stage in stages_to_train(config)}
+    for key in sizes:
         size = _get(config, key)
-        if not isinstance(size, int):
-            continue
-        share, rest = divmod(size, world_size)
-        if rest or not share:
+        if size % world_size or size < world_size:
             problems.append(
                 f"{key} is {size}, which {world_size} processes cannot share equally; use "
                 "--num-gpus so that it divides the batch, or another batch size."
-            )
-        elif share > at_once and share % at_once:
-            problems.append(
-                f"{key} is {size}, so each process has {share} clips, which cannot be cut into "
-                f"equal parts of train.clips_at_once={at_once}; use a divisor of {share}."
             )
 
 

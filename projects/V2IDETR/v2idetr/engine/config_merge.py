@@ -43,8 +43,8 @@ def merge(base: dict, layer: dict, *, source: str, problems: list[str]) -> dict:
 def apply_override(config: dict, override: str, problems: list[str]) -> dict:
     """`config` with one `a.b.c=value` of the command line applied (`+a.b=value` adds a key).
 
-    Values are read as YAML; where the key holds text, what looks like a number or a truth value
-    stays text.
+    Values are read as YAML. Where the key holds text, everything after the first `=` is that text,
+    spaces around it apart, unless it is quoted: "#", ": " and "[" mean nothing there.
     """
     merging = _Merge(config, f"override {override!r}", problems)
     text_key, equals, text = override.partition("=")
@@ -52,11 +52,6 @@ def apply_override(config: dict, override: str, problems: list[str]) -> dict:
     key = text_key.removeprefix("+").strip()
     if not equals or not key or "" in key.split("."):
         merging.problem("write key=value, for example train.max_iter=500.")
-        return config
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        merging.problem(f"the value is not YAML: {error}")
         return config
     parent_key, _, name = key.rpartition(".")
     parent = _parent(config, parent_key, create=adding)
@@ -68,13 +63,14 @@ def apply_override(config: dict, override: str, problems: list[str]) -> dict:
         merging.unknown(key, config, "")
     elif adding and name in parent:
         merging.problem(f"{key} exists already; drop the + to change it.")
-    elif adding:
-        return replaced(config, key, value)
     else:
         old = dereference(parent[name] if name in parent else _default(parent, name), config)
-        if isinstance(old, str) and (isinstance(value, bool | int | float) or not text.strip()):
-            value = text.strip()
-        return replaced(config, key, merging.value(old, value, key, parent))
+        try:
+            value = _read_value(text, is_text=_holds_text(old, parent, name))
+        except ValueError as error:
+            merging.problem(f"the value is not YAML: {error}")
+            return config
+        return replaced(config, key, value if adding else merging.value(old, value, key, parent))
     return config
 
 
@@ -148,6 +144,29 @@ def signature_of(target: str) -> inspect.Signature | None:
         return inspect.signature(locate(target))
     except Exception:  # whatever importing a stranger's module raises; the target check reports it
         return None
+
+
+def _holds_text(old: Any, node: dict, name: str) -> bool:
+    """Whether a key of a node holds text, or null in the place of text."""
+    if old is not None:
+        return isinstance(old, str) and not is_reference(old)
+    parameter = _parameter(node, name)
+    return parameter is not None and str(parameter.annotation) in ("str", "str | None")
+
+
+def _read_value(text: str, *, is_text: bool) -> Any:
+    """A value of the command line; ValueError where it is not YAML."""
+    literal = text.strip()
+    try:
+        value = parse_yaml(text)
+    except ValueError:
+        if is_text:
+            return literal
+        raise
+    quoted = len(literal) > 1 and literal[0] == literal[-1] and literal[0] in "\"'"
+    if isinstance(value, str):
+        return value if quoted else literal  # YAML would end the text before " #"
+    return literal if is_text and (value is not None or not literal) else value
 
 
 def _parent(config: dict, key: str, *, create: bool) -> dict | None:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from v2idetr.data.clip_mapper import ClipMapper
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
 from v2idetr.engine.config import build
+from v2idetr.engine.config_checks import batch_size_key
 from v2idetr.engine.run_folder import weights_of
 from v2idetr.engine.signals import StopSignals
 
@@ -57,13 +58,15 @@ class RunContext:
 
     def batch_size(self, stage: str) -> int:
         """Clips a step, over all processes."""
-        own = self.config.teacher.batch_size if stage == "teacher" else 0
-        return own or self.config.train.batch_size
+        return OmegaConf.select(self.config, batch_size_key(self.config, stage))
 
     def micro_batches(self, stage: str) -> int:
-        """Into how many parts a process cuts its share of a batch."""
+        """Into how many equal parts, of at most `train.clips_at_once` clips, a process cuts its
+        share of a batch."""
         share = self.batch_size(stage) // comm.get_world_size()
-        return max(1, share // self.config.train.clips_at_once)
+        limit = self.config.train.clips_at_once
+        at_once = next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
+        return share // at_once
 
 
 def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]:

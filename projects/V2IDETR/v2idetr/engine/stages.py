@@ -14,6 +14,7 @@ from v2idetr.atomic_file import write_text_atomically
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.engine.checkpoint import load_detector
 from v2idetr.engine.config import save_config
+from v2idetr.engine.config_checks import stages_to_train
 from v2idetr.engine.run_context import RunContext, eval_loader
 from v2idetr.engine.run_folder import CONFIG, RESULTS, check_evaluation, is_finished
 from v2idetr.engine.stage_models import build_stage
@@ -33,15 +34,9 @@ logger = logging.getLogger(__name__)
 Result = dict[str, Any]
 
 
-def stages_to_train(run: RunContext) -> list[str]:
-    """The run's stages, without the teacher's where a trained teacher is given."""
-    given = run.config.teacher.checkpoint if "teacher" in run.config else ""
-    return [s for s in run.config.train.stages if not (s == "teacher" and given)]
-
-
 def run_stages(run: RunContext) -> dict[str, Result]:
     """Train and evaluate every stage that is not finished; returns the evaluations by stage."""
-    stages = stages_to_train(run)
+    stages = stages_to_train(run.config)
     check_models(run, stages)
     results: dict[str, Result] = {}
     for number, stage in enumerate(stages, start=1):
