@@ -13,11 +13,27 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     """Let `write` fill a temporary file next to `path`, then rename it to `path`.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; the temporary file is removed
-            and what `path` held before is untouched. Errors of `write` itself pass through,
-            likewise.
+        OSError: the disk is full or the folder cannot be written, with `path` as its filename; the
+            temporary file is removed and what `path` held before is untouched. Other errors of
+            `write` pass through, likewise.
     """
     path = Path(path)
+    try:
+        _write_atomically(path, write)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk is reported without a name, and other errors with the temporary one.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    _sync_folder(path.parent)
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """`write_atomically` for UTF-8 text."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,12 +46,6 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
-
-
-def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """`write_atomically` for UTF-8 text."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +62,39 @@ def check_folder(folder: Path, record: str, what: str, first: Sequence[str] = ()
     halves = tuple(f".{name}." for name in (record, *first))  # see `write_atomically`
     if any(p.name not in early and not p.name.startswith(halves) for p in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no {what}: choose another --output.")
+
+
+def check_writable(path: Path, option: str = "--output", *, is_file: bool = False) -> None:
+    """Make sure, before long work, that its output can be written; leaves nothing behind.
+
+    Args:
+        path: a folder, or with ``is_file`` a file; it and the folders above it may not exist yet.
+        option: what the user gave it with, for the message.
+
+    Raises:
+        ValueError: it cannot be written; one sentence with the reason and the remedy.
+    """
+    remedy = f"choose another {option}"
+    if is_file and os.path.isdir(path):
+        raise ValueError(f"{option} {path}: is a folder, not a file; {remedy}.")
+    folder = path.parent if is_file else path
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise ValueError(f"{option} {path}: {folder} is no folder; {remedy}.")
+    try:
+        # Tried, as permissions tell nothing about read-only disks, and nothing to root.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"{option} {path}: nothing can be written to {folder} ({error.strerror}); {remedy}."
+        ) from error
+
+
+def explain_os_error(error: OSError) -> str:
+    """The file, what is wrong with it and where to look, for a message."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error} (make doctor shows free disk and memory)"
 
 
 @contextmanager
