@@ -2,13 +2,6 @@
 
 from detectron2.config import LazyCall as L
 
-from v2idetr.data.augmentation import (
-    ResizeShortEdge,
-    color_jitter,
-    horizontal_flip,
-    resize_or_crop_resize,
-)
-
 ROOT = "data/BUV"
 
 data = dict(
@@ -23,15 +16,17 @@ data = dict(
     # The paper states no sizes. No vertical flip: the probe is always at the top.
     augmentations=dict(
         train=[
-            L(horizontal_flip)(),
-            L(resize_or_crop_resize)(
-                resize=L(ResizeShortEdge)(
+            L("v2idetr.data.augmentation.horizontal_flip")(),
+            L("v2idetr.data.augmentation.resize_or_crop_resize")(
+                resize=L("v2idetr.data.augmentation.ResizeShortEdge")(
                     short_edges=[352, 384, 416, 448, 480, 512, 544], max_size=800
                 )
             ),
-            L(color_jitter)(saturation=0.0, hue=0.0),  # ultrasound is grey
+            L("v2idetr.data.augmentation.color_jitter")(
+                saturation=0.0, hue=0.0
+            ),  # ultrasound is grey
         ],
-        test=[L(ResizeShortEdge)(short_edges=480, max_size=800)],
+        test=[L("v2idetr.data.augmentation.ResizeShortEdge")(short_edges=480, max_size=800)],
     ),
     min_visible=0.25,
     on_bad_box="raise",

@@ -2,14 +2,6 @@
 
 from detectron2.config import LazyCall as L
 
-from v2idetr.data.augmentation import (
-    ScaleJitter,
-    color_jitter,
-    horizontal_flip,
-    resize_fixed,
-    vertical_flip,
-)
-
 ROOT = "${oc.env:V2I_REAL_DATA,data}/cvc_clinicdb"
 
 data = dict(
@@ -23,12 +15,12 @@ data = dict(
     side="both",
     augmentations=dict(  # half of 384 x 288 px
         train=[
-            L(horizontal_flip)(),
-            L(vertical_flip)(),
-            L(ScaleJitter)(width=192, height=144),
-            L(color_jitter)(),
+            L("v2idetr.data.augmentation.horizontal_flip")(),
+            L("v2idetr.data.augmentation.vertical_flip")(),
+            L("v2idetr.data.augmentation.ScaleJitter")(width=192, height=144),
+            L("v2idetr.data.augmentation.color_jitter")(),
         ],
-        test=[L(resize_fixed)(width=192, height=144)],
+        test=[L("v2idetr.data.augmentation.resize_fixed")(width=192, height=144)],
     ),
     min_visible=0.25,
     on_bad_box="raise",

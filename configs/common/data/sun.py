@@ -2,14 +2,6 @@
 
 from detectron2.config import LazyCall as L
 
-from v2idetr.data.augmentation import (
-    ResizeShortEdge,
-    color_jitter,
-    horizontal_flip,
-    resize_or_crop_resize,
-    vertical_flip,
-)
-
 ROOT = "data/SUN-SEG"
 
 data = dict(
@@ -27,16 +19,16 @@ data = dict(
     # The paper states no sizes. SUN's 1158 x 1008 px at a short edge of 480 are 551 x 480.
     augmentations=dict(
         train=[
-            L(horizontal_flip)(),
-            L(vertical_flip)(),
-            L(resize_or_crop_resize)(
-                resize=L(ResizeShortEdge)(
+            L("v2idetr.data.augmentation.horizontal_flip")(),
+            L("v2idetr.data.augmentation.vertical_flip")(),
+            L("v2idetr.data.augmentation.resize_or_crop_resize")(
+                resize=L("v2idetr.data.augmentation.ResizeShortEdge")(
                     short_edges=[352, 384, 416, 448, 480, 512, 544], max_size=800
                 )
             ),
-            L(color_jitter)(),
+            L("v2idetr.data.augmentation.color_jitter")(),
         ],
-        test=[L(ResizeShortEdge)(short_edges=480, max_size=800)],
+        test=[L("v2idetr.data.augmentation.ResizeShortEdge")(short_edges=480, max_size=800)],
     ),
     min_visible=0.25,
     on_bad_box="raise",

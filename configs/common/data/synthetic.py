@@ -2,14 +2,6 @@
 
 from detectron2.config import LazyCall as L
 
-from v2idetr.data.augmentation import (
-    ScaleJitter,
-    color_jitter,
-    horizontal_flip,
-    resize_fixed,
-    vertical_flip,
-)
-
 ROOT = "data/synthetic"
 JSON = "data/synthetic_json"
 
@@ -28,12 +20,12 @@ data = dict(
     side="both",
     augmentations=dict(
         train=[
-            L(horizontal_flip)(),
-            L(vertical_flip)(),
-            L(ScaleJitter)(width=128, height=96, scale=[0.9, 1.3]),
-            L(color_jitter)(),
+            L("v2idetr.data.augmentation.horizontal_flip")(),
+            L("v2idetr.data.augmentation.vertical_flip")(),
+            L("v2idetr.data.augmentation.ScaleJitter")(width=128, height=96, scale=[0.9, 1.3]),
+            L("v2idetr.data.augmentation.color_jitter")(),
         ],
-        test=[L(resize_fixed)(width=128, height=96)],
+        test=[L("v2idetr.data.augmentation.resize_fixed")(width=128, height=96)],
     ),
     min_visible=0.25,
     on_bad_box="raise",

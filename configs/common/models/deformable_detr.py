@@ -2,19 +2,10 @@
 
 from detectron2.config import LazyCall as L
 
-from v2idetr.distillation.cqd import CrossViewQueryDistillation
-from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
-from v2idetr.modeling.classification import FocalClassification
-from v2idetr.modeling.criterion import SetCriterion
-from v2idetr.modeling.deformable_detr import DeformableDETR
-from v2idetr.modeling.matcher import HungarianMatcher
-from v2idetr.modeling.meta_arch import ClipDetector, Detector
-from v2idetr.modeling.temporal import MSI
-
 from .backbones import resnet50
 
-model = L(Detector)(
-    net=L(DeformableDETR)(
+model = L("v2idetr.modeling.meta_arch.Detector")(
+    net=L("v2idetr.modeling.deformable_detr.DeformableDETR")(
         backbone=resnet50,
         weights="weights/resnet50_imagenet.pth",  # torchvision's; Detectron2's is a .pkl
         num_classes=1,
@@ -33,9 +24,13 @@ model = L(Detector)(
         temporal=None,
         isolate_padding=True,
     ),
-    criterion=L(SetCriterion)(
-        classification=L(FocalClassification)(alpha=0.25, gamma=2.0),
-        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
+    criterion=L("v2idetr.modeling.criterion.SetCriterion")(
+        classification=L("v2idetr.modeling.classification.FocalClassification")(
+            alpha=0.25, gamma=2.0
+        ),
+        matcher=L("v2idetr.modeling.matcher.HungarianMatcher")(
+            class_weight=2.0, l1_weight=5.0, giou_weight=2.0
+        ),
         class_weight=2.0,
         l1_weight=5.0,
         giou_weight=2.0,
@@ -49,15 +44,15 @@ model = L(Detector)(
 
 # The teacher is the student's detector with MSI between neck and encoder.
 teacher = dict(
-    model=L(ClipDetector)(
+    model=L("v2idetr.modeling.meta_arch.ClipDetector")(
         num_frames="${data.num_frames}",
-        net=L(DeformableDETR)(
+        net=L("v2idetr.modeling.deformable_detr.DeformableDETR")(
             **{
                 key: f"${{model.net.{key}}}"
                 for key in model.net
                 if key not in ("_target_", "temporal")
             },
-            temporal=L(MSI)(
+            temporal=L("v2idetr.modeling.temporal.MSI")(
                 strides="${teacher.model.net.strides}",
                 roles=["local", "local", "global", "global"],
                 d="${teacher.model.net.d}",
@@ -79,7 +74,7 @@ teacher = dict(
 )
 
 distillation = dict(
-    tfd=L(TargetGuidedFeatureDistillation)(
+    tfd=L("v2idetr.distillation.tfd.TargetGuidedFeatureDistillation")(
         weight=1.0,  # lambda_bk, paper, section II-E
         stride=32,
         sigma="box",
@@ -89,7 +84,7 @@ distillation = dict(
         student_dim="${model.net.d}",
         teacher_dim="${teacher.model.net.d}",
     ),
-    cqd=L(CrossViewQueryDistillation)(
+    cqd=L("v2idetr.distillation.cqd.CrossViewQueryDistillation")(
         weight=5.0,  # lambda_qe, paper, section II-E
         per_frame="N/T",
         sampling="disjoint",

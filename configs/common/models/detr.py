@@ -2,18 +2,13 @@
 
 from detectron2.config import LazyCall as L
 
-from v2idetr.modeling.classification import SoftmaxClassification
-from v2idetr.modeling.criterion import SetCriterion
-from v2idetr.modeling.detr import DETR
-from v2idetr.modeling.matcher import HungarianMatcher
-
 from .backbones import resnet50
 from .deformable_detr import distillation, model, teacher
 from .teachers import on_its_own
 
 teacher = on_its_own(teacher, model)
 
-model.net = L(DETR)(
+model.net = L("v2idetr.modeling.detr.DETR")(
     backbone=resnet50,
     weights="weights/resnet50_imagenet.pth",  # torchvision's; Detectron2's is a .pkl
     num_classes=1,
@@ -28,9 +23,11 @@ model.net = L(DETR)(
     query_content="given",  # given | zero: whether cross-view queries keep the teacher's content
     isolate_padding=True,
 )
-model.criterion = L(SetCriterion)(
-    classification=L(SoftmaxClassification)(eos_coef=0.1),
-    matcher=L(HungarianMatcher)(class_weight=1.0, l1_weight=5.0, giou_weight=2.0),
+model.criterion = L("v2idetr.modeling.criterion.SetCriterion")(
+    classification=L("v2idetr.modeling.classification.SoftmaxClassification")(eos_coef=0.1),
+    matcher=L("v2idetr.modeling.matcher.HungarianMatcher")(
+        class_weight=1.0, l1_weight=5.0, giou_weight=2.0
+    ),
     class_weight=1.0,
     l1_weight=5.0,
     giou_weight=2.0,

@@ -2,15 +2,13 @@
 
 from detectron2.config import LazyCall as L
 
-from v2idetr.modeling.sam_detr import SAMDETR
-
 from .backbones import resnet50
 from .deformable_detr import distillation, model, teacher  # noqa: F401 (parts of this config)
 from .teachers import on_its_own
 
 teacher = on_its_own(teacher, model)
 
-model.net = L(SAMDETR)(
+model.net = L("v2idetr.modeling.sam_detr.SAMDETR")(
     backbone=resnet50,
     weights="weights/resnet50_imagenet.pth",  # torchvision's; Detectron2's is a .pkl
     num_classes=1,

@@ -17,6 +17,7 @@ from v2idetr.engine.config import (
     fingerprint,
     load_config,
     load_run_config,
+    read_config,
     to_plain,
 )
 from v2idetr.engine.config_yaml import parse_yaml
@@ -81,7 +82,9 @@ def resolve(row: Row, settings: Settings) -> tuple[DictConfig, tuple[str, ...]]:
         held = tuple(o for o in given if _holds(o, says, _base(path)))
     if row.student and not row.is_plain:
         held = (*held, "train.stages=[teacher, student]")
-    config = load_run_config(path, held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers)
+    config = load_run_config(
+        _file(path), held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers
+    )
     return config, held
 
 
@@ -119,9 +122,12 @@ def check_overrides(settings: Settings) -> None:
             )
 
 
+_file = functools.cache(read_config)
+
+
 @functools.cache
 def _base(path: Path) -> dict[str, Any]:
-    return to_plain(load_config(path))
+    return to_plain(load_config(_file(path)))
 
 
 def _holds(override: str, says: Sequence[str], base: dict[str, Any]) -> bool:

@@ -11,13 +11,12 @@ from torchvision.ops import box_convert
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.feature_distillation import EmbeddingDistillation, FeatureDistillation
 from v2idetr.distillation.knowledge import Knowledge, Reach
+from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.distillation.masks import attended_queries
 from v2idetr.distillation.query_distillation import QueryDistillation
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.modeling.criterion import Targets
 from v2idetr.modeling.interface import Images, Memory
-
-LOSSES = ("tfd", "fd", "ed", "cqd", "qd")  # the keys below `distillation`
 
 
 class DistilledStudent(nn.Module):

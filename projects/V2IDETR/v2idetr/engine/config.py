@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.engine.config_checks import check_targets, validate_config
-from v2idetr.engine.config_keys import is_reference, select
+from v2idetr.engine.config_keys import dereferenced, is_reference, select
 from v2idetr.engine.config_merge import apply_override, merge
 from v2idetr.engine.config_yaml import dump_yaml, parse_yaml
 
@@ -50,13 +51,41 @@ class ConfigError(ValueError):
         super().__init__("\n  - ".join([f"the configuration has {count}:", *self.problems]))
 
 
+@dataclass(frozen=True)
+class ConfigFile:
+    """A config file with its bases, read once for several runs.
+
+    Attributes:
+        path: of the file.
+        content: merged, references unresolved.
+        problems: what it has wrong.
+        unreadable: files that cannot be used.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    problems: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def read_config(path: Path) -> ConfigFile:
+    """A config file for `load_config` or `load_run_config`, which tell what is wrong with it."""
+    problems: list[str] = []
+    unreadable: list[str] = []
+    content = _load_layers(path, (), problems, unreadable)
+    return ConfigFile(path, content, tuple(problems), tuple(unreadable))
+
+
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, layers: Sequence[str | Path] = ()
+    path: str | Path | ConfigFile,
+    overrides: Sequence[str] = (),
+    *,
+    layers: Sequence[str | Path] = (),
 ) -> DictConfig:
     """Config file, layers on it and command-line overrides to the resolved config.
 
     Args:
-        path: a `.py` LazyConfig or a `.yaml` file.
+        path: a `.py` LazyConfig or a `.yaml` file, or what `read_config` made of it.
         layers: `.yaml` files with keys to change, applied in this order before the overrides. They
             name no `_base_`, so that they fit on any config that has these keys.
         overrides: `a.b.c=value` changes a key, `+a.b.c=value` adds one; values are YAML.
@@ -73,7 +102,7 @@ def load_config(
 
 
 def load_run_config(
-    path: str | Path,
+    path: str | Path | ConfigFile,
     overrides: Sequence[str],
     *,
     world_size: int,
@@ -144,12 +173,11 @@ def differing_keys(
 
 
 def _load(
-    path: str | Path, overrides: Sequence[str], layers: Sequence[str | Path]
+    path: str | Path | ConfigFile, overrides: Sequence[str], layers: Sequence[str | Path]
 ) -> tuple[dict[str, Any], list[str], bool]:
     """The resolved config without what is wrong, what is wrong, and whether all files were read."""
-    problems: list[str] = []
-    unreadable: list[str] = []
-    config = _load_layers(Path(path), (), problems, unreadable)
+    file = path if isinstance(path, ConfigFile) else read_config(Path(path))
+    config, problems, unreadable = file.content, [*file.problems], [*file.unreadable]
     changes = [(str(layer), _load_layer(Path(layer), unreadable)) for layer in layers]
     if unreadable:  # what else is wrong would only be a consequence
         return {}, unreadable, False
@@ -293,6 +321,8 @@ def _target_name(target: Any) -> str:
 
 def _resolve(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """References such as "${model.dim}" replaced by their values, each bad one reported."""
+    with contextlib.suppress(KeyError):
+        return dereferenced(config)
     node = OmegaConf.create(config)
     for key, value in list(_leaves(config)):
         if is_reference(value):

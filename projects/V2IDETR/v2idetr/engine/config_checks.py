@@ -11,15 +11,15 @@ from typing import Any
 
 from detectron2.utils.registry import locate
 
-from v2idetr.data.clip_mapper import ClipSampler
-from v2idetr.distillation.student import LOSSES
+from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.engine.config_types import (
     DISTILLATION_KEYS,
     KIND_NAMES,
     PROGRAM_KEYS,
     TEACHER_KEYS,
 )
-from v2idetr.evaluation.lesion_metrics import RULES
+from v2idetr.engine.signatures import read_signature
+from v2idetr.evaluation.rule_names import RULE_NAMES
 
 STAGES = ("teacher", "plain", "student")
 COCO_METRICS = ("AP", "AP50", "AP75")
@@ -95,20 +95,9 @@ def check_targets(config: dict[str, Any], problems: list[str]) -> None:
         if _is_standard_library(target):
             problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
             continue
-        try:
-            found = locate(target)
-        except Exception as error:  # importing a stranger's module can raise anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            problems.append(f"{where}: {target} cannot be imported: {reason}")
-            continue
-        if not callable(found):
-            problems.append(
-                f"{where}: {target} {'is not callable' if found else 'does not exist'}."
-            )
-        elif _is_standard_library(f"{getattr(found, '__module__', '') or ''}.x"):
-            problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
-        else:
-            _check_arguments(key, target, found, node, problems)
+        signature = read_signature(target) or _imported_signature(where, target, problems)
+        if signature is not None:
+            _check_arguments(key, target, signature, node, problems)
 
 
 def validate_config(
@@ -152,7 +141,6 @@ def validate_config(
             _check_stages,
             _check_classes,
             _check_splits,
-            _check_clips,
             _check_evaluation,
         )
         for relation in relations:
@@ -164,6 +152,7 @@ def validate_config(
             _check_files(config, problems)
             _check_batches(config, world_size, problems)
             _check_precision(config["train"], has_gpu, problems)
+        _check_clips(config, problems)
     return problems
 
 
@@ -213,6 +202,8 @@ def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_clips(config: dict[str, Any], problems: list[str]) -> None:
+    from v2idetr.data.clip_mapper import ClipSampler
+
     data = config["data"]
     try:
         ClipSampler(**{key: data[key] for key in ("num_frames", "window", "sampling", "side")})
@@ -225,9 +216,9 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
     metric, rules = train["best_metric"], evaluation["rules"]
     known = [*COCO_METRICS] if evaluation["coco_ap"] else []
     known += [f"{rule}/{name}" for rule in rules for name in ("f1", "precision", "recall")]
-    unknown = [rule for rule in rules if rule not in RULES]
+    unknown = [rule for rule in rules if rule not in RULE_NAMES]
     if unknown:
-        problems.append(f"evaluation.rules has {unknown}; the rules are {', '.join(RULES)}.")
+        problems.append(f"evaluation.rules has {unknown}; the rules are {', '.join(RULE_NAMES)}.")
     elif metric not in known:
         problems.append(
             f"train.best_metric is {metric!r}, which this evaluation does not compute; it computes "
@@ -317,14 +308,35 @@ def _is_standard_library(target: str) -> bool:
     return target.split(".")[0] in sys.stdlib_module_names and target not in _PLAIN_BUILTINS
 
 
+def _imported_signature(where: str, target: str, problems: list[str]) -> inspect.Signature | None:
+    """Signature of a target that the source alone does not settle; None if it has none."""
+    try:
+        found = locate(target)
+    except Exception as error:  # importing a stranger's module can raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problems.append(f"{where}: {target} cannot be imported: {reason}")
+        return None
+    if not callable(found):
+        problems.append(f"{where}: {target} {'is not callable' if found else 'does not exist'}.")
+        return None
+    if _is_standard_library(f"{getattr(found, '__module__', '') or ''}.x"):
+        problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
+        return None
+    try:
+        return inspect.signature(found)
+    except (TypeError, ValueError):
+        return None  # some C callables have none
+
+
 def _check_arguments(
-    key: str, target: str, found: Callable, node: dict[str, Any], problems: list[str]
+    key: str,
+    target: str,
+    signature: inspect.Signature,
+    node: dict[str, Any],
+    problems: list[str],
 ) -> None:
     """The keys must be parameters of the callable, all required parameters among them."""
-    try:
-        parameters = inspect.signature(found).parameters
-    except (TypeError, ValueError):
-        return  # some C callables have no signature
+    parameters = signature.parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     named = {
         name: p

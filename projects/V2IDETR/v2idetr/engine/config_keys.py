@@ -45,6 +45,16 @@ def select(root: dict, key: str) -> Any:
     return value
 
 
+def dereferenced(root: dict) -> dict:
+    """Copy of a config with the values that its references to keys stand for.
+
+    Raises:
+        KeyError: a reference leads nowhere, in a circle, or is more than the name of a key: what
+            that means is for OmegaConf to say.
+    """
+    return _dereferenced(root, root, ())
+
+
 def replaced(root: dict, key: str, value: Any) -> dict:
     """Copy of a config with another value at a key; what is referred to on the way is copied."""
     return _replaced(root, key.split("."), value, root)
@@ -69,6 +79,19 @@ def nearest_key(key: str, known: list[str]) -> str | None:
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
     return leaves[near[0]] if near else None
+
+
+def _dereferenced(value: Any, root: dict, above: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {name: _dereferenced(item, root, above) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_dereferenced(item, root, above) for item in value]
+    if not is_reference(value):
+        return value
+    match = _REFERENCE.fullmatch(value)
+    if match is None or match[1] in above:
+        raise KeyError(value)
+    return _dereferenced(select(root, match[1]), root, (*above, match[1]))
 
 
 def _replaced(node: Any, path: list[str], value: Any, root: dict) -> Any:

@@ -11,8 +11,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.utils.registry import locate
-
 from v2idetr.engine.config_keys import (
     all_keys,
     dereference,
@@ -23,6 +21,7 @@ from v2idetr.engine.config_keys import (
 )
 from v2idetr.engine.config_types import KIND_NAMES, OPTIONAL_KEYS
 from v2idetr.engine.config_yaml import parse_yaml
+from v2idetr.engine.signatures import signature_of
 
 # Mappings from names of the user's choice: given as a whole, they replace the base's.
 OPEN_MAPPINGS = frozenset({"data.test"})
@@ -136,14 +135,6 @@ class _Merge:
     def problem(self, sentence: str) -> None:
         """Note what is wrong with this layer."""
         self.problems.append(f"{self.source}: {sentence}")
-
-
-def signature_of(target: str) -> inspect.Signature | None:
-    """Signature of the callable with this dotted name; None if there is none."""
-    try:
-        return inspect.signature(locate(target))
-    except Exception:  # whatever importing a stranger's module raises; the target check reports it
-        return None
 
 
 def _holds_text(old: Any, node: dict, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from v2idetr.distillation.student import LOSSES
+from v2idetr.distillation.loss_names import LOSSES
 
 KIND_NAMES: dict[type, str] = {
     dict: "a mapping",

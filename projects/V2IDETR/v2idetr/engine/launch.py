@@ -7,28 +7,14 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import shlex
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from detectron2.engine import launch
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
-from torch.multiprocessing import ProcessExitedException
 
-from v2idetr.engine import run_folder
 from v2idetr.engine.config import ConfigError, load_run_config
-from v2idetr.engine.run_context import RunContext, load_splits
-from v2idetr.engine.signals import StopRequested, StopSignals
-from v2idetr.engine.stages import evaluate_only, run_stages
-from v2idetr.programs import LOCK, sole_user, stop_signals
+from v2idetr.programs import stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +56,12 @@ def launch_run(options: argparse.Namespace) -> int:
             "and is seldom faster than one",
             options.num_gpus,
         )
+    # Imported here, so that a config is refused without waiting for all that it would have used.
+    from detectron2.engine import launch
+    from torch.multiprocessing import ProcessExitedException
+
+    from v2idetr.engine.process import run_process, run_worker
+
     if world == 1:
         return run_process(options, config, device_type)
     if device_type == "cpu":  # detectron2 would choose NCCL where there is a GPU
@@ -77,7 +69,7 @@ def launch_run(options: argparse.Namespace) -> int:
     with _signals_forwarded():
         try:
             launch(
-                _worker,
+                run_worker,
                 options.num_gpus,
                 num_machines=options.num_machines,
                 machine_rank=options.machine_rank,
@@ -87,126 +79,6 @@ def launch_run(options: argparse.Namespace) -> int:
         except ProcessExitedException as error:
             return error.exit_code if error.exit_code > 0 else 1
     return 0
-
-
-def run_process(options: argparse.Namespace, config: DictConfig, device_type: str) -> int:
-    """What every process does: prepare, run the stages; returns the exit code.
-
-    Raises:
-        UserError: see `launch_run`.
-    """
-    _log_to_terminal()
-    with StopSignals() as signals, contextlib.ExitStack() as until_end:
-        try:
-            run = _prepare(options, config, device_type, signals, until_end)
-            if options.eval_only:
-                evaluate_only(run, _folder(options, config), options.weights)
-            else:
-                run_stages(run)
-        except StopRequested as stop:
-            logger.warning("stopped by %s; %s", stop, _what_to_do_next(options))
-            return stop.exit_code
-        except torch.OutOfMemoryError as error:
-            _log_to_file("stopped for lack of memory", error)
-            raise UserError(
-                "The GPU has not enough memory. Begin again with a smaller train.clips_at_once "
-                "(the batch stays the same) or evaluation.batch_size, or with more --num-gpus.\n"
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        except (ValueError, FloatingPointError) as error:
-            _log_to_file("stopped by an error", error)
-            raise UserError(_message(error)) from error
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            _log_to_file("stopped by the file system", error)
-            raise UserError(
-                f"{where}{error.strerror or error}. Mend that (make doctor shows free disk and "
-                f"memory); {_what_to_do_next(options)}"
-            ) from error
-    return 0
-
-
-def _worker(options: argparse.Namespace, config: DictConfig, device_type: str) -> None:
-    """`run_process` in a process of its own, whose exit code is all that others see."""
-    if device_type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.num_gpus))
-    try:
-        code = run_process(options, config, device_type)
-    except UserError as error:
-        logger.error("%s", error)
-        code = USER_ERROR
-    if code:
-        raise SystemExit(code)
-    dist.destroy_process_group()
-
-
-def _prepare(
-    options: argparse.Namespace,
-    config: DictConfig,
-    device_type: str,
-    signals: StopSignals,
-    until_end: contextlib.ExitStack,
-) -> RunContext:
-    """Data, folder and device, checked before training; the folder is ours `until_end`."""
-    folder = _folder(options, config)
-    splits = load_splits(config, with_train=not options.eval_only)
-    index = comm.get_local_rank() if device_type == "cuda" else None
-    device = torch.device(device_type, index) if index is not None else torch.device(device_type)
-    # Where there is no repeatable implementation, torch warns once and goes on.
-    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
-    deterministic: Any = torch.utils.deterministic  # a module whose class has the property
-    deterministic.fill_uninitialized_memory = False  # would only cost time
-
-    def take_folder() -> None:
-        remedy = f"use another {'--output' if options.eval_only else 'train.output_dir'}"
-        lock = sole_user(folder / LOCK, "Another train_net.py", remedy)
-        until_end.enter_context(lock)
-        if not options.eval_only:
-            _warn_without_neighbours(config)
-            run_folder.claim(folder, config, resume=options.resume)
-            run_folder.record(
-                folder,
-                config,
-                splits,
-                device=run_folder.device_name(device),
-                processes=comm.get_world_size(),
-            )
-        _add_log_file(folder / "log.txt")
-
-    _on_main_process(take_folder)
-    if not all(comm.all_gather(folder.is_dir())):
-        raise ValueError(f"{folder} must be a folder that all machines share; some have none.")
-    logger.info("running on %s, writing to %s", run_folder.device_name(device), folder)
-    return RunContext(config, device, splits, signals)
-
-
-def _on_main_process(work: Callable[[], None]) -> None:
-    """Do something on the first process; where it fails, all end, and the first one says why."""
-    problem = None
-    if comm.is_main_process():
-        try:
-            work()
-        except (ValueError, OSError) as error:
-            problem = error
-    failed = comm.all_gather(problem is not None)
-    if problem is not None:
-        raise problem
-    if any(failed):
-        raise SystemExit(USER_ERROR)
-
-
-def _folder(options: argparse.Namespace, config: DictConfig) -> Path:
-    """Where this program writes: the run's folder, or that of an evaluation alone."""
-    folder = Path(config.train.output_dir)
-    return Path(options.output or folder / "evaluation") if options.eval_only else folder
-
-
-def _warn_without_neighbours(config: DictConfig) -> None:
-    if config.data.window == 0 and config.data.num_frames > 1:
-        logger.warning(
-            "data.window=0: every clip repeats its current frame, so a teacher that is trained "
-            "now learns nothing from other frames."
-        )
 
 
 @contextlib.contextmanager
@@ -230,50 +102,3 @@ def _signals_forwarded() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _log_to_terminal() -> None:
-    """The first process tells how it goes, the others only what went wrong."""
-    rank = comm.get_rank()
-    package = setup_logger(distributed_rank=rank, name="v2idetr")
-    package.setLevel(logging.INFO)
-    if rank > 0 and not package.handlers:
-        handler = logging.StreamHandler()
-        handler.setLevel(logging.ERROR)
-        handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))
-        package.addHandler(handler)
-
-
-def _add_log_file(path: Path) -> None:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    package = logging.getLogger("v2idetr")
-    for old in [h for h in package.handlers if isinstance(h, logging.FileHandler)]:
-        package.removeHandler(old)
-        old.close()
-    package.addHandler(handler)
-
-
-def _log_to_file(text: str, error: Exception) -> None:
-    """The whole traceback, for those who look for it; the terminal gets the message alone."""
-    for handler in logging.getLogger("v2idetr").handlers:
-        if isinstance(handler, logging.FileHandler):
-            trace = (type(error), error, error.__traceback__)
-            record = logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), trace)
-            handler.handle(record)
-
-
-def _message(error: Exception) -> str:
-    """An error's own text; one from a data worker carries that process's traceback before it."""
-    text = str(error)
-    marker = f"{type(error).__name__}: "
-    return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text
-
-
-def _what_to_do_next(options: argparse.Namespace) -> str:
-    program, *arguments = sys.argv
-    aim = "begin again"
-    if not options.eval_only:
-        aim = "continue from the last checkpoint"
-        arguments = ["--resume", *(a for a in arguments if a != "--resume")]
-    return f"to {aim}:\n  {shlex.join(['python', program, *arguments])}"

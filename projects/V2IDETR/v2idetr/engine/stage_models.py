@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from v2idetr.distillation.knowledge import Reach
-from v2idetr.distillation.student import LOSSES, DistilledStudent
+from v2idetr.distillation.loss_names import LOSSES
+from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.config import build
 from v2idetr.engine.trainer import seed_step
 

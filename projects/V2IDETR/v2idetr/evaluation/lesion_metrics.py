@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torchvision.ops import box_iou
 
 from v2idetr.evaluation.frames import LabelledFrame, Video
+from v2idetr.evaluation.rule_names import RULE_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def iou50(frame: LabelledFrame) -> tuple[Scores, Scores]:
     return scores[found], scores[~found]
 
 
-RULES: dict[str, Rule] = {"endovis_center": endovis_center, "iou50": iou50}
+RULES: dict[str, Rule] = dict(zip(RULE_NAMES, (endovis_center, iou50), strict=True))
 
 
 def get_rule(name: str) -> Rule:
