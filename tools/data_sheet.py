@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.data.audit import FAULT_WORDS, box_fault, clip_box
+from v2idetr.data.audit import FAULT_WORDS, Findings, box_fault, clip_box
 from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import SplitData, by_video
 from v2idetr.data.conversion import evenly_spaced
@@ -34,6 +34,8 @@ def write_sheet(
     *,
     splits: Mapping[str, SplitData],
     contents: Mapping[str, Mapping[str, Any]],
+    together: Findings,
+    notes: Findings,
     copies: Sequence[Copies],
     errors: int,
     every: int,
@@ -44,6 +46,7 @@ def write_sheet(
     Args:
         splits: by name, with reports.
         contents: the files as they are, for the bad boxes that the splits no longer hold.
+        together, notes: what is wrong between splits, and what else should be known of them.
         every: which share of the frames was read.
         num_samples: frames of a split to show.
     """
@@ -60,6 +63,13 @@ def write_sheet(
         }
         for name, split in splits.items()
     ]
+    findings = [(s.report.problems, s.report.notes, name) for name, s in splits.items()]
+    found = [
+        {"findings": part, "tone": tone, "name": name}
+        for problems, remarks, name in [*findings, (together, notes, "splits")]
+        for part, tone in ((problems, "error"), (remarks, "note"))
+        if part
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -68,6 +78,7 @@ def write_sheet(
     )
     page = environment.get_template("data_sheet.html.j2").render(
         sections=sections,
+        found=found,
         copies=[{"pair": c, "pictures": copy_pictures(c, splits)} for c in copies[:MOST_COPIES]],
         more_copies=max(0, len(copies) - MOST_COPIES),
         errors=errors,

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 
 from v2idetr.data.augmentation import numpy_seeded
+from v2idetr.data.frame_files import explain_size
 
 Record = dict[str, Any]
 Sampling = Literal["random", "fixed"]
@@ -42,10 +43,7 @@ def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray
             f"{path}: has more than 8 bits a channel (mode {picture.mode}); convert it to 8 bits"
         )
     if picture.size != (width, height):
-        raise ValueError(
-            f"{path}: is {picture.width} x {picture.height} px (width x height), but the "
-            f"annotation file says {width} x {height}; boxes would not fit: correct one of them"
-        )
+        raise ValueError(explain_size(path, size=picture.size, said=(width, height)))
     return np.array(picture.convert("RGB"))
 
 
