@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v2idetr.data.clip_mapper import ClipSampler
+from v2idetr.data.clip_sampler import ClipSampler
 
 SAMPLERS = st.builds(
     ClipSampler,

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.utils.registry import locate
 
+from v2idetr.data.clip_sampler import ClipSampler
 from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.engine.config_types import (
     DISTILLATION_KEYS,
@@ -202,8 +203,6 @@ def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_clips(config: dict[str, Any], problems: list[str]) -> None:
-    from v2idetr.data.clip_mapper import ClipSampler
-
     data = config["data"]
     try:
         ClipSampler(**{key: data[key] for key in ("num_frames", "window", "sampling", "side")})
