@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from v2idetr.ablation.tables import STUDENTS, Row
 from v2idetr.engine.config import (
     ConfigError,
+    ConfigFile,
     fingerprint,
     load_config,
-    load_run_config,
+    load_plain_run_config,
     read_config,
     to_plain,
 )
@@ -67,8 +66,8 @@ def config_file_of(row: Row, settings: Settings) -> Path:
     return settings.configs / f"v2i_{settings.dataset}{kind}.yaml"
 
 
-def resolve(row: Row, settings: Settings) -> tuple[DictConfig, tuple[str, ...]]:
-    """A row's config, and those overrides that hold for it.
+def resolve(row: Row, settings: Settings) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A row's resolved config as dicts and lists, and those overrides that hold for it.
 
     Raises:
         ConfigError: see `Plan.config`.
@@ -82,21 +81,20 @@ def resolve(row: Row, settings: Settings) -> tuple[DictConfig, tuple[str, ...]]:
         held = tuple(o for o in given if _holds(o, says, _base(path)))
     if row.student and not row.is_plain:
         held = (*held, "train.stages=[teacher, student]")
-    config = load_run_config(
+    config = load_plain_run_config(
         _file(path), held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers
     )
     return config, held
 
 
-def teacher_fingerprint(config: DictConfig) -> str:
-    """Short hash of everything in a config that can change the trained teacher."""
-    plain = to_plain(config)
+def teacher_fingerprint(plain: dict[str, Any]) -> str:
+    """Short hash of everything in a plain config that can change the trained teacher."""
     relevant = {key: value for key, value in plain.items() if key not in NOT_THE_TEACHERS}
     relevant["train"] = {k: v for k, v in plain["train"].items() if k != "stages"}
     for key in ("max_iter", "batch_size"):  # the teacher's own, or else those of all stages
         common = relevant["train"].pop(key)
         relevant["teacher"] = {**relevant["teacher"], key: plain["teacher"][key] or common}
-    return fingerprint(OmegaConf.create(relevant))
+    return fingerprint(relevant)
 
 
 def in_any_order(overrides: Sequence[str]) -> list[str]:
@@ -122,7 +120,12 @@ def check_overrides(settings: Settings) -> None:
             )
 
 
-_file = functools.cache(read_config)
+_PARTS: dict[Path, dict[str, Any]] = {}  # of the config files
+
+
+@functools.cache
+def _file(path: Path) -> ConfigFile:
+    return read_config(path, _PARTS)
 
 
 @functools.cache

@@ -10,7 +10,6 @@ Both are named after the first row of the full list that needs them.
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from v2idetr.ablation.row_configs import (
     Settings,
@@ -112,12 +111,12 @@ class Plan:
     def __init__(self, folder: Path, settings: Settings, tables: Sequence[Table]) -> None:
         self.folder, self.settings = folder, settings
         self.rows = {row.key: row for table in tables for row in table.rows}
-        self._configs: dict[str, DictConfig] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
         self._overrides: dict[str, tuple[str, ...]] = {}
         self._runs: dict[Path, Run] = {}
 
-    def config(self, row: Row) -> DictConfig:
-        """A row's resolved config; its seed, stages and folder are those of its file.
+    def config(self, row: Row) -> dict[str, Any]:
+        """A row's resolved config as dicts and lists; seed, stages and folder are its file's.
 
         Raises:
             ConfigError: see `load_run_config`, and overrides that would undo the row.
@@ -133,7 +132,7 @@ class Plan:
         Raises:
             ConfigError: see `load_run_config`.
         """
-        return resolve(Row(table="", name="", title=""), self.settings)[0]
+        return OmegaConf.create(resolve(Row(table="", name="", title=""), self.settings)[0])
 
     def check(self, rows: Sequence[Row]) -> None:
         """Load the configs of some rows.
@@ -181,7 +180,7 @@ class Plan:
         if teacher is not None:
             overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
         # The method's configs have both: a row is a student unless it says otherwise.
-        stage = "student" if "student" in self.config(row).train.stages else "plain"
+        stage = "student" if "student" in self.config(row)["train"]["stages"] else "plain"
         return self._run(first, seed, stage, Path(first.key), teacher, overrides)
 
     def teacher(self, row: Row, seed: int) -> Run | None:
@@ -215,7 +214,7 @@ class Plan:
             except ConfigError:
                 continue
             student, teacher = students.setdefault(fingerprint(config), row), None
-            if "student" in config.train.stages and not config.teacher.checkpoint:
+            if "student" in config["train"]["stages"] and not config["teacher"]["checkpoint"]:
                 teacher = teachers.setdefault(teacher_fingerprint(config), row)
             firsts[row.key] = student, teacher
         return firsts
@@ -231,7 +230,7 @@ class Plan:
     ) -> Run:
         folder = self.folder / f"seed{seed}" / name
         if folder not in self._runs:
-            config = copy.deepcopy(self.config(row))
+            config = OmegaConf.create(self.config(row))
             config.train.seed, config.train.stages = seed, [stage]
             config.train.output_dir = str(folder)
             if teacher is not None:
@@ -252,7 +251,7 @@ def listed_by_row(heading: str, problems: Mapping[str, Sequence[str]], num_rows:
     return "\n  - ".join([heading, *lines])
 
 
-def _splits(config: DictConfig) -> list[Any]:
+def _splits(config: DictConfig | dict[str, Any]) -> list[Any]:
     """Where the data is."""
     data = to_plain(config)["data"]
     return [data[name] for name in ("train", "val", "test")]
