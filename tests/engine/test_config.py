@@ -83,7 +83,6 @@ def test_a_mistyped_key_is_an_error_that_suggests_the_nearest(base, override, ne
         ("train.stages=plain", "a list", "'plain'"),
         ("train.stages=[1]", "a list like", "[1]"),
         ("train=3", "a mapping", "3"),
-        ("train.amp={a: 1}", "text", "{'a': 1}"),
         ("schedule.values=[a]", "a list like [1.0, 0.1]", "['a']"),
     ],
 )

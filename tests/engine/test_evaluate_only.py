@@ -13,7 +13,7 @@ import pytest
 import train_net
 from tests.engine.tiny_runs import make_run, write_weights
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.engine import launch, run_folder
+from v2idetr.engine import process, run_folder
 from v2idetr.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
@@ -105,7 +105,7 @@ def test_an_evaluation_lies_beside_the_stages_or_where_it_is_told(
     write_weights(run, "plain")
     output = output and str(tmp_path / output)
     options = argparse.Namespace(resume=False, eval_only=True, weights="", output=output)
-    assert launch.run_process(options, run.config, "cpu") == 0
+    assert process.run_process(options, run.config, "cpu") == 0
     written = {path.name for path in Path(output or run.folder / "evaluation").iterdir()}
     assert written >= {"config.yaml", "log.txt", "results.json", "plain"}
     assert output or {path.name for path in run.folder.iterdir()} == {"plain", "evaluation"}
@@ -120,12 +120,12 @@ def test_what_is_to_be_done_after_an_interruption_can_be_typed_in(
         raise stop
 
     given = ["--config-file", "x.yaml", "--eval-only" if eval_only else "--resume"]
-    monkeypatch.setattr(launch, "_prepare", interrupted)
-    monkeypatch.setattr(launch.sys, "argv", ["train_net.py", *given])
+    monkeypatch.setattr(process, "_prepare", interrupted)
+    monkeypatch.setattr(process.sys, "argv", ["train_net.py", *given])
     options = train_net.parse(given)
     try:
-        launch.run_process(options, load_config(tiny_config), "cpu")
-    except launch.UserError as error:
+        process.run_process(options, load_config(tiny_config), "cpu")
+    except process.UserError as error:
         print(error)
     *_, said, command = capsys.readouterr().out.strip().splitlines()
     assert ("begin again" if eval_only else "continue") in said

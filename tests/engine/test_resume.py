@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from v2idetr.engine import launch, stage_training
+from v2idetr.engine import process, stage_training
 from v2idetr.engine import stages as run_order
 from v2idetr.engine.checkpoint import load_checkpoint
 from v2idetr.engine.config import load_config
@@ -29,7 +29,7 @@ def run(
     overrides = [f"train.output_dir={output}", f"train.stages=[{', '.join(stages)}]"]
     config = load_config(config_path, overrides)
     options = argparse.Namespace(resume=resume, eval_only=False)
-    return launch.run_process(options, config, "cpu")
+    return process.run_process(options, config, "cpu")
 
 
 def before_step(number: int, act: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.engine.tiny_runs import make_run, write_weights
-from v2idetr.engine import launch, run_folder
+from v2idetr.engine import process, run_folder
 from v2idetr.engine.config import load_config
 from v2idetr.engine.run_context import load_splits
 from v2idetr.engine.stages import run_stages
@@ -60,7 +60,7 @@ def test_leftovers_of_killed_writes_are_removed(tiny_config, tmp_path) -> None:
 def test_a_folder_is_written_by_one_program_at_a_time(
     tiny_config, tmp_path, monkeypatch, held, eval_only, remedy
 ) -> None:
-    monkeypatch.setattr(launch, "sole_user", partial(sole_user, patience_s=0.0))
+    monkeypatch.setattr(process, "sole_user", partial(sole_user, patience_s=0.0))
     run = make_run(tiny_config, "train.stages=[plain]")
     write_weights(run, "plain")
     of_another = run.stage_folder("plain") / ".last.pth.123.tmp"
@@ -68,21 +68,21 @@ def test_a_folder_is_written_by_one_program_at_a_time(
     options = argparse.Namespace(resume=True, eval_only=eval_only, weights="", output="")
     with (
         sole_user(tmp_path / held / LOCK, "A test"),
-        pytest.raises(launch.UserError, match=rf"Another train_net.py is running .*{remedy}"),
+        pytest.raises(process.UserError, match=rf"Another train_net.py is running .*{remedy}"),
     ):
-        launch.run_process(options, run.config, "cpu")
+        process.run_process(options, run.config, "cpu")
     assert of_another.exists()
-    assert launch.run_process(options, run.config, "cpu") == 0
+    assert process.run_process(options, run.config, "cpu") == 0
 
 
 def test_a_gpu_without_enough_memory_is_explained(tiny_config, monkeypatch) -> None:
     def full(*arguments) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr(launch, "run_stages", full)
+    monkeypatch.setattr(process, "run_stages", full)
     options = argparse.Namespace(resume=False, eval_only=False, weights="", output="")
-    with pytest.raises(launch.UserError, match=r"train\.clips_at_once[\s\S]*2\.00 GiB\.$"):
-        launch.run_process(options, load_config(tiny_config), "cpu")
+    with pytest.raises(process.UserError, match=r"train\.clips_at_once[\s\S]*2\.00 GiB\.$"):
+        process.run_process(options, load_config(tiny_config), "cpu")
 
 
 def test_a_run_and_an_evaluation_beside_it_leave_each_other_alone(tiny_config, tmp_path) -> None:
@@ -90,7 +90,7 @@ def test_a_run_and_an_evaluation_beside_it_leave_each_other_alone(tiny_config, t
     write_weights(run, "plain")
     options = argparse.Namespace(resume=True, eval_only=True, weights="", output="")
     with sole_user(run.folder / LOCK, "A training"):
-        assert launch.run_process(options, run.config, "cpu") == 0
+        assert process.run_process(options, run.config, "cpu") == 0
     being_written = run.folder / "evaluation" / "plain" / ".evaluation.json.123.tmp"
     being_written.touch()
     run_folder.claim(run.folder, run.config, resume=True)

@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.tiny_runs import make_run, write_weights
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.engine import launch
+from v2idetr.engine import process
 from v2idetr.engine.checkpoint import (
     load_checkpoint,
     load_detector,
@@ -229,8 +229,8 @@ def test_all_splits_are_checked_before_anything_is_trained(tiny_config, tmp_path
         tiny_config, ["data.val.json=nowhere.json", "data.test.held_out.image_root=nowhere"]
     )
     options = argparse.Namespace(resume=False, eval_only=False)
-    with pytest.raises(launch.UserError) as caught:
-        launch.run_process(options, config, "cpu")
+    with pytest.raises(process.UserError) as caught:
+        process.run_process(options, config, "cpu")
     assert "data.val: nowhere.json" in str(caught.value)
     assert "data.test.held_out:" in str(caught.value)
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from v2idetr.ablation.tables import STUDENTS, Row
 from v2idetr.engine.config import (
     ConfigError,
@@ -87,8 +89,9 @@ def resolve(row: Row, settings: Settings) -> tuple[dict[str, Any], tuple[str, ..
     return config, held
 
 
-def teacher_fingerprint(plain: dict[str, Any]) -> str:
-    """Short hash of everything in a plain config that can change the trained teacher."""
+def teacher_fingerprint(config: DictConfig | dict[str, Any]) -> str:
+    """Short hash of everything in a config that can change the trained teacher."""
+    plain = to_plain(config)
     relevant = {key: value for key, value in plain.items() if key not in NOT_THE_TEACHERS}
     relevant["train"] = {k: v for k, v in plain["train"].items() if k != "stages"}
     for key in ("max_iter", "batch_size"):  # the teacher's own, or else those of all stages

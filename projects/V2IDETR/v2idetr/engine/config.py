@@ -256,9 +256,10 @@ def _load_layers(
         unreadable.append(f"{path}: no such config file{named_by}.")
         return {}
     if path.suffix == ".py":
-        if path not in parts:
-            parts[path] = _load_py(path, unreadable)
-        return parts[path]
+        part = path.resolve()
+        if part not in parts:
+            parts[part] = _load_py(path, unreadable)
+        return parts[part]
     if path.suffix not in (".yaml", ".yml"):
         unreadable.append(f"{path}: a config file ends in .py, .yaml or .yml.")
         return {}
