@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+import torch
 
 from v2idetr.engine.config import ConfigError, load_run_config
+from v2idetr.engine.run_context import RunContext
+from v2idetr.engine.signals import StopSignals
 
 
 @pytest.mark.parametrize(
@@ -17,7 +20,6 @@ from v2idetr.engine.config import ConfigError, load_run_config
         ("train.stages=[student, teacher]", "must be in the order"),
         ("train.stages=[plain, student]", "needs a teacher"),
         ("train.batch_size=5", "which 2 processes cannot share equally"),
-        ("train.batch_size=6", "use a divisor of 3"),
         ("train.max_iter=0", "must be at least 1"),
         ("data.num_frames=0", "must be at least 1"),
         ("distillation.qd={_target_: builtins.dict, weight: -1}", "distillation.qd.weight must be"),
@@ -49,6 +51,35 @@ def test_settings_that_contradict_each_other_are_errors(tiny_config, override, e
     with pytest.raises(ConfigError, match=override.partition("=")[0].replace(".", r"\.")) as caught:
         load_run_config(tiny_config, overrides, world_size=2, has_gpu=False)
     assert any(expected in problem for problem in caught.value.problems), caught.value
+
+
+def test_only_stages_that_are_trained_are_checked(tiny_config) -> None:
+    teachers = ["teacher.batch_size=5", "teacher.init_checkpoint=missing.pth"]
+    alone = ["train.stages=[plain]", *teachers, "teacher.checkpoint=missing_too.pth"]
+    load_run_config(tiny_config, alone, world_size=2, has_gpu=False)
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(tiny_config, teachers, world_size=2, has_gpu=False)
+    assert len(caught.value.problems) == 2
+
+
+def test_a_given_teacher_needs_no_batch(tiny_config, tmp_path) -> None:
+    (tmp_path / "teacher.pth").touch()
+    given = [f"teacher.checkpoint={tmp_path / 'teacher.pth'}", "teacher.batch_size=5"]
+    load_run_config(tiny_config, given, world_size=2, has_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("batch", "limit", "parts"), [(24, 16, 2), (24, 24, 1), (24, 5, 6), (7, 4, 7), (8, 2, 4)]
+)
+def test_clips_at_once_is_a_limit(tiny_config, batch, limit, parts) -> None:
+    overrides = [
+        "train.stages=[plain]",
+        f"train.batch_size={batch}",
+        f"train.clips_at_once={limit}",
+    ]
+    config = load_run_config(tiny_config, overrides, world_size=1, has_gpu=False)
+    run = RunContext(config, torch.device("cpu"), {}, StopSignals())
+    assert run.micro_batches("plain") == parts
 
 
 def test_a_missing_file_that_two_stages_start_from_is_one_error(tiny_config) -> None:

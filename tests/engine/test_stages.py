@@ -17,16 +17,17 @@ from v2idetr.engine.checkpoint import (
     load_detector,
 )
 from v2idetr.engine.config import load_config, load_run_config
+from v2idetr.engine.config_checks import stages_to_train
 from v2idetr.engine.run_context import load_splits
 from v2idetr.engine.stage_models import build_stage
 from v2idetr.engine.stage_training import train_stage
-from v2idetr.engine.stages import run_stages, stages_to_train
+from v2idetr.engine.stages import run_stages
 
 
 def test_a_teacher_that_is_given_is_not_trained(tiny_config, tmp_path) -> None:
     path = write_weights(make_run(tiny_config), "teacher", "given.pth")
     run = make_run(tiny_config, f"teacher.checkpoint={path}", "train.stages=[teacher, student]")
-    assert stages_to_train(run) == ["student"]
+    assert stages_to_train(run.config) == ["student"]
     results = run_stages(run)
     assert list(results) == ["student"]
     assert not (tmp_path / "run" / "teacher" / "last.pth").exists()

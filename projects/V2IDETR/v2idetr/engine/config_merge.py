@@ -25,6 +25,7 @@ from v2idetr.engine.signatures import signature_of
 
 # Mappings from names of the user's choice: given as a whole, they replace the base's.
 OPEN_MAPPINGS = frozenset({"data.test"})
+NULLS = ("null", "Null", "NULL", "~")  # as YAML has them
 
 
 def merge(base: dict, layer: dict, *, source: str, problems: list[str]) -> dict:
@@ -157,7 +158,7 @@ def _read_value(text: str, *, is_text: bool) -> Any:
     quoted = len(literal) > 1 and literal[0] == literal[-1] and literal[0] in "\"'"
     if isinstance(value, str):
         return value if quoted else literal  # YAML would end the text before " #"
-    return literal if is_text and (value is not None or not literal) else value
+    return literal if is_text and literal not in NULLS else value
 
 
 def _parent(config: dict, key: str, *, create: bool) -> dict | None:
