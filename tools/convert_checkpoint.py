@@ -22,8 +22,10 @@
 SOURCE is a file of DETR, Deformable DETR or SAM-DETR (official code), of detrex, of transformers
 (file or folder), a checkpoint of train_net.py, or a file that this program wrote; which of them is
 seen from the names in it. No code in it is run; a tensor that is missing, too many, of another
-shape or not finite is an error. Heads and two-stage queries do not show in the tensors: where
-nothing in or beside the file says them, the published numbers are assumed, and a line says so.
+shape or not finite is an error. A prefix of all names ("_orig_mod.", Lightning's "model.") is
+removed; of several sets of weights one is taken and named, and --weights-key takes another. Heads
+and two-stage queries do not show in the tensors: where nothing in or beside the file says them, the
+published numbers are assumed, and a line says so.
 
 The output is read by train.init_checkpoint, teacher.init_checkpoint and teacher.checkpoint, which
 refuse it for another architecture, other classes or other pixel statistics. Files written with --to
@@ -57,6 +59,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="CONFIG",
         help="the detector that the weights are for, which they must fit tensor by tensor, and its "
         "classes; for a checkpoint of train_net.py its own (default: config.yaml beside it)",
+    )
+    add(
+        "--weights-key",
+        default="",
+        metavar="KEY",
+        help="which weights to take where SOURCE holds several sets, such as ema_state "
+        "(default: model, or else state_dict)",
     )
     add("--num-heads", type=int, help="attention heads, where SOURCE does not say (default: 8)")
     add("--classes", nargs="+", metavar="NAME", help="keep these classes alone, in this order")
@@ -103,16 +112,17 @@ def convert(options: argparse.Namespace) -> list[str]:
     """
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.checkpoints import imagenet
+    from v2idetr.checkpoints.conversion import unwrapped
     from v2idetr.checkpoints.export import export
     from v2idetr.checkpoints.files import check_finite, read_weights
     from v2idetr.checkpoints.published import write_backbone, write_published
 
     source = find_file(options.source)
-    stored = read_weights(source)
+    stored, remarks = unwrapped(read_weights(source, options.weights_key))
     check_finite(stored.state, source)
     if imagenet.prefix_of(stored.state) is not None:
         tensors, kind = imagenet.to_torchvision(stored.state, source)
-        lines = [f"{source}: ImageNet weights of a {kind}"]
+        lines = [f"{source}: ImageNet weights of a {kind}", *remarks]
         if options.output is None:
             return lines
         write_backbone(options.output, tensors, kind, source)
@@ -121,7 +131,7 @@ def convert(options: argparse.Namespace) -> list[str]:
     heads = weights.header.architecture.get("num_heads")
     if options.num_heads not in (None, heads):
         raise ValueError(f"{source}: has {heads} heads by what it says: leave out --num-heads.")
-    lines = [describe(source, weights.header), *weights.assumed, *lines]
+    lines = [describe(source, weights.header), *remarks, *weights.assumed, *lines]
     if options.output is None:
         return lines
     if options.to == "ours":
@@ -190,7 +200,7 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
             )
         options.config_file = str(beside)
     detector, config = build_detector(options, stored.beside.get("stage", "plain"))
-    load_detector(detector, source, class_names=list(detector.class_names))
+    load_detector(detector, source, class_names=list(detector.class_names), stored=stored)
     test = load_config(options.config_file, options.overrides).data.augmentations.test
     return of_detector(source, detector, config, "; ".join(map(in_words, test)))
 

@@ -9,22 +9,23 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from v2idetr.atomic_file import write_atomically
 from v2idetr.modeling.backbone import read_numpy_pickle
+from v2idetr.tensor_files import read_safetensors
 
 MAX_LISTED = 10  # names shown of each kind of mismatch
 # What training programs keep beside the weights and torch does not know to be harmless: a record of
 # the command line (DETR, Deformable DETR, SAM-DETR). It has no code of its own to run.
 HARMLESS = (argparse.Namespace,)
+USUAL = ("model", "state_dict")  # where weights are looked for first
 
 
 class CheckpointError(ValueError):
@@ -39,24 +40,36 @@ class Stored:
         state: tensors by name.
         beside: what else a torch file holds on its first level, by name.
         metadata: the header of a safetensors file, words by name.
+        taken: where in a torch file the tensors were: "model", "ema.module"; "" if at its top.
+        others: where further weights of the same names are.
     """
 
     state: dict[str, Tensor]
     beside: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    taken: str = ""
+    others: tuple[str, ...] = ()
 
 
-def read_weights(path: str | Path) -> Stored:
+def read_weights(path: str | Path, key: str = "") -> Stored:
     """Tensors by name of a safetensors or torch file or of a pickle of numpy arrays, on the CPU.
 
-    A torch file holds them bare or under "model" or "state_dict". What DataParallel puts before all
-    names ("module.") is taken off.
+    A torch file holds them bare, or below a key. Of several sets "model" is taken, or else
+    "state_dict", or else the first one. What DataParallel puts before all names ("module.") is
+    taken off.
+
+    Args:
+        path: of the file.
+        key: the set to take, such as "ema_state" or "ema.module".
 
     Raises:
-        CheckpointError: see :func:`read_torch`; or there are no named tensors in the file.
+        CheckpointError: see :func:`read_torch`; or there are no named tensors in the file, or none
+            below ``key``.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
+        if key:
+            raise CheckpointError(f"{path}: a safetensors file has one set of weights, no {key!r}.")
         return _read_safetensors(path)
     if path.suffix == ".pkl" and path.is_file():
         try:
@@ -65,30 +78,15 @@ def read_weights(path: str | Path) -> Stored:
             raise CheckpointError(str(error)) from error
     else:
         content = read_torch(path)
-    state, beside = content, {}
-    for key in ("model", "state_dict"):
-        part = content.get(key) if isinstance(content, dict) else None
-        if isinstance(part, dict) and any(hasattr(value, "shape") for value in part.values()):
-            state, beside = part, {name: v for name, v in content.items() if name != key}
-            break
-    if path.suffix == ".pkl" and isinstance(state, dict):
-        state = {name: torch.as_tensor(v) for name, v in state.items() if not isinstance(v, str)}
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
-    ):
-        found = f"is a {type(content).__name__}"
-        if isinstance(content, dict):
-            found = f"has the keys {', '.join(map(repr, [*content][:MAX_LISTED])) or '(none)'}"
-        raise CheckpointError(
-            f"{path}: holds no state dict (names to tensors), bare or under the key 'model' or "
-            f"'state_dict'; it {found}. If the weights are in it, save them alone: "
-            "torch.save({'model': weights}, 'weights.pth')."
-        )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return Stored(dict(state), beside)
+    sets = dict(_sets_of_weights(content))
+    if not sets or (key and key not in sets):
+        raise CheckpointError(_no_weights(path, content, key, list(sets)))
+    taken = key or next((name for name in (*USUAL, "") if name in sets), next(iter(sets)))
+    state = sets[taken]
+    others = [name for name, other in sets.items() if name != taken and _alike(state, other)]
+    first = taken.partition(".")[0]
+    beside = {name: value for name, value in content.items() if name != first} if taken else {}
+    return Stored(_without_module(state), beside, taken=taken, others=tuple(others))
 
 
 def read_torch(path: str | Path) -> Any:
@@ -170,15 +168,57 @@ def listed(title: str, names: Sequence[str]) -> str:
     return "\n  " + "\n    ".join([f"{title} ({len(names)}):", *names[:MAX_LISTED]]) + more
 
 
+def _sets_of_weights(content: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """All dicts of named tensors in a file, at its top or at most two keys below it."""
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        return
+    if any(hasattr(value, "shape") for value in content.values()):
+        # Words stand beside the arrays in Detectron2's pickles.
+        arrays = {n: v for n, v in content.items() if not isinstance(v, str)}
+        if all(hasattr(value, "shape") for value in arrays.values()):
+            yield key, {name: torch.as_tensor(value) for name, value in arrays.items()}
+            return
+    for name, value in content.items():
+        if key.count(".") < 1:
+            yield from _sets_of_weights(value, f"{key}.{name}" if key else name)
+
+
+def _without_module(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two sets are weights of one network: most names are of both."""
+    shared = one.keys() & other.keys()
+    if not shared:  # each with what its own wrapper puts before all names
+        one, other = (_without_module(state) for state in (one, other))
+        shared = one.keys() & other.keys()
+    return 2 * len(shared) > max(len(one), len(other))
+
+
+def _no_weights(path: Path, content: Any, key: str, have: list[str]) -> str:
+    if have:
+        return f"{path}: has no weights under {key!r}; it has them under {', '.join(have)}."
+    found = f"is a {type(content).__name__}"
+    if isinstance(content, dict):
+        found = f"has the keys {', '.join(map(repr, [*content][:MAX_LISTED])) or '(none)'}"
+    return (
+        f"{path}: holds no state dict (names to tensors), bare or under a key such as 'model' or "
+        f"'state_dict'; it {found}. If the weights are in it, save them alone: "
+        "torch.save({'model': weights}, 'weights.pth')."
+    )
+
+
 def _read_safetensors(path: Path) -> Stored:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint file.")
     try:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Stored(state, metadata=file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
+        state, metadata = read_safetensors(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(_damaged(path, error)) from error
+    return Stored(state, metadata=metadata)
 
 
 def _check_sums(path: Path) -> None:

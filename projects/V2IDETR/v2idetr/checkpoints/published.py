@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from v2idetr.checkpoints.architecture import HIDDEN, Architecture, describe
 from v2idetr.checkpoints.files import CheckpointError, sha256, write_whole
+from v2idetr.tensor_files import packed
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,7 @@ def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: P
 
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    # Views share storages and channels-last tensors have gaps, neither of which the format has.
-    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
-    content = safetensors.torch.save(tensors, metadata)
+    content = packed(state, metadata)
     write_whole(path, lambda file: file.write(content), advice=ADVICE)
 
 
@@ -128,6 +126,9 @@ def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | Non
             f"{source}: has header version {metadata.get('version')}, but this program reads "
             f"version {VERSION}; use the program that wrote it."
         )
+    known = {"format", "version", *(field.name for field in fields(Header))}
+    if unknown := sorted(metadata.keys() - known):
+        raise CheckpointError(f"{source}: its header is damaged (it has {', '.join(unknown)}).")
     try:
         values = {field.name: json.loads(metadata[field.name]) for field in fields(Header)}
     except (KeyError, TypeError, ValueError) as error:

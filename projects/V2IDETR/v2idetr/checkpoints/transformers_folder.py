@@ -7,12 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 from v2idetr.checkpoints.files import CheckpointError, write_whole
 from v2idetr.checkpoints.published import ADVICE, Header
 from v2idetr.checkpoints.renaming import State
 from v2idetr.checkpoints.resnets import DEPTHS
+from v2idetr.tensor_files import packed
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 SIZE = {"shortest_edge": 800, "longest_edge": 1333}  # of the published detectors
@@ -65,8 +64,7 @@ def write_folder(folder: Path, state: State, header: Header, source: Path) -> li
         size = SIZE
         remarks.append(f"pictures: {PROCESSOR} has {size}, for want of {header.input_size!r}")
     texts = {CONFIG: _config_of(header), PROCESSOR: _processor_of(header, size)}
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    content = safetensors.torch.save(tensors, {"format": "pt"})
+    content = packed(state, {"format": "pt"})
     write_whole(folder / "model.safetensors", lambda file: file.write(content), advice=ADVICE)
     for name, settings in texts.items():
         text = (json.dumps(settings, indent=2) + "\n").encode()

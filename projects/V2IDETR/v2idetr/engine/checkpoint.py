@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from v2idetr.checkpoints.architecture import Architecture, network_of
 from v2idetr.checkpoints.class_heads import is_class_head
-from v2idetr.checkpoints.conversion import layout_of
+from v2idetr.checkpoints.conversion import layout_of, unwrapped
 from v2idetr.checkpoints.files import (
     CheckpointError,
+    Stored,
     listed,
     read_torch,
     read_weights,
@@ -104,6 +105,7 @@ def load_detector(
     class_names: list[str] | None = None,
     partial: bool = False,
     advice: str = "",
+    stored: Stored | None = None,
 ) -> list[str]:
     """Give a detector the weights in a file of this project.
 
@@ -113,6 +115,7 @@ def load_detector(
         class_names: what the classes must be, where the file says; with `partial`, class heads for
             others are left out.
         partial, advice: see `load_into`.
+        stored: content of the file, where it has been read.
 
     Returns:
         names of the detector's weights that were not loaded (empty unless `partial`).
@@ -121,7 +124,10 @@ def load_detector(
         CheckpointError: see `read_weights` and `load_into`; other classes; the file's header is not
             of this detector; or the file is in the layout of another code base.
     """
-    stored = read_weights(path)
+    if stored is None:
+        stored, remarks = unwrapped(read_weights(path))
+        for remark in remarks:
+            logger.info("%s: %s", path, remark)
     header = read_header(stored.metadata, path)
     if header is not None:
         check_header(header, detector, path, partial=partial, advice=advice)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from v2idetr.modeling.interface import Images
+from v2idetr.tensor_files import read_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     else:
         try:
             if path.suffix == ".safetensors":
-                state: Any = load_file(path)
+                state: Any = read_safetensors(path)[0]
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:

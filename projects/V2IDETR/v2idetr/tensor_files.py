@@ -1,0 +1,69 @@
+"""Safetensors files with a checksum in their header: a damaged tensor is seen when it is read.
+
+The format itself has none, so a flipped bit of a weight would load without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+CHECKSUM = "content_sha256"  # in the header's metadata: of tensors, names and the other metadata
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Content of a safetensors file.
+
+    Args:
+        tensors: on any device; views and gaps in memory are no matter.
+        metadata: words for the header.
+    """
+    # Views share storages and channels-last tensors have gaps, neither of which the format has.
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    header, data = _split(safetensors.torch.save(state, dict(metadata)))
+    return safetensors.torch.save(state, {**metadata, CHECKSUM: _digest(header, data)})
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and the metadata without the checksum.
+
+    Raises:
+        ValueError: the file is no safetensors file, or is damaged.
+        OSError: it cannot be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
+    header, data = _split(content)
+    metadata = header.get("__metadata__", {})
+    checksum = metadata.pop(CHECKSUM, None)
+    if checksum is None:
+        logger.info("%s: has no checksum; damage to its tensors could not be seen", path)
+    elif checksum != _digest(header, data):
+        raise ValueError("the checksum of its tensors is wrong")
+    return state, metadata
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and tensors of a file's content."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), memoryview(content)[start:]
+
+
+def _digest(header: Mapping[str, Any], data: memoryview) -> str:
+    """Of what the header says besides the checksum, in any order, and of the tensors' bytes."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()
