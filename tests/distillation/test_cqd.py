@@ -107,6 +107,20 @@ def test_more_frames_than_queries_are_refused() -> None:
         distil().queries_per_frame(2, 3)
 
 
+def test_independent_sampling_draws_every_frame_anew() -> None:
+    """Equation 4 to the letter: a permutation a frame, so frames share indices by chance."""
+    knowledge = labelled(C=1, T=3, N=9)  # n = 3: chunks of one permutation would fit
+    shared = {"disjoint": 0, "independent": 0}
+    for sampling in shared:
+        cqd = distil(sampling=sampling)
+        for seed in range(20):
+            index = (draw(knowledge, cqd, seeds=[seed]).target[0, 0, :, 0] % 1000).tolist()
+            shared[sampling] += len(set(index)) < 9
+            assert all(len(set(index[3 * t : 3 * t + 3])) == 3 for t in range(3))
+    # All nine differ in 1680 of 84 ** 3 independent draws.
+    assert shared["disjoint"] == 0 and shared["independent"] >= 18
+
+
 def test_too_many_queries_for_disjoint_chunks_are_drawn_independently() -> None:
     cqd = distil(per_frame="N")
     cross = draw(labelled(C=1, T=3, N=10), cqd, seeds=[0])

@@ -83,6 +83,88 @@ def test_training_starts_from_coco_weights(
     assert "DeformableDETR" in header_of(output).config
 
 
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("model", "_orig_mod."),
+        ("model", "module._orig_mod."),
+        ("state_dict", "model."),
+        ("state_dict", "detector.net_."),
+        ("model", "module."),
+    ],
+)
+def test_what_stands_before_all_names_is_removed(
+    key: str, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco_file(tmp_path)
+    content = torch.load(source, weights_only=False)
+    plain = content["model"]
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in plain.items()}
+    torch.save({key: wrapped, "args": content["args"]}, source)
+    assert main([str(source), "--output", str(tmp_path / "a.safetensors")]) == 0
+    assert "the official code of Deformable DETR" in capsys.readouterr().out
+    have = read_weights(tmp_path / "a.safetensors").state
+    assert torch.equal(have["net.query_embed.weight"], plain["query_embed.weight"])
+
+
+def test_names_that_stay_unknown_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": {"a.b.c": torch.ones(1), "a.b.d": torch.ones(1)}}, tmp_path / "a.pth")
+    assert main([str(tmp_path / "a.pth")]) == 2
+    assert "It has names such as a.b.c, a.b.d." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_of_several_sets_of_weights_one_is_named_and_another_can_be_taken(
+    wrapped: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = coco_file(tmp_path), tmp_path / "a.safetensors"
+    content = torch.load(source, weights_only=False)
+    averaged = {name: tensor + 1 for name, tensor in content["model"].items()}
+    more = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}}
+    more["ema"] = {"module": averaged, "updates": 7} if wrapped else averaged
+    key = "ema.module" if wrapped else "ema"
+    torch.save(content | more, source)
+
+    def taken(*options: str) -> tuple[Tensor, str]:
+        assert main([str(source), "--output", str(output), *options]) == 0
+        return read_weights(output).state["net.query_embed.weight"], capsys.readouterr().out
+
+    name = "query_embed.weight"
+    usual, said = taken()
+    assert torch.equal(usual, content["model"][name])
+    assert f"those under 'model'; the file also has '{key}'" in said and "--weights-key" in said
+    other, said = taken("--weights-key", key)
+    assert torch.equal(other, averaged[name]) and f"those under '{key}'" in said
+    assert main([str(source), "--weights-key", "emma"]) == 2
+    assert f"it has them under model, {key}." in capsys.readouterr().err
+
+
+def test_a_set_of_weights_that_stands_alone_is_taken_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco_file(tmp_path)
+    content = torch.load(source, weights_only=False)
+    alone = {"ema": {"module": content["model"], "updates": 7}, "args": content["args"]}
+    torch.save(alone, source)
+    assert main([str(source)]) == 0
+    assert "weights: those under 'ema.module'" in capsys.readouterr().out
+
+
+def test_training_starts_from_wrapped_weights_of_ours_and_says_so(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = detector_of(config).state_dict()
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    torch.save({"model": wrapped, "ema_state": wrapped}, tmp_path / "a.pth")
+    detector = detector_of(config, "train.seed=1")
+    with caplog.at_level("INFO", logger="v2idetr"):
+        assert load_detector(detector, tmp_path / "a.pth") == []
+    assert all(torch.equal(t, state[name]) for name, t in detector.state_dict().items())
+    assert "also has 'ema_state'" in caplog.text and "without the '_orig_mod.'" in caplog.text
+
+
 def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
     config: Path, tmp_path: Path
 ) -> None:

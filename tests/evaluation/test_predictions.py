@@ -178,6 +178,41 @@ def test_foreign_file_is_refused_with_its_name(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
+ENTRY = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ('"category_id": 1180591620717411303424', "entry 1 has category_id 1180591620717411303424"),
+        ('"category_id": 0', "entry 1 has category_id 0; classes count from 1"),
+        ('"category_id": 1.5', "entry 1 has category_id 1.5, not an integer"),
+        ('"category_id": true', "entry 1 has category_id True, not an integer"),
+        ('"image_id": 1.0', "entry 1 has image_id 1.0, not an integer"),
+        ('"image_id": NaN', "entry 1 has image_id nan, not an integer"),
+        (f'"image_id": {2**70}', f"{2**70} is neither a key"),
+        ('"score": NaN', "entry 1 has bbox .* and score nan"),
+        ('"score": Infinity', "score inf"),
+        ('"score": 1e999', "score inf"),
+        ('"score": "0.5"', "score '0.5'"),
+        ('"score": null', "score None"),
+        (f'"score": 1{"0" * 400}', "entry 1 has bbox"),
+        ('"bbox": [0, 0, NaN, 1]', r"bbox \[0, 0, nan, 1\]"),
+        ('"bbox": [1e308, 0, 1e308, 1]', "entry 1 has bbox"),
+        ('"bbox": [0, 0, 1]', "entry 1 has bbox"),
+        ('"bbox": ["0", 0, 1, 1]', "entry 1 has bbox"),
+        (f'"bbox": {"[" * 100_000}', "is not a COCO results list"),
+    ],
+)
+def test_numbers_that_no_array_holds_are_refused_with_their_entry(tmp_path, changed, message):
+    path = tmp_path / "theirs.json"
+    good = json.dumps(ENTRY)
+    path.write_text(f"[{good}, {good[:-1]}, {changed}}}]")  # the last of equal keys counts
+    with pytest.raises(ValueError, match=message) as caught:
+        read_predictions(path, split_of(3))
+    assert str(path) in str(caught.value)
+
+
 def test_truncated_archive_is_refused(tmp_path):
     path = tmp_path / "p.json.gz"
     write_predictions(path, split_of(6), predict(BoxAtId(), batches_of(range(6))))

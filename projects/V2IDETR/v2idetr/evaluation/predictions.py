@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 6
+MOST_CLASSES = 2**31 - 1
+LARGEST = 1e12  # of a coordinate or score: far from any real one, and rounded without overflow
 LOG_PERIOD_S = 30.0
 
 
@@ -183,13 +185,15 @@ def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[Fra
     Frames of ``split`` without an entry have no detection.
 
     Raises:
-        ValueError: the file is not a COCO results list, or names frames that the split lacks.
+        ValueError: the file is not a COCO results list, a number in it is not finite or not of its
+            kind, or it names frames that the split lacks.
     """
     entries_by_frame: dict[int, list[dict[str, Any]]] = {r["image_id"]: [] for r in split.records}
     try:
         with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
             entries = json.load(file)
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            _check_entry(number, entry)
             entries_by_frame[entry["image_id"]].append(entry)
         return [_from_coco(image_id, entries_by_frame[image_id]) for image_id in entries_by_frame]
     except KeyError as error:
@@ -197,7 +201,10 @@ def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[Fra
             f"{path}: {error} is neither a key of every detection nor a frame of {split.json_path};"
             " give the predictions of this split, as a COCO results list of boxes."
         ) from error
-    except (ValueError, TypeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (
+        *(ValueError, TypeError, OverflowError, RecursionError),
+        *(EOFError, zlib.error, gzip.BadGzipFile),
+    ) as error:
         raise ValueError(f"{path} is not a COCO results list of boxes: {error}") from error
 
 
@@ -214,6 +221,27 @@ def coco_results(prediction: FramePrediction) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
+
+
+def _check_entry(number: int, entry: dict[str, Any]) -> None:
+    """Refuse what would be cut off, rounded or overflow on its way into arrays.
+
+    Raises:
+        ValueError, TypeError, KeyError: names the entry, the key and the value.
+    """
+    for key in ("image_id", "category_id"):
+        if type(entry[key]) is not int:
+            raise ValueError(f"entry {number} has {key} {entry[key]!r:.40}, not an integer")
+    if not 1 <= entry["category_id"] <= MOST_CLASSES:
+        raise ValueError(
+            f"entry {number} has category_id {entry['category_id']!r:.40}; classes count from 1"
+        )
+    numbers = [*entry["bbox"], entry["score"]]
+    if len(numbers) != 5 or not all(type(n) in (int, float) and abs(n) < LARGEST for n in numbers):
+        raise ValueError(
+            f"entry {number} has bbox {entry['bbox']!r:.80} and score {entry['score']!r:.40}; four "
+            "finite numbers and one are needed"
+        )
 
 
 def _from_coco(image_id: int, entries: list[dict[str, Any]]) -> FramePrediction:
