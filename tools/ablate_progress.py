@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from v2idetr.ablation.schedule import Failure, Job
 from v2idetr.ablation.tables import Table
+from v2idetr.wording import counted
 
 if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run
@@ -53,7 +54,7 @@ class Report:
 
         found = len(self.runs) - len(self.missing)
         there = f", {found} of them there already" if found else ""
-        text = f"{self.table.heading}\n{len(self.runs)} runs{there}; {jobs} at a time."
+        text = f"{self.table.heading}\n{counted(len(self.runs), 'run')}{there}; {jobs} at a time."
         commits = list(dict.fromkeys([*self.content["commits"], git_commit()]))
         if self.missing and len(commits) > 1:
             text += f"\nWARNING: {commits_said(commits)}"

@@ -261,7 +261,8 @@ def write_clipped(source: Path, target: Path) -> str:
         categories=content["categories"],
         info={**(content.get("info") or {}), "box_policy": "clip"},
     )
-    return f"{target}: {len(clipped)} boxes, {report.clipped} clipped, {report.dropped} dropped"
+    boxes = counted(len(clipped), "box", "boxes")
+    return f"{target}: {boxes}, {report.clipped} clipped, {report.dropped} dropped"
 
 
 if __name__ == "__main__":

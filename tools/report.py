@@ -59,7 +59,7 @@ def read_facts(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_bytes())  # with or without a byte-order mark
     except (OSError, ValueError) as error:
         raise ValueError(f"--facts {path}: cannot be read as JSON: {error}") from error
     if not isinstance(facts, dict):

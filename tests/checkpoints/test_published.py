@@ -22,6 +22,7 @@ from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_networ
 from v2idetr.checkpoints.conversion import of_detector, read_published
 from v2idetr.checkpoints.files import CheckpointError, read_weights, sha256
 from v2idetr.checkpoints.published import Header, read_header, write_published
+from v2idetr.checkpoints.transformers_folder import hidden_settings
 from v2idetr.engine.checkpoint import load_detector
 from v2idetr.modeling.meta_arch import Detector
 
@@ -352,3 +353,10 @@ def test_a_foreign_network_is_described_by_its_class(tmp_path: Path) -> None:
     from v2idetr.checkpoints.architecture import describe
 
     assert describe(nn.Linear(2, 2)) == {"network": "Linear"}
+
+
+def test_settings_of_transformers_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"encoder_attention_heads": 4, "decoder_attention_heads": 4}', encoding="utf-8-sig"
+    )
+    assert hidden_settings(tmp_path)["num_heads"] == 4

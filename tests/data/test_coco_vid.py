@@ -114,6 +114,40 @@ def test_foreign_file_with_frame_id_and_without_optional_keys_is_accepted(frames
     assert [(r["frame_index"], r["scene_id"]) for r in split.records][:2] == [(0, 0), (1, 0)]
 
 
+def test_a_byte_order_mark_before_the_json_is_accepted(frames, save):
+    assert len(load_split(save("\ufeff" + json.dumps(content())), frames).records) == 4
+
+
+def test_null_is_as_absent(frames, save):
+    data = content()
+    data["videos"][1]["group"] = None
+    data["images"][0] |= {"scene_id": None, "frame_id": data["images"][0].pop("frame_index")}
+    data["images"][0]["frame_index"] = None
+    data["annotations"][1] |= {"id": None, "iscrowd": None, "area": None, "instance_id": None}
+    split = load_split(save(data), frames)
+    assert split.report.boxes == 3
+    assert (split.records[1]["scene_id"], split.records[1]["frame_index"]) == (0, 1)
+    assert "group" not in split.videos[2]
+
+
+def test_sizes_within_a_scene_matter_only_where_frames_are_looked_at_together(frames, save):
+    data = content()
+    another_size(data)
+    Image.new("RGB", (50, HEIGHT)).save(frames / data["images"][2]["file_name"])
+    assert len(load_split(save(data), frames, in_clips=False).records) == 4
+    data["images"][2]["scene_id"] = 1
+    assert len(load_split(save(data), frames).records) == 4
+
+
+def test_own_data_is_told_what_a_file_holds_and_not_to_run_a_converter(frames, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.json").write_text('{"images": []}')
+    for name in ("train", "val"):
+        with pytest.raises(ValueError, match='"Your own data"') as error:
+            load_split(tmp_path / "mine" / f"{name}.json", frames)
+        assert "prepare_" not in str(error.value)
+
+
 def test_relative_paths_give_absolute_file_names(frames, save, monkeypatch):
     save(content())
     monkeypatch.chdir(frames.parent)
@@ -232,6 +266,27 @@ def no_box(data: dict) -> None:
     del data["annotations"][0]["bbox"]
 
 
+def crowd_of_a_brush(data: dict) -> None:
+    data["annotations"][0] |= {"iscrowd": 1, "segmentation": {"counts": [1, 2], "size": [30, 40]}}
+
+
+def mask_alone(data: dict) -> None:
+    del data["annotations"][0]["bbox"]
+    data["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+
+
+def not_unicode(data: dict) -> None:
+    data["images"][0]["file_name"] = "case1/caf\udce9.jpg"
+
+
+def twice_the_same_path(data: dict) -> None:
+    data["images"][0]["file_name"] = "case1/./0.jpg"
+
+
+def another_size(data: dict) -> None:
+    data["images"][2]["width"] = 50
+
+
 def categories_from_zero(data: dict) -> None:
     data["categories"] = [{"id": 0, "name": "polyp"}]
 
@@ -275,7 +330,12 @@ def missing_folder(data: dict) -> None:
         (unknown_category, "category_id is not under `categories`"),
         (category_is_a_word, "category_id is not an integer"),
         (crowd, "iscrowd"),
+        (crowd_of_a_brush, "run-length mask, as some programs export .*set iscrowd to 0"),
         (no_box, "annotation without bbox"),
+        (mask_alone, "without bbox, with a mask alone: add the box around it"),
+        (not_unicode, "file_name is not UTF-8: rename the file"),
+        (twice_the_same_path, "file is listed twice"),
+        (another_size, r"one scene have different sizes.*scene_id.*resize.*1 \(case1/0.jpg is 40"),
         (categories_from_zero, r"category ids are not 1..K: 1 \(they are \[0\], not 1..1"),
         (categories_with_a_gap, r"they are \[1, 3\], not 1..2"),
         (categories_with_one_name, "category names are not distinct"),

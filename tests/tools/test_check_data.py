@@ -137,6 +137,83 @@ def test_frames_shared_by_two_splits_are_errors(check, tmp_path, capsys):
     assert "Frames that two videos share" in page and "across splits" in page
 
 
+def test_a_file_in_two_splits_is_one_error_whatever_it_is_called(check, tmp_path, capsys):
+    train, val = write(tmp_path, "train", 0), write(tmp_path, "val", 50)
+    frame = tmp_path / "val/0/0.png"
+    frame.unlink()
+    frame.symlink_to(tmp_path / "train/1/1.png")
+    assert check.main([str(train), str(val)]) == 1
+    printed = capsys.readouterr().out
+    assert "error: file is a frame of train and of val" in printed and "train/1/1.png)" in printed
+    assert printed.splitlines()[-2] == "1 error"
+    found = json.loads((tmp_path / "check_data.json").read_text())
+    assert found["copies"] == [] and len(found["together"]["problems"]) == 1
+    assert "file is a frame of train and of val" in (tmp_path / "check_data.html").read_text()
+
+
+def test_splits_of_different_classes_are_an_error(check, tmp_path, capsys):
+    val = write(tmp_path, "val", 50, categories=[{"id": 1, "name": "adenoma"}])
+    assert check.main([str(write(tmp_path, "train", 0)), str(val)]) == 1
+    assert "train has polyp; val has adenoma" in capsys.readouterr().out
+
+
+def test_a_training_split_without_boxes_is_an_error_and_another_is_not(check, tmp_path, capsys):
+    test = write(tmp_path, "test", 50, annotations=[])
+    assert check.main([str(test)]) == 0
+    assert check.main([str(write(tmp_path, "train", 0, annotations=[])), str(test)]) == 1
+    assert "error: no box to train on" in capsys.readouterr().out
+
+
+def test_a_class_without_a_box_in_train_is_noted(check, tmp_path, capsys):
+    categories = [{"id": 1, "name": "polyp"}, {"id": 2, "name": "serrated"}]
+    assert check.main([str(write(tmp_path, "train", 0, categories=categories))]) == 0
+    said = "note: class without a box to train on, which cannot be learned: 1 (serrated)"
+    assert said in capsys.readouterr().out
+
+
+def test_sizes_within_a_scene_are_checked_from_the_json(check, tmp_path, capsys):
+    train = write(tmp_path, "train", 0)
+    content = json.loads(train.read_text())
+    content["images"][1]["width"] = 32
+    train.write_text(json.dumps(content))
+    Image.new("RGB", (32, HEIGHT), (9, 90, 9)).save(tmp_path / "train/0/1.png")
+    assert check.main([str(train)]) == 1
+    assert "frames of one scene have different sizes" in capsys.readouterr().out
+
+
+def test_an_unreadable_json_does_not_hide_what_is_found_in_the_others(check, tmp_path, capsys):
+    broken, val = tmp_path / "broken.json", write(tmp_path, "val", 50)
+    broken.write_bytes(json.dumps({"name": "ä"}, ensure_ascii=False).encode("latin-1"))
+    damage(val, [40, 8, -20, 16])
+    assert check.main([str(broken), str(tmp_path / "gone.json"), str(val)]) == 1
+    printed = capsys.readouterr().out
+    assert "split cannot be read: 2" in printed
+    assert f"{broken}: is not UTF-8" in printed and "gone.json: does not exist" in printed
+    assert "negative width" in printed and "3 errors" in printed
+
+
+@pytest.mark.parametrize("option", ["--output", "--write-clipped"])
+def test_an_output_that_cannot_be_written_is_refused_before_frames_are_read(
+    check, tmp_path, monkeypatch, capsys, option
+):
+    train = write(tmp_path, "train", 0)
+    (tmp_path / "notes").write_text("")
+    monkeypatch.setattr("v2idetr.data.frame_checks.read_frame", lambda *_, **__: pytest.fail())
+    assert check.main([str(train), option, str(tmp_path / "notes" / "out.json")]) == 2
+    assert f"{option} {tmp_path}/notes/out.json: {tmp_path}/notes is no" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_is_said_with_the_file(check, tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    train = write(tmp_path, "train", 0)
+    monkeypatch.setattr("os.fsync", full)
+    assert check.main([str(train)]) == 2
+    said = f"check_data: {tmp_path}/check_data.html: No space left on device (make doctor"
+    assert said in capsys.readouterr().err
+
+
 def test_clipped_copy_can_be_trained_on(check, tmp_path, capsys):
     train = write(tmp_path, "train", 0)
     damage(train, [40, 8, -20, 16], [-5, 8, 20, 16], [1, 1, 0, 5])

@@ -381,3 +381,8 @@ def test_a_box_is_drawn_where_it_is() -> None:
     box = picture.box("truth", np.array([16.0, 12.0, 36.0, 28.0]))
     assert (box.x, box.y, box.width, box.height) == (80, 60, 100, 80)  # 320 units for 64 px
     assert picture.height == 240
+
+
+def test_facts_may_begin_with_a_byte_order_mark(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text('{"camera": "C1"}', encoding="utf-8-sig")
+    assert tool.read_facts(tmp_path / "facts.json") == {"camera": "C1"}

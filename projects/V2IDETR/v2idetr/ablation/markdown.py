@@ -11,6 +11,7 @@ from v2idetr.ablation.content import SWITCHES
 from v2idetr.ablation.figures import COCO
 from v2idetr.ablation.provenance import commits_said
 from v2idetr.evaluation.table import MISSING
+from v2idetr.wording import counted
 
 SMOKE = "**Smoke test: a few steps on tiny pictures. These numbers mean nothing.**"
 SHORT = {"precision": "P", "recall": "R", "f1": "F1"}
@@ -92,9 +93,11 @@ def _has_table(block: Mapping[str, Any]) -> bool:
 
 
 def _block_heading(block: Mapping[str, Any]) -> str:
+    videos, frames = counted(block["videos"], "video"), counted(block["frames"], "frame")
+    lesions = counted(block["lesions"], "lesion")
     return (
-        f"## {block['title'].capitalize()}\n\n{block['videos']} videos, {block['frames']} frames, "
-        f"{block['lesion_free_frames']} of them without lesion; {block['lesions']} lesions."
+        f"## {block['title'].capitalize()}\n\n{videos}, {frames}, "
+        f"{block['lesion_free_frames']} of them without lesion; {lesions}."
     )
 
 

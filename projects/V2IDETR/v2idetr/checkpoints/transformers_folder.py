@@ -29,7 +29,7 @@ def hidden_settings(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_bytes())  # with or without a byte-order mark
             settings |= interpret(content)
         except (json.JSONDecodeError, AttributeError) as error:
             raise CheckpointError(f"{path}: is no JSON of settings: {error}.") from error

@@ -79,7 +79,7 @@ class _Folders:
             except (FileNotFoundError, NotADirectoryError, ValueError):
                 pass  # ValueError: a name that no file can have
             except OSError as error:
-                self._closed[folder] = error.strerror
+                self._closed[folder] = str(error.strerror)
         return self._listed[folder]
 
     def _find_alike(self, name: str) -> str | None:

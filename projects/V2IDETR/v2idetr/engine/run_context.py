@@ -110,9 +110,9 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
 
 def _problems_together(splits: dict[str, SplitData]) -> list[str]:
     """What is wrong with splits that are sound one by one."""
-    problems, notes = Findings(), Findings()
+    unlearnable, notes, shared = Findings(), Findings(), Findings()
     if "train" in splits:
-        check_training_boxes(splits["train"], problems, notes)
+        check_training_boxes(splits["train"], unlearnable, notes)
     for line in notes.lines():
         logger.warning("data.train: %s", line)
     tests = [name for name in splits if name.startswith("test/")]
@@ -126,8 +126,8 @@ def _problems_together(splits: dict[str, SplitData]) -> list[str]:
                 _key(name),
             )
     named = {_key(name): split for name, split in splits.items()}
-    check_shared_files(named, problems, {(_key(a), _key(b)) for a, b in apart})
-    return problems.lines()
+    check_shared_files(named, shared, {(_key(a), _key(b)) for a, b in apart})
+    return [*(f"data.train: {line}" for line in unlearnable.lines()), *shared.lines()]
 
 
 def _key(name: str) -> str:

@@ -36,6 +36,7 @@ from v2idetr.evaluation.lesion_metrics import (
 )
 from v2idetr.evaluation.predictions import FramePrediction, predict, write_predictions
 from v2idetr.evaluation.table import ALL_TESTS
+from v2idetr.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def evaluate(
     predicted = {}
     for name, (split, loader) in {"val": val, **tests}.items():
         if progress:
-            logger.info("evaluating %s: %d frames", name, len(split.records))
+            logger.info("evaluating %s: %s", name, counted(len(split.records), "frame"))
         predicted[name] = predict(model, loader, progress=progress)
         if predictions_dir is not None and comm.is_main_process():
             path = Path(predictions_dir) / f"predictions_{name}.json.gz"

@@ -193,7 +193,7 @@ def choose_threshold(outcomes: Outcomes) -> float:
     curve = sweep(outcomes)
     if not curve.tp.any():
         logger.warning(
-            "No detection finds any of the %d lesions at any threshold; using %.2f.",
+            "No detection finds any lesion (of %d) at any threshold; using %.2f.",
             curve.lesions,
             FALLBACK_THRESHOLD,
         )

@@ -1,0 +1,90 @@
+"""Splits of a run, checked together before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from v2idetr.engine.config import load_config
+from v2idetr.engine.run_context import load_splits
+
+
+def edit(config, split: str, change) -> None:
+    """Give a run a changed copy of a split's JSON; tiny_data is shared by all tests."""
+    source = Path(config.data[split].json)
+    content = json.loads(source.read_text())
+    change(content)
+    copy = Path(config.train.output_dir).parent / f"{split}_changed.json"
+    copy.write_text(json.dumps(content))
+    config.data[split].json = str(copy)
+
+
+def with_one_larger_frame(content: dict) -> None:
+    content["images"][1] |= {"width": 80, "height": 60}
+
+
+@pytest.mark.parametrize(
+    ("split", "stages", "others", "refused"),
+    [
+        ("train", "[teacher]", [], True),
+        ("train", "[student]", ["teacher.checkpoint=t.pth"], True),
+        ("train", "[plain]", [], False),
+        ("train", "[teacher]", ["data.window=0"], False),
+        ("val", "[teacher,student]", [], True),
+        ("val", "[student]", ["teacher.checkpoint=t.pth"], False),
+    ],
+)
+def test_sizes_within_a_scene_stop_stages_that_look_at_several_frames(
+    tiny_config, monkeypatch, tmp_path, split, stages, others, refused
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.pth").touch()
+    monkeypatch.setattr("v2idetr.data.coco_vid._decode_some", lambda split: None)
+    config = load_config(tiny_config, [f"train.stages={stages}", *others])
+    edit(config, split, with_one_larger_frame)
+    if not refused:
+        load_splits(config, with_train=True)
+        return
+    with pytest.raises(ValueError, match=rf"data\.{split}: .*\n.*one scene have different sizes"):
+        load_splits(config, with_train=True)
+
+
+def test_a_training_split_without_boxes_is_refused(tiny_config) -> None:
+    config = load_config(tiny_config, [])
+    edit(config, "train", lambda content: content["annotations"].clear())
+    with pytest.raises(ValueError, match=r"data\.train: no box to train on"):
+        load_splits(config, with_train=True)
+    load_splits(config, with_train=False)
+
+
+def test_a_class_without_a_box_to_train_on_is_warned_about(tiny_config, caplog) -> None:
+    config = load_config(tiny_config, [])
+    config.data.class_names = ["polyp", "serrated"]
+
+    def add(content: dict) -> None:
+        content["categories"].append({"id": 2, "name": "serrated"})
+
+    edit(config, "train", add)
+    edit(config, "val", add)
+    config.data.test = {"held_out": config.data.val}  # one file: said, and not refused
+    with caplog.at_level(logging.WARNING, logger="v2idetr"):
+        load_splits(config, with_train=True)
+    assert any("cannot be learned: 1 (serrated)" in message for message in caplog.messages)
+    assert any("data.val and data.test.held_out are one file" in m for m in caplog.messages)
+
+
+def test_a_file_in_two_splits_is_refused_but_test_splits_may_overlap(tiny_config) -> None:
+    config = load_config(tiny_config, [])
+    config.data.test = {"all": config.data.test.held_out, "easy": config.data.test.held_out}
+    load_splits(config, with_train=True)
+    edit(config, "val", lambda content: None)
+    config.data.test = {"again": config.data.val}
+    edit(config, "val", lambda content: None)
+    config.data.train = config.data.val
+    with pytest.raises(
+        ValueError, match=r"file is a frame of data\.train and of data\.val: .* 3 \("
+    ):
+        load_splits(config, with_train=True)
