@@ -48,6 +48,8 @@ from v2idetr.programs import (
     Interrupted,
     ProgramError,
     check_folder,
+    check_writable,
+    explain_os_error,
     ignore_torch_jit,
     run_logged,
     sole_user,
@@ -124,6 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"ablate: {explain_os_error(error)}", file=sys.stderr)
+        return 1
     except ProgramError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 1
@@ -164,14 +169,17 @@ def run_table(
     """
     from v2idetr.ablation.folder import BASE, RECORD, claim, claim_data, file_name
     from v2idetr.ablation.provenance import check_data, check_earlier_runs
+    from v2idetr.ablation.rehearsal import check_starts
     from v2idetr.engine.run_folder import data_fingerprint
 
     plan = plan_of(options, tables)
     plan.check(table.rows)
     base = plan.base()
     check_folder(plan.folder, RECORD, "ablation", first=[BASE])
+    check_writable(plan.folder)
     to_make = data_to_make(options, plan, base)
     runs = plan.runs(rows, range(options.seeds))
+    check_starts(runs)
     # Before anything is written, where nothing has to be made.
     splits = {} if to_make else read_and_rehearse(base, runs)
     shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}

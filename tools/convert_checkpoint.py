@@ -92,14 +92,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Convert and say what was done; 2 for a user's error."""
     options = parse(arguments)
-    from v2idetr.programs import ignore_torch_jit
+    from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
 
     ignore_torch_jit()
     try:
+        if options.output:
+            check_writable(options.output, is_file=options.to != "transformers")
         for line in convert(options):
             print(line)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"convert_checkpoint: {explain_os_error(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -112,10 +117,10 @@ def convert(options: argparse.Namespace) -> list[str]:
     """
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.checkpoints import imagenet
-    from v2idetr.checkpoints.conversion import unwrapped
     from v2idetr.checkpoints.export import export
     from v2idetr.checkpoints.files import check_finite, read_weights
     from v2idetr.checkpoints.published import write_backbone, write_published
+    from v2idetr.checkpoints.wrappers import unwrapped
 
     source = find_file(options.source)
     stored, remarks = unwrapped(read_weights(source, options.weights_key))

@@ -35,6 +35,8 @@ from v2idetr.programs import (
     Interrupted,
     ProgramError,
     check_folder,
+    check_writable,
+    explain_os_error,
     ignore_torch_jit,
     run_logged,
     sole_user,
@@ -332,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         check_folder(demo.output, RECORD, "demo")
+        check_writable(demo.output)
         check_settings(demo)
         with sole_user(demo.output / LOCK, "A demo") as lock:
             if options.restart:
@@ -341,6 +344,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"demo: {explain_os_error(error)}", file=sys.stderr)
+        return 1
     except ProgramError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from v2idetr.programs import ignore_torch_jit
+from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -44,9 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     output = options.output or options.run / "report.html"
     try:
+        check_writable(output, is_file=True)
         missing = write_report(options.run, output, read_facts(options.facts))
     except ValueError as error:
         print(f"report: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"report: {explain_os_error(error)}", file=sys.stderr)
         return 2
     for sentence in missing:
         print(f"note: {sentence}")

@@ -34,7 +34,7 @@ def test_evaluating_weights_of_another_architecture_lists_them(tiny_config, tmp_
     run = make_run(tiny_config)
     path = write_weights(run, "teacher")
     with pytest.raises(CheckpointError, match=r"not in the model \(\d+\):\n    net\.temporal\."):
-        evaluate_only(run, tmp_path, str(path))
+        evaluate_only(run, tmp_path / "evaluation", str(path))
 
 
 def test_evaluating_weights_of_other_classes_is_an_error(tiny_config, tmp_path) -> None:
@@ -44,7 +44,7 @@ def test_evaluating_weights_of_other_classes_is_an_error(tiny_config, tmp_path) 
     checkpoint.class_names = ["cyst"]
     save_checkpoint(checkpoint, path)
     with pytest.raises(CheckpointError, match=r"trained for the classes \['cyst'\]"):
-        evaluate_only(run, tmp_path, str(path))
+        evaluate_only(run, tmp_path / "evaluation", str(path))
 
 
 def test_a_file_is_evaluated_without_training(tiny_config, tmp_path, caplog) -> None:
@@ -73,7 +73,7 @@ def test_a_teacher_of_elsewhere_is_evaluated(tiny_config, tmp_path, by_option) -
     file = str(write_weights(make_run(tiny_config), "teacher", "mine.pth"))
     key = [] if by_option else [f"teacher.checkpoint={file}"]
     run = make_run(tiny_config, "train.stages=[teacher]", *key)
-    (result,) = evaluate_only(run, tmp_path, file if by_option else "").values()
+    (result,) = evaluate_only(run, tmp_path / "evaluation", file if by_option else "").values()
     assert (result["stage"], result["checkpoint"]) == ("teacher", file)
 
 
@@ -111,15 +111,19 @@ def test_an_evaluation_lies_beside_the_stages_or_where_it_is_told(
     assert output or {path.name for path in run.folder.iterdir()} == {"plain", "evaluation"}
 
 
-@pytest.mark.parametrize("eval_only", [True, False])
+@pytest.mark.parametrize(("eval_only", "trained"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("stop", [StopRequested(signal.SIGTERM), OSError(28, "disk full")])
 def test_what_is_to_be_done_after_an_interruption_can_be_typed_in(
-    tiny_config, monkeypatch, capsys, eval_only, stop
+    tiny_config, monkeypatch, capsys, eval_only, trained, stop
 ) -> None:
     def interrupted(*arguments):
         raise stop
 
-    given = ["--config-file", "x.yaml", "--eval-only" if eval_only else "--resume"]
+    if trained:
+        write_weights(make_run(tiny_config), "teacher", "last.pth")
+    given = ["--config-file", "x.yaml", *(["--eval-only"] if eval_only else [])]
+    if not eval_only and trained:
+        given.append("--resume")
     monkeypatch.setattr(process, "_prepare", interrupted)
     monkeypatch.setattr(process.sys, "argv", ["train_net.py", *given])
     options = train_net.parse(given)
@@ -128,7 +132,8 @@ def test_what_is_to_be_done_after_an_interruption_can_be_typed_in(
     except process.UserError as error:
         print(error)
     *_, said, command = capsys.readouterr().out.strip().splitlines()
-    assert ("begin again" if eval_only else "continue") in said
+    goes_on = trained and not eval_only
+    assert ("continue from the last checkpoint" if goes_on else "begin again") in said
     assert vars(train_net.parse(command.split()[2:])) == vars(options)
 
 

@@ -22,6 +22,7 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_mixed(tiny_config, tmp_p
     folder = tmp_path / "run"
     run_folder.claim(folder, config, resume=False)
     (folder / "teacher").mkdir()
+    (folder / "teacher" / "last.pth").touch()
     with pytest.raises(ValueError, match=r"already holds a run. Add --resume"):
         run_folder.claim(folder, config, resume=False)
     run_folder.claim(folder, load_config(tiny_config, ["train.num_workers=2"]), resume=True)
@@ -38,6 +39,54 @@ def test_a_start_that_was_refused_does_not_occupy_the_folder(tiny_config, resume
     right = load_config(tiny_config)
     run_folder.claim(wrong.folder, right, resume=resume)
     assert load_config(wrong.folder / "config.yaml").distillation.tfd.stride == 32
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_before_its_first_checkpoint_does_not_occupy_the_folder(
+    tiny_config, tmp_path, resume
+) -> None:
+    folder = tmp_path / "run"
+    run_folder.claim(folder, load_config(tiny_config), resume=False)
+    (folder / "teacher").mkdir()
+    (folder / "teacher" / "metrics.jsonl").write_text('{"iteration": 1}\n')
+    run_folder.claim(folder, load_config(tiny_config, ["optimizer.lr=0.5"]), resume=resume)
+    assert load_config(folder / "config.yaml").optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("name", ["ablation.json", "data", "train.json", "notes.md"])
+def test_a_folder_that_holds_something_else_is_refused(tiny_config, tmp_path, name) -> None:
+    folder = tmp_path / "run"
+    (folder / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"holds something else \({name}\): .*train\.output_dir"):
+        run_folder.claim(folder, load_config(tiny_config), resume=False)
+    assert [path.name for path in folder.iterdir()] == [name]
+    with pytest.raises(ValueError, match=r"holds something else .*--output FOLDER"):
+        run_folder.check_evaluation(folder, load_config(tiny_config), {})
+
+
+def test_what_programs_print_and_hidden_files_do_not_occupy_a_folder(tiny_config, tmp_path) -> None:
+    folder = tmp_path / "run"
+    (folder / "evaluation").mkdir(parents=True)
+    for name in ("log", "slurm-12.out", "console.log", ".gitkeep", "config.yaml"):
+        (folder / name).touch()
+    run_folder.claim(folder, load_config(tiny_config), resume=False)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_start_that_fails_leaves_nothing_behind(tiny_config, tmp_path, made) -> None:
+    folder = tmp_path / "a" / "b"
+    if made:
+        folder.mkdir(parents=True)
+        (folder / "console.log").write_text("mine")
+    wrong = load_config(
+        tiny_config, ["model.net.weights=no/such.pth", f"train.output_dir={folder}"]
+    )
+    options = argparse.Namespace(resume=False, eval_only=False, weights="", output="")
+    with pytest.raises(process.UserError, match=r"No backbone weights at no/such\.pth"):
+        process.run_process(options, wrong, "cpu")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.suffix != ".yaml") == (
+        ["a", "b", "console.log"] if made else []
+    )
 
 
 def test_resuming_where_nothing_is_starts(tiny_config, tmp_path) -> None:

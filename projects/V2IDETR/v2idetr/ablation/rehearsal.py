@@ -7,6 +7,7 @@ of their own, so the students would have their say only after the teacher.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from v2idetr.ablation.runs import Run, listed_by_row
+from v2idetr.engine.config import to_plain
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.signals import StopSignals
-from v2idetr.engine.stages import check_models
+from v2idetr.engine.stages import build_to_train, check_models
 
 
 def new_students(runs: Sequence[Run]) -> list[Run]:
@@ -28,6 +30,34 @@ def new_students(runs: Sequence[Run]) -> list[Run]:
         if run.teacher is not None and not run.begun:
             rows.setdefault(run.row.key, run)
     return list(rows.values())
+
+
+def check_starts(runs: Sequence[Run]) -> None:
+    """Build the detectors of all runs that are to begin, with the weights that they start from.
+
+    Args:
+        runs: which may have detectors in common; each is built once.
+
+    Raises:
+        ValueError: what is wrong with which rows, such as a missing file of backbone weights.
+    """
+    problems: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for run in [run for run in runs if not run.begun]:
+        stage = "teacher" if run.stage == "teacher" else "plain"  # a student is the plain detector
+        detector = _detector_of(run, stage)
+        if detector in seen:
+            continue
+        seen.add(detector)
+        context = RunContext(run.config, torch.device("cpu"), {}, StopSignals())
+        try:
+            with _quiet():
+                build_to_train(context, stage)
+        except ValueError as error:
+            problems.setdefault(str(error), []).append(run.row.name)
+    if problems:
+        heading = "detectors that cannot be built (--rows can leave rows out):"
+        raise ValueError(listed_by_row(heading, problems, len(seen)))
 
 
 def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
@@ -54,6 +84,14 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     if problems:
         heading = "students that do not fit their teachers (--rows can leave rows out):"
         raise ValueError(listed_by_row(heading, problems, len(students)))
+
+
+def _detector_of(run: Run, stage: str) -> str:
+    """What a stage's detector is and starts from, as text to compare."""
+    config = to_plain(run.config)
+    parts = [stage, config["teacher"] if stage == "teacher" else config["model"]]
+    parts += [config["train"][key] for key in ("init_checkpoint", "init_partial")]
+    return json.dumps(parts)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in px.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from v2idetr.checkpoints.architecture import Architecture, network_of
 from v2idetr.checkpoints.class_heads import is_class_head
-from v2idetr.checkpoints.conversion import layout_of, unwrapped
+from v2idetr.checkpoints.conversion import layout_of
 from v2idetr.checkpoints.files import (
     CheckpointError,
     Stored,
@@ -23,6 +23,7 @@ from v2idetr.checkpoints.files import (
     write_whole,
 )
 from v2idetr.checkpoints.published import check_architecture, check_header, read_header
+from v2idetr.checkpoints.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """
     content = {"format": FORMAT, "version": VERSION, **_shallow_dict(checkpoint)}
     _assert_plain(content, "checkpoint")
-    advice = "Make room and continue with --resume, or choose another train.output_dir."
+    advice = "Make room, or choose another train.output_dir."
+    if path.exists():
+        advice = "Make room and continue with --resume, or choose another train.output_dir."
     write_whole(path, lambda file: torch.save(content, file), advice=advice)
 
 

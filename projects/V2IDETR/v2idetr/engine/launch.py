@@ -9,12 +9,15 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import torch
+from omegaconf import DictConfig
 
 from v2idetr.engine.config import ConfigError, load_run_config
-from v2idetr.programs import stop_signals
+from v2idetr.engine.run_folder import EVALUATION
+from v2idetr.programs import check_writable, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,12 @@ def launch_run(options: argparse.Namespace) -> int:
         )
     except ConfigError as error:
         raise UserError(str(error)) from error
+    if options.machine_rank == 0:  # a folder that all machines share
+        given = "--output" if options.eval_only else "train.output_dir"
+        try:
+            check_writable(output_folder(options, config), given)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     device_type = config.train.device
     if device_type == "auto":
         device_type = "cuda" if gpus else "cpu"
@@ -79,6 +88,12 @@ def launch_run(options: argparse.Namespace) -> int:
         except ProcessExitedException as error:
             return error.exit_code if error.exit_code > 0 else 1
     return 0
+
+
+def output_folder(options: argparse.Namespace, config: DictConfig) -> Path:
+    """Where the program writes: the run's folder, or that of an evaluation alone."""
+    folder = Path(config.train.output_dir)
+    return Path(options.output or folder / EVALUATION) if options.eval_only else folder
 
 
 @contextlib.contextmanager

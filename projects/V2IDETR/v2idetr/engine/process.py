@@ -19,11 +19,11 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from v2idetr.engine import run_folder
-from v2idetr.engine.launch import USER_ERROR, UserError
+from v2idetr.engine.launch import USER_ERROR, UserError, output_folder
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
-from v2idetr.programs import LOCK, sole_user
+from v2idetr.programs import LOCK, explain_os_error, sole_user
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +35,17 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         UserError: see `launch_run`.
     """
     _log_to_terminal()
+    folder = output_folder(options, config)
+    before = run_folder.Before.of(folder)
     with StopSignals() as signals, contextlib.ExitStack() as until_end:
         try:
             run = _prepare(options, config, device_type, signals, until_end)
             if options.eval_only:
-                evaluate_only(run, _folder(options, config), options.weights)
+                evaluate_only(run, folder, options.weights)
             else:
                 run_stages(run)
         except StopRequested as stop:
-            logger.warning("stopped by %s; %s", stop, _what_to_do_next(options))
+            logger.warning("stopped by %s; %s", stop, _what_to_do_next(options, folder))
             return stop.exit_code
         except torch.OutOfMemoryError as error:
             _log_to_file("stopped for lack of memory", error)
@@ -54,13 +56,14 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
             ) from error
         except (ValueError, FloatingPointError) as error:
             _log_to_file("stopped by an error", error)
+            _undo(before)
             raise UserError(_message(error)) from error
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
             _log_to_file("stopped by the file system", error)
+            _undo(before)
             raise UserError(
-                f"{where}{error.strerror or error}. Mend that (make doctor shows free disk and "
-                f"memory); {_what_to_do_next(options)}"
+                f"{explain_os_error(error)}. When that is fixed, "
+                f"{_what_to_do_next(options, folder)}"
             ) from error
     return 0
 
@@ -87,7 +90,7 @@ def _prepare(
     until_end: contextlib.ExitStack,
 ) -> RunContext:
     """Data, folder and device, checked before training; the folder is ours `until_end`."""
-    folder = _folder(options, config)
+    folder = output_folder(options, config)
     splits = load_splits(config, with_train=not options.eval_only)
     index = comm.get_local_rank() if device_type == "cuda" else None
     device = torch.device(device_type, index) if index is not None else torch.device(device_type)
@@ -110,7 +113,7 @@ def _prepare(
                 device=run_folder.device_name(device),
                 processes=comm.get_world_size(),
             )
-        _add_log_file(folder / "log.txt")
+        _add_log_file(folder / run_folder.LOG)
 
     _on_main_process(take_folder)
     if not all(comm.all_gather(folder.is_dir())):
@@ -132,12 +135,6 @@ def _on_main_process(work: Callable[[], None]) -> None:
         raise problem
     if any(failed):
         raise SystemExit(USER_ERROR)
-
-
-def _folder(options: argparse.Namespace, config: DictConfig) -> Path:
-    """Where this program writes: the run's folder, or that of an evaluation alone."""
-    folder = Path(config.train.output_dir)
-    return Path(options.output or folder / "evaluation") if options.eval_only else folder
 
 
 def _warn_without_neighbours(config: DictConfig) -> None:
@@ -186,10 +183,14 @@ def _message(error: Exception) -> str:
     return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text
 
 
-def _what_to_do_next(options: argparse.Namespace) -> str:
+def _undo(before: run_folder.Before) -> None:
+    if comm.is_main_process():
+        before.restore()
+
+
+def _what_to_do_next(options: argparse.Namespace, folder: Path) -> str:
     program, *arguments = sys.argv
-    aim = "begin again"
-    if not options.eval_only:
-        aim = "continue from the last checkpoint"
-        arguments = ["--resume", *(a for a in arguments if a != "--resume")]
+    aim, arguments = "begin again", [a for a in arguments if a != "--resume"]
+    if not options.eval_only and run_folder.holds_results(folder):
+        aim, arguments = "continue from the last checkpoint", ["--resume", *arguments]
     return f"to {aim}:\n  {shlex.join(['python', program, *arguments])}"

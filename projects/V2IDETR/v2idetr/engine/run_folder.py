@@ -7,6 +7,7 @@ output_dir/evaluation/  config.yaml  log.txt  results.json  <stage>/evaluation.j
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,8 @@ import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,13 @@ from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.config_checks import STAGES
+from v2idetr.programs import LOCK
 
 logger = logging.getLogger(__name__)
 
-CONFIG, RECORD, RESULTS = "config.yaml", "run.json", "results.json"
+CONFIG, RECORD, RESULTS, LOG = "config.yaml", "run.json", "results.json", "log.txt"
+EVALUATION = "evaluation"  # where --eval-only writes
+CONSOLE = (".log", ".out", ".err", ".txt")  # what users let programs print into
 PACKAGES = [
     "torch",
     "torchvision",
@@ -49,14 +54,15 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
     """Make sure that this run, which alone uses its folder, may write to it; save its config there.
 
     A new run needs a folder without one; a resumed run continues only what was started with the
-    same settings. With `resume` and nothing to resume, the run simply starts. A start that was
-    refused before any stage began leaves nothing that must be kept.
+    same settings. With `resume` and nothing to resume, the run simply starts. A start that ended
+    before its first checkpoint leaves nothing that must be kept.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is off, or that run had another config.
+        ValueError: the folder holds a run and `resume` is off, or that run had another config; or
+            it holds something else.
     """
     existing = folder / CONFIG
-    if any((folder / stage).exists() for stage in STAGES):
+    if holds_results(folder):
         if not resume:
             raise ValueError(
                 f"{folder} already holds a run. Add --resume to continue it, or choose another "
@@ -65,6 +71,7 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
         if existing.exists():
             _check_same(load_config(existing), config, folder)
     else:
+        _check_nothing_else(folder, {CONFIG, RECORD, EVALUATION, *STAGES}, "train.output_dir=...")
         if resume:
             logger.info(
                 "there is nothing to resume in %s: the run starts from the beginning", folder
@@ -77,6 +84,63 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
     save_config(config, existing)
 
 
+def holds_results(folder: Path) -> bool:
+    """Whether a run has a checkpoint, or an evaluation, of any of its stages."""
+    stages = [folder / stage for stage in STAGES]
+    return any((s / "evaluation.json").exists() or any(s.glob("*.pth")) for s in stages)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a folder held before a start, which leaves nothing behind if it fails early.
+
+    Attributes:
+        folder: of the run or evaluation.
+        names: in it.
+        missing: the folder and those above it that did not exist, the innermost first.
+    """
+
+    folder: Path
+    names: frozenset[str]
+    missing: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> Before:
+        """What it holds now."""
+        names = frozenset(p.name for p in folder.iterdir()) if folder.is_dir() else frozenset()
+        missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
+        return cls(folder, names, missing)
+
+    def restore(self) -> None:
+        """Remove what the start has written, unless a stage or an evaluation has begun."""
+        with contextlib.suppress(OSError):
+            if any(p.is_dir() and p.name not in self.names for p in self.folder.iterdir()):
+                return
+            for name in {CONFIG, RECORD, LOG, LOCK} - self.names:
+                (self.folder / name).unlink(missing_ok=True)
+            for path in self.missing:
+                path.rmdir()
+
+
+def _check_nothing_else(folder: Path, ours: Collection[str], remedy: str) -> None:
+    """Refuse a folder with other files than ours, hidden ones and what programs print."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    strange = [
+        path.name
+        for path in there
+        if path.name not in ours
+        and not path.name.startswith(".")
+        and path.name != "log"
+        and not (path.suffix in CONSOLE and path.is_file())
+    ]
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise ValueError(
+            f"{folder} holds something else ({', '.join(strange[:3])}{more}): choose another "
+            f"folder with {remedy}"
+        )
+
+
 def check_evaluation(folder: Path, config: DictConfig, weights: Mapping[str, Path]) -> None:
     """Make sure that an evaluation alone overwrites only an earlier one of the same.
 
@@ -86,11 +150,13 @@ def check_evaluation(folder: Path, config: DictConfig, weights: Mapping[str, Pat
         weights: what it evaluates: the file by the row's name.
 
     Raises:
-        ValueError: the folder holds a run, or an evaluation by other settings or of other weights.
+        ValueError: the folder holds a run, an evaluation by other settings or of other weights, or
+            something else.
     """
     if (folder / RECORD).exists():
         raise ValueError(f"{folder} holds a run: choose another folder with --output FOLDER.")
     if not (folder / RESULTS).exists():
+        _check_nothing_else(folder, {CONFIG, *weights}, "--output FOLDER")
         return
     before = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["stages"]
     files = {name: Path(result["checkpoint"]) for name, result in before.items()}

@@ -17,7 +17,7 @@ from v2idetr.engine.config import save_config
 from v2idetr.engine.config_checks import stages_to_train
 from v2idetr.engine.run_context import RunContext, eval_loader
 from v2idetr.engine.run_folder import CONFIG, RESULTS, check_evaluation, is_finished
-from v2idetr.engine.stage_models import build_stage
+from v2idetr.engine.stage_models import StageModels, build_stage
 from v2idetr.engine.stage_training import (
     load_initial_weights,
     load_teacher,
@@ -60,13 +60,23 @@ def check_models(run: RunContext, stages: list[str]) -> None:
         ValueError, CheckpointError: models, losses or given weights do not fit.
     """
     for stage in stages:
-        models = build_stage(run.config, stage, pretrained=starts_from_imagenet(run, stage))
-        if not started(run, stage):
-            load_initial_weights(run.config, stage, models.detector)
+        models = build_to_train(run, stage)
         if models.teacher is not None and run.config.teacher.checkpoint:
             load_teacher(run, models.teacher)
         if not started(run, stage):
             rehearse(run, stage, models)
+
+
+def build_to_train(run: RunContext, stage: str) -> StageModels:
+    """The models of a stage with the weights that it starts from, unless it has begun.
+
+    Raises:
+        ValueError, CheckpointError: see `build_stage` and `load_initial_weights`.
+    """
+    models = build_stage(run.config, stage, pretrained=starts_from_imagenet(run, stage))
+    if not started(run, stage):
+        load_initial_weights(run.config, stage, models.detector)
+    return models
 
 
 def evaluate_only(run: RunContext, folder: Path, weights: str = "") -> dict[str, Result]:

@@ -237,7 +237,7 @@ class Trainer(TrainerBase):
         shown = frames[:MAX_FRAMES_NAMED]
         more = f"\n  and {len(frames) - len(shown)} more" if len(frames) > len(shown) else ""
         return (
-            f"stage {self.stage}, iteration {self.iter}: {problem}. The last good checkpoint was "
+            f"stage {self.stage}, iteration {self.iter}: {problem}. Earlier checkpoints are "
             f"kept. {len(frames)} frame(s) gave this:"
             + "".join(f"\n  {name}" for name in shown)
             + f"{more}\nLook at these frames and their boxes; else lower optimizer.lr, or set "

@@ -15,7 +15,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Compare models: one block a test split (and group of its videos), one row a model.
 
     AP, F1, precision and recall are in percent; AP is over all classes and IoU 0.50:0.95; cost is
-    for one detection (one multiply-add is two operations). An undefined figure is "-".
+    for one detection (one multiply-add is two operations). An undefined figure is "-". Where there
+    is no lesion, false alarms are counted instead: detections at or above the threshold.
 
     Args:
         results: {row name, such as the stage: result of ``evaluate``}.
@@ -61,19 +62,28 @@ def block(result: Mapping[str, Any], title: str) -> Mapping[str, Any] | None:
 
 def _row(name: str, figures: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
     row = {"": name}
+    if figures["lesions"] == 0:
+        for rule, counted in figures["rules"].items():
+            share = counted["fp"] / figures["frames"]
+            row[f"{rule}\nfalse alarms (a frame)"] = f"{counted['fp']} ({share:.2f})"
+        return row | _cost(result)
     if figures["coco"] is not None:
         row |= {key: _percent(figures["coco"][key]) for key in ("AP50", "AP")}
     for rule, counted in figures["rules"].items():
         shown = (f"{_percent(counted[key]):>5}" for key in ("f1", "precision", "recall"))
         row[f"{rule}\nF1 /    P /    R"] = " / ".join(shown)
+    return row | _cost(result)
+
+
+def _cost(result: Mapping[str, Any]) -> dict[str, str]:
     cost = result.get("cost")
-    if cost is not None:
-        row |= {
-            "params\nM": f"{cost['parameters'] / 1e6:.1f}",
-            "GFLOPs": f"{cost['flops'] / 1e9:.1f}",
-            "FPS": f"{cost['frames_per_second']:.1f}",
-        }
-    return row
+    if cost is None:
+        return {}
+    return {
+        "params\nM": f"{cost['parameters'] / 1e6:.1f}",
+        "GFLOPs": f"{cost['flops'] / 1e9:.1f}",
+        "FPS": f"{cost['frames_per_second']:.1f}",
+    }
 
 
 def _percent(value: float | None) -> str:
