@@ -29,7 +29,7 @@ from typing import Any
 from progress import SECONDS_OTHERWISE, TITLES, Part, Progress, clock, data_part, run_parts
 from synthetic_data import make_command, prepare_command, split_overrides
 
-from v2idetr.atomic_file import write_text_atomically
+from v2idetr.atomic_file import read_record, write_text_atomically
 from v2idetr.programs import (
     LOCK,
     Interrupted,
@@ -168,7 +168,7 @@ class Record:
         self.path = demo.output / RECORD
         self.content: dict[str, Any] = {"arguments": demo.arguments, "done": [], "seconds": {}}
         if self.path.exists():
-            self.content = json.loads(self.path.read_text(encoding="utf-8"))
+            self.content = read_record(self.path)
             before = self.content["arguments"]
             changed = [k for k, v in demo.arguments.items() if before.get(k) != v]
             if changed:

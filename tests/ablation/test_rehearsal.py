@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import make_split
-from v2idetr.ablation.rehearsal import new_students, rehearse
+from v2idetr.ablation.rehearsal import check_starts, new_students, rehearse
 from v2idetr.ablation.row_configs import Settings
 from v2idetr.ablation.runs import Plan
 from v2idetr.ablation.tables import find_tables
@@ -61,6 +61,27 @@ def test_the_students_of_the_papers_rows_fit_their_teachers(tmp_path: Path, stud
     students = new_students(plan.runs(rows, [0]))
     assert {"table3/5_tfd_msi_cqd", "table4/02_fd"} <= {run.row.key for run in students}
     rehearse(students, load_splits(base, with_train=True))
+
+
+def test_missing_weights_are_seen_before_any_run_and_with_all_their_rows(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "model.net.weights=no/such.pth")
+    names = ("1_baseline", "2_tfd", "3_tfd_msi")
+    rows = [plan.rows[f"table3/{name}"] for name in names]
+    with pytest.raises(ValueError) as caught:
+        check_starts(plan.runs(rows, range(2)))
+    heading, *lines = str(caught.value).splitlines()
+    assert "cannot be built" in heading and len(lines) == 2
+    assert all("No backbone weights at no/such.pth" in line for line in lines)
+    assert lines[0].endswith("(rows 2_tfd, 3_tfd_msi)"), "their teachers"
+    assert lines[1].endswith("(all rows)")
+
+
+def test_detectors_with_all_that_they_start_from_are_built_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan(tmp_path)
+    check_starts(plan.runs([plan.rows["table3/1_baseline"], plan.rows["table3/2_tfd"]], [0]))
+    assert not caplog.records
 
 
 def test_of_each_row_one_student_that_has_not_begun_is_tried(tmp_path: Path) -> None:

@@ -64,6 +64,14 @@ def test_a_folder_that_holds_something_else_is_refused(tiny_config, tmp_path, na
         run_folder.check_evaluation(folder, load_config(tiny_config), {})
 
 
+def test_a_damaged_record_is_named(tiny_config, tmp_path) -> None:
+    config = load_config(tiny_config)
+    splits = load_splits(config, with_train=True)
+    (tmp_path / "run.json").write_text('{"starts": [')
+    with pytest.raises(ValueError, match=r"run\.json: is damaged \(.*another folder"):
+        run_folder.record(tmp_path, config, splits, device="cpu", processes=1)
+
+
 def test_what_programs_print_and_hidden_files_do_not_occupy_a_folder(tiny_config, tmp_path) -> None:
     folder = tmp_path / "run"
     (folder / "evaluation").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,13 @@ def points_of(chart: charts.Chart) -> list[tuple[float, float]]:
     path = re.search(r'<path class="line[^"]*" d="M([^"]+)"', chart.svg())
     assert path is not None
     return [tuple(map(float, place.split())) for place in path[1].split("L")]  # type: ignore[misc]
+
+
+def test_a_chart_that_is_alone_is_no_wider_than_one_of_several() -> None:
+    """auto-fit would give it the columns of those that an unfinished run does not have."""
+    css = (Path(charts.__file__).parent / "report.css").read_text()
+    (rule,) = re.findall(r"^\.charts \{.*$", css, re.MULTILINE)
+    assert "auto-fill" in rule
 
 
 def test_a_line_ends_at_the_corners_of_its_chart() -> None:

@@ -51,6 +51,7 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     (tmp_path / "train.json").touch()
     monkeypatch.setattr("v2idetr.engine.run_context.load_splits", lambda *_, **__: {"train": 0})
     monkeypatch.setattr("v2idetr.ablation.rehearsal.rehearse", lambda *_: None)
+    monkeypatch.setattr("v2idetr.ablation.rehearsal.check_starts", lambda *_: None)
     monkeypatch.setattr("v2idetr.engine.run_folder.data_fingerprint", _fingerprint)
     monkeypatch.setattr(module, "find_tables", _only_table_3)
     monkeypatch.chdir(tmp_path)
@@ -272,8 +273,10 @@ def test_missing_data_is_an_error_that_names_it_and_leaves_nothing_behind(
     monkeypatch.undo()
     monkeypatch.chdir(ablate.TRAIN_NET.parent / "tests")
     monkeypatch.setattr(ablate, "find_tables", _only_table_3)
-    output = ["--output", str(tmp_path / "out")]
-    assert ablate.main(["--table", "III", "--dataset", "buv", *output]) == 2
+    given = ["--table", "III", "--dataset", "buv", "--output", str(tmp_path / "out")]
+    assert ablate.main(given) == 2
+    assert "No backbone weights at " in capsys.readouterr().err
+    assert ablate.main([*given, "model.net.weights=null"]) == 2
     assert "data.train: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -31,6 +32,23 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """`write_atomically` for UTF-8 text."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that a program of ours has written.
+
+    Raises:
+        ValueError: it holds something else, as after damage to the disk; names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is damaged ({error}): restore it, or use another folder."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is damaged: restore it, or use another folder.")
+    return content
 
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

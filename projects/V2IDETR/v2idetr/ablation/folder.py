@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import to_svg
 from v2idetr.ablation.row_configs import in_any_order
-from v2idetr.atomic_file import write_text_atomically
+from v2idetr.atomic_file import read_record, write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.run_folder import differing_splits
 
@@ -38,7 +38,7 @@ def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
         content = {**settings, "config_fingerprint": fingerprint(base)}
         write_text_atomically(record, json.dumps(content, indent=1) + "\n")
         return
-    before = _settled(json.loads(record.read_text(encoding="utf-8")))
+    before = _settled(read_record(record))
     changed = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
     if not changed and before["config_fingerprint"] != fingerprint(base):
         changed = differing_keys(load_config(folder / BASE), base)
@@ -61,7 +61,7 @@ def claim_data(folder: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
         ValueError: it is of other data; names the splits.
     """
     record = folder / RECORD
-    content = json.loads(record.read_text(encoding="utf-8"))
+    content = read_record(record)
     if "data" not in content:
         write_text_atomically(record, json.dumps({**content, "data": data}, indent=1) + "\n")
         return

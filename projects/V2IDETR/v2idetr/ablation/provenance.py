@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from v2idetr.ablation.runs import Run
+from v2idetr.atomic_file import read_record
 from v2idetr.engine.config import differing_keys, load_config
 from v2idetr.engine.run_folder import CONFIG, RECORD, differing_splits
 
@@ -73,4 +73,4 @@ def _starts(run: Run) -> list[dict[str, Any]]:
     path = run.folder / RECORD
     if not run.begun or not path.exists():
         return []
-    return json.loads(path.read_text(encoding="utf-8"))["starts"]
+    return read_record(path)["starts"]

@@ -42,22 +42,21 @@ def check_starts(runs: Sequence[Run]) -> None:
         ValueError: what is wrong with which rows, such as a missing file of backbone weights.
     """
     problems: dict[str, list[str]] = {}
-    seen: set[str] = set()
-    for run in [run for run in runs if not run.begun]:
+    said: dict[str, str] = {}  # by detector; "" where nothing is wrong
+    waiting = [run for run in runs if not run.begun]
+    for run in waiting:
         stage = "teacher" if run.stage == "teacher" else "plain"  # a student is the plain detector
         detector = _detector_of(run, stage)
-        if detector in seen:
-            continue
-        seen.add(detector)
-        context = RunContext(run.config, torch.device("cpu"), {}, StopSignals())
-        try:
-            with _quiet():
-                build_to_train(context, stage)
-        except ValueError as error:
-            problems.setdefault(str(error), []).append(run.row.name)
+        if detector not in said:
+            said[detector] = _refusal(run, stage)
+        rows = problems.setdefault(said[detector], [])
+        if run.row.name not in rows:
+            rows.append(run.row.name)
+    problems.pop("", None)
     if problems:
         heading = "detectors that cannot be built (--rows can leave rows out):"
-        raise ValueError(listed_by_row(heading, problems, len(seen)))
+        rows = {run.row.name for run in waiting}
+        raise ValueError(listed_by_row(heading, problems, len(rows)))
 
 
 def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
@@ -84,6 +83,16 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     if problems:
         heading = "students that do not fit their teachers (--rows can leave rows out):"
         raise ValueError(listed_by_row(heading, problems, len(students)))
+
+
+def _refusal(run: Run, stage: str) -> str:
+    """Why a detector cannot be built with what it starts from; "" if it can."""
+    try:
+        with _quiet():
+            build_to_train(RunContext(run.config, torch.device("cpu"), {}, StopSignals()), stage)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _detector_of(run: Run, stage: str) -> str:

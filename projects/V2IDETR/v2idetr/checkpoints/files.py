@@ -251,9 +251,11 @@ def _write_failure(path: Path, error: OSError, advice: str) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> str:
+    names = [n for n in ("last.pth", "best.pth") if n != path.name and (path.parent / n).exists()]
+    others = f"Use another checkpoint of the run ({', '.join(names)}), or copy" if names else "Copy"
     return (
-        f"{path}: is truncated or damaged, or is not a checkpoint ({_first_line(error)}). Use "
-        "another checkpoint of the run (last.pth, best.pth), or copy the file again."
+        f"{path}: is truncated or damaged, or is not a checkpoint ({_first_line(error)}). {others} "
+        "the file again."
     )
 
 

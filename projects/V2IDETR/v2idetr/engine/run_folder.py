@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from v2idetr.atomic_file import write_text_atomically
+from v2idetr.atomic_file import read_record, write_text_atomically
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.config_checks import STAGES
@@ -158,7 +158,7 @@ def check_evaluation(folder: Path, config: DictConfig, weights: Mapping[str, Pat
     if not (folder / RESULTS).exists():
         _check_nothing_else(folder, {CONFIG, *weights}, "--output FOLDER")
         return
-    before = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["stages"]
+    before = read_record(folder / RESULTS)["stages"]
     files = {name: Path(result["checkpoint"]) for name, result in before.items()}
     changed = ["its settings are unknown"]
     if (folder / CONFIG).exists():
@@ -184,7 +184,7 @@ def record(
     """
     path = folder / RECORD
     data = {name: data_fingerprint(split) for name, split in splits.items()}
-    history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"starts": []}
+    history = read_record(path) if path.exists() else {"starts": []}
     if history["starts"]:
         before = history["starts"][0]["data"]
         both = before.keys() & data.keys()  # an evaluation alone has no training data
