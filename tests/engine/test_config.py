@@ -368,6 +368,21 @@ def test_a_reference_that_leads_nowhere_is_an_error(base) -> None:
     assert "other.length" in problem and "train.nothing" in problem
 
 
+def test_a_library_that_a_target_needs_and_that_is_missing_is_named_with_the_key(
+    base, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "needs_more.py").write_text("import no_such_library\n\ndef part(size): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config(base, ["+part={_target_: needs_more.part, size: 3}"])
+    with pytest.raises(ValueError, match=r"^part: .*no_such_library"):
+        build(config, "part")
+
+
+@pytest.mark.parametrize("target", ["''", ".", "..x", "__main__.x"])
+def test_words_that_name_no_callable_at_all_are_an_error(base, target) -> None:
+    assert "_target_" in only_problem(base, f"+part={{_target_: {target}}}")
+
+
 def test_build_names_the_key_of_a_module_that_refuses_its_arguments(base) -> None:
     config = load_config(base, ["schedule.milestones=[20]"])
     with pytest.raises(ValueError, match=r"^schedule: "):

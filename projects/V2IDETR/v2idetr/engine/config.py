@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc import ErrorDuringImport  # which `instantiate` lets through
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
@@ -160,11 +161,12 @@ def build(config: DictConfig, key: str) -> Any:
     """Instantiate the L(...) node, or list of nodes, at a dotted key.
 
     Raises:
-        ValueError: a callable refused its arguments; names the key.
+        ValueError: a callable refused its arguments, or needs a library that is missing; names the
+            key.
     """
     try:
         return instantiate(select(to_plain(config), key))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError, ErrorDuringImport) as error:
         said = str(error)  # which may name the key itself
         raise ValueError(said if said.startswith(f"{key}.") else f"{key}: {said}") from error
 

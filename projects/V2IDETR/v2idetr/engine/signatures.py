@@ -19,7 +19,6 @@ from detectron2.utils.registry import locate
 
 MOST_STEPS = 8  # from a name to where it is defined, through imports and base classes
 COMPUTED = object()  # in the place of a default that only running the code would tell
-_PLAIN_DECORATORS = {"staticmethod", "torch.no_grad()"}
 _Definition = ast.ClassDef | ast.FunctionDef
 
 
@@ -48,7 +47,7 @@ def read_signature(target: str) -> inspect.Signature | None:
     """Signature of a callable by its source alone; None where that does not settle it."""
     try:
         return _read(*_find(target, MOST_STEPS), MOST_STEPS)
-    except (_NotPlainError, OSError, SyntaxError, ImportError):
+    except (_NotPlainError, OSError, SyntaxError, ValueError, ImportError):
         return None
 
 
@@ -76,8 +75,8 @@ def _find(target: str, steps: int) -> tuple[str, bool, list[_Definition]]:
 def _read(module: str, is_package: bool, found: list[_Definition], steps: int) -> inspect.Signature:
     *above, node = found
     if isinstance(node, ast.FunctionDef):
-        decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
-        if decorators - _PLAIN_DECORATORS or (above and "staticmethod" not in decorators):
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        if decorators != (["staticmethod"] if above else []):
             raise _NotPlainError
         return inspect.Signature(list(_parameters(node.args)))
     decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
