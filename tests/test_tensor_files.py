@@ -96,7 +96,7 @@ def test_a_damaged_file_is_named_with_the_remedy(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"weights\.safetensors: .*checksum.*copy the file"):
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: .*checksum.*Copy the file"):
         read_weights(path)
 
 

@@ -121,8 +121,8 @@ def test_a_matcher_that_refuses_its_costs_is_reported_with_the_frame() -> None:
     with pytest.raises(NonFiniteLossError) as caught:
         trainer(Refusing(), samples(1, 1, 1)).train(0, 1)
     assert str(caught.value) == (
-        "stage plain, iteration 0: the matching costs (L1) are not finite. The last good "
-        "checkpoint was kept. 1 frame(s) gave this:\n  1.png\n"
+        "stage plain, iteration 0: the matching costs (L1) are not finite. Earlier "
+        "checkpoints are kept. 1 frame(s) gave this:\n  1.png\n"
         "Look at these frames and their boxes; else lower optimizer.lr, or set train.amp=off."
     )
 
