@@ -148,8 +148,8 @@ def test_missing_pictures_are_left_out_and_noted(convert, buv):
     (buv / "rawframes/benign/aa/000000.png").unlink()
     written = convert("buv", buv)
     assert written["audit"]["splits"]["train"]["frames"] == 5
-    assert written["audit"]["notes"]["frame cannot be opened and is left out"]["examples"] == [
-        "rawframes/benign/aa/000000.png (no such file)"
+    assert written["audit"]["notes"]["frame cannot be used and is left out"]["examples"] == [
+        "rawframes/benign/aa/000000.png no such file"
     ]
 
 
