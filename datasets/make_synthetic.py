@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -130,7 +131,7 @@ def write_clip(task: tuple[Path, Job]) -> list[FrameRecord]:
     return records
 
 
-def save(image: Image.Image, path: Path, **settings: int) -> None:
+def save(image: Image.Image, path: Path, **settings: Any) -> None:
     """Write an image; an OSError names its file, which that of a full disk does not."""
     try:
         image.save(path, **settings)

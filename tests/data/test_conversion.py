@@ -1,9 +1,11 @@
 """What all converters share: choice of cases, masks to boxes, sizes of pictures."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -81,6 +83,12 @@ def test_a_mask_whose_brightest_pixel_means_nothing_is_refused(tmp_path):
         read_mask(tmp_path / "grey.png")
 
 
+@pytest.mark.parametrize(("kind", "white"), [(np.uint16, 65535), (np.uint16, 1), (np.float32, 1)])
+def test_masks_of_any_depth_are_read(tmp_path, kind, white):
+    tifffile.imwrite(tmp_path / "mask.tif", np.diag([white] * 4).astype(kind))
+    assert read_mask(tmp_path / "mask.tif").sum() == 4
+
+
 def test_palette_masks_are_read_by_index(tmp_path):
     picture = Image.fromarray(np.eye(4, dtype=np.uint8))
     picture.putpalette([0, 0, 0, 128, 0, 0])
@@ -134,6 +142,37 @@ def test_conversion_writes_an_audit_that_a_person_can_read(tmp_path: Path):
     assert "    - ... and 2 more\n" in page
     assert "- frame cannot be used and is left out: 1\n    - 2.jpg no such file" in page
     assert any(line.startswith("note: box reaches outside") for line in conversion.lines())
+
+
+def test_a_split_without_usable_frames_says_which_files_and_why(tmp_path: Path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
+    (tmp_path / "2.jpg").write_bytes(b"cut")
+    conversion = Conversion(
+        name="Toy",
+        converter="prepare_toy.py",
+        output=tmp_path / "out",
+        image_root=tmp_path,
+        class_names=["polyp"],
+    )
+    splits = {"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [Frame("2.jpg")])]}
+    message = r"split 'val' is empty, as none of its 1 frame.*2\.jpg cannot be read as an image"
+    with pytest.raises(ValueError, match=message):
+        conversion.write(splits)
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_names_that_are_no_text_are_refused_by_name(tmp_path: Path):
+    name = os.fsdecode(b"frame\xff.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / name, "PNG")
+    conversion = Conversion(
+        name="Toy",
+        converter="prepare_toy.py",
+        output=tmp_path / "out",
+        image_root=tmp_path,
+        class_names=["polyp"],
+    )
+    with pytest.raises(ValueError, match=r"file name is not UTF-8.*frame\\udcff\.png"):
+        conversion.write({"train": [Video("a", [Frame(name)])]})
 
 
 def test_empty_split_is_refused_before_anything_is_written(tmp_path: Path):

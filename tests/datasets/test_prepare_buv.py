@@ -153,6 +153,16 @@ def test_missing_pictures_are_left_out_and_noted(convert, buv):
     ]
 
 
+def test_a_byte_order_mark_is_read_and_frames_without_a_box_are_noted(convert, buv):
+    path = next(buv.glob("*val*.json"))
+    content = json.loads(path.read_text())
+    gone = content["annotations"].pop()["image_id"]
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    notes = convert("buv", buv)["audit"]["notes"]
+    file = next(image["file_name"] for image in content["images"] if image["id"] == gone)
+    assert notes["frame without a box counts as lesion-free"]["examples"] == [file]
+
+
 def test_label_that_contradicts_the_folder_is_noted(convert, buv):
     content = json.loads((buv / VAL).read_text())
     content["annotations"][0]["category_id"] = 2
