@@ -1,5 +1,6 @@
 """Image files: every pixel value arrives, or the file is refused by name."""
 
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -149,6 +150,13 @@ def test_reasons_are_told_apart_from_paths_and_remedies(tmp_path):
     assert reasons["gone.jpg"] == "no such file"
     assert reasons["text.jpg"].startswith("cannot be read as an image, it is of no known format")
     assert reasons["."] == "cannot be read (Is a directory)"
+
+
+def test_an_error_survives_the_way_from_another_process(tmp_path):
+    with pytest.raises(ImageFileError) as caught:
+        read_image(tmp_path / "gone.jpg")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.reason) == (str(caught.value), "no such file")
 
 
 def test_one_channel_may_be_deep_where_that_is_asked_for(tmp_path):

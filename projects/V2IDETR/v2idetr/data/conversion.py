@@ -157,12 +157,12 @@ class Conversion:
         sizes: dict[str, tuple[int, int]] = {}
         for split, videos in splits.items():
             frames = [frame for video in videos for frame in video.frames]
-            left_out = Findings()
+            unusable = []
             for frame, size in zip(
                 frames, in_threads(look, frames, f"sizes of {split}"), strict=True
             ):
                 if isinstance(size, str):
-                    left_out.add(LEFT_OUT, f"{frame.file_name} {size}")
+                    unusable.append(f"{frame.file_name} {size}")
                     continue
                 sizes[frame.file_name] = size
                 if frame.boxes_for not in (None, size):
@@ -170,13 +170,11 @@ class Conversion:
                         "picture is not of the size that its boxes were made for (was it resized?)",
                         f"{frame.file_name} is {size}, its boxes are for {frame.boxes_for}",
                     )
-            if len(left_out) == len(frames):
-                problems.add(
-                    f"split {split!r} is empty, as none of its {counted(len(frames), 'frame')} can "
-                    "be used",
-                    "; ".join(left_out.lines()),
-                )
-            self.notes.extend(left_out)
+            for example in unusable:
+                self.notes.add(LEFT_OUT, example)
+                if len(unusable) == len(frames):
+                    kind = f"split {split!r} is empty, as none of its frames can be used"
+                    problems.add(kind, example)
         problems.raise_if_any(self.name)
         return sizes
 

@@ -10,7 +10,8 @@ Libraries that read one file as 8 bits cut deeper ones off, and take the first o
 without a word: here both are errors. Who reads what, measured on one core with OpenCV 4.11 and 5.0,
 Pillow 13:
 
-    JPEG    OpenCV: the same pixels as Pillow's, in 0.6 to 0.8 of the time; refuses a cut file, too
+    JPEG    OpenCV: the same pixels as Pillow's, in 0.4 to 0.9 of the time, least for large
+            ones; refuses a truncated file, too
     TIFF    Pillow; tifffile for what Pillow cannot open, such as the released CVC-ClinicDB: three
             samples a pixel that call themselves grey, which OpenCV reads as grey
     others  Pillow, which knows palettes, alpha and CMYK. OpenCV reads PNG in 0.85 of the time, but
@@ -41,11 +42,19 @@ EIGHT_BIT_FORMATS = (*JPEG_FORMATS, "BMP", "GIF", "WEBP")  # Pillow tells the de
 
 
 class ImageFileError(ValueError):
-    """A file that cannot be used; ``reason`` is the message without path and remedy."""
+    """A file that cannot be used; ``reason`` is the message without path and remedy.
 
-    def __init__(self, path: str | Path, reason: str, remedy: str) -> None:
-        super().__init__(f"{path}: {reason}; {remedy}")
-        self.reason = reason
+    Made of one text, as other processes rebuild it: see `file_error`.
+    """
+
+    reason = ""
+
+
+def file_error(path: str | Path, reason: str, remedy: str) -> ImageFileError:
+    """What to raise of a file that cannot be used."""
+    error = ImageFileError(f"{path}: {reason}; {remedy}")
+    error.reason = reason
+    return error
 
 
 def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -55,7 +64,7 @@ def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray
     """
     pixels = read_image(path)
     if pixels.shape[:2] != (height, width):
-        raise ImageFileError(
+        raise file_error(
             path,
             f"is {pixels.shape[1]} x {pixels.shape[0]} px (width x height), but the annotation "
             f"file says {width} x {height}",
@@ -130,7 +139,7 @@ def _opened(path: str | Path, *, deep_grey: bool = False) -> Iterator[tuple[Bina
     except ImageFileError:
         raise
     except FileNotFoundError as error:
-        raise ImageFileError(
+        raise file_error(
             path, "no such file", "check the image_root of this split and that the data is whole"
         ) from error
     # The decoders have no common error: on damaged files they raise nearly anything.
@@ -138,10 +147,10 @@ def _opened(path: str | Path, *, deep_grey: bool = False) -> Iterator[tuple[Bina
         if isinstance(error, OSError) and error.errno is not None:
             reason = f"cannot be read ({error.strerror})"
         elif isinstance(error, UnidentifiedImageError):
-            reason = "cannot be read as an image, it is of no known format, damaged or cut off"
+            reason = "cannot be read as an image, it is of no known format, damaged or truncated"
         else:
-            reason = f"cannot be read as an image, it is damaged or cut off ({error})"
-        raise ImageFileError(
+            reason = f"cannot be read as an image, it is damaged or truncated ({error})"
+        raise file_error(
             path, reason, "copy it again, or take the frame out of the annotation file"
         ) from error
 
@@ -164,7 +173,7 @@ def _open(path: str | Path, file: BinaryIO, deep_grey: bool) -> Image.Image:
         file.seek(0)
         image = Image.open(file)
         if pixels is None:
-            raise ImageFileError(
+            raise file_error(
                 path, f"is a {image.format} file, whose depth is not known", "convert it to PNG"
             )
         allowed = deep_grey and pixels.ndim == 2
@@ -193,7 +202,7 @@ def _open_tiff(path: str | Path, file: BinaryIO, deep_grey: bool) -> Image.Image
             pixels = page.asarray()
         colors = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
         if page.samplesperpixel != 3 or page.photometric not in colors:
-            raise ImageFileError(
+            raise file_error(
                 path,
                 f"is a TIFF with {page.samplesperpixel} samples a pixel and photometric "
                 f"interpretation {int(page.photometric)}, whose colors are not known",
@@ -208,7 +217,7 @@ def _open_tiff(path: str | Path, file: BinaryIO, deep_grey: bool) -> Image.Image
 
 def _check_number(path: str | Path, number: int) -> None:
     if number > 1:
-        raise ImageFileError(
+        raise file_error(
             path,
             f"holds {number} images, of which only the first would be read",
             "write each to a file of its own",
@@ -220,6 +229,6 @@ def _check_depth(
 ) -> None:
     if (bits > 8 or is_float) and not allowed:
         kind = "floating-point pixel values" if is_float else "more than 8 bits a channel"
-        raise ImageFileError(
+        raise file_error(
             path, f"has {kind} ({bits} bits)", "scale the range that is used to 0..255, 8 bits"
         )

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from v2idetr.data.audit import Findings
 from v2idetr.data.conversion import in_threads
-from v2idetr.data.image_files import ImageFileError, open_image
+from v2idetr.data.image_files import ImageFileError, file_error, open_image
 
 SMALLEST_PART_PX = 16  # beside a larger part, fewer pixels are specks of the annotation tool
 
@@ -29,7 +29,7 @@ def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
     mask = np.asarray(image if is_deep else image.convert("L"))
     brightest = mask.max()
     if 1 < brightest <= 127:
-        raise ImageFileError(
+        raise file_error(
             path,
             f"the brightest pixel of this mask is {brightest}",
             "a mask has 0 and 255, 0 and 1, or a palette",
