@@ -6,7 +6,9 @@
 
 Prints counts and problems and writes check_data.html, a page of sample frames with their boxes and
 a table of the videos, and check_data.json. Exits with 1 when there are errors: problems of a JSON,
-bad boxes, frames that cannot be read, frames that two of the splits share.
+bad boxes, frames that cannot be read, frames that two of the splits share, classes that differ
+between them, no box in a split called train*. Frames of one scene must have one size, which matters
+to teachers only: a detector that sees single frames trains also without.
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.data.audit import AuditReport, audit_boxes
+from v2idetr.data.audit import AuditReport, Findings, audit_boxes
 from v2idetr.data.coco_vid import SplitData, read_split, write_split
 from v2idetr.data.schema import check_annotations, check_images, check_videos, read_coco_vid
-from v2idetr.programs import ignore_torch_jit
+from v2idetr.data.split_set import check_same_classes, check_shared_files, check_training_boxes
+from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
+from v2idetr.wording import counted
 
 # What converters and this program write beside splits, so that data/sunseg/*.json may be given.
 NO_SPLITS = ("audit.json", "check_data.json")
 
 if TYPE_CHECKING:  # it imports torch
-    from v2idetr.data.frame_checks import Copies, Fingerprint
+    from v2idetr.data.frame_checks import Copies
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -75,49 +79,54 @@ def main(arguments: list[str] | None = None) -> int:
     """Check, print and write; 0 without errors, 1 with, 2 where nothing can be read."""
     options = parse(arguments)
     ignore_torch_jit()
+    try:
+        return check(options)
+    except ValueError as error:
+        print(f"check_data: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"check_data: {explain_os_error(error)}", file=sys.stderr)
+    return 2
+
+
+def check(options: argparse.Namespace) -> int:
+    """The exit code; raises ValueError and OSError where nothing can be checked or written."""
     # Imported here, as below, so that --help and usage errors need no torch.
     from data_sheet import write_sheet
 
-    from v2idetr.data.frame_checks import find_copies
+    from v2idetr.data.frame_checks import check_frames, find_copies
 
-    try:
-        splits, fingerprints = read(options)
-    except ValueError as error:
-        print(f"check_data: {error}", file=sys.stderr)
-        return 2
+    output = check_options(options)
+    together = Findings()
+    splits = read(options, together)
+    notes = check_together(splits, together)
+    fingerprints = {name: check_frames(s, every=options.every) for name, s in splits.items()}
     copies = find_copies(splits, fingerprints)
-    output = options.output or options.json[0].parent
-    errors = sum(len(split.report.problems) for split in splits.values())
+    errors = len(together) + sum(len(split.report.problems) for split in splits.values())
     errors += sum(c.num_frames for c in copies if c.across_splits)
     page = write_sheet(
         output / "check_data.html",
         splits=splits,
         contents={name: read_coco_vid(split.json_path) for name, split in splits.items()},
+        together=together,
+        notes=notes,
         copies=copies,
         errors=errors,
         every=options.every,
         num_samples=options.samples,
     )
-    write_text_atomically(
-        output / "check_data.json", json.dumps(as_json(splits, copies), indent=1) + "\n"
-    )
-    print("\n".join(lines(splits, copies, errors)))
+    found = as_json(splits, together, notes, copies)
+    write_text_atomically(output / "check_data.json", json.dumps(found, indent=1) + "\n")
+    print("\n".join(lines(splits, together, notes, copies, errors)))
     print(f"{page} ({page.stat().st_size / 2**20:.1f} MiB)")
     if options.write_clipped is not None:
-        try:
-            print(write_clipped(options.json[0], options.write_clipped))
-        except ValueError as error:
-            print(f"check_data: {error}", file=sys.stderr)
-            return 2
+        print(write_clipped(options.json[0], options.write_clipped))
     return 1 if errors else 0
 
 
-def read(
-    options: argparse.Namespace,
-) -> tuple[dict[str, SplitData], dict[str, dict[int, Fingerprint]]]:
-    """The splits by name, and fingerprints of the frames that could be read."""
-    from v2idetr.data.frame_checks import check_frames
-
+def check_options(options: argparse.Namespace) -> Path:
+    """The folder to write to; raises ValueError where that or another option cannot be used."""
+    if options.every < 1 or options.samples < 0:
+        raise ValueError("--every needs to be 1 or more, --samples 0 or more")
     if options.write_clipped is not None:
         if len(options.json) != 1:
             raise ValueError("--write-clipped takes one JSON at a time")
@@ -125,8 +134,15 @@ def read(
             raise ValueError(
                 f"--write-clipped {options.write_clipped}: is there already; choose another name"
             )
-    if options.every < 1 or options.samples < 0:
-        raise ValueError("--every needs to be 1 or more, --samples 0 or more")
+        check_writable(options.write_clipped, "--write-clipped", is_file=True)
+    output = options.output or options.json[0].parent
+    if options.output is not None or output.is_dir():  # else the JSON is missing, which is said
+        check_writable(output)
+    return output
+
+
+def read(options: argparse.Namespace, problems: Findings) -> dict[str, SplitData]:
+    """The splits by name; those that cannot be read become problems, unless none can."""
     stems = [path.stem for path in options.json]
     names = [
         path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
@@ -134,11 +150,28 @@ def read(
     ]
     if len(set(names)) < len(names):
         raise ValueError(f"a JSON is given twice: {', '.join(map(str, options.json))}")
-    splits = {
-        name: read_split(path, image_root(path, options.image_root))
-        for name, path in zip(names, options.json, strict=True)
-    }
-    return splits, {name: check_frames(s, every=options.every) for name, s in splits.items()}
+    splits: dict[str, SplitData] = {}
+    unreadable = []
+    for name, path in zip(names, options.json, strict=True):
+        try:
+            splits[name] = read_split(path, image_root(path, options.image_root))
+        except ValueError as error:
+            unreadable.append(str(error))
+            problems.add("split cannot be read", str(error))
+    if not splits:
+        raise ValueError("\n".join(unreadable))
+    return splits
+
+
+def check_together(splits: Mapping[str, SplitData], problems: Findings) -> Findings:
+    """Add what is wrong between the splits; what else should be known about them."""
+    notes = Findings()
+    for split in splits.values():
+        if split.json_path.stem.startswith("train"):
+            check_training_boxes(split, problems, notes)
+    check_same_classes(splits, problems)
+    check_shared_files(splits, problems)
+    return notes
 
 
 def image_root(path: Path, given: Path | None) -> Path:
@@ -150,7 +183,13 @@ def image_root(path: Path, given: Path | None) -> Path:
     return Path(hint) if isinstance(hint, str) else path.parent
 
 
-def lines(splits: Mapping[str, SplitData], copies: list[Copies], errors: int) -> list[str]:
+def lines(
+    splits: Mapping[str, SplitData],
+    together: Findings,
+    notes: Findings,
+    copies: list[Copies],
+    errors: int,
+) -> list[str]:
     """What is printed: a table of the splits, then everything that was found."""
     rows = []
     for name, split in splits.items():
@@ -171,14 +210,19 @@ def lines(splits: Mapping[str, SplitData], copies: list[Copies], errors: int) ->
     for name, split in splits.items():
         text += [f"error: {name}: {line}" for line in split.report.problems.lines()]
         text += [f"note: {name}: {line}" for line in split.report.notes.lines()]
+    text += [f"error: {line}" for line in together.lines()]
+    text += [f"note: {line}" for line in notes.lines()]
     for c in copies:
         places = " = ".join(f"{s}: {v}" for s, v in zip(c.splits, c.videos, strict=True))
         kind = "error" if c.across_splits else "note"
-        text.append(f"{kind}: {c.num_frames} frames are the same in two videos: {places}")
-    return [*text, f"{errors} errors" if errors else "no errors"]
+        same = f"{counted(c.num_frames, 'frame')} {'is' if c.num_frames == 1 else 'are'} the same"
+        text.append(f"{kind}: {same} in two videos: {places}")
+    return [*text, counted(errors, "error") if errors else "no errors"]
 
 
-def as_json(splits: Mapping[str, SplitData], copies: list[Copies]) -> dict[str, Any]:
+def as_json(
+    splits: Mapping[str, SplitData], together: Findings, notes: Findings, copies: list[Copies]
+) -> dict[str, Any]:
     """Everything that was found, in plain types."""
     from data_sheet import video_rows
 
@@ -191,6 +235,7 @@ def as_json(splits: Mapping[str, SplitData], copies: list[Copies]) -> dict[str, 
             }
             for name, split in splits.items()
         },
+        "together": {"problems": together.as_dict(), "notes": notes.as_dict()},
         "copies": [{**vars(c), "across_splits": c.across_splits} for c in copies],
     }
 

@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.data.audit import FAULT_WORDS, box_fault, clip_box
+from v2idetr.data.audit import FAULT_WORDS, Findings, box_fault, clip_box
 from v2idetr.data.coco_vid import SplitData, by_video
 from v2idetr.data.conversion import evenly_spaced
 from v2idetr.data.frame_checks import Copies
@@ -32,6 +32,8 @@ def write_sheet(
     *,
     splits: Mapping[str, SplitData],
     contents: Mapping[str, Mapping[str, Any]],
+    together: Findings,
+    notes: Findings,
     copies: Sequence[Copies],
     errors: int,
     every: int,
@@ -42,6 +44,7 @@ def write_sheet(
     Args:
         splits: by name, with reports.
         contents: the files as they are, for the bad boxes that the splits no longer hold.
+        together, notes: what is wrong between splits, and what else should be known of them.
         every: which share of the frames was read.
         num_samples: frames of a split to show.
     """
@@ -58,6 +61,13 @@ def write_sheet(
         }
         for name, split in splits.items()
     ]
+    findings = [(s.report.problems, s.report.notes, name) for name, s in splits.items()]
+    found = [
+        {"findings": part, "tone": tone, "name": name}
+        for problems, remarks, name in [*findings, (together, notes, "splits")]
+        for part, tone in ((problems, "error"), (remarks, "note"))
+        if part
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -66,6 +76,7 @@ def write_sheet(
     )
     page = environment.get_template("data_sheet.html.j2").render(
         sections=sections,
+        found=found,
         copies=[{"pair": c, "pictures": copy_pictures(c, splits)} for c in copies[:MOST_COPIES]],
         more_copies=max(0, len(copies) - MOST_COPIES),
         errors=errors,

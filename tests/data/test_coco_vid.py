@@ -167,7 +167,7 @@ def test_file_that_is_no_coco_vid_json_says_so(frames, save, text, message):
 def test_binary_file_is_refused(frames, tmp_path):
     path = tmp_path / "train.json"
     path.write_bytes(b"\xff\xd8\xff\xe0\x00")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match=r"train\.json: is not UTF-8"):
         load_split(path, frames)
 
 
@@ -387,7 +387,7 @@ def test_clip_mends_what_can_be_mended_and_counts_the_rest(frames, save, caplog)
         "bad boxes 4 (outside 1, negative 1, empty 1, not_finite 1): policy clip, 2 clipped"
         in (caplog.messages[0])
     )
-    assert "1 frames lost all their boxes" in caplog.messages[1]
+    assert "1 frame lost all boxes" in caplog.messages[1]
 
 
 def test_drop_leaves_bad_boxes_out_and_keeps_the_frames(frames, save):

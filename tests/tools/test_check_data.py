@@ -164,7 +164,10 @@ def test_clipped_copy_of_a_file_with_other_faults_is_refused(check, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.json"], "check_data: missing.json: does not exist. `python datasets/prepare_"),
+        (
+            ["missing.json"],
+            "check_data: missing.json: does not exist. datasets/README.md says what",
+        ),
         (["train.json", "train.json"], "a JSON is given twice"),
         (
             ["train.json", "--image-root", "nowhere"],

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from v2idetr.wording import counted
+
 BoxPolicy = Literal["raise", "clip", "drop"]
 BoxFault = Literal["malformed", "not_finite", "negative", "empty", "outside"]
 BoxXYWH = tuple[float, float, float, float]
@@ -77,7 +79,7 @@ class Findings:
     def raise_if_any(self, source: str, hint: str = "") -> None:
         """Raise one ValueError with all lines and, after them, ``hint``, if there are any."""
         if self:
-            lines = [f"{source}: {len(self)} problem{'s' if len(self) > 1 else ''}"]
+            lines = [f"{source}: {counted(len(self), 'problem')}"]
             lines += [f"  - {line}" for line in self.lines()]
             raise ValueError("\n".join([*lines, hint] if hint else lines))
 
@@ -93,6 +95,7 @@ class AuditReport:
         clipped, dropped: boxes that were mended, and boxes that are not used.
         frames_left_without_box: frames that had boxes and lost all of them to the policy; from
             then on they count as lesion-free.
+        missing_frames: frames without a file, or with one that holds no image.
         problems: what makes the split unusable; notes: what a reader should know.
     """
 
@@ -120,8 +123,9 @@ class AuditReport:
         """The counts in one line, for a log."""
         classes = ", ".join(f"{name} {n}" for name, n in self.boxes_per_class.items())
         text = (
-            f"{self.source}: {self.videos} videos, {self.frames} frames "
-            f"({self.lesion_free_frames} lesion-free), {self.boxes} boxes ({classes})"
+            f"{self.source}: {counted(self.videos, 'video')}, {counted(self.frames, 'frame')} "
+            f"({self.lesion_free_frames} lesion-free), {counted(self.boxes, 'box', 'boxes')} "
+            f"({classes})"
         )
         if self.bad_boxes:
             faults = ", ".join(f"{fault} {n}" for fault, n in self.bad_boxes.items())
@@ -130,7 +134,7 @@ class AuditReport:
                 f"{self.clipped} clipped, {self.dropped} dropped"
             )
         if self.frames_left_without_box:
-            text += f", {self.frames_left_without_box} frames lost all their boxes"
+            text += f", {counted(self.frames_left_without_box, 'frame')} without any box left"
         return text
 
     def lines(self) -> list[str]:

@@ -22,14 +22,17 @@ from typing import Any, get_args
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, BoxPolicy, audit_boxes
+from v2idetr.data.frame_files import check_files
 from v2idetr.data.schema import (
     check_annotations,
     check_categories,
     check_images,
     check_model_classes,
+    check_scene_sizes,
     check_videos,
     read_coco_vid,
 )
+from v2idetr.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +72,9 @@ def load_split(
     on_bad_box: BoxPolicy = "raise",
     expected_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    in_clips: bool = True,
 ) -> SplitData:
-    """Read one split and check it cheaply: everything in the JSON, that files exist, a few frames.
+    """Read one split and check it cheaply: the JSON, that frames are files, a few frames.
 
     Args:
         json_path: COCO-VID JSON.
@@ -78,6 +82,8 @@ def load_split(
         on_bad_box: what to do about boxes that are negative, empty, not finite or outside.
         expected_classes: the number of classes of the model, if known.
         class_names: the classes of the model, in order, if known.
+        in_clips: whether several frames are looked at together, so that those of a scene must have
+            one size.
 
     Raises:
         ValueError: with every problem found, by kind, counted, the first few by name.
@@ -88,6 +94,7 @@ def load_split(
         on_bad_box=on_bad_box,
         expected_classes=expected_classes,
         class_names=class_names,
+        in_clips=in_clips,
     )
     if not split.report.problems:
         _decode_some(split)
@@ -101,9 +108,9 @@ def load_split(
     logger.info("%s", split.report.summary())
     if split.report.frames_left_without_box:
         logger.warning(
-            "%s: %d frames lost all their boxes to on_bad_box=%s and count as lesion-free",
+            "%s: %s lost all boxes to on_bad_box=%s: lesion-free from now on",
             json_path,
-            split.report.frames_left_without_box,
+            counted(split.report.frames_left_without_box, "frame"),
             on_bad_box,
         )
     return split
@@ -116,6 +123,7 @@ def read_split(
     on_bad_box: BoxPolicy = "raise",
     expected_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    in_clips: bool = True,
 ) -> SplitData:
     """As ``load_split``, but problems stay in ``report.problems`` and no frame is decoded.
 
@@ -136,7 +144,8 @@ def read_split(
     check_model_classes(names, expected_classes, class_names, report.problems)
     videos = check_videos(content["videos"], report.problems)
     frames = check_images(content["images"], videos, report.problems)
-    _check_files(frames, image_root, report)
+    check_scene_sizes(frames, report.problems if in_clips else report.notes)
+    check_files(frames, image_root, report)
     annotations = check_annotations(content["annotations"], frames, content, report.problems)
     annotations = audit_boxes(annotations, frames, report, on_bad_box)
     _count(report, videos, frames, annotations, names)
@@ -180,21 +189,6 @@ def write_split(
     write_text_atomically(
         path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
     )
-
-
-def _check_files(frames: Mapping[int, Any], image_root: Path, report: AuditReport) -> None:
-    """Every frame is in its folder; folders are listed once, as splits have 100,000 frames."""
-    listed: dict[str, set[str]] = {}
-    for frame in frames.values():
-        folder, name = os.path.split(frame["file_name"])
-        if folder not in listed:
-            path = image_root / folder
-            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()
-        if name not in listed[folder]:
-            report.missing_frames.append(frame["file_name"])
-            report.problems.add(
-                f"frame is not in {image_root} (data.<split>.image_root)", frame["file_name"]
-            )
 
 
 def _count(

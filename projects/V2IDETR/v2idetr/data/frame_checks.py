@@ -74,7 +74,7 @@ def check_frames(split: SplitData, *, every: int = 1) -> dict[int, Fingerprint]:
     """Fingerprints by image id of every ``every``-th frame of each video.
 
     Frames that cannot be read, or are not of the size that the JSON says, become problems of
-    ``split.report``. Files that are known to be missing are not tried.
+    ``split.report``. Files that are known to be no images are not tried.
     """
     root = split.image_root.resolve()
     missing = {os.path.join(root, name) for name in split.report.missing_frames}
@@ -110,6 +110,8 @@ def find_copies(
 ) -> list[Copies]:
     """Pairs of different videos that share frames, those across splits and with most first.
 
+    A file that two splits share is the matter of `split_set.check_shared_files`, not of this.
+
     Args:
         splits: by name.
         fingerprints: of their frames, by name of the split and image id; blank ones are ignored.
@@ -124,6 +126,10 @@ def find_copies(
     owners = {owner: k for k, owner in enumerate(dict.fromkeys(frame[0] for frame in frames))}
     found: defaultdict[tuple[int, int], dict[int, int]] = defaultdict(dict)
     for first, second in _pairs([f[2] for f in frames], [owners[f[0]] for f in frames]):
+        (split_a, _), file_a, _ = frames[first]
+        (split_b, _), file_b, _ = frames[second]
+        if split_a != split_b and os.path.realpath(file_a) == os.path.realpath(file_b):
+            continue
         pair = owners[frames[first][0]], owners[frames[second][0]]
         found[pair].setdefault(first, second)
     places = list(owners)

@@ -33,8 +33,9 @@ import tifffile
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from v2idetr.data.frame_files import SIDEWAYS, explain_size
+
 EXIF_ORIENTATION = 274
-SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # MPO is a JPEG with previews or a gain map behind its end: one image, as every JPEG reader has it.
 JPEG_FORMATS = ("JPEG", "MPO")
@@ -63,13 +64,9 @@ def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray
     Raises ImageFileError as `read_image` does, and when the size is another.
     """
     pixels = read_image(path)
-    if pixels.shape[:2] != (height, width):
-        raise file_error(
-            path,
-            f"is {pixels.shape[1]} x {pixels.shape[0]} px (width x height), but the annotation "
-            f"file says {width} x {height}",
-            "boxes would not fit: correct one of them",
-        )
+    size = pixels.shape[1], pixels.shape[0]
+    if size != (width, height):
+        raise ImageFileError(explain_size(path, size=size, said=(width, height)))
     return pixels
 
 

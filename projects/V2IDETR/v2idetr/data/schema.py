@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence, Set
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from v2idetr.data.audit import Findings
+from v2idetr.data.text_files import read_text
 
 CONVERTERS = ("sun", "sunseg", "buv", "clinicdb", "ldpolyp")
 LONGEST_EXAMPLE = 160  # letters of an entry that is quoted in a message
@@ -25,12 +27,14 @@ def read_coco_vid(json_path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     json_path = Path(json_path)
     try:
-        content = json.loads(json_path.read_text(encoding="utf-8"))
+        text = read_text(json_path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{json_path}: does not exist. {_how_to_make(json_path)}") from error
     except OSError as error:
         raise ValueError(f"{json_path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not UTF-8, or not JSON
+    try:
+        content = json.loads(text)
+    except ValueError as error:
         raise ValueError(
             f"{json_path}: is not JSON ({error}); it may be cut off: make it again. "
             f"{_how_to_make(json_path)}"
@@ -62,7 +66,7 @@ def read_coco_vid(json_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _how_to_make(json_path: Path) -> str:
-    """The command that writes such a file, as far as its folders tell the data set."""
+    """The command that writes such a file, where its folders tell the data set."""
     folders = [part.lower() for part in json_path.parts[:-1]]
     output = json_path.parent
     if any("synthetic" in folder for folder in folders):
@@ -72,9 +76,13 @@ def _how_to_make(json_path: Path) -> str:
             f"data/synthetic/SUN-Negative --output {output}` make it."
         )
     known = [folder for folder in folders if folder in CONVERTERS]
-    script = f"prepare_{known[-1]}.py" if known else "prepare_<data set>.py"
+    if not known:
+        return (
+            'datasets/README.md says what such a file holds ("Your own data"), and which data sets '
+            "have a converter that writes it."
+        )
     return (
-        f"`python datasets/{script} --source DIR --output {output}` makes it "
+        f"`python datasets/prepare_{known[-1]}.py --source DIR --output {output}` makes it "
         "(see datasets/README.md)."
     )
 
@@ -82,6 +90,16 @@ def _how_to_make(json_path: Path) -> str:
 def _quote(key: str, position: int, entry: Mapping[str, Any]) -> str:
     text = str(dict(entry))
     return f"{key}[{position}]: {text[:LONGEST_EXAMPLE]}{'...' if text[LONGEST_EXAMPLE:] else ''}"
+
+
+def _without_nulls(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Null is as absent, as pandas and databases export it; only a null box is a bad box."""
+    return {key: value for key, value in entry.items() if value is not None or key == "bbox"}
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8; names of files in other encodings cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_int(value: object) -> bool:
@@ -130,10 +148,14 @@ def check_videos(videos: list[dict[str, Any]], problems: Findings) -> dict[int, 
             problems.add(
                 "video without an integer id and a name", _quote("videos", position, video)
             )
+        elif not _is_unicode(video["name"]):
+            problems.add(
+                "video whose name is not UTF-8: rename it", _quote("videos", position, video)
+            )
         elif video["id"] in by_id:
             problems.add("video id is used twice", f"{video['id']}")
         else:
-            by_id[video["id"]] = video
+            by_id[video["id"]] = _without_nulls(video)
     return by_id
 
 
@@ -145,7 +167,7 @@ def check_images(
     seen_places: dict[tuple[int, int], str] = {}
     seen_files: set[str] = set()
     for position, image in enumerate(images):
-        frame = {"scene_id": 0, **image}
+        frame = {"scene_id": 0, **_without_nulls(image)}
         if "frame_index" not in frame and "frame_id" in frame:
             frame["frame_index"] = frame["frame_id"]
         wrong = _fault_of_image(frame, videos)
@@ -153,6 +175,7 @@ def check_images(
             problems.add(wrong, _quote("images", position, image))
             continue
         name, place = frame["file_name"], (frame["video_id"], frame["frame_index"])
+        path = os.path.normpath(name)
         if frame["id"] in frames:
             first = frames[frame["id"]]["file_name"]
             problems.add("image id is used twice", f"{frame['id']} by {first} and {name}")
@@ -161,12 +184,12 @@ def check_images(
                 "two frames of a video have the same frame_index",
                 f"{place[1]} of video {place[0]}: {seen_places[place]} and {name}",
             )
-        elif name in seen_files:
+        elif path in seen_files:
             problems.add("file is listed twice", name)
         else:
             frames[frame["id"]] = frame
             seen_places[place] = name
-            seen_files.add(name)
+            seen_files.add(path)
     order = sorted(frames.values(), key=lambda f: (f["video_id"], f["frame_index"]))
     return {frame["id"]: frame for frame in order}
 
@@ -178,6 +201,8 @@ def _fault_of_image(frame: Mapping[str, Any], videos: Mapping[int, Any]) -> str 
         return f"image without {', '.join(missing)}"
     if not isinstance(frame["file_name"], str) or not frame["file_name"]:
         return "image whose file_name is not a name"
+    if not _is_unicode(frame["file_name"]):
+        return "image whose file_name is not UTF-8: rename the file"
     for key in ("id", "width", "height", "video_id", "frame_index", "scene_id"):
         if not _is_int(frame[key]):
             return f"image whose {key} is not an integer"
@@ -188,6 +213,26 @@ def _fault_of_image(frame: Mapping[str, Any], videos: Mapping[int, Any]) -> str 
     if frame["video_id"] not in videos:
         return "image of a video that is not under `videos`"
     return None
+
+
+def check_scene_sizes(frames: Mapping[int, Mapping[str, Any]], findings: Findings) -> None:
+    """Frames of one scene have one size, as clips of several frames need it.
+
+    Args:
+        frames: sound ones in order of time, see `check_images`.
+        findings: one is added for each scene of several sizes.
+    """
+    for _, scene in groupby(frames.values(), key=lambda f: (f["video_id"], f["scene_id"])):
+        first, *others = scene
+        for other in others:
+            if (other["width"], other["height"]) != (first["width"], first["height"]):
+                findings.add(
+                    "frames of one scene have different sizes, so a teacher's clip cannot be made "
+                    "of them: give those of another size a scene_id of their own, or resize them",
+                    f"{first['file_name']} is {first['width']} x {first['height']} px, "
+                    f"{other['file_name']} is {other['width']} x {other['height']}",
+                )
+                break
 
 
 def check_annotations(
@@ -201,10 +246,11 @@ def check_annotations(
     class_ids = {c["id"] for c in content["categories"] if _is_int(c.get("id"))}
     kept: list[dict[str, Any]] = []
     ids: set[int] = set()
-    for position, annotation in enumerate(annotations):
+    for position, entry in enumerate(annotations):
+        annotation = _without_nulls(entry)
         wrong = _fault_of_annotation(annotation, image_ids, class_ids, ids)
         if wrong is not None:
-            problems.add(wrong, _quote("annotations", position, annotation))
+            problems.add(wrong, _quote("annotations", position, entry))
             continue
         if "id" in annotation:
             ids.add(annotation["id"])
@@ -217,6 +263,11 @@ def _fault_of_annotation(
     annotation: Mapping[str, Any], image_ids: Set[int], class_ids: Set[int], ids: Set[int]
 ) -> str | None:
     missing = [key for key in ("image_id", "category_id", "bbox") if key not in annotation]
+    if missing == ["bbox"] and annotation.get("segmentation"):
+        return (
+            "annotation without bbox, with a mask alone: add the box around it "
+            "(pycocotools.mask.toBbox)"
+        )
     if missing:
         return f"annotation without {', '.join(missing)}"
     for key in ("id", "image_id", "category_id"):
@@ -230,6 +281,14 @@ def _fault_of_annotation(
         return "annotation of an unknown image"
     if annotation["category_id"] not in class_ids:
         return "annotation whose category_id is not under `categories`"
+    if annotation.get("iscrowd", 0) != 0 and isinstance(annotation.get("segmentation"), dict):
+        return (
+            "annotation with iscrowd and a run-length mask, as some programs export whatever was "
+            "drawn with a brush: set iscrowd to 0 where it is one lesion"
+        )
     if annotation.get("iscrowd", 0) != 0:
-        return "annotation with iscrowd, which marks a region, not one lesion"
+        return (
+            "annotation with iscrowd, which marks a region, not one lesion: set it to 0 where it "
+            "is one lesion, else leave the annotation out"
+        )
     return None

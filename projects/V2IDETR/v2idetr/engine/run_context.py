@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from v2idetr.data.audit import Findings
 from v2idetr.data.clip_mapper import ClipMapper
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
+from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.config import build
 from v2idetr.engine.run_folder import weights_of
 from v2idetr.engine.signals import StopSignals
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,10 @@ class RunContext:
 
 
 def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]:
-    """Read and check all splits of a run.
+    """Read and check all splits of a run, each and together.
 
     Raises:
-        ValueError: all that is wrong with any of them, see `load_split`.
+        ValueError: all that is wrong with any of them, see `load_split` and `data.split_set`.
     """
     wanted = {"train": config.data.train} if with_train else {}
     wanted["val"] = config.data.val
@@ -84,21 +90,58 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
                 on_bad_box=config.data.on_bad_box,
                 expected_classes=len(config.data.class_names),
                 class_names=list(config.data.class_names),
+                in_clips=_in_clips(config, name, training=with_train),
             )
         except (ValueError, OSError) as error:
-            problems.append(f"data.{name.replace('/', '.')}: {error}")
-        if (
-            name == "val"
-            and name in splits
-            and not any(splits[name].report.boxes_per_class.values())
-        ):
-            problems.append(
-                f"data.val: {paths.json} has no lesion, so neither a score threshold nor the best "
-                "checkpoint can be chosen from it; give a split with lesions."
-            )
+            problems.append(f"{_key(name)}: {error}")
+    if "val" in splits and not splits["val"].report.boxes:
+        problems.append(
+            f"data.val: {config.data.val.json} has no lesion, so neither a score threshold nor the "
+            "best checkpoint can be chosen from it; give a split with lesions."
+        )
+    problems += _problems_together(splits)
     if problems:
         raise ValueError("\n".join(problems))
     return splits
+
+
+def _problems_together(splits: dict[str, SplitData]) -> list[str]:
+    """What is wrong with splits that are sound one by one."""
+    problems, notes = Findings(), Findings()
+    if "train" in splits:
+        check_training_boxes(splits["train"], problems, notes)
+    for line in notes.lines():
+        logger.warning("data.train: %s", line)
+    tests = [name for name in splits if name.startswith("test/")]
+    apart = set(combinations(tests, 2))  # a test split may be a part of another one
+    for name in tests:
+        if "val" in splits and splits["val"].json_path == splits[name].json_path:
+            apart.add(("val", name))
+            logger.warning(
+                "data.val and %s are one file: thresholds and the best checkpoint are chosen on "
+                "what is reported",
+                _key(name),
+            )
+    named = {_key(name): split for name, split in splits.items()}
+    check_shared_files(named, problems, {(_key(a), _key(b)) for a, b in apart})
+    return problems.lines()
+
+
+def _key(name: str) -> str:
+    """Config key of a split."""
+    return f"data.{name.replace('/', '.')}"
+
+
+def _in_clips(config: DictConfig, split: str, *, training: bool) -> bool:
+    """Whether a stage that runs looks at several frames of a split together."""
+    stages = set(config.train.stages)
+    if training and "teacher" in config and config.teacher.checkpoint:
+        stages.discard("teacher")
+    watching = {"model" for stage in stages if stage != "teacher"}
+    if "teacher" in stages or (split == "train" and "student" in stages):
+        watching.add("teacher.model")
+    frames = [OmegaConf.select(config, f"{key}.num_frames", default=1) for key in watching]
+    return config.data.window > 0 and max(frames, default=1) > 1
 
 
 def train_loader(
