@@ -18,13 +18,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from synthetic.clips import render_clip
-from synthetic.jobs import FrameRecord, Job, Options
+from synthetic.jobs import FrameRecord, Job, Options, write_text
 from synthetic.layouts import annotate, plan
 from tqdm import tqdm
+
+from v2idetr.data.text_files import read_text
+from v2idetr.programs import check_writable, explain_os_error
 
 VERSION = 3  # raise whenever the same arguments would give other bytes
 RECORD = "generator.json"
@@ -117,16 +121,22 @@ def write_clip(task: tuple[Path, Job]) -> list[FrameRecord]:
     records = []
     for index, frame in enumerate(render_clip(job.spec)):
         name = job.frames[index]
-        picture = Image.fromarray(frame.image).convert("RGB")
-        if name.endswith(".jpg"):
-            picture.save(root / name, quality=92)
-        else:
-            picture.save(root / name, compress_level=4)
+        is_jpeg = name.endswith(".jpg")
+        settings = {"quality": 92} if is_jpeg else {"compress_level": 4}
+        save(Image.fromarray(frame.image).convert("RGB"), root / name, **settings)
         if job.masks:
             mask = Image.fromarray(frame.mask.astype(np.uint8) * 255)
-            mask.save(root / job.masks[index], compress_level=4)
+            save(mask, root / job.masks[index], compress_level=4)
         records.append(FrameRecord(name, frame.box, frame.shot, frame.event, frame.decoy))
     return records
+
+
+def save(image: Image.Image, path: Path, **settings: Any) -> None:
+    """Write an image; an OSError names its file, which that of a full disk does not."""
+    try:
+        image.save(path, **settings)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def render_all(root: Path, jobs: Sequence[Job], workers: int) -> Iterator[list[FrameRecord]]:
@@ -146,7 +156,10 @@ def found(output: Path, description: dict, *, overwrite: bool) -> bool:
     record = output / RECORD
     if not record.is_file():
         raise ValueError(f"{output} is not empty and not of this program: choose another --output")
-    made = json.loads(record.read_text())
+    try:
+        made = dict(json.loads(read_text(record)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{record} is damaged ({error}): choose another --output") from None
     if {key: made.get(key) for key in description} == description:
         return True
     if overwrite:
@@ -179,14 +192,16 @@ def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> di
     description = {"program": "make_synthetic", "version": VERSION, "arguments": arguments}
     if found(output, description, overwrite=overwrite):
         print(f"{output}: already made with these arguments")
-        return json.loads((output / RECORD).read_text())
+        return json.loads(read_text(output / RECORD))
+    check_writable(output)
     staging = output.with_name(output.name + ".incomplete")
+    check_writable(staging)
     if staging.exists():
         if not (staging / FRAMES).is_file():
             raise ValueError(f"{staging} is in the way and not of this program: move it")
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
-    (staging / FRAMES).write_text("[]")
+    write_text(staging / FRAMES, "[]")
     jobs = plan(options)
     total = sum(len(job.frames) for job in jobs)
     results = []
@@ -200,9 +215,9 @@ def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> di
         for job, records in zip(jobs, results, strict=True)
         for record in records
     ]
-    (staging / FRAMES).write_text(json.dumps(frames))
+    write_text(staging / FRAMES, json.dumps(frames))
     description |= {"summary": summary(jobs, results)}
-    (staging / RECORD).write_text(json.dumps(description, indent=2) + "\n")
+    write_text(staging / RECORD, json.dumps(description, indent=2) + "\n")
     if output.exists():
         shutil.rmtree(output)
     staging.rename(output)
@@ -217,6 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make(
             options_from(parsed), parsed.output, workers=parsed.workers, overwrite=parsed.overwrite
         )
+    except OSError as error:
+        print(f"make_synthetic: {explain_os_error(error)}", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"make_synthetic: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from typing import Any
 from v2idetr.data.audit import Findings
 from v2idetr.data.conversion import Frame, Lesion, Video, even_share, natural_key
 from v2idetr.data.converter_program import check_folder, converter_parser, run_converter
+from v2idetr.data.text_files import read_text
 
 LAYOUT = """\
   rawframes/benign/<id>/000000.png ...   rawframes/malignant/<id>/000000.png ...
@@ -103,8 +104,9 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
 
 def read_videos(path: Path, root: Path, notes: Findings) -> list[Video]:
     """Videos of one of the published files; a video is a folder of rawframes, which is ``root``."""
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         categories = {c["id"]: CLASSES.index(c["name"]) + 1 for c in content["categories"]}
         lesions: dict[Any, list[Lesion]] = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
@@ -132,6 +134,8 @@ def read_videos(path: Path, root: Path, notes: Findings) -> list[Video]:
         video.frames.append(
             Frame((root / file_name).as_posix(), boxes, frame_index=int(digits[1]), boxes_for=size)
         )
+        if not boxes:  # every frame of BUV has a lesion
+            notes.add("frame without a box counts as lesion-free", file_name)
         for lesion in boxes:
             if CLASSES[lesion.category_id - 1] != name.split("/")[0]:
                 notes.add("box of another class than its video's folder", file_name)

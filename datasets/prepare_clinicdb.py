@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import Frame, Lesion, Video, in_threads, numbered_pictures
+from v2idetr.data.conversion import Frame, Lesion, Video, numbered_pictures
 from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
-from v2idetr.data.masks import boxes_of_mask, read_mask
+from v2idetr.data.masks import boxes_by_mask
+from v2idetr.data.text_files import read_text
+from v2idetr.wording import counted
 
 LAYOUT = """\
   Original/1.tif ... and "Ground Truth"/1.tif ...   as released; .png too, also in PNG/ or TIF/
@@ -60,6 +62,12 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
         sequences = read_listed(listed, notes)
     else:
         sequences = read_released(*released[0], source, notes)
+    for video in sequences.values():
+        if not any(frame.lesions for frame in video.frames):
+            notes.add(
+                "sequence without any lesion: is it annotated?",
+                f"{video.name} ({counted(len(video.frames), 'frame')})",
+            )
     splits: dict[str, list[Video]] = {}
     used: dict[int, str] = {}
     for split in DEFAULTS:
@@ -87,8 +95,9 @@ def read_listed(path: Path, notes: Findings) -> Sequences:
     """Sequences of ``annotations.json``, which has boxes by frame number."""
     files = numbered_pictures(path.parent / "frames")
     sequences: Sequences = {}
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         entries = sorted(content["frames"], key=lambda f: (f["sequence"], f["index_in_sequence"]))
         for entry in entries:
             number = entry["frame"]
@@ -103,6 +112,8 @@ def read_listed(path: Path, notes: Findings) -> Sequences:
             )
             name = f"sequence{entry['sequence']:02d}"
             sequences.setdefault(entry["sequence"], Video(name, [])).frames.append(frame)
+            if not frame.lesions:
+                notes.add("frame without a box counts as lesion-free", f"frame {number}")
             if entry.get("dropped_small_components"):
                 notes.add("mask with specks, which give no box", f"frame {number}")
     except (ValueError, KeyError, TypeError) as error:
@@ -119,22 +130,22 @@ def read_released(originals: Path, masks: Path, source: Path, notes: Findings) -
     for number in sorted(frames.keys() ^ truths.keys()):
         notes.add("frame without a mask, or the reverse, is left out", f"{number}")
     numbers = sorted(frames.keys() & truths.keys())
-    found = in_threads(lambda number: read_mask(masks / truths[number]), numbers, "masks")
+    for number in [n for n in numbers if not 1 <= n <= LAST_FRAME]:
+        notes.add(f"frame number is not 1..{LAST_FRAME}: left out", f"{number}")
+        numbers.remove(number)
+    files = {f"frame {number}": masks / truths[number] for number in numbers}
     root = originals.relative_to(source)
     sequences: Sequences = {}
-    for number, mask in zip(numbers, found, strict=True):
-        sequence = sum(first <= number for first in FIRST_FRAMES)
-        if not 1 <= number <= LAST_FRAME:
-            notes.add("frame number is not 1..612: left out", f"{number}")
+    for number, found in zip(numbers, boxes_by_mask(files, "masks", notes), strict=True):
+        if found is None:
             continue
-        boxes, specks = boxes_of_mask(mask)
-        if specks:
-            notes.add("mask with specks, which give no box", f"frame {number}: {specks}")
+        boxes, size = found
+        sequence = sum(first <= number for first in FIRST_FRAMES)
         frame = Frame(
             (root / frames[number]).as_posix(),
             [Lesion(box) for box in boxes],
             frame_index=number - FIRST_FRAMES[sequence - 1],
-            boxes_for=(mask.shape[1], mask.shape[0]),
+            boxes_for=size,
         )
         name = f"sequence{sequence:02d}"
         sequences.setdefault(sequence, Video(name, [])).frames.append(frame)

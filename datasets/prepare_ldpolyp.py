@@ -25,6 +25,7 @@ from v2idetr.data.conversion import (
     picture_files,
 )
 from v2idetr.data.converter_program import check_folder, converter_parser, run_converter
+from v2idetr.data.text_files import read_text
 
 LAYOUT = """\
   TrainValid/Images/<video>/<frame>.jpg   TrainValid/Annotations/<video>/<frame>.txt
@@ -82,10 +83,14 @@ def read_videos(part: Path, source: Path, notes: Findings) -> list[Video]:
 def read_boxes(path: Path) -> list[list[int]] | str:
     """Boxes xywh of a text file: line 1 their count, then ``x1 y1 x2 y2``; or what is wrong."""
     try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        count, rows = int(lines[0][0]), [[int(float(v)) for v in line] for line in lines[1:]]
+        text = read_text(path)
     except FileNotFoundError:
         return "frame without a text file is left out"
+    except ValueError:
+        return "frame whose text file is not UTF-8 is left out"
+    try:
+        lines = [line.split() for line in text.splitlines() if line.strip()]
+        count, rows = int(lines[0][0]), [[int(float(v)) for v in line] for line in lines[1:]]
     except (ValueError, IndexError, OverflowError):
         return "frame whose text file cannot be read is left out"
     if count != len(rows) or any(len(row) != 4 for row in rows):
@@ -97,8 +102,9 @@ def read_clip(path: Path, notes: Findings) -> Video:
     """The one video of a folder with ``frames/`` and an ``annotations.json`` of boxes_xyxy."""
     files = numbered_pictures(path.parent / "frames")
     frames = []
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         size = (content["width"], content["height"])
         for entry in sorted(content["frames"], key=lambda entry: entry["frame"]):
             number = entry["frame"]

@@ -17,6 +17,7 @@ from v2idetr.data.audit import Findings
 from v2idetr.data.conversion import Frame, Lesion, Video, even_share, picture_files
 from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
 from v2idetr.data.sun_names import case_folders, in_time, lesion_free_videos
+from v2idetr.data.text_files import read_text
 
 LAYOUT = """\
   sundatabase_positive_part1/case<N>/*.jpg   (and _part2; or one folder sundatabase_positive)
@@ -108,8 +109,7 @@ def read_case(number: int, folder: Path, boxes: Boxes, source: Path, notes: Find
 def read_rows(path: Path, notes: Findings) -> Boxes:
     """Lesions by frame name of rows ``name min_x,min_y,max_x,max_y,class [more boxes]``."""
     boxes: Boxes = {}
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         name, *fields = line.split()

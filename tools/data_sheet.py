@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import FAULT_WORDS, Findings, box_fault, clip_box
-from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import SplitData, by_video
 from v2idetr.data.conversion import evenly_spaced
 from v2idetr.data.frame_checks import Copies
+from v2idetr.data.image_files import jpeg_thumbnail, read_frame
 
 THUMBNAIL_WIDTH = 288
 JPEG_QUALITY = 78
@@ -216,13 +214,8 @@ def thumbnail(record: Mapping[str, Any]) -> str | None:
         pixels = read_frame(record["file_name"], height=record["height"], width=record["width"])
     except ValueError:
         return None
-    picture = Image.fromarray(pixels)
-    if picture.width > THUMBNAIL_WIDTH:
-        height = max(1, round(THUMBNAIL_WIDTH * picture.height / picture.width))
-        picture = picture.resize((THUMBNAIL_WIDTH, height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    data = jpeg_thumbnail(pixels, max_width=THUMBNAIL_WIDTH, quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
 def copy_pictures(pair: Copies, splits: Mapping[str, SplitData]) -> list[str | None]:

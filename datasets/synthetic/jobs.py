@@ -150,5 +150,9 @@ def under(folder: str, names: Sequence[str], suffix: str) -> tuple[str, ...]:
 
 
 def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    """Write a UTF-8 file, its folder made if need be; an OSError names it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

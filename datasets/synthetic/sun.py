@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .jobs import Job, Options, Results, negative_jobs, sun_clip, under
+from .jobs import Job, Options, Results, negative_jobs, sun_clip, under, write_text
 
 NEGATIVE_PARTS = [f"sundatabase_negative_part{part}" for part in (1, 2, 3, 4)]
 
@@ -22,7 +22,6 @@ def plan(options: Options) -> list[Job]:
 def annotate(options: Options, jobs: Sequence[Job], results: Results, root: Path) -> None:
     """A text file a case, rows in the order of a directory listing."""
     folder = root / "sundatabase_positive_part1" / "annotation_txt"
-    folder.mkdir(parents=True, exist_ok=True)
     for index, (job, records) in enumerate(zip(jobs, results, strict=True)):
         if job.split != "positive":
             continue
@@ -35,4 +34,4 @@ def annotate(options: Options, jobs: Sequence[Job], results: Results, root: Path
             rows[-1] = f"{name} -3,{values.split(',', 1)[1]}"
             rows.append(f"{name.replace('_image', '_image9')} 10,10,40,40,0")
         rows.sort()  # as a directory listing is: a10 comes before a9
-        (folder / f"{job.name}.txt").write_text("\n".join(rows) + "\n")
+        write_text(folder / f"{job.name}.txt", "\n".join(rows) + "\n")

@@ -1,9 +1,11 @@
 """What all converters share: choice of cases, masks to boxes, sizes of pictures."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,9 +19,9 @@ from v2idetr.data.conversion import (
     even_share,
     evenly_spaced,
     natural_key,
-    picture_size,
 )
 from v2idetr.data.converter_program import numbers_of
+from v2idetr.data.image_files import image_size
 from v2idetr.data.masks import boxes_of_mask, read_mask
 from v2idetr.data.sun_names import case_number, in_time
 
@@ -81,6 +83,12 @@ def test_a_mask_whose_brightest_pixel_means_nothing_is_refused(tmp_path):
         read_mask(tmp_path / "grey.png")
 
 
+@pytest.mark.parametrize(("kind", "white"), [(np.uint16, 65535), (np.uint16, 1), (np.float32, 1)])
+def test_masks_of_any_depth_are_read(tmp_path, kind, white):
+    tifffile.imwrite(tmp_path / "mask.tif", np.diag([white] * 4).astype(kind))
+    assert read_mask(tmp_path / "mask.tif").sum() == 4
+
+
 def test_palette_masks_are_read_by_index(tmp_path):
     picture = Image.fromarray(np.eye(4, dtype=np.uint8))
     picture.putpalette([0, 0, 0, 128, 0, 0])
@@ -93,11 +101,8 @@ def test_size_of_a_picture_is_that_of_the_upright_picture(tmp_path):
     exif[274] = 6
     Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (8, 6)).save(tmp_path / "plain.jpg")
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8")
-    assert picture_size(tmp_path / "turned.jpg") == (6, 8)
-    assert picture_size(tmp_path / "plain.jpg") == (8, 6)
-    assert picture_size(tmp_path / "broken.jpg") == "UnidentifiedImageError"
-    assert picture_size(tmp_path / "missing.jpg") == "no such file"
+    assert image_size(tmp_path / "turned.jpg") == (6, 8)
+    assert image_size(tmp_path / "plain.jpg") == (8, 6)
 
 
 def test_frames_of_sun_are_in_order_of_part_recording_and_image():
@@ -135,8 +140,39 @@ def test_conversion_writes_an_audit_that_a_person_can_read(tmp_path: Path):
     assert "| train   | 1        | 1        | 0             | 1 " in page
     assert "- row that cannot be read: 7\n    - line 0\n" in page
     assert "    - ... and 2 more\n" in page
-    assert "- frame cannot be opened and is left out: 1\n    - 2.jpg (no such file)" in page
+    assert "- frame cannot be used and is left out: 1\n    - 2.jpg no such file" in page
     assert any(line.startswith("note: box reaches outside") for line in conversion.lines())
+
+
+def test_a_split_without_usable_frames_says_which_files_and_why(tmp_path: Path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
+    (tmp_path / "2.jpg").write_bytes(b"cut")
+    conversion = Conversion(
+        name="Toy",
+        converter="prepare_toy.py",
+        output=tmp_path / "out",
+        image_root=tmp_path,
+        class_names=["polyp"],
+    )
+    splits = {"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [Frame("2.jpg")])]}
+    message = r"split 'val' is empty, as none of its frames can be used: 1 .2\.jpg cannot be read"
+    with pytest.raises(ValueError, match=message):
+        conversion.write(splits)
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_names_that_are_no_text_are_refused_by_name(tmp_path: Path):
+    name = os.fsdecode(b"frame\xff.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / name, "PNG")
+    conversion = Conversion(
+        name="Toy",
+        converter="prepare_toy.py",
+        output=tmp_path / "out",
+        image_root=tmp_path,
+        class_names=["polyp"],
+    )
+    with pytest.raises(ValueError, match=r"file name is not UTF-8.*frame\\udcff\.png"):
+        conversion.write({"train": [Video("a", [Frame(name)])]})
 
 
 def test_empty_split_is_refused_before_anything_is_written(tmp_path: Path):

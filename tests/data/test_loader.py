@@ -309,7 +309,7 @@ def test_an_unreadable_frame_is_named_by_a_worker(tmp_path: Path, train_mapper) 
         path.write_bytes(path.read_bytes()[:60])
     loader = build_train_loader(split, train_mapper, batch_size=2, seed=0, num_workers=1)
     batches = iter(loader)
-    with pytest.raises(ValueError, match=r"\.png: cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"\.png: cannot be read as an image"):
         next(batches)
     batches._shutdown_workers()  # the traceback keeps it alive, and the worker with it
 

@@ -302,6 +302,26 @@ def test_other_arguments_are_refused_until_overwrite(
     assert len(frames_of(output)) == 4
 
 
+def test_output_that_cannot_be_made_is_named_before_rendering(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_synthetic, "plan", lambda options: pytest.fail("it began to work"))
+    (tmp_path / "file").write_text("in the way")
+    output = tmp_path / "file" / "data"
+    assert make_synthetic.main(["--layout", "buv", "--output", str(output)]) == 2
+    assert f"--output {output}: {tmp_path / 'file'} is no folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_reported_with_the_file(tmp_path: Path) -> None:
+    class Full(Image.Image):
+        def save(self, *arguments: object, **settings: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError) as caught:
+        make_synthetic.save(Full(), tmp_path / "frame.png")
+    assert caught.value.filename == str(tmp_path / "frame.png")
+
+
 def test_a_foreign_folder_is_never_touched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

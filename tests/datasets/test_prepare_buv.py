@@ -148,9 +148,19 @@ def test_missing_pictures_are_left_out_and_noted(convert, buv):
     (buv / "rawframes/benign/aa/000000.png").unlink()
     written = convert("buv", buv)
     assert written["audit"]["splits"]["train"]["frames"] == 5
-    assert written["audit"]["notes"]["frame cannot be opened and is left out"]["examples"] == [
-        "rawframes/benign/aa/000000.png (no such file)"
+    assert written["audit"]["notes"]["frame cannot be used and is left out"]["examples"] == [
+        "rawframes/benign/aa/000000.png no such file"
     ]
+
+
+def test_a_byte_order_mark_is_read_and_frames_without_a_box_are_noted(convert, buv):
+    path = next(buv.glob("*val*.json"))
+    content = json.loads(path.read_text())
+    gone = content["annotations"].pop()["image_id"]
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    notes = convert("buv", buv)["audit"]["notes"]
+    file = next(image["file_name"] for image in content["images"] if image["id"] == gone)
+    assert notes["frame without a box counts as lesion-free"]["examples"] == [file]
 
 
 def test_label_that_contradicts_the_folder_is_noted(convert, buv):

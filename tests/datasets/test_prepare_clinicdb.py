@@ -4,9 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from tests.datasets.layouts import HEIGHT, WIDTH, boxes_by_file, mask, names, picture
+from v2idetr.data import masks
+from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import load_split
 
 BOX = (20, 4, 8, 12)
@@ -62,6 +66,25 @@ def test_listed_layout_gives_the_same_splits(convert, listed, tmp_path):
     load_split(tmp_path / "out" / "train.json", listed, class_names=["polyp"])
 
 
+def test_a_byte_order_mark_is_read_and_another_encoding_named(convert, listed):
+    path = listed / "annotations.json"
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert names(convert("clinicdb", listed)["train"]) == ["sequence01", "sequence02"]
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(SystemExit, match=r"annotations\.json: is not UTF-8, but UTF-16"):
+        convert("clinicdb", listed)
+
+
+def test_a_file_that_the_system_cannot_read_is_named(convert, listed):
+    (listed / "annotations.json").unlink()
+    (listed / "annotations.json").symlink_to("/proc/self/mem")  # a file with which reading fails
+    with pytest.raises(
+        SystemExit, match=r"prepare_clinicdb\.py: .*annotations\.json: Input/output error"
+    ):
+        convert("clinicdb", listed)
+
+
 def test_sequences_can_be_chosen(convert, release):
     options = ("--train-sequences", "1,2", "--val-sequences", "16", "--test-sequences", "17-29")
     assert names(convert("clinicdb", release, *options)["test"]) == ["sequence17", "sequence24"]
@@ -86,6 +109,45 @@ def test_each_part_of_a_mask_is_a_polyp_and_specks_are_noted(convert, release):
     assert sorted(boxes_by_file(written["train"])["Original/2.tif"]) == [[2, 3, 6, 5], list(BOX)]
     notes = written["audit"]["notes"]["mask with specks, which give no box"]
     assert notes["examples"] == ["frame 2: 1"]
+
+
+def test_tiff_as_released_gives_all_frames_in_color(convert, release):
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for number in NUMBERS:
+        path = release / "Original" / f"{number}.tif"
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    written = convert("clinicdb", release)
+    assert [len(written[split]["images"]) for split in ("train", "val", "test")] == [4, 2, 2]
+    assert not [kind for kind in written["audit"]["notes"] if "cannot be used" in kind]
+    for image in written["train"]["images"]:
+        frame = read_frame(release / image["file_name"], height=HEIGHT, width=WIDTH)
+        assert np.array_equal(frame, pixels)
+
+
+def test_black_and_damaged_masks_are_named(convert, release, capsys):
+    for number in (1, 2, 10):
+        mask(release / "Ground Truth" / f"{number}.tif")
+    whole = (release / "Ground Truth" / "343.tif").read_bytes()
+    (release / "Ground Truth" / "343.tif").write_bytes(whole[:60])
+    written = convert("clinicdb", release)
+    notes = written["audit"]["notes"]
+    black = notes["frame with a black mask counts as lesion-free"]
+    assert black["examples"] == ["frame 1", "frame 2", "frame 10"]
+    free = notes["sequence without any lesion: is it annotated?"]
+    assert free["examples"] == ["sequence01 (3 frames)"]
+    damaged = notes["frame with a mask that cannot be used is left out"]
+    assert damaged["count"] == 1 and damaged["examples"][0].startswith("frame 343: 343.tif cannot")
+    assert list(boxes_by_file(written["test"])) == ["Original/345.tif"]
+    assert "WITHOUT 1 frame that cannot be used" in capsys.readouterr().out
+
+
+def test_output_that_cannot_be_written_is_refused_before_frames_are_read(
+    convert, release, tmp_path, monkeypatch
+):
+    (tmp_path / "out").write_text("a file")
+    monkeypatch.setattr(masks, "read_mask", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(SystemExit, match=r"--output .*/out: .*is no folder; choose another"):
+        convert("clinicdb", release)
 
 
 def test_frames_without_a_mask_are_left_out_and_noted(convert, release):

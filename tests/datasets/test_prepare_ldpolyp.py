@@ -67,6 +67,16 @@ def test_frames_without_usable_text_are_left_out_and_noted(convert, release, tex
     assert [note["count"] for k, note in written["audit"]["notes"].items() if kind in k] == [1]
 
 
+def test_texts_with_a_byte_order_mark_are_read(convert, release):
+    text = release / "Test" / "Annotations" / "1" / "1_1.txt"
+    text.write_text(TWO_FRAMES["1_1"], encoding="utf-8-sig")
+    text.with_name("1_2.txt").write_text(TWO_FRAMES["1_2"], encoding="utf-16")
+    written = convert("ldpolyp", release)
+    assert boxes_by_file(written["test"]) == {"Test/Images/1/1_1.jpg": [[20, 4, 8, 12]]}
+    notes = written["audit"]["notes"]["frame whose text file is not UTF-8 is left out"]
+    assert notes["examples"] == ["Test/Images/1/1_2.jpg"]
+
+
 def test_folder_without_a_test_set_is_divided(convert, release):
     for name in ("3", "4"):
         video(release / "TrainValid", name, TWO_FRAMES)

@@ -132,7 +132,7 @@ def test_broken_picture_is_left_out_and_noted(convert, sun):
     (sun / PART1 / "case1" / frame(1, 1)).write_bytes(b"not a picture")
     written = convert("sun", sun)
     assert written["audit"]["splits"]["train"]["frames"] == 5
-    assert written["audit"]["notes"]["frame cannot be opened and is left out"]["count"] == 1
+    assert written["audit"]["notes"]["frame cannot be used and is left out"]["count"] == 1
 
 
 def test_lesion_free_cases_are_read_and_spread(convert, sun):

@@ -178,7 +178,7 @@ def test_masks_give_one_box_a_part_and_no_specks(convert, sunseg):
     assert list(unseen(written).values()) == [[[2, 3, 6, 5], [20, 10, 10, 8]]]
     notes = written["audit"]["notes"]
     assert notes["mask with specks, which give no box"]["count"] == 1
-    assert notes["frame with a mask that cannot be read is left out"]["count"] == 1
+    assert notes["frame with a mask that cannot be used is left out"]["count"] == 1
 
 
 def test_a_folder_of_negatives_that_does_not_exist_is_said_to_be_missing(convert, sunseg):
@@ -191,7 +191,7 @@ def test_a_mask_of_unclear_meaning_is_left_out_and_does_not_stop_the_others(conv
     mask(sunseg / TESTS[1] / "GT" / "case7_1" / f"{frame(2)}.png", (2, 3, 6, 5), value=100)
     assert unseen(convert("sunseg", sunseg)) == want, "boxes of the JSON, their order by masks"
     notes = convert("sunseg", sunseg, "--boxes", "mask")["audit"]["notes"]
-    reason = "frame with a mask that is neither 0 and 1 nor 0 and 255 is left out"
+    reason = "frame with a mask that cannot be used is left out"
     assert notes[reason]["count"] == 1
 
 

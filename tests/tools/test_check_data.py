@@ -122,7 +122,7 @@ def test_damaged_and_missing_frames_are_errors(check, tmp_path, capsys):
     (tmp_path / "train/1/0.png").unlink()
     assert check.main([str(train)]) == 1
     printed = capsys.readouterr().out
-    assert "0/0.png: cannot be read as a picture" in printed
+    assert "0/0.png: cannot be read as an image" in printed
     assert "0/1.png: is 9 x 9 px" in printed
     assert "frame is not in" in printed and "1 (train/1/0.png)" in printed
     assert "3 errors" in printed

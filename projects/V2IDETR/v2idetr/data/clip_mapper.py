@@ -1,6 +1,5 @@
 """Record of one frame -> sample: the frame in a clip of T frames of its scene, with its boxes.
 
-    read_frame    file -> RGB array, with errors that name the file
     ClipMapper    reads the frames and gives all of them one and the same drawn transform
 
 Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in px.
@@ -8,7 +7,6 @@ Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in 
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,49 +15,12 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import BlendTransform
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageOps
 
 from v2idetr.data.augmentation import numpy_seeded
 from v2idetr.data.clip_sampler import ClipSampler, Sampling, Side
-from v2idetr.data.frame_files import explain_size
+from v2idetr.data.image_files import read_frame
 
 Record = dict[str, Any]
-
-
-def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Read an image file as RGB; grey, palette and alpha pictures are converted.
-
-    EXIF orientation is applied, as by Detectron2.
-
-    Raises ValueError, naming the file, when it is missing, not a picture, truncated, deeper than 8
-    bits a channel, or not height x width px, the size that the annotation file says.
-    """
-    picture = _open_picture(path)
-    # Pillow would cut integer and floating-point pictures off at 255 without a word.
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"{path}: has more than 8 bits a channel (mode {picture.mode}); convert it to 8 bits"
-        )
-    if picture.size != (width, height):
-        raise ValueError(explain_size(path, size=picture.size, said=(width, height)))
-    return np.array(picture.convert("RGB"))
-
-
-def _open_picture(path: str | Path) -> Image.Image:
-    """The decoded picture, upright."""
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path}: no such file; check the image_root of this split and that the data is whole"
-        ) from error
-    # Pillow's decoders have no common error: these are the ones it raises on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as a picture, it is damaged or truncated ({error}); "
-            "copy it again, or take the frame out of the annotation file"
-        ) from error
 
 
 class FrameCache:

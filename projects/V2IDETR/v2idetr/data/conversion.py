@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, Findings, audit_boxes
 from v2idetr.data.coco_vid import RAW, write_split
+from v2idetr.data.image_files import ImageFileError, image_size
+from v2idetr.wording import counted
+
+# What a converter says of a frame whose file cannot be used.
+LEFT_OUT = "frame cannot be used and is left out"
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-EXIF_ORIENTATION = 274
-SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -107,7 +109,7 @@ class Conversion:
         """Write ``<split>.json`` for each split, then the audit.
 
         Raises:
-            ValueError: a split is empty or would be wrong; nothing is written for it.
+            ValueError: a split is empty or would be wrong; nothing is written at all.
         """
         for split, videos in splits.items():
             if not any(video.frames for video in videos):
@@ -115,6 +117,7 @@ class Conversion:
                     f"{self.name}: split {split!r} has no frames; choose other cases or videos "
                     f"for it. {'; '.join(self.notes.lines())}"
                 )
+        self._check_names(splits)
         sizes = self._read_sizes(splits)
         for split, videos in splits.items():
             self._write_split(split, videos, sizes)
@@ -128,29 +131,50 @@ class Conversion:
         write_text_atomically(self.output / "audit.json", json.dumps(audit, indent=1) + "\n")
         write_text_atomically(self.output / "audit.md", "\n".join(self.markdown()) + "\n")
 
-    def _read_sizes(self, splits: Mapping[str, Sequence[Video]]) -> dict[str, tuple[int, int]]:
-        """Width and height of every frame; one that cannot be opened is noted and left out.
+    def _check_names(self, splits: Mapping[str, Sequence[Video]]) -> None:
+        """Refuse names that are no text: a JSON file cannot hold them."""
+        problems = Findings()
+        for videos in splits.values():
+            for frame in (frame for video in videos for frame in video.frames):
+                if printable(frame.file_name) != frame.file_name:
+                    problems.add("file name is not UTF-8: rename it", printable(frame.file_name))
+        problems.raise_if_any(self.name)
 
-        Raises ValueError when pictures are not of the size that their boxes were made for.
+    def _read_sizes(self, splits: Mapping[str, Sequence[Video]]) -> dict[str, tuple[int, int]]:
+        """Width and height of every frame; one that cannot be used is noted and left out.
+
+        Raises ValueError when images are not of the size that their boxes were made for, or when
+        nothing is left of a split.
         """
-        frames = [f for videos in splits.values() for video in videos for f in video.frames]
-        found = in_threads(
-            lambda frame: picture_size(self.image_root / frame.file_name), frames, "sizes of frames"
-        )
+
+        def look(frame: Frame) -> tuple[int, int] | str:
+            try:
+                return image_size(self.image_root / frame.file_name)
+            except ImageFileError as error:
+                return error.reason
+
         problems = Findings()
         sizes: dict[str, tuple[int, int]] = {}
-        for frame, size in zip(frames, found, strict=True):
-            if isinstance(size, str):
-                self.notes.add(
-                    "frame cannot be opened and is left out", f"{frame.file_name} ({size})"
-                )
-                continue
-            sizes[frame.file_name] = size
-            if frame.boxes_for not in (None, size):
-                problems.add(
-                    "picture is not of the size that its boxes were made for (was it resized?)",
-                    f"{frame.file_name} is {size}, its boxes are for {frame.boxes_for}",
-                )
+        for split, videos in splits.items():
+            frames = [frame for video in videos for frame in video.frames]
+            unusable = []
+            for frame, size in zip(
+                frames, in_threads(look, frames, f"sizes of {split}"), strict=True
+            ):
+                if isinstance(size, str):
+                    unusable.append(f"{frame.file_name} {size}")
+                    continue
+                sizes[frame.file_name] = size
+                if frame.boxes_for not in (None, size):
+                    problems.add(
+                        "picture is not of the size that its boxes were made for (was it resized?)",
+                        f"{frame.file_name} is {size}, its boxes are for {frame.boxes_for}",
+                    )
+            for example in unusable:
+                self.notes.add(LEFT_OUT, example)
+                if len(unusable) == len(frames):
+                    kind = f"split {split!r} is empty, as none of its frames can be used"
+                    problems.add(kind, example)
         problems.raise_if_any(self.name)
         return sizes
 
@@ -259,7 +283,13 @@ class Conversion:
         """The table of splits and the notes, for the terminal."""
         lines = tabulate(self._table(), headers="keys", disable_numparse=True).splitlines()
         lines += [f"note: {line}" for line in self.notes.lines()]
-        return [*lines, f"written to {self.output}: {', '.join(f'{s}.json' for s in self.reports)}"]
+        lines.append(f"written to {self.output}: {', '.join(f'{s}.json' for s in self.reports)}")
+        unusable = sum(n for kind, n in self.notes.counts.items() if "cannot be used" in kind)
+        if unusable:
+            lines.append(
+                f"WITHOUT {counted(unusable, 'frame')} that cannot be used (see the notes)"
+            )
+        return [printable(line) for line in lines]
 
     def markdown(self) -> list[str]:
         """The audit as a readable page."""
@@ -275,7 +305,7 @@ class Conversion:
             lines += [f"    - {example}" for example in self.notes.examples[kind]]
             rest = count - len(self.notes.examples[kind])
             lines += [f"    - ... and {rest} more"] if rest else []
-        return lines
+        return [printable(line) for line in lines]
 
     def _table(self) -> list[dict[str, object]]:
         rows = []
@@ -305,15 +335,9 @@ def in_threads(
         return list(tqdm(pool.map(function, items), total=len(items), desc=what, disable=None))
 
 
-def picture_size(path: Path) -> tuple[int, int] | str:
-    """(width, height) of a picture as it is seen upright, or, as text, why it cannot be opened."""
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            sideways = picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
-    return (height, width) if sideways else (width, height)
+def printable(text: str) -> str:
+    """The text, with bytes of file names that are not UTF-8 as ``\\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def picture_files(folder: Path) -> list[str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import Conversion, Video
+from v2idetr.data.conversion import Conversion, Video, printable
+from v2idetr.programs import check_writable, explain_os_error
 
 
 def converter_parser(description: str | None, source: str) -> argparse.ArgumentParser:
@@ -49,7 +50,8 @@ def run_converter(
         name, class_names, boxes: as for Conversion.
 
     Raises:
-        SystemExit: with the reason, where reading or writing raises ValueError.
+        SystemExit: with the reason, where the output cannot be written, or reading or writing
+            raises ValueError or OSError.
     """
     conversion = Conversion(
         name=name,
@@ -60,9 +62,13 @@ def run_converter(
         boxes=boxes,
     )
     try:
+        check_writable(options.output)
         conversion.write(read(options, conversion.notes))
+    except OSError as error:
+        message = explain_os_error(error)
+        raise SystemExit(printable(f"{conversion.converter}: {message}")) from None
     except ValueError as error:
-        raise SystemExit(f"{conversion.converter}: {error}") from None
+        raise SystemExit(printable(f"{conversion.converter}: {error}")) from None
     return "\n".join(conversion.lines())
 
 

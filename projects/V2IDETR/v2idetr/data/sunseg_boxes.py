@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import Frame, Lesion, Video, evenly_spaced, in_threads
-from v2idetr.data.masks import boxes_of_mask, read_mask
+from v2idetr.data.conversion import Frame, Lesion, Video, evenly_spaced
+from v2idetr.data.image_files import ImageFileError
+from v2idetr.data.masks import boxes_by_mask, boxes_of_mask, read_mask
 from v2idetr.data.sun_names import case_number
+from v2idetr.data.text_files import read_text
 
 # What the four numbers of a box have meant, by file: to x, y, w, h.
 ORDERS = {
@@ -101,8 +103,9 @@ def labels_from_json(
 
 def read_json(path: Path, notes: Findings) -> dict[Key, Labels]:
     """Boxes as the file has them; their key is ``annotation``, singular."""
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         images = {image["id"]: image for image in content["images"]}
         key = "annotation" if "annotation" in content else "annotations"
         found = {
@@ -139,7 +142,7 @@ def measure_order(path: Path, labels: Mapping[Key, Labels], masks: Path, notes: 
     for key in evenly_spaced(sample, min(SAMPLE, len(sample))):
         try:
             parts, _ = boxes_of_mask(read_mask(_mask_path(masks, key)))
-        except (OSError, SyntaxError, ValueError):
+        except ImageFileError:
             continue  # the other masks tell
         if len(parts) == 1:
             compared += 1
@@ -184,26 +187,7 @@ def _mask_path(masks: Path, key: Key) -> Path:
 def labels_from_masks(
     keys: Sequence[Key], masks: Path, where: str, notes: Findings
 ) -> dict[Key, Labels]:
-    """One box for each connected part of a frame's mask; frames without a mask are noted."""
-
-    def read(key: Key) -> tuple[Labels, int] | str:
-        try:
-            mask = read_mask(_mask_path(masks, key))
-        except FileNotFoundError:
-            return "frame without a mask is left out"
-        except (OSError, SyntaxError):
-            return "frame with a mask that cannot be read is left out"
-        except ValueError:
-            return "frame with a mask that is neither 0 and 1 nor 0 and 255 is left out"
-        boxes, specks = boxes_of_mask(mask)
-        return Labels(boxes, (mask.shape[1], mask.shape[0])), specks
-
-    labels: dict[Key, Labels] = {}
-    for key, found in zip(keys, in_threads(read, keys, f"masks of {where}"), strict=True):
-        if isinstance(found, str):
-            notes.add(found, f"{where}/{'/'.join(key)}")
-            continue
-        labels[key], specks = found
-        if specks:
-            notes.add("mask with specks, which give no box", f"{where}/{'/'.join(key)}: {specks}")
-    return labels
+    """One box for each connected part of a frame's mask; frames without a usable one are noted."""
+    files = {f"{where}/{'/'.join(key)}": _mask_path(masks, key) for key in keys}
+    found = boxes_by_mask(files, f"masks of {where}", notes)
+    return {key: Labels(*boxes) for key, boxes in zip(keys, found, strict=True) if boxes}

@@ -20,9 +20,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
     Raises:
         ValueError: the file is not UTF-8; names the file, the place and the remedy.
-        OSError: it cannot be read.
+        OSError: it cannot be read, with the path as its filename.
     """
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        # One of reading itself, as of a damaged disk, comes without a name.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,13 +7,13 @@ all of them. Each frame is stored once and drawn as often as needed.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+
+from v2idetr.data.image_files import jpeg_thumbnail
 
 PANEL_WIDTH = 320
 MOST_PIXELS_WIDE = 480  # larger frames are scaled down for the page
@@ -62,19 +62,9 @@ class Album:
     def add(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Picture:
         """Store a frame, unless it is there already."""
         height, width = pixels.shape[:2]
-        data = _jpeg(pixels)
+        data = jpeg_thumbnail(pixels, max_width=MOST_PIXELS_WIDE, quality=QUALITY)
         key = self._keys.setdefault(data, f"frame{len(self._keys)}")
         panel_height = round(PANEL_WIDTH * height / width, 2)
         uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         self.stored[key] = (uri, panel_height)
         return Picture(key, panel_height, PANEL_WIDTH / width)
-
-
-def _jpeg(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    image = Image.fromarray(pixels)
-    if image.width > MOST_PIXELS_WIDE:
-        height = max(1, round(image.height * MOST_PIXELS_WIDE / image.width))
-        image = image.resize((MOST_PIXELS_WIDE, height), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY, optimize=True)
-    return file.getvalue()
