@@ -58,13 +58,13 @@ def _far_away() -> tuple[Shapes, tuple[Tensor, Tensor, Tensor]]:
 
 
 CASES: dict[str, tuple[Shapes, tuple[Tensor, Tensor, Tensor]]] = {
-    "four levels, several images": _random(3, 9, 2, 8, [(6, 8), (3, 4), (2, 2), (1, 1)], 4),
+    "four levels, several images": _random(3, 9, 2, 8, [(6, 8), (3, 4), (2, 2), (1, 1)], 2),
     "one cell": _random(1, 5, 1, 32, [(1, 1)], 1),
     "one row and one column": _random(2, 7, 2, 4, [(1, 9), (6, 1)], 3),
     "c is no power of two": _random(2, 40, 3, 5, [(5, 7)], 2),
     "c is one": _random(1, 4, 2, 1, [(3, 3)], 2),
     "many channels, one row a program": _random(1, 2, 1, 1100, [(2, 3)], 1),
-    "more rows than one program holds": _random(2, 150, 2, 32, [(4, 4), (2, 2)], 2),
+    "more rows than one program holds": _random(1, 35, 2, 32, [(4, 4)], 2),
     "mostly outside": _random(2, 20, 2, 6, [(4, 3), (2, 2)], 2, reach=3.0),
     "far away": _far_away(),
     **{f"on the borders of {size} cells": _on_borders(size) for size in (1, 2, 3, 7)},

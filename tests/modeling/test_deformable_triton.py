@@ -18,8 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_kernels_read_as_grid_sample_in_tritons_interpreter() -> None:
     # A process of its own: the interpreter is chosen before Triton is imported.
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        + ["tests/modeling/interpreted_triton.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/modeling/interpreted_triton.py"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -30,8 +29,8 @@ def test_the_kernels_read_as_grid_sample_in_tritons_interpreter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "value_grad"), [("_forward_kernel", None), ("_backward_kernel", 1)]
-    + [("_backward_kernel", 2)],
+    ("kernel", "value_grad"),
+    [("_forward_kernel", None), ("_backward_kernel", 1), ("_backward_kernel", 2)],
 )
 def test_the_kernels_compile_for_a_gpu(
     kernel: str, value_grad: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

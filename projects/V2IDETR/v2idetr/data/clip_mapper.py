@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 
 from v2idetr.data.augmentation import numpy_seeded
+from v2idetr.data.shared_frames import SharedFrames
 
 Record = dict[str, Any]
 Sampling = Literal["random", "fixed"]
@@ -194,6 +195,7 @@ class ClipMapper:
             area is left.
         cache_frames: decoded frames kept in memory by each process: 0 for training, 2 * window + 1
             for evaluation in order.
+        shared: all frames of the split in shared memory, instead.
 
     A sample has the keys of the current frame: `image` (uint8 RGB tensor (3, H, W)), those of its
     record (`height`, `width` in original px, `file_name`, `image_id`, `video_id`, `frame_index`,
@@ -215,6 +217,7 @@ class ClipMapper:
         min_visible: float = 0.25,
         side: Side = "both",
         cache_frames: int = 0,
+        shared: SharedFrames | None = None,
     ) -> None:
         if not 0 <= min_visible <= 1:
             raise ValueError(f"min_visible={min_visible} must lie in [0, 1]")
@@ -224,7 +227,7 @@ class ClipMapper:
         self.num_frames, self.is_train = num_frames, is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.min_visible = min_visible
-        self.cache = FrameCache(cache_frames)
+        self.cache = FrameCache(cache_frames) if shared is None else shared
 
     def __call__(
         self, record: Record, seed: int, scene: Sequence[Record] | None = None

@@ -12,6 +12,8 @@ run in Triton's interpreter only: neither its speed nor its block sizes were mea
 Legend: B images, S cells of all levels, N queries, c channels of a head.
 """
 
+# ruff: noqa: ANN001, ANN202 (what a kernel takes has Triton's types)
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -193,7 +195,7 @@ def _forward_kernel(
     POINTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):
+) -> None:
     image = (tl.program_id(0) // blocks).to(tl.int64)
     row = (tl.program_id(0) % blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.arange(0, BLOCK_C)
@@ -251,7 +253,7 @@ def _backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     VALUE_GRAD: tl.constexpr,
-):
+) -> None:
     image = (tl.program_id(0) // blocks).to(tl.int64)
     row = (tl.program_id(0) % blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.arange(0, BLOCK_C)
