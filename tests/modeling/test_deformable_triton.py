@@ -13,12 +13,13 @@ import pytest
 pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA builds")
 
 ROOT = Path(__file__).resolve().parents[2]
+CASES = ROOT / "tests" / "modeling" / "interpreted_triton.py"
 
 
 def test_the_kernels_read_as_grid_sample_in_tritons_interpreter() -> None:
     # A process of its own: the interpreter is chosen before Triton is imported.
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/modeling/interpreted_triton.py"],
+        [sys.executable, *"-m pytest -q -p no:cacheprovider".split(), str(CASES)],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
