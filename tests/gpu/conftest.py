@@ -57,24 +57,21 @@ def other_rounding() -> Iterator[None]:
 
 
 def demo_detector(family: str, role: str) -> torch.nn.Module:
-    """A detector of configs/common/models ("model" or "teacher") with random weights.
+    """A detector of configs/common/models ("model" or "teacher"), its backbone from ImageNet.
 
-    Without dropout, and with noise on weights that are initialised with zeros: equal scores would
-    be ordered by rounding.
+    Without dropout, which no two devices draw alike, and with noise on all new weights: as they
+    are initialised, scores are equal and reads lie exactly on the centres of cells, where rounding
+    decides.
     """
     from detectron2.config import LazyConfig, instantiate
 
     config = LazyConfig.load(str(MODELS / f"{family}.py"))
     config.data = {"class_names": ["lesion"], "num_frames": 3}
-    config.model.net.weights = ""
+    config.model.net.dropout = config.teacher.model.net.dropout = 0.0
     torch.manual_seed(0)
     detector = instantiate(config.model if role == "model" else config.teacher.model)
-    for module in detector.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(module, torch.nn.MultiheadAttention):
-            module.dropout = 0.0
     with torch.no_grad():
-        for parameter in detector.net.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+        for name, parameter in detector.net.named_parameters():
+            if not name.startswith("backbone."):
+                parameter += 0.02 * torch.randn_like(parameter)
     return detector

@@ -30,6 +30,7 @@ def samples() -> list[dict]:
 def losses_and_gradients(model: torch.nn.Module, **given) -> tuple[dict, dict]:
     """Losses, and the gradient of their sum by parameter, on the CPU."""
     model.train()
+    torch.seed()  # nothing random may be left: devices draw differently
     losses = model(samples(), **given)
     torch.stack(list(losses.values())).sum().backward()
     gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}

@@ -19,7 +19,7 @@ CASES = ROOT / "tests" / "modeling" / "interpreted_triton.py"
 def test_the_kernels_read_as_grid_sample_in_tritons_interpreter() -> None:
     # A process of its own: the interpreter is chosen before Triton is imported.
     process = subprocess.run(
-        [sys.executable, *"-m pytest -q -p no:cacheprovider".split(), str(CASES)],
+        [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", str(CASES)],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
