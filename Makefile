@@ -20,7 +20,7 @@ export PYTHONNOUSERSITE := 1
 # One thread a worker: two workers with two threads each only wait for each other on two cores.
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 
-.PHONY: help setup test test-all lint format demo doctor clean distclean
+.PHONY: help setup test test-all test-gpu lint format demo doctor clean distclean
 
 help:  ## this text
 	@echo "V2I-DETR. Usage: make TARGET [PYTHON=python3.12] [JOBS=2] [ARGS='...']"
@@ -34,6 +34,9 @@ test: $(READY)  ## the tests, without the slow ones (ARGS='-k matcher' selects)
 
 test-all: $(READY)  ## all tests
 	$(PYTEST) -m "" $(ARGS)
+
+test-gpu: $(READY)  ## what needs a CUDA GPU; without one all of it is skipped
+	$(PY) -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: $(READY)  ## ruff format --check, ruff check, pyright
 	@failed=0; for check in "ruff format --check ." "ruff check ." pyright; do \

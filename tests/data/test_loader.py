@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import warnings
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -159,6 +160,40 @@ def test_a_batch_from_a_worker_keeps_shared_tensors_and_can_be_written(split, tr
     sample = take(loader, 1)[0][0]
     assert sample["image"] is sample["clip"][sample["clip_index"]]["image"]
     sample["image"].add_(1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_pinned_batch_is_one_piece_of_memory_and_the_same_samples(
+    split, train_mapper, num_workers, monkeypatch
+) -> None:
+    # Without a GPU there is no page-locked memory: what the loader calls is played here.
+    pinned = []
+
+    def pin(self: torch.Tensor) -> torch.Tensor:
+        pinned.append(self.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    want = take(build_train_loader(split, train_mapper, batch_size=4, seed=5), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that there is no GPU
+        loader = build_train_loader(
+            split, train_mapper, batch_size=4, seed=5, num_workers=num_workers, pin_memory=True
+        )
+        arrived = take(loader, 2)
+    # Where torch has an accelerator its loader has done this already.
+    have = [batch if isinstance(batch, list) else batch.pin_memory() for batch in arrived]
+    for batch, same in zip(want, have, strict=True):
+        assert_same_samples(batch, same)
+    storages = {
+        tensor.untyped_storage().data_ptr()
+        for batch in have
+        for sample in batch
+        for frame in sample["clip"]
+        for tensor in (frame["image"], frame["instances"].gt_boxes.tensor)
+        if tensor.numel()
+    }
+    assert storages == {buffer.untyped_storage().data_ptr() for buffer in pinned}
 
 
 def test_a_resumed_run_sees_the_batches_it_would_have_seen(split, train_mapper) -> None:

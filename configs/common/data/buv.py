@@ -31,4 +31,5 @@ data = dict(
     min_visible=0.25,
     on_bad_box="raise",
     negative_share=None,
+    cache_mib=512,  # decoded frames in memory that data workers share; 0: none
 )

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from v2idetr.data.augmentation import numpy_seeded
 from v2idetr.data.clip_sampler import ClipSampler, Sampling, Side
 from v2idetr.data.image_files import read_frame
+from v2idetr.data.shared_frames import SharedFrames
 
 Record = dict[str, Any]
 
@@ -70,6 +71,7 @@ class ClipMapper:
             area is left.
         cache_frames: decoded frames kept in memory by each process: 0 for training, 2 * window + 1
             for evaluation in order.
+        shared: all frames of the split in shared memory, instead.
 
     A sample has the keys of the current frame: `image` (uint8 RGB tensor (3, H, W)), those of its
     record (`height`, `width` in original px, `file_name`, `image_id`, `video_id`, `frame_index`,
@@ -91,6 +93,7 @@ class ClipMapper:
         min_visible: float = 0.25,
         side: Side = "both",
         cache_frames: int = 0,
+        shared: SharedFrames | None = None,
     ) -> None:
         if not 0 <= min_visible <= 1:
             raise ValueError(f"min_visible={min_visible} must lie in [0, 1]")
@@ -100,7 +103,7 @@ class ClipMapper:
         self.num_frames, self.is_train = num_frames, is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.min_visible = min_visible
-        self.cache = FrameCache(cache_frames)
+        self.cache = FrameCache(cache_frames) if shared is None else shared
 
     def __call__(
         self, record: Record, seed: int, scene: Sequence[Record] | None = None

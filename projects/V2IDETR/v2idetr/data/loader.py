@@ -45,6 +45,7 @@ def build_train_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """Endless batches of training clips, `list[dict]` of `batch_size` samples each.
 
@@ -60,6 +61,8 @@ def build_train_loader(
         num_workers: processes that prepare samples; 0 prepares them in this one.
         rank, world_size: this process and the number of processes. Process r gets samples
             [r * batch_size, (r + 1) * batch_size) of the total batch.
+        pin_memory: put batches into page-locked memory, out of which a copy to a GPU need not be
+            waited for; for processes that use a GPU.
     """
     _check_sizes(batch_size, num_workers, rank, world_size)
     if start_iteration < 0 or seed < 0:
@@ -75,7 +78,7 @@ def build_train_loader(
     logger.info("training on %s: %s", split.json_path, order.describe())
     _warn_of_short_scenes(split.records, dataset, mapper.num_frames)
     batches = _TrainingBatches(order, batch_size, start_iteration, rank, world_size)
-    return _loader(dataset, batches, num_workers)
+    return _loader(dataset, batches, num_workers, pin_memory)
 
 
 def build_eval_loader(
@@ -86,6 +89,7 @@ def build_eval_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """Batches of every frame once, in the order of the split; the last batch may be smaller.
 
@@ -101,7 +105,7 @@ def build_eval_loader(
     first, last = (len(dataset) * r // world_size for r in (rank, rank + 1))
     draws = [(index, index) for index in range(first, last)]
     batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
-    return _loader(dataset, batches, num_workers)
+    return _loader(dataset, batches, num_workers, pin_memory)
 
 
 class ClipDataset(Dataset):
@@ -229,49 +233,113 @@ class _TrainingBatches(Sampler[list[Draw]]):
 
 
 def _loader(
-    dataset: ClipDataset, batches: Sampler[list[Draw]] | list[list[Draw]], num_workers: int
+    dataset: ClipDataset,
+    batches: Sampler[list[Draw]] | list[list[Draw]],
+    num_workers: int,
+    pin_memory: bool,
 ) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=_collate,
+        collate_fn=_Collate(pin_memory),
         num_workers=num_workers,
+        pin_memory=pin_memory,
         # Its own, or starting an iteration would advance torch's global random state.
         generator=torch.Generator(),
     )
 
 
-def _collate(samples: list[dict[str, Any]]) -> "list[dict[str, Any]] | _Packed":
-    return samples if get_worker_info() is None else _Packed(samples)
+class _Collate:
+    """Samples -> a batch, packed where it will leave a worker or be pinned."""
+
+    def __init__(self, pin_memory: bool) -> None:
+        self._pin_memory = pin_memory
+
+    def __call__(self, samples: list[dict[str, Any]]) -> "list[dict[str, Any]] | _Packed":
+        if self._pin_memory:
+            return _Pinnable(samples)
+        return samples if get_worker_info() is None else _Packed(samples)
 
 
 class _Packed:
     """A batch on its way out of a worker, unpacked into the `list[dict]` on arrival.
 
-    It travels as one tensor. Left to itself every tensor of every frame takes a file descriptor:
-    four workers with 16 clips of 5 frames exceed the usual limit of 1024 and end the run.
+    It travels as one tensor, and the tensors of the samples are views of it. Left to itself every
+    tensor of every frame takes a file descriptor: four workers with 16 clips of 5 frames exceed
+    the usual limit of 1024 and end the run.
     """
 
     def __init__(self, samples: list[dict[str, Any]]) -> None:
-        data = io.BytesIO()
-        _ArrayPickler(data, protocol=5).dump(samples)
-        self._data = torch.frombuffer(data.getbuffer(), dtype=torch.uint8)
+        rest = io.BytesIO()
+        pickler = _TensorsApart(rest, protocol=5)
+        pickler.dump(samples)
+        self._rest = rest.getvalue()
+        self._data = torch.empty(pickler.size, dtype=torch.uint8)
+        for tensor, (start, *_) in pickler.tensors.values():
+            flat = tensor.contiguous().view(-1).view(torch.uint8)
+            self._data[start : start + len(flat)] = flat
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (self._data,)
+        return _unpack, (self._data, self._rest)
 
 
-class _ArrayPickler(pickle.Pickler):
-    """Writes tensors as numpy arrays: a plain copy, faster than torch's own format."""
+class _Pinnable(_Packed):
+    """A batch that the loader puts into page-locked memory: one copy, whatever it holds."""
 
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, torch.Tensor):
-            return torch.from_numpy, (obj.numpy(),)
-        return NotImplemented
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _pinnable, (self._data, self._rest)
+
+    def pin_memory(self) -> list[dict[str, Any]]:
+        """Called by the loader."""
+        return _unpack(self._data.pin_memory(), self._rest)
 
 
-def _unpack(data: torch.Tensor) -> list[dict[str, Any]]:
-    return pickle.loads(data.numpy().data)
+def _pinnable(data: torch.Tensor, rest: bytes) -> _Pinnable:
+    packed = object.__new__(_Pinnable)
+    packed._data, packed._rest = data, rest
+    return packed
+
+
+class _TensorsApart(pickle.Pickler):
+    """Leaves tensors out and plans where each lies in a buffer."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.size = 0
+        # By id, with the tensor, which must live as long as its id is used.
+        self.tensors: dict[int, tuple[torch.Tensor, tuple[int, torch.Size, torch.dtype]]] = {}
+
+    def persistent_id(self, obj: Any) -> Any:
+        if not isinstance(obj, torch.Tensor):
+            return None
+        if id(obj) not in self.tensors:
+            self.tensors[id(obj)] = obj, (self.size, obj.shape, obj.dtype)
+            # Views of other types begin at multiples of their size.
+            self.size += -(-obj.numel() * obj.element_size() // 16) * 16
+        return self.tensors[id(obj)][1]
+
+
+class _TensorsBack(pickle.Unpickler):
+    """Gives back views of the buffer.
+
+    Views by torch: a copy to a GPU then keeps the buffer from being used again until it is done.
+    """
+
+    def __init__(self, data: torch.Tensor, rest: bytes) -> None:
+        super().__init__(io.BytesIO(rest))
+        self._data, self._views = data, {}
+
+    def persistent_load(self, pid: tuple[int, torch.Size, torch.dtype]) -> torch.Tensor:
+        # One place is one tensor, unless that is empty.
+        if pid not in self._views:
+            start, shape, dtype = pid
+            end = start + shape.numel() * dtype.itemsize
+            self._views[pid] = self._data[start:end].view(dtype).view(shape)
+        return self._views[pid]
+
+
+def _unpack(data: torch.Tensor, rest: bytes) -> list[dict[str, Any]]:
+    return _TensorsBack(data, rest).load()
 
 
 def _scene_starts(records: Sequence[Record]) -> list[int]:

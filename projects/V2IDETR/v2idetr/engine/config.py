@@ -35,6 +35,7 @@ from v2idetr.engine.config_yaml import dump_yaml, parse_yaml
 NEUTRAL_KEYS = (
     "train.output_dir",
     "train.num_workers",
+    "data.cache_mib",
     "train.log_period",
     "train.checkpoint_period",
     "train.tensorboard",

@@ -48,6 +48,7 @@ AT_LEAST: dict[str, int] = {
     **{f"distillation.{name}.weight": 0 for name in LOSSES},
     "data.num_frames": 1,
     "data.window": 0,
+    "data.cache_mib": 0,
     "evaluation.batch_size": 1,
     **{
         f"{section}.{name}": 0

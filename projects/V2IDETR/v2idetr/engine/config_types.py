@@ -51,6 +51,7 @@ PROGRAM_KEYS: dict[str, type | tuple[type, ...]] = {
     "data.augmentations.train": list,
     "data.augmentations.test": list,
     "data.on_bad_box": str,
+    "data.cache_mib": int,
     "data.negative_share": (float, type(None)),
     "model": dict,
     "evaluation.rules": list,

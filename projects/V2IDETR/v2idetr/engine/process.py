@@ -94,6 +94,8 @@ def _prepare(
     splits = load_splits(config, with_train=not options.eval_only)
     index = comm.get_local_rank() if device_type == "cuda" else None
     device = torch.device(device_type, index) if index is not None else torch.device(device_type)
+    if config.train.deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Where there is no repeatable implementation, torch warns once and goes on.
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
     deterministic: Any = torch.utils.deterministic  # a module whose class has the property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.clip_mapper import ClipMapper
+from v2idetr.data.clip_mapper import ClipMapper, FrameCache
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
+from v2idetr.data.shared_frames import SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.config import build
 from v2idetr.engine.config_checks import batch_size_key
@@ -51,6 +53,11 @@ class RunContext:
     def tests(self) -> dict[str, SplitData]:
         """Test splits by their own names."""
         return {n.removeprefix("test/"): s for n, s in self.splits.items() if n.startswith("test/")}
+
+    @cached_property
+    def frames(self) -> SharedFrameStore:
+        """Decoded frames that loaders of all stages share."""
+        return SharedFrameStore(self.config.data.cache_mib)
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage writes."""
@@ -157,7 +164,7 @@ def train_loader(
     world = comm.get_world_size()
     return build_train_loader(
         run.splits["train"],
-        _mapper(run.config, num_frames, is_train=True),
+        _mapper(run, run.splits["train"], num_frames, is_train=True, keep=not rehearsal),
         batch_size=1 if rehearsal else run.batch_size(stage) // world,
         seed=run.config.train.seed,
         start_iteration=start_iteration,
@@ -165,6 +172,7 @@ def train_loader(
         num_workers=0 if rehearsal else run.config.train.num_workers,
         rank=comm.get_rank(),
         world_size=world,
+        pin_memory=run.device.type == "cuda",
     )
 
 
@@ -172,15 +180,19 @@ def eval_loader(run: RunContext, split: SplitData, num_frames: int) -> DataLoade
     """Every frame of a split once, in order, this process's share."""
     return build_eval_loader(
         split,
-        _mapper(run.config, num_frames, is_train=False),
+        _mapper(run, split, num_frames, is_train=False),
         batch_size=run.config.evaluation.batch_size,
         num_workers=run.config.train.num_workers,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        pin_memory=run.device.type == "cuda",
     )
 
 
-def _mapper(config: DictConfig, num_frames: int, *, is_train: bool) -> ClipMapper:
+def _mapper(
+    run: RunContext, split: SplitData, num_frames: int, *, is_train: bool, keep: bool = True
+) -> ClipMapper:
+    config = run.config
     data: Any = config.data
     sampling: Literal["random", "fixed"] = data.sampling if is_train else "fixed"
     return ClipMapper(
@@ -194,4 +206,7 @@ def _mapper(config: DictConfig, num_frames: int, *, is_train: bool) -> ClipMappe
         # In order, each worker decodes a frame once (batches of several workers overlap); in
         # random order a cache would hardly ever hit.
         cache_frames=0 if is_train or num_frames == 1 else 2 * data.window + 1,
+        shared=run.frames.of(str(split.json_path), split.records, FrameCache(0).read)
+        if keep
+        else None,
     )

@@ -110,20 +110,24 @@ class Detector(nn.Module):
         H, W = (-(-max(axis) // divisor) * divisor for axis in zip(*sizes, strict=True))
         pixels = self.pixel_mean.new_zeros(len(frames), 3, H, W)
         for row, frame, (h, w) in zip(pixels, frames, sizes, strict=True):
-            row[:, :h, :w] = (frame["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+            image = frame["image"].to(self.device, non_blocking=True)
+            row[:, :h, :w] = (image - self.pixel_mean) / self.pixel_std
         return Images(pixels, sizes, self.num_frames)
 
     def targets(self, frames: list[Sample]) -> Targets:
         """Ground truth of frames as the criterion wants it."""
-        labels, boxes = [], []
+        labels, boxes, counts = [], [], []
         for frame in frames:
-            instances = frame["instances"].to(self.device)
+            instances = frame["instances"]
             h, w = frame["image"].shape[-2:]
-            scale = self.pixel_mean.new_tensor([w, h, w, h])
             xyxy = instances.gt_boxes.tensor.float()
-            boxes.append(box_convert(xyxy, "xyxy", "cxcywh") / scale)
+            boxes.append(box_convert(xyxy, "xyxy", "cxcywh") / xyxy.new_tensor([w, h, w, h]))
             labels.append(instances.gt_classes)
-        return Targets(labels, boxes)
+            counts.append(len(instances))
+        # One copy for all frames: a GPU would be waited for at each.
+        all_labels = torch.cat(labels).to(self.device, non_blocking=True)
+        all_boxes = torch.cat(boxes).to(self.device, non_blocking=True)
+        return Targets(list(all_labels.split(counts)), list(all_boxes.split(counts)))
 
     def postprocess(
         self, decoded: Decoded, batched_inputs: list[Sample]

@@ -1,0 +1,129 @@
+"""The decoded frames of small splits, in memory that all data workers of a process share.
+
+    SharedFrames       record -> RGB array; the first worker to want a frame decodes it for all
+    SharedFrameStore   which splits of a run are kept, within one limit
+
+Samples are the same with and without. Memory is given back when the process ends, however it ends.
+"""
+
+import logging
+import multiprocessing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+MIB = 2**20
+
+
+class SharedFrames:
+    """All frames of a split, each decoded when it is first asked for.
+
+    Args:
+        records: with `file_name`, `height` and `width`.
+        read: decodes the frame of a record.
+
+    Raises RuntimeError when the system has not so much shared memory.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], read: Callable[[Record], UInt8[np.ndarray, "H W 3"]]
+    ) -> None:
+        self._read = read
+        self._places = {name: place for place, name in enumerate(_frame_bytes(records))}
+        self._ends = np.cumsum(list(_frame_bytes(records).values()))
+        # Reserved at once: a disk of shared memory that fills up later would kill the process.
+        self._pixels = torch.empty(int(self._ends[-1]), dtype=torch.uint8).share_memory_()
+        self._is_there = torch.zeros(len(self._places), dtype=torch.bool).share_memory_()
+        # Also the barrier behind which a worker sees what another one wrote.
+        self._lock = multiprocessing.Lock()
+
+    def read(self, record: Record) -> UInt8[np.ndarray, "H W 3"]:
+        """The frame of `record`, of this split; the array must not be written to."""
+        place = self._places[record["file_name"]]
+        shape = (record["height"], record["width"], 3)
+        end = int(self._ends[place])
+        pixels = self._pixels.numpy()[end - shape[0] * shape[1] * 3 : end].reshape(shape)
+        with self._lock:
+            is_there = bool(self._is_there[place])
+        if not is_there:
+            # Two workers may do this at once: both write the same bytes.
+            pixels[:] = self._read(record)
+            with self._lock:
+                self._is_there[place] = True
+        pixels.flags.writeable = False
+        return pixels
+
+    def __len__(self) -> int:
+        """Frames that have been decoded."""
+        return int(self._is_there.sum())
+
+
+class SharedFrameStore:
+    """The shared frames of the splits of a run, as far as they fit.
+
+    Args:
+        limit_mib: of all splits together; 0 keeps none.
+    """
+
+    def __init__(self, limit_mib: int) -> None:
+        if limit_mib < 0:
+            raise ValueError(f"data.cache_mib={limit_mib} must be 0 (none) or more")
+        self._limit_mib, self._used = limit_mib, 0
+        self._frames: dict[str, SharedFrames | None] = {}
+
+    def of(
+        self,
+        split: str,
+        records: Sequence[Record],
+        read: Callable[[Record], UInt8[np.ndarray, "H W 3"]],
+    ) -> SharedFrames | None:
+        """The frames of a split, the same at every call; None where they are not kept."""
+        if not self._limit_mib:
+            return None
+        if split not in self._frames:
+            self._frames[split] = self._reserve(split, records, read)
+        return self._frames[split]
+
+    def _reserve(
+        self,
+        split: str,
+        records: Sequence[Record],
+        read: Callable[[Record], UInt8[np.ndarray, "H W 3"]],
+    ) -> SharedFrames | None:
+        needed = sum(_frame_bytes(records).values())
+        left = self._limit_mib * MIB - self._used
+        if needed > left:
+            logger.info(
+                "%s: its decoded frames take %.0f MiB, and of data.cache_mib=%d are %.0f left: "
+                "they are read from disk each time",
+                split,
+                needed / MIB,
+                self._limit_mib,
+                left / MIB,
+            )
+            return None
+        try:
+            frames = SharedFrames(records, read)
+        except RuntimeError as error:
+            logger.warning(
+                "%s: no shared memory for %.0f MiB of decoded frames (%s); they are read from disk "
+                "each time. data.cache_mib=0 asks for none.",
+                split,
+                needed / MIB,
+                str(error).splitlines()[0],
+            )
+            return None
+        self._used += needed
+        logger.info("%s: decoded frames stay in %.0f MiB of shared memory", split, needed / MIB)
+        return frames
+
+
+def _frame_bytes(records: Sequence[Record]) -> dict[str, int]:
+    """Bytes of each decoded frame, by file name."""
+    return {r["file_name"]: r["height"] * r["width"] * 3 for r in records}
