@@ -1,0 +1,305 @@
+"""The read of multi-scale deformable attention on CPUs, as numba kernels, forward and backward.
+
+    out(row) = sum over levels and points of  weight * bilinear(value of the level, location)
+
+A row is one query and head of one image. Its corners (four cells a read) are listed first; then
+one loop adds up their channels. Nothing larger than the output is written. Cells, borders and
+padding are those of ``grid_sample`` (zeros, align_corners=False).
+
+Threads are Python's: the kernels release the GIL and share rows out over as many threads as torch
+uses. numba's own thread pools abort when two threads enter them, or after a fork. No sum is split
+over threads, so outputs and gradients are the same bits for any number of them.
+
+Import this module only where it is wanted: numba takes a second. Kernels are compiled once, into
+numba's cache on disk.
+
+Legend: B images, S cells of all levels, N queries, c channels of a head.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from math import floor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from numba import njit
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
+
+Shapes = list[tuple[int, int]]
+Kernel = Callable[..., None]
+
+# Cells are those of grid_sample to the last bit, so no reordering there; sums may be vectorized.
+EXACT = {"nogil": True, "error_model": "numpy"}
+SUMS = {**EXACT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+# Below so many channels read, a second thread costs more than it saves.
+MIN_CHANNELS_A_THREAD = 200_000
+
+
+def read_numba(
+    value: Float[Tensor, "B S heads c"],
+    shapes: Shapes,
+    locations: Float[Tensor, "B N heads levels points 2"],
+    weights: Float[Tensor, "B N heads levels points"],
+) -> Float[Tensor, "B N heads*c"]:
+    """Weighted bilinear reads of the levels' values, as ``deformable_read``; once differentiable.
+
+    Args:
+        value: values of all levels, one level after the other, row-major; float32 or float64.
+        shapes: (h, w) of each level.
+        locations: (x, y) in [0, 1] of each level; outside there are zeros. NaN gives NaN.
+        weights: weight of each read.
+    """
+    assert value.dtype == locations.dtype == weights.dtype
+    assert sum(h * w for h, w in shapes) == value.shape[1], (shapes, value.shape)
+    return _NumbaRead.apply(value, shapes, locations, weights)
+
+
+class _NumbaRead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+    ) -> Tensor:
+        # Head by head: what a row reads then lies in fewer pages of memory.
+        value = value.transpose(1, 2).contiguous()
+        locations, weights = locations.contiguous(), weights.contiguous()
+        B, heads, _, c = value.shape
+        N = locations.shape[1]
+        out = value.new_empty(B, N, heads, c)
+        levels = np.array(shapes, dtype=np.int64)
+        arrays = [x.detach().numpy() for x in (value, locations, weights, out)]
+        forward, _ = _kernels(value.dtype)
+        _share_out(forward, B * heads * N, weights.numel() * c, levels, *arrays)
+        ctx.levels = levels
+        ctx.save_for_backward(value, locations, weights)
+        return out.view(B, N, heads * c)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        value, locations, weights = ctx.saved_tensors
+        grad_value = torch.zeros_like(value)
+        grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+        tensors = (value, locations, weights, grad_out.contiguous().view(*weights.shape[:3], -1))
+        gradients = (grad_value, grad_locations, grad_weights)
+        arrays = [x.detach().numpy() for x in (*tensors, *gradients)]
+        _, backward = _kernels(value.dtype)
+        B, heads, _, c = value.shape
+        # An image's head at a time: all that is added to its values is added by one thread.
+        _share_out(backward, B * heads, weights.numel() * c, ctx.levels, *arrays)
+        return grad_value.transpose(1, 2), None, grad_locations, grad_weights
+
+
+# ------------------------------------------------------------------------- kernels
+
+# What `_list_reads` knows of a read: shares of its columns and rows (zero outside of the level),
+# and 1 for those that lie inside.
+LEFT, RIGHT, TOP, BOTTOM, LEFT_INSIDE, RIGHT_INSIDE, TOP_INSIDE, BOTTOM_INSIDE = range(8)
+
+
+@njit(**EXACT)
+def _list_levels(levels, num_points, reads):
+    """Width, height and first cell of the level of each read of a row."""
+    starts = np.empty(reads, np.int64)
+    sizes = np.empty((2, reads), np.int64)
+    start = 0
+    for level in range(levels.shape[0]):
+        for read in range(level * num_points, (level + 1) * num_points):
+            sizes[0, read], sizes[1, read], starts[read] = levels[level, 1], levels[level, 0], start
+        start += levels[level, 0] * levels[level, 1]
+    return sizes, starts
+
+
+@njit(**EXACT)
+def _list_reads(first, locations, sizes, starts, cells, shares):
+    """Cells and shares of all reads of a row.
+
+    Without branches, which would be guessed wrong half of the time: a cell outside has no share,
+    and any cell inside stands for it.
+
+    Args:
+        first: of the row's reads among all.
+        locations: of all reads, flat.
+        sizes, starts: of the reads' levels, see `_list_levels`.
+        cells: (4, reads); top left, top right, bottom left, bottom right, among the S of a head.
+        shares: (8, reads); see above.
+    """
+    number = locations.dtype.type
+    zero, half, one, two = number(0), number(0.5), number(1), number(2)
+    for read in range(starts.shape[0]):
+        w, h, start = sizes[0, read], sizes[1, read], starts[read]
+        width, height = number(w), number(h)
+        # As grid_sample computes them from 2 * location - 1, roundings included.
+        x = ((locations[2 * (first + read)] * two - one) + one) * (width * half) - half
+        y = ((locations[2 * (first + read) + 1] * two - one) + one) * (height * half) - half
+        x, y = min(max(x, -one), width), min(max(y, -one), height)
+        column, row = np.floor(x), np.floor(y)
+        inside_left = one if zero <= column < width else zero
+        inside_right = one if column < width - one else zero
+        inside_top = one if zero <= row < height else zero
+        inside_bottom = one if row < height - one else zero
+        shares[LEFT, read] = (column + one - x) * inside_left
+        shares[RIGHT, read] = (x - column) * inside_right
+        shares[TOP, read] = (row + one - y) * inside_top
+        shares[BOTTOM, read] = (y - row) * inside_bottom
+        shares[LEFT_INSIDE, read], shares[RIGHT_INSIDE, read] = inside_left, inside_right
+        shares[TOP_INSIDE, read], shares[BOTTOM_INSIDE, read] = inside_top, inside_bottom
+        left, top = int(column), int(row)
+        right, left = min(left + 1, w - 1), min(max(left, 0), w - 1)
+        bottom, top = start + min(top + 1, h - 1) * w, start + min(max(top, 0), h - 1) * w
+        cells[0, read], cells[1, read] = top + left, top + right
+        cells[2, read], cells[3, read] = bottom + left, bottom + right
+
+
+@njit(**SUMS)
+def _forward(first, last, levels, value, locations, weights, out):
+    """Rows first..last, in the order (image, head, query): neighbours read the same cells."""
+    _, heads, S, c = value.shape
+    N, reads = locations.shape[1], locations.shape[3] * locations.shape[4]
+    sizes, starts = _list_levels(levels, locations.shape[4], reads)
+    cells, shares = np.empty((4, reads), np.int64), np.empty((8, reads), value.dtype)
+    total = np.empty(c, value.dtype)
+    flat_locations, flat_weights = locations.reshape(-1), weights.reshape(-1)
+    table, flat_out = value.reshape(-1), out.reshape(-1)
+    for row in range(first, last):
+        place = (row // (heads * N) * N + row % N) * heads + row // N % heads  # image, query, head
+        _list_reads(place * reads, flat_locations, sizes, starts, cells, shares)
+        base = row // N * S
+        total[:] = 0
+        for read in range(reads):
+            weight = flat_weights[place * reads + read]
+            top, bottom = shares[TOP, read] * weight, shares[BOTTOM, read] * weight
+            share_0, share_1 = top * shares[LEFT, read], top * shares[RIGHT, read]
+            share_2, share_3 = bottom * shares[LEFT, read], bottom * shares[RIGHT, read]
+            # Unsigned: numba would look at each index whether it counts from the end.
+            cell_0 = np.uint64((base + cells[0, read]) * c)
+            cell_1 = np.uint64((base + cells[1, read]) * c)
+            cell_2 = np.uint64((base + cells[2, read]) * c)
+            cell_3 = np.uint64((base + cells[3, read]) * c)
+            for k in range(np.uint64(c)):
+                total[k] += (
+                    share_0 * table[cell_0 + k]
+                    + share_1 * table[cell_1 + k]
+                    + share_2 * table[cell_2 + k]
+                    + share_3 * table[cell_3 + k]
+                )
+        for k in range(c):
+            flat_out[place * c + k] = total[k]
+
+
+@njit(**SUMS)
+def _backward(
+    first, last, levels, value, locations, weights, grad_out, grad_value, grad_locations, grad_weights
+):
+    """Images' heads first..last; ``grad_value`` is added to, the other gradients are written."""
+    _, heads, S, c = value.shape
+    N, reads = locations.shape[1], locations.shape[3] * locations.shape[4]
+    sizes, starts = _list_levels(levels, locations.shape[4], reads)
+    cells, shares = np.empty((4, reads), np.int64), np.empty((8, reads), value.dtype)
+    gradient = np.empty(c, value.dtype)
+    flat_locations, flat_weights = locations.reshape(-1), weights.reshape(-1)
+    table, flat_out = value.reshape(-1), grad_out.reshape(-1)
+    grad_table, slopes = grad_value.reshape(-1), grad_locations.reshape(-1)
+    grad_shares = grad_weights.reshape(-1)
+    zero = value.dtype.type(0)
+    for row in range(first * N, last * N):
+        place = (row // (heads * N) * N + row % N) * heads + row // N % heads  # image, query, head
+        _list_reads(place * reads, flat_locations, sizes, starts, cells, shares)
+        base = row // N * S
+        for k in range(c):
+            gradient[k] = flat_out[place * c + k]
+        for read in range(reads):
+            weight = flat_weights[place * reads + read]
+            left, right = shares[LEFT, read], shares[RIGHT, read]
+            top, bottom = shares[TOP, read], shares[BOTTOM, read]
+            cell_0 = np.uint64((base + cells[0, read]) * c)
+            cell_1 = np.uint64((base + cells[1, read]) * c)
+            cell_2 = np.uint64((base + cells[2, read]) * c)
+            cell_3 = np.uint64((base + cells[3, read]) * c)
+            dot_0 = dot_1 = dot_2 = dot_3 = zero
+            for k in range(np.uint64(c)):
+                dot_0 += gradient[k] * table[cell_0 + k]
+                dot_1 += gradient[k] * table[cell_1 + k]
+                dot_2 += gradient[k] * table[cell_2 + k]
+                dot_3 += gradient[k] * table[cell_3 + k]
+            # One after the other: at a border two of them are the same cell.
+            share_0, share_1 = top * left * weight, top * right * weight
+            share_2, share_3 = bottom * left * weight, bottom * right * weight
+            for k in range(np.uint64(c)):
+                grad_table[cell_0 + k] += share_0 * gradient[k]
+            for k in range(np.uint64(c)):
+                grad_table[cell_1 + k] += share_1 * gradient[k]
+            for k in range(np.uint64(c)):
+                grad_table[cell_2 + k] += share_2 * gradient[k]
+            for k in range(np.uint64(c)):
+                grad_table[cell_3 + k] += share_3 * gradient[k]
+            column_left, column_right = top * dot_0 + bottom * dot_2, top * dot_1 + bottom * dot_3
+            row_top, row_bottom = left * dot_0 + right * dot_1, left * dot_2 + right * dot_3
+            index = place * reads + read
+            grad_shares[index] = left * column_left + right * column_right
+            slope = shares[RIGHT_INSIDE, read] * column_right - shares[LEFT_INSIDE, read] * column_left
+            slopes[2 * index] = slope * weight * sizes[0, read]
+            slope = shares[BOTTOM_INSIDE, read] * row_bottom - shares[TOP_INSIDE, read] * row_top
+            slopes[2 * index + 1] = slope * weight * sizes[1, read]
+
+
+@cache
+def _kernels(dtype: torch.dtype) -> tuple[Kernel, Kernel]:
+    """Forward and backward, compiled for a type of numbers; from the cache on disk if they are."""
+    number = {torch.float32: numba.float32, torch.float64: numba.float64}[dtype]
+    of = [numba.types.Array(number, ndim, "C") for ndim in range(7)]
+    span, levels = (numba.int64, numba.int64), numba.types.Array(numba.int64, 2, "C")
+    inputs = (*span, levels, of[4], of[6], of[5])
+    signatures = {_forward: (*inputs, of[4]), _backward: (*inputs, of[4], of[4], of[6], of[5])}
+    for kernel in signatures:
+        try:
+            kernel.enable_caching()
+        except RuntimeError as error:  # no folder that can be written to
+            logger.warning("deformable attention is compiled at each start: %s", error)
+    for kernel, signature in signatures.items():
+        kernel.compile(signature)
+    return _forward, _backward
+
+
+# ------------------------------------------------------------------------- threads
+
+
+@cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="deformable-attention")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _share_out(kernel: Kernel, count: int, work: int, *arguments: np.ndarray) -> None:
+    """Call a kernel for 0..count, in as many parts as torch has threads if the work is worth it.
+
+    Args:
+        kernel: takes the first item, the one behind the last, and the arguments.
+        count: items.
+        work: channels that are read for all items.
+    """
+    threads = min(torch.get_num_threads(), count, 1 + work // MIN_CHANNELS_A_THREAD)
+    if threads <= 1:
+        kernel(0, count, *arguments)
+        return
+    bounds = [count * i // threads for i in range(threads + 1)]
+    others = [
+        _pool(threads - 1).submit(kernel, first, last, *arguments)
+        for first, last in zip(bounds[1:-1], bounds[2:], strict=True)
+    ]
+    kernel(0, bounds[1], *arguments)
+    for other in others:
+        other.result()
