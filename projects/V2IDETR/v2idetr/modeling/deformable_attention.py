@@ -1,56 +1,92 @@
 """Multi-scale deformable attention: every query reads a few points of every feature level.
 
-Three implementations of one read (Deformable DETR, equation 3):
+Five implementations of one read (Deformable DETR, equation 3):
 
-- ``bags``: pure torch. Each query and head is one weighted bag of 4 corners x points x levels rows
-  of the value table, so the sum is one ``embedding_bag`` and nothing large is ever materialised.
-  The fastest pure-torch way on a CPU.
-- ``grid_sample``: pure torch, the textbook form. Used on other devices and for export.
-- ``compiled``: the package ``torch-ms-deform-attn``, used wherever it is installed and works.
+- ``numba``: kernels for CPUs that need no compiler; the default there.
+- ``grid_sample``: pure torch, the textbook form. The default elsewhere.
+- ``gather``: pure torch, by indices. Repeatable on a GPU, and for exports to devices that compute
+  GridSample wrongly.
+- ``compiled``: the package ``torch-ms-deform-attn``; the default on GPUs where it is installed.
+- ``triton``: kernels for NVIDIA GPUs; chosen by hand until they have been measured on one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 logger = logging.getLogger(__name__)
 
-Implementation = Literal["bags", "grid_sample", "compiled"]
+Implementation = Literal["numba", "grid_sample", "gather", "compiled", "triton"]
 Shapes = list[tuple[int, int]]
+Read = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
+
+_chosen: Implementation | None = None  # see `reading_with`
+
+
+def implementation(device_type: str = "cpu") -> Implementation:
+    """Which implementation runs on a kind of device ("cpu", "cuda", ...)."""
+    if _chosen is not None:
+        return _chosen
+    if device_type == "cpu":
+        return "numba" if _numba_works() else "grid_sample"
+    if torch.are_deterministic_algorithms_enabled():
+        return "gather"
+    return "compiled" if _compiled_works(device_type) else "grid_sample"
+
+
+@contextmanager
+def reading_with(how: Implementation) -> Iterator[None]:
+    """In this block every read uses one implementation, as exports and comparisons need."""
+    global _chosen
+    before, _chosen = _chosen, how
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 @cache
-def implementation(device_type: str = "cpu") -> Implementation:
-    """Which implementation runs on a kind of device ("cpu", "cuda", ...)."""
-    if _compiled_works(device_type):
-        return "compiled"
-    return "bags" if device_type == "cpu" else "grid_sample"
+def _numba_works() -> bool:
+    """Whether numba is here and its kernels compute what they should."""
+    try:
+        from v2idetr.modeling.deformable_numba import read_numba
+
+        return _reads_ones(read_numba, "cpu")
+    except Exception as error:  # a broken install must not stop a run that can do without it
+        logger.warning("deformable attention is slower than it could be: numba fails (%s)", error)
+        return False
 
 
+@cache
 def _compiled_works(device_type: str) -> bool:
     """Whether torch-ms-deform-attn is installed and has a kernel for this device."""
     try:
-        from torch_ms_deform_attn import ms_deform_attn  # pyright: ignore[reportMissingImports]
+        import torch_ms_deform_attn  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     try:
-        one = torch.ones(1, 1, 1, 8, device=device_type)
-        shapes = torch.ones(1, 2, dtype=torch.long, device=device_type)
-        points = torch.full((1, 1, 1, 1, 1, 2), 0.5, device=device_type)
-        read = ms_deform_attn(one, shapes, shapes[:, 0] * 0, points, points[..., 0] * 2)
-        return bool(torch.allclose(read, torch.ones_like(read)))
-    except Exception as error:  # a broken build must not stop a run that can do without it
+        return _reads_ones(_read_compiled, device_type)
+    except Exception as error:  # as above
         logger.warning("torch-ms-deform-attn is installed but fails on %s: %s", device_type, error)
         return False
+
+
+def _reads_ones(read: Read, device_type: str) -> bool:
+    """Whether one read of ones with a weight of two gives twos."""
+    one = torch.ones(1, 1, 1, 8, device=device_type)
+    points = torch.full((1, 1, 1, 1, 1, 2), 0.5, device=device_type)
+    out = read(one, [(1, 1)], points, points[..., 0] * 4)
+    return bool(torch.allclose(out, torch.full_like(out, 2)))
 
 
 def deformable_read(
@@ -70,14 +106,24 @@ def deformable_read(
         how: which implementation; by default the best for the device.
     """
     how = how or implementation(value.device.type)
-    # Half precision loses the sub-cell position of a read: always computed in float32.
+    # Half precision loses the sub-cell position of a read: computed in float32 at least.
     with torch.autocast(value.device.type, enabled=False):
-        value, locations, weights = value.float(), locations.float(), weights.float()
-        if how == "compiled":
-            return _read_compiled(value, shapes, locations, weights)
-        if how == "grid_sample":
-            return _read_grid_sample(value, shapes, locations, weights)
-        return _BagRead.apply(value, shapes, locations, weights)
+        precise = torch.float64 if value.dtype == torch.float64 else torch.float32
+        return _read_of(how)(value.to(precise), shapes, locations.to(precise), weights.to(precise))
+
+
+def _read_of(how: Implementation) -> Read:
+    if how == "numba":
+        from v2idetr.modeling.deformable_numba import read_numba
+
+        return read_numba
+    if how == "triton":
+        from v2idetr.modeling.deformable_triton import read_triton
+
+        return read_triton
+    return {"grid_sample": _read_grid_sample, "gather": _read_gather, "compiled": _read_compiled}[
+        how
+    ]
 
 
 def _read_compiled(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -104,97 +150,34 @@ def _read_grid_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
     return out.view(B, heads * c, N).transpose(1, 2)
 
 
-class _BagRead(torch.autograd.Function):
-    """The read as one weighted ``embedding_bag``, with its first derivative by hand."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
-    ) -> Tensor:
-        B, S, heads, c = value.shape
-        N = locations.shape[1]
-        rows, across, down, across_inside, down_inside = _corners(shapes, locations, S)
-        table = value.reshape(B * S * heads, c)
-        corners = (down * weights.unsqueeze(-1)).unsqueeze(-1) * across.unsqueeze(-2)
-        corners = corners.view(B * N * heads, -1)
-        out = F.embedding_bag(rows, table, per_sample_weights=corners, mode="sum")
-        ctx.shapes, ctx.sizes = shapes, (B, S, heads, c, N)
-        ctx.save_for_backward(
-            table, rows, corners, weights, across, down, across_inside, down_inside
-        )
-        return out.view(B, N, heads * c)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        table, rows, corners, weights, across, down, across_inside, down_inside = ctx.saved_tensors
-        B, S, heads, c, N = ctx.sizes
-        grad_out = grad_out.reshape(B * N * heads, c).contiguous()
-        grad_value = grad_locations = grad_weights = None
-
-        if ctx.needs_input_grad[0]:
-            # The transposed sum: every row of the table is a bag of the outputs that read it.
-            flat = rows.reshape(-1)
-            by_row = flat.argsort()
-            starts = F.pad(flat.bincount(minlength=B * S * heads).cumsum(0)[:-1], (1, 0))
-            grad_value = F.embedding_bag(
-                by_row.to(rows.dtype) // rows.shape[1],
-                grad_out,
-                starts.to(rows.dtype),
-                per_sample_weights=corners.view(-1)[by_row],
-                mode="sum",
-            ).view(B, S, heads, c)
-
-        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            # d out / d corner weight is a dot product of a row with the output's gradient.
-            with torch.enable_grad():
-                probe = corners.detach().requires_grad_()
-                read = F.embedding_bag(rows, table, per_sample_weights=probe, mode="sum")
-            (grad_corners,) = torch.autograd.grad(read, probe, grad_out)
-            top, bottom = grad_corners.view(*weights.shape, 2, 2).unbind(-2)
-            mixed = top * down[..., :1] + bottom * down[..., 1:]  # left and right, rows mixed
-            grad_weights = (mixed * across).sum(-1)
-            mixed = mixed * across_inside
-            sides = torch.stack([(top * across).sum(-1), (bottom * across).sum(-1)], -1)
-            sides = sides * down_inside
-            slope = torch.stack([mixed[..., 1] - mixed[..., 0], sides[..., 1] - sides[..., 0]], -1)
-            scale = torch.tensor([(w, h) for h, w in ctx.shapes], device=weights.device)
-            grad_locations = slope * weights.unsqueeze(-1) * scale.view(-1, 1, 2)
-
-        return grad_value, None, grad_locations, grad_weights
-
-
-def _corners(shapes: Shapes, locations: Tensor, S: int) -> tuple[Tensor, ...]:
-    """The four cells around every read, in the order (top, bottom) x (left, right).
-
-    Returns:
-        rows (B*N*heads, levels*points*4): their rows in the table of (B, S, heads);
-        bilinear weights of (left, right) and of (top, bottom), zero outside the level;
-        1 where (left, right) and (top, bottom) lie inside the level, else 0; all (..., 2).
-    """
-    B, N, heads = locations.shape[:3]
-    device = locations.device
-    size = torch.tensor([(w, h) for h, w in shapes], device=device).view(-1, 1, 2)
-    start = F.pad(size.prod(-1).view(-1).cumsum(0)[:-1], (1, 0)).to(torch.int32)
-    cells = locations * size - 0.5
-    low = cells.floor()
-    fraction = cells - low
-    # Far reads would overflow an int32; one cell outside is as empty as any other.
-    low = torch.minimum(low.clamp(min=-2), (size + 1).to(low.dtype)).to(torch.int32)
-    rows, weights, inside = [], [], []
-    for axis in (0, 1):
-        limit = size[..., axis : axis + 1].to(torch.int32)
-        cell = torch.stack([low[..., axis], low[..., axis] + 1], -1)
-        inside.append(((cell >= 0) & (cell < limit)).to(locations.dtype))
-        share = fraction[..., axis]
-        weights.append(torch.stack([1 - share, share], -1) * inside[-1])
-        rows.append(cell.clamp(min=0).minimum(limit - 1))
-    width = size[..., :1].to(torch.int32)
-    first = torch.arange(B, dtype=torch.int32, device=device).view(-1, 1, 1, 1, 1, 1) * S
-    head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
-    line = (rows[1] * width + start.view(-1, 1, 1) + first) * heads + head
-    table_rows = line.unsqueeze(-1) + (rows[0] * heads).unsqueeze(-2)
-    return table_rows.view(B * N * heads, -1), *weights, *inside
+def _read_gather(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    B, _, heads, c = value.shape
+    N = locations.shape[1]
+    table = value.transpose(1, 2)  # (B, heads, S, c)
+    out = value.new_zeros(B, heads, N, c)
+    start = 0
+    for level, (h, w) in enumerate(shapes):
+        size = torch.tensor((w, h), dtype=value.dtype, device=value.device)
+        points = locations[:, :, :, level].transpose(1, 2)  # (B, heads, N, points, 2)
+        weight = weights[:, :, :, level].transpose(1, 2)
+        cells = points * size - 0.5
+        # Far reads would overflow an integer; two cells outside is as empty as any other.
+        not_finite = 0 * points.detach().sum(-1)
+        cells = torch.minimum(cells.clamp(min=-2), size + 1)
+        low = cells.detach().floor()
+        fraction = cells - low
+        for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            column, line = low[..., 0].long() + right, low[..., 1].long() + below
+            inside = (column >= 0) & (column < w) & (line >= 0) & (line < h)
+            across = fraction[..., 0] if right else 1 - fraction[..., 0]
+            down = fraction[..., 1] if below else 1 - fraction[..., 1]
+            # Outside nothing is read, but NaN and infinity must show.
+            share = across * down * weight * inside + not_finite
+            cell = start + line.clamp(0, h - 1) * w + column.clamp(0, w - 1)
+            rows = table.gather(2, cell.flatten(2).unsqueeze(-1).expand(-1, -1, -1, c))
+            out = out + (rows.view(*cell.shape, c) * share.unsqueeze(-1)).sum(3)
+        start += h * w
+    return out.transpose(1, 2).reshape(B, N, heads * c)
 
 
 class DeformableAttention(nn.Module):

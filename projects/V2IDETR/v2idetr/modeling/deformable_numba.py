@@ -16,6 +16,8 @@ numba's cache on disk.
 Legend: B images, S cells of all levels, N queries, c channels of a head.
 """
 
+# ruff: noqa: ANN001, ANN202 (what a kernel takes has numba's types)
+
 from __future__ import annotations
 
 import logging
@@ -23,8 +25,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from math import floor
-from typing import Any
+from itertools import pairwise
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
@@ -39,9 +41,10 @@ logger = logging.getLogger(__name__)
 Shapes = list[tuple[int, int]]
 Kernel = Callable[..., None]
 
-# Cells are those of grid_sample to the last bit, so no reordering there; sums may be vectorized.
-EXACT = {"nogil": True, "error_model": "numpy"}
-SUMS = {**EXACT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+# Cells are those of grid_sample to the last bit, which fuses multiplications and additions and
+# changes nothing else; sums may be reordered besides, so that they are vectorized.
+CELLS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+SUMS = {**CELLS, "fastmath": {"contract", "reassoc", "nsz"}}
 # Below so many channels read, a second thread costs more than it saves.
 MIN_CHANNELS_A_THREAD = 200_000
 
@@ -57,7 +60,8 @@ def read_numba(
     Args:
         value: values of all levels, one level after the other, row-major; float32 or float64.
         shapes: (h, w) of each level.
-        locations: (x, y) in [0, 1] of each level; outside there are zeros. NaN gives NaN.
+        locations: (x, y) in [0, 1] of each level; outside there are zeros. One that is not finite
+            gives NaN and reads nothing.
         weights: weight of each read.
     """
     assert value.dtype == locations.dtype == weights.dtype
@@ -107,7 +111,8 @@ class _NumbaRead(torch.autograd.Function):
 LEFT, RIGHT, TOP, BOTTOM, LEFT_INSIDE, RIGHT_INSIDE, TOP_INSIDE, BOTTOM_INSIDE = range(8)
 
 
-@njit(**EXACT)
+@njit(**CELLS)
+@no_type_check  # the tests' type checker would wrap what numba compiles
 def _list_levels(levels, num_points, reads):
     """Width, height and first cell of the level of each read of a row."""
     starts = np.empty(reads, np.int64)
@@ -120,7 +125,8 @@ def _list_levels(levels, num_points, reads):
     return sizes, starts
 
 
-@njit(**EXACT)
+@njit(**CELLS)
+@no_type_check
 def _list_reads(first, locations, sizes, starts, cells, shares):
     """Cells and shares of all reads of a row.
 
@@ -140,28 +146,32 @@ def _list_reads(first, locations, sizes, starts, cells, shares):
         w, h, start = sizes[0, read], sizes[1, read], starts[read]
         width, height = number(w), number(h)
         # As grid_sample computes them from 2 * location - 1, roundings included.
-        x = ((locations[2 * (first + read)] * two - one) + one) * (width * half) - half
-        y = ((locations[2 * (first + read) + 1] * two - one) + one) * (height * half) - half
-        x, y = min(max(x, -one), width), min(max(y, -one), height)
+        x, y = locations[2 * (first + read)], locations[2 * (first + read) + 1]
+        not_finite = zero * (x + y)  # NaN, else 0
+        x = ((x * two - one) + one) * (width * half) - half
+        y = ((y * two - one) + one) * (height * half) - half
+        # Beyond these it is as empty; NaN fails each comparison, so it ends at -2.
+        x, y = min(x, width) if x > -two else -two, min(y, height) if y > -two else -two
         column, row = np.floor(x), np.floor(y)
         inside_left = one if zero <= column < width else zero
-        inside_right = one if column < width - one else zero
+        inside_right = one if -one <= column < width - one else zero
         inside_top = one if zero <= row < height else zero
-        inside_bottom = one if row < height - one else zero
+        inside_bottom = one if -one <= row < height - one else zero
         shares[LEFT, read] = (column + one - x) * inside_left
         shares[RIGHT, read] = (x - column) * inside_right
-        shares[TOP, read] = (row + one - y) * inside_top
-        shares[BOTTOM, read] = (y - row) * inside_bottom
+        shares[TOP, read] = (row + one - y) * inside_top + not_finite
+        shares[BOTTOM, read] = (y - row) * inside_bottom + not_finite
         shares[LEFT_INSIDE, read], shares[RIGHT_INSIDE, read] = inside_left, inside_right
         shares[TOP_INSIDE, read], shares[BOTTOM_INSIDE, read] = inside_top, inside_bottom
         left, top = int(column), int(row)
-        right, left = min(left + 1, w - 1), min(max(left, 0), w - 1)
-        bottom, top = start + min(top + 1, h - 1) * w, start + min(max(top, 0), h - 1) * w
+        right, left = min(max(left + 1, 0), w - 1), min(max(left, 0), w - 1)
+        bottom, top = min(max(top + 1, 0), h - 1), min(max(top, 0), h - 1)
+        bottom, top = start + bottom * w, start + top * w
         cells[0, read], cells[1, read] = top + left, top + right
         cells[2, read], cells[3, read] = bottom + left, bottom + right
 
 
-@njit(**SUMS)
+@no_type_check
 def _forward(first, last, levels, value, locations, weights, out):
     """Rows first..last, in the order (image, head, query): neighbours read the same cells."""
     _, heads, S, c = value.shape
@@ -197,9 +207,18 @@ def _forward(first, last, levels, value, locations, weights, out):
             flat_out[place * c + k] = total[k]
 
 
-@njit(**SUMS)
+@no_type_check
 def _backward(
-    first, last, levels, value, locations, weights, grad_out, grad_value, grad_locations, grad_weights
+    first,
+    last,
+    levels,
+    value,
+    locations,
+    weights,
+    grad_out,
+    grad_value,
+    grad_locations,
+    grad_weights,
 ):
     """Images' heads first..last; ``grad_value`` is added to, the other gradients are written."""
     _, heads, S, c = value.shape
@@ -247,7 +266,9 @@ def _backward(
             row_top, row_bottom = left * dot_0 + right * dot_1, left * dot_2 + right * dot_3
             index = place * reads + read
             grad_shares[index] = left * column_left + right * column_right
-            slope = shares[RIGHT_INSIDE, read] * column_right - shares[LEFT_INSIDE, read] * column_left
+            slope = (
+                shares[RIGHT_INSIDE, read] * column_right - shares[LEFT_INSIDE, read] * column_left
+            )
             slopes[2 * index] = slope * weight * sizes[0, read]
             slope = shares[BOTTOM_INSIDE, read] * row_bottom - shares[TOP_INSIDE, read] * row_top
             slopes[2 * index + 1] = slope * weight * sizes[1, read]
@@ -261,14 +282,16 @@ def _kernels(dtype: torch.dtype) -> tuple[Kernel, Kernel]:
     span, levels = (numba.int64, numba.int64), numba.types.Array(numba.int64, 2, "C")
     inputs = (*span, levels, of[4], of[6], of[5])
     signatures = {_forward: (*inputs, of[4]), _backward: (*inputs, of[4], of[4], of[6], of[5])}
-    for kernel in signatures:
-        try:
-            kernel.enable_caching()
-        except RuntimeError as error:  # no folder that can be written to
-            logger.warning("deformable attention is compiled at each start: %s", error)
-    for kernel, signature in signatures.items():
-        kernel.compile(signature)
-    return _forward, _backward
+
+    def compiled(**options: Any) -> tuple[Kernel, Kernel]:
+        forward, backward = (njit(s, **SUMS, **options)(k) for k, s in signatures.items())
+        return forward, backward
+
+    try:
+        return compiled(cache=True)
+    except (RuntimeError, OSError) as error:  # no folder that can be written to, or a full disk
+        logger.warning("deformable attention is compiled at each start: %s", error)
+        return compiled()
 
 
 # ------------------------------------------------------------------------- threads
@@ -298,7 +321,7 @@ def _share_out(kernel: Kernel, count: int, work: int, *arguments: np.ndarray) ->
     bounds = [count * i // threads for i in range(threads + 1)]
     others = [
         _pool(threads - 1).submit(kernel, first, last, *arguments)
-        for first, last in zip(bounds[1:-1], bounds[2:], strict=True)
+        for first, last in pairwise(bounds[1:])
     ]
     kernel(0, bounds[1], *arguments)
     for other in others:
