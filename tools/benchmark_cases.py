@@ -1,0 +1,402 @@
+"""The computations that the benchmark compares, each as variants that take turns."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from benchmark_models import (
+    NUM_FRAMES,
+    ROLES,
+    ROOT,
+    build,
+    build_student,
+    families,
+    noise_clip,
+)
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What cases are built for.
+
+    Attributes:
+        device: torch's.
+        size: height and width of an image, in pixels.
+        backbone: a key of ``configs/common/models/backbones.py``.
+        batches: batch sizes of inference.
+        clips: of one training step.
+    """
+
+    device: Any
+    size: tuple[int, int]
+    backbone: str
+    batches: tuple[int, ...] = (1,)
+    clips: int = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Variants of one computation; calling one computes it once.
+
+    Attributes:
+        facts: further columns of the table, by variant.
+    """
+
+    name: str
+    baseline: str
+    variants: dict[str, Call]
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def attention_cases(setting: Setting) -> Iterator[Case]:
+    """Implementations of the deformable read, as the encoder uses it (a query a token).
+
+    Places are drawn from the whole image: harder for caches than a trained encoder is.
+    """
+    import torch
+
+    from v2idetr.modeling.deformable_attention import deformable_read, implementation
+
+    device = setting.device
+    shapes = [tuple(-(-side // stride) for side in setting.size) for stride in (8, 16, 32, 64)]
+    S, heads, c, points = sum(h * w for h, w in shapes), 8, 32, 4
+    grid = (1, S, heads, len(shapes), points)
+    value = torch.randn(1, S, heads, c, device=device, requires_grad=True)
+    locations = torch.rand(*grid, 2, device=device, requires_grad=True)
+    weights = torch.rand(grid, device=device, requires_grad=True)
+    default = implementation(device.type)
+
+    def forward(how: Any) -> Any:
+        with torch.no_grad():
+            return deformable_read(value, shapes, locations, weights, how)
+
+    def training_step(how: Any) -> None:
+        read = deformable_read(value, shapes, locations, weights, how)
+        torch.autograd.grad(read.sum(), (value, locations, weights))
+
+    names = ["grid_sample", "gather", default]
+    names += ["compiled"] if importlib.util.find_spec("torch_ms_deform_attn") else []
+    names += ["triton"] if device.type == "cuda" and importlib.util.find_spec("triton") else []
+    for what, run in (("forward", forward), ("forward and backward", training_step)):
+        title = f"deformable attention, {what}, {S} queries of {len(shapes)} levels"
+        labels = {how: f"{how} (default)" if how == default else how for how in names}
+        variants = {label: partial(run, how) for how, label in labels.items()}
+        yield Case(title, labels["grid_sample"], variants)
+
+
+def inference_cases(setting: Setting) -> Iterator[Case]:
+    """Detecting: our detectors beside each other, and beside those of transformers."""
+    import torch
+
+    sample = noise_clip(setting.size)
+    for students in families():
+        models = {name: build(name, "model", setting.backbone) for name in students}
+        models[ROLES["teacher"]] = build(students[0], "teacher", setting.backbone)
+        models = {name: model.to(setting.device).eval() for name, model in models.items()}
+        for batch in setting.batches:
+            for precision in PRECISIONS if setting.device.type == "cuda" else PRECISIONS[:1]:
+                variants = {
+                    name: partial(_detect, model, [sample] * batch, precision)
+                    for name, model in models.items()
+                }
+                title = f"{', '.join(students)} and their teacher, batch {batch}, {precision}"
+                facts = {name: _floor(model, sample) for name, model in models.items()}
+                yield Case(title, students[0], variants, facts if batch == 1 else {})
+    if importlib.util.find_spec("transformers") is None:
+        print("transformers is not installed: not compared with it")
+        return
+    if setting.backbone != "resnet50":
+        return
+    pixels = torch.rand(1, 3, *setting.size, device=setting.device)
+    for name, theirs in _transformers_models().items():
+        ours = build(name, "model", "resnet50").to(setting.device).eval()
+        variants: dict[str, Call] = {name: partial(_detect, ours, [sample], "fp32")}
+        for label, model in theirs.items():
+            variants[label] = partial(_run, model.to(setting.device).eval(), pixels)
+        yield Case(f"{name} and transformers, batch 1", next(iter(theirs)), variants)
+
+
+def _transformers_models() -> dict[str, dict[str, Any]]:
+    """Detectors of transformers of the same size, by ours; the first is the same architecture."""
+    from transformers import (
+        DeformableDetrConfig,
+        DeformableDetrForObjectDetection,
+        DetrConfig,
+        DetrForObjectDetection,
+        ResNetConfig,
+        RTDetrConfig,
+        RTDetrForObjectDetection,
+    )
+
+    three = ResNetConfig(out_features=["stage2", "stage3", "stage4"])
+    last = ResNetConfig(out_features=["stage4"])
+    deformable = DeformableDetrForObjectDetection(
+        DeformableDetrConfig(backbone_config=three, num_queries=100, num_labels=1)
+    )
+    rtdetr = RTDetrForObjectDetection(RTDetrConfig(num_queries=100, num_labels=1))
+    detr = DetrForObjectDetection(DetrConfig(backbone_config=last, num_queries=100, num_labels=1))
+    return {
+        "deformable_detr": {"transformers": deformable, "transformers RT-DETR R50": rtdetr},
+        "detr": {"transformers": detr},
+    }
+
+
+def _run(model: Any, pixels: Any) -> None:
+    import torch
+
+    with torch.inference_mode():
+        model(pixels)
+
+
+def _detect(model: Any, batch: list[dict[str, Any]], precision: str) -> None:
+    import torch
+
+    device = model.device.type
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        model(batch)
+
+
+def _floor(model: Any, sample: dict[str, Any]) -> dict[str, Any]:
+    """GFLOPs of one detection, and the time they would take as one matrix product."""
+    from v2idetr.evaluation.cost import flops
+
+    operations = flops(model, sample)
+    return {"gflops": operations / 1e9, "floor_ms": 1e3 * operations / _matrix_rate(model.device)}
+
+
+def _matrix_rate(device: Any) -> float:
+    """Operations a second of a product of two matrices, the best of some."""
+    import torch
+
+    from v2idetr.evaluation.cost import timed
+
+    a = torch.rand(2048, 2048, device=device)
+    return 2 * 2048**3 / min(timed(lambda: a @ a, device) for _ in range(5))
+
+
+def msi_cases(setting: Setting) -> Iterator[Case]:
+    """Features of a clip with and without MSI."""
+    import torch
+
+    detectors = {"without MSI": build("deformable_detr", "model", setting.backbone)}
+    role_sets = {
+        "with MSI": ["local", "local", "global", "global"],
+        "local levels only": ["local", "local", "none", "none"],
+        "global levels only": ["none", "none", "global", "global"],
+    }
+    for label, roles in role_sets.items():
+        detectors[label] = build("deformable_detr", "teacher", setting.backbone, roles=roles)
+    detectors = {label: model.to(setting.device).eval() for label, model in detectors.items()}
+    clip = detectors["with MSI"].images(noise_clip(setting.size)["clip"])
+
+    def extract(detector: Any) -> None:
+        with torch.no_grad():
+            detector.net.extract(clip)
+
+    variants = {label: partial(extract, detector) for label, detector in detectors.items()}
+    yield Case(f"features of a clip of {NUM_FRAMES} frames", "without MSI", variants)
+
+
+def training_cases(setting: Setting) -> Iterator[Case]:
+    """Forward and backward of the three stages, and TFD and CQD by themselves."""
+    for students in families():
+        name = students[0]
+        yield _training_case(name, setting, setting.size, setting.clips, NUM_FRAMES, None)
+
+
+def sweep_cases(setting: Setting) -> Iterator[Case]:
+    """Training steps over T, N, image size and batch, one of them changed at a time."""
+    small = (setting.size[0] // 2, setting.size[1] // 2)
+    for T, N, size, clips in (
+        (2, None, small, 1),
+        (3, None, small, 1),
+        (5, None, small, 1),
+        (3, 50, small, 1),
+        (3, 300, small, 1),
+        (3, None, small, 2),
+        (3, None, small, 4),
+        (3, None, setting.size, 1),
+    ):
+        yield _training_case("deformable_detr", setting, size, clips, T, N)
+
+
+def _training_case(
+    name: str, setting: Setting, size: tuple[int, int], clips: int, T: int, N: int | None
+) -> Case:
+    import torch
+
+    from v2idetr.distillation.knowledge import teacher_knowledge
+
+    sizes = {"num_frames": T, "num_queries": N}
+    _, student, frozen = build_student(name, setting.backbone, **sizes)
+    plain = build(name, "model", setting.backbone, **sizes)
+    teacher = build(name, "teacher", setting.backbone, **sizes)
+    plain, student, teacher = (m.to(setting.device).train() for m in (plain, student, teacher))
+    frozen = frozen.to(setting.device)
+    batch = [noise_clip(size, T) for _ in range(clips)]
+
+    def step(model: Any, **more: Any) -> None:
+        losses = model(batch, num_boxes=float(clips), **more)
+        torch.stack(list(losses.values())).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    def student_step() -> None:
+        step(student, knowledge=teacher_knowledge(frozen, batch, reach=student.reach))
+
+    losses = _losses_alone(student, teacher_knowledge(frozen, batch), batch)
+    variants: dict[str, Call] = {
+        "plain": partial(step, plain),
+        "V2I student": student_step,
+        "teacher": partial(step, teacher),
+        **losses,
+    }
+    facts = {
+        label: {"peak_mib": _peak_memory_mib(variants[label], setting.device)}
+        for label in ("plain", "V2I student", "teacher")
+    }
+    height, width = size
+    queries = N or student.student.net.num_queries
+    title = f"training {name}, {clips} clips, T {T}, N {queries}, {height} x {width} px"
+    return Case(title, "plain", variants, facts)
+
+
+def _losses_alone(student: Any, knowledge: Any, batch: list[dict[str, Any]]) -> dict[str, Call]:
+    """TFD and CQD with their gradients, from features and decoded queries that are there."""
+    import torch
+
+    plain = student.student
+    with torch.no_grad():
+        memory = plain.net.encode(plain.net.extract(plain.images(batch)))
+        own = plain.net.queries(memory)
+        draw = partial(student.cqd.cross_view, knowledge, reference_dim=own.reference.shape[-1])
+        generators = [torch.Generator().manual_seed(1) for _ in batch]
+        cross = draw(generators=generators)
+        _, decoded = student.cqd.decode(plain.net, memory, own, cross.queries)
+    height, width = batch[0]["height"], batch[0]["width"]
+    boxes = [s["instances"].gt_boxes.tensor.to(plain.device) for s in batch]
+    assert all(len(b) for b in boxes) and height and width
+    maps = memory.features.maps
+    for stride in maps:
+        maps[stride] = maps[stride].requires_grad_()
+    decoded.hidden.requires_grad_()
+
+    def tfd() -> None:
+        student.tfd(memory.features, knowledge.features, boxes).backward()
+
+    def cqd() -> None:
+        cross = draw(generators=generators)
+        student.cqd(decoded, cross).backward()
+
+    return {"TFD alone": tfd, "CQD alone": cqd}
+
+
+def _peak_memory_mib(call: Call, device: Any) -> float | None:
+    """Most memory in use during one call: of the GPU, or of this process where Linux tells."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # resets the peak, see proc(5)
+        call()
+        with open("/proc/self/status") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["VmHWM"].split()[0]) / 1024
+    except OSError:
+        return None
+
+
+def startup_cases(setting: Setting) -> Iterator[Case]:
+    """Processes until they could detect: imports, kernels from numba's cache, kernels compiled."""
+    del setting
+    torch = "import torch"
+    detector = "import v2idetr; from v2idetr.modeling import deformable_detr"
+    kernels = f"{detector}; from v2idetr.modeling.deformable_attention import implementation"
+    with tempfile.TemporaryDirectory() as kept:
+        variants: dict[str, Call] = {
+            "import torch": partial(_process, torch),
+            "import a detector": partial(_process, detector),
+            "and its kernels": partial(_process, f"{kernels}; implementation()", kept),
+            "and compile them": lambda: _compiling(f"{kernels}; implementation()"),
+        }
+        yield Case("start-up of a process", "import torch", variants)
+
+
+def _compiling(program: str) -> None:
+    with tempfile.TemporaryDirectory() as empty:
+        _process(program, empty)
+
+
+def waiting_cases(setting: Setting) -> Iterator[Case]:
+    """Steps of the demo's teacher, alone and beside one busy process, as threads wait."""
+    del setting
+    ways = {"torch's way": "300000", "ours": ""}
+    variants = {
+        f"{label}, {where}": partial(_demo_steps, spins, busy)
+        for where, busy in (("alone", False), ("beside a busy process", True))
+        for label, spins in ways.items()
+    }
+    yield Case("4 training steps of the demo's teacher, with start-up", "ours, alone", variants)
+
+
+def _demo_steps(spins: str, busy: bool) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import benchmark_cases; "
+        "benchmark_cases.demo_steps(4)"
+    )
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    try:
+        _process(program, **({"GOMP_SPINCOUNT": spins} if spins else {}))
+    finally:
+        if neighbour is not None:
+            neighbour.kill()
+            neighbour.wait()
+
+
+def demo_steps(count: int) -> None:
+    """Forward and backward of the demo's teacher; 8 clips of 3 frames of 96 x 128 px."""
+    import torch
+
+    teacher = build("deformable_detr_small", "teacher", "efficientnet_lite0").train()
+    batch = [noise_clip((96, 128)) for _ in range(8)]
+    for _ in range(count):
+        torch.stack(list(teacher(batch, num_boxes=24.0).values())).sum().backward()
+
+
+def _process(program: str, numba_cache: str = "", **environment: str) -> None:
+    paths = os.pathsep.join([str(ROOT / "projects" / "V2IDETR"), *sys.path])
+    clean = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    more = {"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {}
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**clean, "PYTHONPATH": paths, **more, **environment},
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+CASES: dict[str, Callable[[Setting], Iterator[Case]]] = {
+    "attention": attention_cases,
+    "inference": inference_cases,
+    "msi": msi_cases,
+    "training": training_cases,
+    "sweep": sweep_cases,
+    "startup": startup_cases,
+    "waiting": waiting_cases,
+}
