@@ -244,14 +244,22 @@ class DeformableAttention(nn.Module):
             value = value.masked_fill(padding.unsqueeze(-1), 0.0)
         value = value.view(B, value.shape[1], self.num_heads, -1)
         grid = (B, N, self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).view(*grid, 2)
+        offsets = self.sampling_offsets(query).view(B, N, self.num_heads, -1)
         weights = self.attention_weights(query).view(B, N, self.num_heads, -1).softmax(-1)
-        centre = reference[:, :, None, :, None, :2]
+        centre = self._for_points(reference[..., :2])
         if reference.shape[-1] == 2:
             cells = torch.tensor([(w, h) for h, w in shapes], device=query.device)
-            locations = centre + offsets / cells.view(-1, 1, 2)
+            locations = centre + offsets / self._for_points(cells)
         else:
-            half_size = reference[:, :, None, :, None, 2:] * 0.5
+            half_size = self._for_points(reference[..., 2:] * 0.5)
             locations = centre + offsets / self.num_points * half_size
+        locations = locations.view(*grid, 2)
         read = deformable_read(value, shapes, locations, weights.view(grid))
         return self.output_proj(read.to(query.dtype))
+
+    def _for_points(self, xy: Float[Tensor, "*batch levels 2"]) -> Tensor:
+        """(x, y) of levels -> of all points of one head, (*batch, 1, levels * points * 2).
+
+        Written out, because rows of two numbers are too short for vector instructions.
+        """
+        return xy.unsqueeze(-2).expand(*xy.shape[:-1], self.num_points, 2).flatten(-3).unsqueeze(-2)

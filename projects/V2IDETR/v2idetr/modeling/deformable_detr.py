@@ -16,6 +16,7 @@ from torch import nn
 
 from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
 from v2idetr.modeling.deformable_attention import DeformableAttention
+from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.interface import (
     Context,
     Decoded,
@@ -97,7 +98,7 @@ class DeformableDETR(nn.Module):
         )
         self.reference_dim = 4 if two_stage else 2
 
-        self.backbone = backbone
+        self.backbone = fold_frozen_norms(backbone)
         load_imagenet_weights(backbone, weights)
         self.neck = Neck(
             self.backbone.output_shape(), strides=self.strides, d=d, isolate_padding=isolate_padding

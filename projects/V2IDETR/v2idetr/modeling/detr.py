@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
+from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.neck import Neck, flatten_levels
 from v2idetr.modeling.position import position_maps
@@ -75,7 +76,7 @@ class DETR(nn.Module):
         self.query_content, self.isolate_padding = query_content, isolate_padding
         self.reference_dim = 2
 
-        self.backbone = backbone
+        self.backbone = fold_frozen_norms(backbone)
         load_imagenet_weights(backbone, weights)
         self.neck = Neck(
             self.backbone.output_shape(),

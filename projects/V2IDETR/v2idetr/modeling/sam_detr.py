@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
 from v2idetr.modeling.deformable_attention import DeformableAttention
+from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.neck import Neck, flatten_levels
 from v2idetr.modeling.position import position_maps
@@ -88,7 +89,7 @@ class SAMDETR(nn.Module):
         self.reference_dim = 4
         self.isolate_padding, self.multi_scale = isolate_padding, multi_scale
 
-        self.backbone = backbone
+        self.backbone = fold_frozen_norms(backbone)
         load_imagenet_weights(backbone, weights)
         self.neck = Neck(
             self.backbone.output_shape(),

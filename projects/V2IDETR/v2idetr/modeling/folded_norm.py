@@ -1,0 +1,60 @@
+"""Frozen batch normalisation computed inside the convolution before it.
+
+With fixed statistics, the scale and the shift of a normalisation are a factor of the weights and a
+bias of the convolution: the same result without a pass over the whole map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+
+
+def fold_frozen_norms(module: nn.Module) -> nn.Module:
+    """Fold the frozen normalisation of every Detectron2 convolution below a module, in place.
+
+    Parameters, buffers and their names stay, so that checkpoints do; gradients are the same.
+    """
+    for child in module.modules():
+        if type(child) is Conv2d and type(child.norm) is FrozenBatchNorm2d and child.bias is None:
+            child.__class__ = FoldedConv2d
+    return module
+
+
+class FoldedConv2d(Conv2d):
+    """Detectron2's convolution with a frozen normalisation, as one convolution."""
+
+    norm: FrozenBatchNorm2d
+    _kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._folded()
+        if torch.is_autocast_enabled(x.device.type):  # which casts weights, not what is made here
+            bias = bias.to(torch.get_autocast_dtype(x.device.type))
+        x = nn.functional.conv2d(
+            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
+        return x if self.activation is None else self.activation(x)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias; kept until a tensor that they are made from changes."""
+        made_from = (self.weight, *self.norm.buffers())
+        learning = self.weight.requires_grad and torch.is_grad_enabled()
+        if learning or torch.compiler.is_compiling() or any(t.is_inference() for t in made_from):
+            return self._fold()
+        key = [(t.data_ptr(), t._version, t.device, t.dtype) for t in made_from]
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():  # to be of use in training, too
+                self._kept = (key, self._fold())
+        return self._kept[1]
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = self.weight * scale.view(-1, 1, 1, 1)
+        if weight.device.type == "cpu":  # the faster layout there; maps follow it
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return weight, norm.bias - norm.running_mean * scale
