@@ -19,7 +19,6 @@ with the config, into output_dir/evaluation/ or --output, and overwrites no othe
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 
@@ -90,8 +89,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> int:
     """Check everything that can be checked, start the processes, return the exit code."""
-    # cuBLAS is repeatable only with a fixed work space, set before CUDA starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.programs import ignore_torch_jit
 

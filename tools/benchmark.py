@@ -73,7 +73,8 @@ def _run(options: argparse.Namespace) -> int:
     for name in [case for case in CASES if getattr(options, case)] or USUAL:
         for case in CASES[name](setting):
             rows = measure(case, device, warm_up=options.warm_up, repeats=options.repeats)
-            print(f"\n{case.name}\n{tabulate(rows, headers='keys', floatfmt='.2f')}", flush=True)
+            table = tabulate(rows, headers="keys", floatfmt=".2f", missingval="-")
+            print(f"\n{case.name}\n{table}", flush=True)
             timings += [{"case": case.name, "baseline": case.baseline, **row} for row in rows]
             if options.json:  # case by case: an interrupted run keeps what it has measured
                 _write(options.json, {"machine": where, **asked, "timings": timings})

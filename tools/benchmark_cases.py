@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -97,13 +98,12 @@ def attention_cases(setting: Setting) -> Iterator[Case]:
 
 def inference_cases(setting: Setting) -> Iterator[Case]:
     """Detecting: our detectors beside each other, and beside those of transformers."""
-    import torch
-
     sample = noise_clip(setting.size)
     for students in families():
         models = {name: build(name, "model", setting.backbone) for name in students}
         models[ROLES["teacher"]] = build(students[0], "teacher", setting.backbone)
         models = {name: model.to(setting.device).eval() for name, model in models.items()}
+        floors = {name: _floor(model, sample) for name, model in models.items()}
         for batch in setting.batches:
             for precision in PRECISIONS if setting.device.type == "cuda" else PRECISIONS[:1]:
                 variants = {
@@ -111,13 +111,55 @@ def inference_cases(setting: Setting) -> Iterator[Case]:
                     for name, model in models.items()
                 }
                 title = f"{', '.join(students)} and their teacher, batch {batch}, {precision}"
-                facts = {name: _floor(model, sample) for name, model in models.items()}
-                yield Case(title, students[0], variants, facts if batch == 1 else {})
-    if importlib.util.find_spec("transformers") is None:
-        print("transformers is not installed: not compared with it")
-        return
-    if setting.backbone != "resnet50":
-        return
+                yield Case(title, students[0], variants, floors if batch == 1 else {})
+                if setting.device.type == "cuda":
+                    for name in students:
+                        yield compiled_case(name, models[name], [sample] * batch, precision)
+    if setting.backbone == "resnet50" and importlib.util.find_spec("transformers"):
+        yield from _transformers_cases(setting, sample)
+    else:
+        print("not compared with transformers: not installed, or the backbone is no resnet50")
+
+
+# How torch.compile is asked, by the name of a variant; CUDA graphs are what the second is for.
+COMPILED: dict[str, dict[str, Any]] = {
+    "torch.compile": {"mode": "default"},
+    "torch.compile, CUDA graphs": {"mode": "reduce-overhead"},
+}
+
+
+def compiled_case(
+    name: str, model: Any, batch: list[dict[str, Any]], precision: str, ways: Any = None
+) -> Case:
+    """The network of a detector, normalised images to boxes, as it is and compiled.
+
+    A way of compiling that fails here is named and left out.
+    """
+    import torch
+
+    net, images = model.net, model.images(model.frames(batch))
+
+    def detect() -> Any:
+        memory = net.encode(net.extract(images))
+        decoded = net.decode(memory, net.queries(memory))
+        return decoded.logits[-1], decoded.boxes[-1]
+
+    variants: dict[str, Call] = {"as it is": partial(_in_precision, detect, model, precision)}
+    for way, how in (COMPILED if ways is None else ways).items():
+        try:
+            call = partial(_in_precision, torch.compile(detect, **how), model, precision)
+            call()
+        except Exception as error:  # whatever the compiler does not know
+            print(f"{name}, {way}, fails: {str(error).splitlines()[0]}")
+        else:
+            variants[way] = call
+    title = f"network of {name}, batch {len(batch)}, {precision}, compiled"
+    return Case(title, "as it is", variants)
+
+
+def _transformers_cases(setting: Setting, sample: dict[str, Any]) -> Iterator[Case]:
+    import torch
+
     pixels = torch.rand(1, 3, *setting.size, device=setting.device)
     for name, theirs in _transformers_models().items():
         ours = build(name, "model", "resnet50").to(setting.device).eval()
@@ -159,13 +201,17 @@ def _run(model: Any, pixels: Any) -> None:
         model(pixels)
 
 
-def _detect(model: Any, batch: list[dict[str, Any]], precision: str) -> None:
+def _detect(model: Any, batch: list[dict[str, Any]], precision: str) -> Any:
+    return _in_precision(partial(model, batch), model, precision)
+
+
+def _in_precision(call: Call, model: Any, precision: str) -> Any:
     import torch
 
     device = model.device.type
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        model(batch)
+        return call()
 
 
 def _floor(model: Any, sample: dict[str, Any]) -> dict[str, Any]:
@@ -284,9 +330,7 @@ def _losses_alone(student: Any, knowledge: Any, batch: list[dict[str, Any]]) -> 
         generators = [torch.Generator().manual_seed(1) for _ in batch]
         cross = draw(generators=generators)
         _, decoded = student.cqd.decode(plain.net, memory, own, cross.queries)
-    height, width = batch[0]["height"], batch[0]["width"]
-    boxes = [s["instances"].gt_boxes.tensor.to(plain.device) for s in batch]
-    assert all(len(b) for b in boxes) and height and width
+    boxes = [sample["instances"].gt_boxes.tensor.to(plain.device) for sample in batch]
     maps = memory.features.maps
     for stride in maps:
         maps[stride] = maps[stride].requires_grad_()
@@ -345,50 +389,92 @@ def _compiling(program: str) -> None:
 def waiting_cases(setting: Setting) -> Iterator[Case]:
     """Steps of the demo's teacher, alone and beside one busy process, as threads wait."""
     del setting
-    ways = {"torch's way": "300000", "ours": ""}
-    variants = {
-        f"{label}, {where}": partial(_demo_steps, spins, busy)
-        for where, busy in (("alone", False), ("beside a busy process", True))
-        for label, spins in ways.items()
-    }
-    yield Case("4 training steps of the demo's teacher, with start-up", "ours, alone", variants)
+    ways = {"ours": "", "torch's way": TORCH_SPINS}
+    with contextlib.ExitStack() as until_end:
+        steppers = {
+            way: until_end.enter_context(_stepper(**({"GOMP_SPINCOUNT": spins} if spins else {})))
+            for way, spins in ways.items()
+        }
+        variants: dict[str, Call] = {}
+        for way, step in steppers.items():
+            variants[f"{way}, alone"] = step
+            variants[f"{way}, beside a busy process"] = partial(_beside_a_busy_process, step)
+        yield Case("a training step of the demo's teacher", "ours, alone", variants)
 
 
-def _demo_steps(spins: str, busy: bool) -> None:
+TORCH_SPINS = "300000"  # about what GNU OpenMP does when nothing is set: some milliseconds
+
+
+@contextlib.contextmanager
+def _stepper(**environment: str) -> Iterator[Call]:
+    """A process that trains one step a call; how its threads wait is settled when it starts."""
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import benchmark_cases; "
-        "benchmark_cases.demo_steps(4)"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import benchmark_cases as b"
     )
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", f"{program}; b.demo_steps()"],
+        env=_environment(**environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+    )
+    assert process.stdin and process.stdout
+
+    def step() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            print(file=process.stdin)
+        if not process.stdout.readline():
+            raise OSError("the process that trains has ended")
+
     try:
-        _process(program, **({"GOMP_SPINCOUNT": spins} if spins else {}))
+        yield step
     finally:
-        if neighbour is not None:
-            neighbour.kill()
-            neighbour.wait()
+        process.kill()
+        process.wait()
 
 
-def demo_steps(count: int) -> None:
-    """Forward and backward of the demo's teacher; 8 clips of 3 frames of 96 x 128 px."""
+def demo_steps() -> None:
+    """Forward and backward of the demo's teacher, one a line of standard input, which is answered.
+
+    A step is 8 clips of 3 frames of 96 x 128 px.
+    """
     import torch
 
     teacher = build("deformable_detr_small", "teacher", "efficientnet_lite0").train()
     batch = [noise_clip((96, 128)) for _ in range(8)]
-    for _ in range(count):
+    for _ in sys.stdin:
         torch.stack(list(teacher(batch, num_boxes=24.0).values())).sum().backward()
+        teacher.zero_grad()
+        print("done", flush=True)
 
 
-def _process(program: str, numba_cache: str = "", **environment: str) -> None:
-    paths = os.pathsep.join([str(ROOT / "projects" / "V2IDETR"), *sys.path])
-    clean = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+def _beside_a_busy_process(call: Call) -> None:
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        call()
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+
+
+def _process(program: str, numba_cache: str = "") -> None:
     more = {"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {}
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
-        env={**clean, "PYTHONPATH": paths, **more, **environment},
+        env=_environment(**more),
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """This process's, without how its threads wait, with the paths of its modules."""
+    paths = os.pathsep.join([str(ROOT / "projects" / "V2IDETR"), *sys.path])
+    clean = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    return {**clean, "PYTHONPATH": paths, **more}
 
 
 CASES: dict[str, Callable[[Setting], Iterator[Case]]] = {

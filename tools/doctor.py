@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 # The libraries whose versions a bug report needs; of the others only what is wrong is shown.
 NAMED_VERSIONS = ("torch", "torchvision", "numpy", "Pillow", "omegaconf", "timm")
+SAME = {"opencv-python-headless": "opencv-python"}  # has the same module, and serves as well
 SET_UP = "make setup, or python -m pip install -r requirements.txt"
 
 
@@ -111,7 +112,9 @@ def check_requirements() -> Iterator[Finding]:
         if not text:
             continue
         wanted = Requirement(text)
-        version = installed_version(wanted.name)
+        version = installed_version(wanted.name) or installed_version(
+            SAME.get(wanted.name, wanted.name)
+        )
         if version is None:
             yield Finding(wanted.name, "fail", "not installed", f"{SET_UP} ({reason or 'needed'})")
         elif wanted.specifier.contains(version, prereleases=True):

@@ -3,12 +3,18 @@
 import json
 from itertools import count
 
+import benchmark
+import benchmark_cases
 import pytest
 import torch
+from benchmark import measure
+from benchmark_cases import Case, Setting
+from benchmark_models import ROLES, build, noise_clip
 
-from tools import benchmark
-from tools.benchmark import Case, measure
 from v2idetr.evaluation import cost
+from v2idetr.modeling.deformable_attention import reading_with
+
+SMALL = {"size": (64, 96), "backbone": "efficientnet_lite0"}
 
 
 def test_medians_are_compared_with_the_baseline_of_the_same_run(monkeypatch):
@@ -31,7 +37,7 @@ def test_whole_run_writes_machine_and_timings(tmp_path, monkeypatch, capsys):
     clock = count()
     monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))
     path = tmp_path / "benchmark.json"
-    asked = ["--cases", "attention", "--size", "32", "64", "--repeats", "1", "--warm-up", "0"]
+    asked = ["--attention", "--size", "32", "64", "--repeats", "1", "--warm-up", "0"]
     benchmark.main([*asked, "--device", "cpu", "--json", str(path)])
     result = json.loads(path.read_text())
     assert " thread" in result["machine"] and result["size"] == [32, 64]
@@ -57,9 +63,7 @@ def test_a_teacher_is_a_plain_detector_with_msi(tables):
         if r["detector"] == "deformable_detr"
     }
     backbones = {backbone for backbone, _ in rows}
-    more = {
-        rows[b, benchmark.ROLES["teacher"]] - rows[b, benchmark.ROLES["model"]] for b in backbones
-    }
+    more = {rows[b, ROLES["teacher"]] - rows[b, ROLES["model"]] for b in backbones}
     assert {"resnet50", "efficientnet_lite0"} <= backbones
     assert len(more) == 1 and more.pop() > 0  # MSI is the same whatever the backbone
 
@@ -76,17 +80,60 @@ def test_detectors_of_the_official_size_count_as_the_official_ones(tables):
     assert all(row["total"] == row["official"] for row in tables["official"])
 
 
-def test_a_teacher_is_timed_once_with_all_of_its_students(monkeypatch):
-    monkeypatch.setattr(benchmark, "build", lambda *_, **__: torch.nn.Identity())
-    cases = benchmark.detector_cases(torch.device("cpu"), (32, 32), "resnet18")
-    teacher = benchmark.ROLES["teacher"]
+@pytest.fixture(name="setting")
+def _setting():
+    return Setting(torch.device("cpu"), **SMALL)
+
+
+def test_a_teacher_is_timed_once_with_all_of_its_students(monkeypatch, setting):
+    monkeypatch.setattr(benchmark_cases, "build", lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr(benchmark_cases, "_floor", lambda *_: {"floor_ms": 1.0})
+    cases = benchmark_cases.inference_cases(setting)
     assert [(case.baseline, list(case.variants)) for case in cases] == [
-        ("deformable_detr", ["deformable_detr", "detr", "sam_detr", teacher]),
+        ("deformable_detr", ["deformable_detr", "detr", "sam_detr", ROLES["teacher"]]),
         (
             "deformable_detr_small",
-            ["deformable_detr_small", "detr_small", "sam_detr_small", teacher],
+            ["deformable_detr_small", "detr_small", "sam_detr_small", ROLES["teacher"]],
         ),
     ]
+
+
+def test_the_floor_of_a_detection_is_its_operations_at_the_rate_of_a_product(monkeypatch):
+    monkeypatch.setattr(cost, "timed", lambda *_: 0.5)
+    monkeypatch.setattr(cost, "flops", lambda *_: 10**9)
+    floor = benchmark_cases._floor(build("detr_small", "model", "efficientnet_lite0"), {})
+    assert floor["gflops"] == 1
+    assert floor["floor_ms"] == pytest.approx(1e3 * 1e9 * 0.5 / (2 * 2048**3))
+
+
+def test_training_runs_the_three_stages_and_both_losses_with_their_memory(setting):
+    case = benchmark_cases._training_case("deformable_detr_small", setting, (64, 96), 2, 3, 5)
+    assert list(case.variants) == ["plain", "V2I student", "teacher", "TFD alone", "CQD alone"]
+    assert all(case.facts[name]["peak_mib"] > 100 for name in ("plain", "V2I student", "teacher"))
+    rows = measure(case, torch.device("cpu"), warm_up=0, repeats=1)
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert "2 clips, T 3, N 5, 64 x 96 px" in case.name
+
+
+def test_a_compiled_network_gives_the_boxes_of_the_network_and_a_failure_is_named(capsys):
+    model = build("deformable_detr_small", "model", "efficientnet_lite0").eval()
+    batch = [noise_clip((64, 96))]
+    ways = {"captured": {"backend": "eager"}, "of no known backend": {"backend": "nobody"}}
+    with reading_with("gather"):
+        case = benchmark_cases.compiled_case("detector", model, batch, "fp32", ways)
+        assert list(case.variants) == ["as it is", "captured"]
+        plain, captured = (call() for call in case.variants.values())
+    for expected, actual in zip(plain, captured, strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert "detector, of no known backend, fails" in capsys.readouterr().out
+
+
+def test_a_training_process_answers_every_step_and_ends():
+    with benchmark_cases._stepper() as step:
+        step()
+        step()
+    with pytest.raises(OSError, match="has ended"):
+        step()
 
 
 @pytest.mark.parametrize(

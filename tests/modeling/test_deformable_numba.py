@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from v2idetr.modeling import deformable_numba
+from v2idetr.modeling import numba_kernels
 from v2idetr.modeling.deformable_numba import read_numba
 
 SHAPES = [(12, 16), (6, 8)]
@@ -48,14 +48,14 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     torch_threads(1)
     alone = outputs_and_gradients()
-    monkeypatch.setattr(deformable_numba, "MIN_CHANNELS_A_THREAD", 1)
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
     torch_threads(threads)
     for have, want in zip(outputs_and_gradients(), alone, strict=True):
         assert torch.equal(have, want)
 
 
 def test_two_python_threads_read_at_once(monkeypatch: pytest.MonkeyPatch, torch_threads) -> None:
-    monkeypatch.setattr(deformable_numba, "MIN_CHANNELS_A_THREAD", 1)
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
     torch_threads(2)
     want = [outputs_and_gradients(seed) for seed in range(2)]
     found: dict[int, list[list[Tensor]]] = {0: [], 1: []}
@@ -77,8 +77,8 @@ def test_two_python_threads_read_at_once(monkeypatch: pytest.MonkeyPatch, torch_
 PROGRAM = """
 import os, sys, torch
 torch.set_num_threads(2)
-from v2idetr.modeling import deformable_numba
-deformable_numba.MIN_CHANNELS_A_THREAD = 1
+from v2idetr.modeling import deformable_numba, numba_kernels
+numba_kernels.MIN_WORK_A_THREAD = 1
 value = torch.ones(1, 12, 4, 8)
 where = torch.full((1, 8, 4, 1, 1, 2), 0.5)
 def read():

@@ -43,7 +43,6 @@ with open("ran", "a") as file:
 @pytest.fixture
 def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The program, with a stub in place of training and of the data."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
     module = importlib.import_module("ablate")
     (tmp_path / "stub.py").write_text(STUB)
     monkeypatch.setattr(module, "TRAIN_NET", tmp_path / "stub.py")

@@ -21,7 +21,7 @@ from v2idetr.data.loader import build_eval_loader, build_train_loader
 from v2idetr.data.shared_frames import SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.config import build
-from v2idetr.engine.config_checks import batch_size_key
+from v2idetr.engine.config_checks import batch_size_key, stages_to_train
 from v2idetr.engine.run_folder import weights_of
 from v2idetr.engine.signals import StopSignals
 
@@ -144,9 +144,7 @@ def _key(name: str) -> str:
 
 def _in_clips(config: DictConfig, split: str, *, training: bool) -> bool:
     """Whether a stage that runs looks at several frames of a split together."""
-    stages = set(config.train.stages)
-    if training and "teacher" in config and config.teacher.checkpoint:
-        stages.discard("teacher")
+    stages = set(stages_to_train(config) if training else config.train.stages)
     watching = {"model" for stage in stages if stage != "teacher"}
     if "teacher" in stages or (split == "train" and "student" in stages):
         watching.add("teacher.model")

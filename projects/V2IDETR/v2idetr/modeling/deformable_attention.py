@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -257,7 +257,7 @@ class DeformableAttention(nn.Module):
         read = deformable_read(value, shapes, locations, weights.view(grid))
         return self.output_proj(read.to(query.dtype))
 
-    def _for_points(self, xy: Float[Tensor, "*batch levels 2"]) -> Tensor:
+    def _for_points(self, xy: Shaped[Tensor, "*batch levels 2"]) -> Tensor:
         """(x, y) of levels -> of all points of one head, (*batch, 1, levels * points * 2).
 
         Written out, because rows of two numbers are too short for vector instructions.

@@ -6,12 +6,8 @@ A row is one query and head of one image. Its corners (four cells a read) are li
 one loop adds up their channels. Nothing larger than the output is written. Cells, borders and
 padding are those of ``grid_sample`` (zeros, align_corners=False).
 
-Threads are Python's: the kernels release the GIL and share rows out over as many threads as torch
-uses. numba's own thread pools abort when two threads enter them, or after a fork. No sum is split
-over threads, so outputs and gradients are the same bits for any number of them.
-
-Import this module only where it is wanted: numba takes a second. Kernels are compiled once, into
-numba's cache on disk.
+No sum is split over threads, so outputs and gradients are the same bits for any number of them.
+Import this module only where it is wanted: numba takes a second.
 
 Legend: B images, S cells of all levels, N queries, c channels of a head.
 """
@@ -20,12 +16,7 @@ Legend: B images, S cells of all levels, N queries, c channels of a head.
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from typing import Any, no_type_check
 
 import numba
@@ -36,17 +27,14 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-logger = logging.getLogger(__name__)
+from v2idetr.modeling.numba_kernels import Kernel, compiled, share_out
 
 Shapes = list[tuple[int, int]]
-Kernel = Callable[..., None]
 
 # Cells are those of grid_sample to the last bit, which fuses multiplications and additions and
 # changes nothing else; sums may be reordered besides, so that they are vectorized.
 CELLS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 SUMS = {**CELLS, "fastmath": {"contract", "reassoc", "nsz"}}
-# Below so many channels read, a second thread costs more than it saves.
-MIN_CHANNELS_A_THREAD = 200_000
 
 
 def read_numba(
@@ -83,7 +71,7 @@ class _NumbaRead(torch.autograd.Function):
         levels = np.array(shapes, dtype=np.int64)
         arrays = [x.detach().numpy() for x in (value, locations, weights, out)]
         forward, _ = _kernels(value.dtype)
-        _share_out(forward, B * heads * N, weights.numel() * c, levels, *arrays)
+        share_out(forward, B * heads * N, weights.numel() * c, levels, *arrays)
         ctx.levels = levels
         ctx.save_for_backward(value, locations, weights)
         return out.view(B, N, heads * c)
@@ -100,7 +88,7 @@ class _NumbaRead(torch.autograd.Function):
         _, backward = _kernels(value.dtype)
         B, heads, _, c = value.shape
         # An image's head at a time: all that is added to its values is added by one thread.
-        _share_out(backward, B * heads, weights.numel() * c, ctx.levels, *arrays)
+        share_out(backward, B * heads, weights.numel() * c, ctx.levels, *arrays)
         return grad_value.transpose(1, 2), None, grad_locations, grad_weights
 
 
@@ -275,54 +263,11 @@ def _backward(
 
 
 @cache
-def _kernels(dtype: torch.dtype) -> tuple[Kernel, Kernel]:
-    """Forward and backward, compiled for a type of numbers; from the cache on disk if they are."""
+def _kernels(dtype: torch.dtype) -> list[Kernel]:
+    """Forward and backward for a type of numbers."""
     number = {torch.float32: numba.float32, torch.float64: numba.float64}[dtype]
     of = [numba.types.Array(number, ndim, "C") for ndim in range(7)]
     span, levels = (numba.int64, numba.int64), numba.types.Array(numba.int64, 2, "C")
     inputs = (*span, levels, of[4], of[6], of[5])
     signatures = {_forward: (*inputs, of[4]), _backward: (*inputs, of[4], of[4], of[6], of[5])}
-
-    def compiled(**options: Any) -> tuple[Kernel, Kernel]:
-        forward, backward = (njit(s, **SUMS, **options)(k) for k, s in signatures.items())
-        return forward, backward
-
-    try:
-        return compiled(cache=True)
-    except (RuntimeError, OSError) as error:  # no folder that can be written to, or a full disk
-        logger.warning("deformable attention is compiled at each start: %s", error)
-        return compiled()
-
-
-# ------------------------------------------------------------------------- threads
-
-
-@cache
-def _pool(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="deformable-attention")
-
-
-if hasattr(os, "register_at_fork"):  # a child has none of the threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _share_out(kernel: Kernel, count: int, work: int, *arguments: np.ndarray) -> None:
-    """Call a kernel for 0..count, in as many parts as torch has threads if the work is worth it.
-
-    Args:
-        kernel: takes the first item, the one behind the last, and the arguments.
-        count: items.
-        work: channels that are read for all items.
-    """
-    threads = min(torch.get_num_threads(), count, 1 + work // MIN_CHANNELS_A_THREAD)
-    if threads <= 1:
-        kernel(0, count, *arguments)
-        return
-    bounds = [count * i // threads for i in range(threads + 1)]
-    others = [
-        _pool(threads - 1).submit(kernel, first, last, *arguments)
-        for first, last in pairwise(bounds[1:])
-    ]
-    kernel(0, bounds[1], *arguments)
-    for other in others:
-        other.result()
+    return compiled(signatures, **SUMS)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from v2idetr.modeling.dropout import Dropout
 from v2idetr.modeling.position import sine_embedding
 from v2idetr.modeling.semantics_aligner import Aligned, Level, SemanticsAligner
 from v2idetr.modeling.transformer import MLP, FeedForward
@@ -24,7 +25,7 @@ class SAMDecoderLayer(nn.Module):
         self.aligner = SemanticsAligner(d=d, num_heads=num_heads, smca=smca)
         self.cross_attention = MatchingAttention(d=d, num_heads=num_heads, dropout=dropout)
         self.cross_norm = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
     def reset_biases(self) -> None:
@@ -110,7 +111,7 @@ class MatchingAttention(nn.Module):
         self.key_content, self.key_position = nn.Linear(d, d), MLP([d, d, d])
         self.value = nn.Linear(d, d)
         self.out = nn.Linear(d, d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, aligned: Aligned, level: Level) -> Float[Tensor, "B N d"]:
         query = self.query_content(aligned.content) + self.query_position(aligned.position)

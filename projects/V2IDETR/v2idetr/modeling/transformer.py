@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from v2idetr.modeling.deformable_attention import DeformableAttention
+from v2idetr.modeling.dropout import Dropout
 
 Shapes = list[tuple[int, int]]
 
@@ -26,7 +27,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(d, ffn_dim), nn.Linear(ffn_dim, d)
         self.norm = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
         hidden = self.dropout(self.linear1(x).relu_())
@@ -40,7 +41,7 @@ class GlobalEncoderLayer(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
         self.attention_norm = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
     def forward(
@@ -73,7 +74,7 @@ class EncoderLayer(nn.Module):
             d=d, num_heads=num_heads, num_levels=num_levels, num_points=num_points
         )
         self.attention_norm = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
     def forward(
@@ -108,7 +109,7 @@ class DecoderLayer(nn.Module):
             d=d, num_heads=num_heads, num_levels=num_levels, num_points=num_points
         )
         self.cross_norm = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
     def forward(
@@ -137,7 +138,7 @@ class GlobalDecoderLayer(nn.Module):
         self.self_norm = nn.LayerNorm(d)
         self.cross_attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
         self.cross_norm = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
     def forward(
