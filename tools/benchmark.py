@@ -29,7 +29,7 @@ from typing import Any
 from benchmark_cases import CASES, Case, Setting
 from benchmark_models import COCO_CLASSES, NUM_FRAMES, load, official_table, parameter_table
 
-from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
+from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit, keep_freed_memory
 
 USUAL = ("attention", "inference", "msi", "training")
 
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for and print it; 2 for a user's error."""
     options = _options(arguments)
     ignore_torch_jit()
+    keep_freed_memory()  # as training does
     try:
         if options.json:
             check_writable(options.json, "--json", is_file=True)

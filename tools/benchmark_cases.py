@@ -23,6 +23,8 @@ from benchmark_models import (
     noise_clip,
 )
 
+from v2idetr.programs import keep_freed_memory
+
 PRECISIONS = ("fp32", "tf32", "bf16")
 Call = Callable[[], Any]
 
@@ -442,6 +444,7 @@ def demo_steps() -> None:
     """
     import torch
 
+    keep_freed_memory()
     teacher = build("deformable_detr_small", "teacher", "efficientnet_lite0").train()
     batch = [noise_clip((96, 128)) for _ in range(8)]
     for _ in sys.stdin:

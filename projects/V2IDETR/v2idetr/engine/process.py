@@ -23,7 +23,7 @@ from v2idetr.engine.launch import USER_ERROR, UserError, output_folder
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
-from v2idetr.programs import LOCK, explain_os_error, sole_user
+from v2idetr.programs import LOCK, explain_os_error, keep_freed_memory, sole_user
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
         UserError: see `launch_run`.
     """
     _log_to_terminal()
+    keep_freed_memory()
     folder = output_folder(options, config)
     before = run_folder.Before.of(folder)
     with StopSignals() as signals, contextlib.ExitStack() as until_end:
