@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from detectron2.data import transforms as T
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional
 
 from v2idetr.data.augmentation import (
     ResizeShortEdge,
@@ -98,6 +102,54 @@ def test_color_jitter_turns_the_hue_within_its_limit() -> None:
         # 0.05 of the circle is 18 degrees: red stays the strongest by far.
         assert turned[0] > 150 and max(turned[1:]) < 90
     assert len(seen) > 5
+
+
+def _colors(height: int = 48, width: int = 64) -> np.ndarray:
+    """Smooth colors of every hue, as frames have and noise has not."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    waves = [np.sin(5 * x + 3 * y + phase) for phase in (0.0, 2.1, 4.2)]
+    return np.stack([128 + 90 * wave for wave in waves], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("index", "reference"),
+    [(2, functional.adjust_saturation), (3, functional.adjust_hue)],
+)
+def test_saturation_and_hue_change_as_torchvision_changes_them(index, reference) -> None:
+    limits = [0.0, 0.0, 0.0, 0.0]
+    limits[index] = 0.2
+    image = _colors()
+    for seed in range(5):
+        with numpy_seeded(seed):
+            changed = color_jitter(*limits)(T.AugInput(image)).apply_image(image)
+        with numpy_seeded(seed):
+            drawn = [np.random.uniform(-x, x) for x in limits][index]
+        amount = 1 + drawn if index == 2 else drawn
+        want = reference(torch.from_numpy(image).permute(2, 0, 1), amount).permute(1, 2, 0)
+        difference = np.abs(changed.astype(int) - want.numpy())
+        assert difference.mean() < 1.5 and difference.max() <= 12
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=30)
+def test_brightness_and_contrast_are_linear_up_to_rounding_and_the_limits(seed: int) -> None:
+    image = _colors()
+    with numpy_seeded(seed):
+        changed = color_jitter(0.3, 0.4, 0.0, 0.0)(T.AugInput(image)).apply_image(image)
+    with numpy_seeded(seed):
+        light, contrast = np.random.uniform(0.7, 1.3), np.random.uniform(0.6, 1.4)
+    bright = light * image.astype(float)
+    want = np.clip(bright.mean() + contrast * (bright - bright.mean()), 0, 255)
+    np.testing.assert_allclose(changed, want, atol=0.51)
+
+
+def test_flipped_and_read_only_frames_are_recolored_too() -> None:
+    image = _colors()
+    transform = color_jitter()(T.AugInput(image))
+    want = transform.apply_image(image)[:, ::-1]
+    flipped = image[:, ::-1]
+    flipped.flags.writeable = False
+    np.testing.assert_array_equal(transform.apply_image(flipped), want)
 
 
 def test_seeding_is_repeatable_and_leaves_the_global_generator_alone() -> None:

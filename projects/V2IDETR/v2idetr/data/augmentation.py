@@ -11,11 +11,12 @@ Images are (H, W, 3) uint8 RGB arrays, boxes xyxy in px.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import PadTransform
 from jaxtyping import UInt8
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 
 @contextmanager
@@ -163,7 +164,8 @@ def color_jitter(
 ) -> T.Augmentation:
     """Change brightness, contrast and saturation by factors from [1 - x, 1 + x]; turn the hue.
 
-    `hue` is a fraction of the colour circle, drawn from [-hue, hue]; keep it small: mucosa is red.
+    The four are drawn in this order. `hue` is a fraction of the colour circle, drawn from
+    [-hue, hue]; keep it small: mucosa is red.
     """
     for name, amount, most in (
         ("brightness", brightness, 1.0),
@@ -173,36 +175,39 @@ def color_jitter(
     ):
         if not 0 <= amount <= most:
             raise ValueError(f"color_jitter: {name}={amount} must lie in [0, {most}]")
-    return T.AugmentationList(
-        [
-            T.RandomBrightness(1 - brightness, 1 + brightness),
-            T.RandomContrast(1 - contrast, 1 + contrast),
-            _SaturationAndHue(saturation, hue),
-        ]
-    )
+    return _ColorJitter(brightness, contrast, saturation, hue)
 
 
-class _SaturationAndHue(T.Augmentation):
-    """One draw of saturation and hue that each frame computes from its own pixels."""
+class _ColorJitter(T.Augmentation):
+    """One draw of four numbers; each frame is changed by its own pixels alone."""
 
-    def __init__(self, saturation: float, hue: float) -> None:
+    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
         super().__init__()
-        self.saturation, self.hue = saturation, hue
+        self.limits = brightness, contrast, saturation
+        self.hue = hue
 
     def get_transform(self, image: UInt8[np.ndarray, "H W 3"]) -> T.Transform:
-        factor = np.random.uniform(1 - self.saturation, 1 + self.saturation)
+        light, contrast, color = (np.random.uniform(1 - x, 1 + x) for x in self.limits)
         turn = round(256 * np.random.uniform(-self.hue, self.hue))
-        return T.PILColorTransform(lambda picture: _saturate_and_turn(picture, factor, turn))
+        levels = np.arange(256) * light
+        grey = float(image.mean()) * light  # of the current frame, for all frames of its clip
+        levels = grey + contrast * (levels - grey)
+        table = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+        return T.ColorTransform(lambda frame: _recolor(frame, table, color, turn))
 
 
-def _saturate_and_turn(picture: Image.Image, factor: float, turn: int) -> Image.Image:
-    """Scale the saturation by `factor` and turn the hue by `turn` of 256 steps."""
-    picture = ImageEnhance.Color(picture).enhance(factor)
+def _recolor(
+    frame: UInt8[np.ndarray, "H W 3"], table: UInt8[np.ndarray, "256"], color: float, turn: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Map levels by a table, scale the saturation by a factor, turn the hue by 1/256 circles."""
+    frame = cv2.LUT(frame, table)
+    grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    frame = cv2.addWeighted(frame, color, grey, 1 - color, 0)
     if turn == 0:
-        return picture
-    hue, saturation, value = picture.convert("HSV").split()
-    hue = hue.point([(level + turn) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+        return frame
+    hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(turn % 256)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _check_probability(factory: str, probability: float) -> None:

@@ -35,6 +35,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from v2idetr.data.frame_files import SIDEWAYS, explain_size
 
+cv2.setNumThreads(0)  # its threads do not survive a fork, and a frame is too small for several
+
 EXIF_ORIENTATION = 274
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # MPO is a JPEG with previews or a gain map behind its end: one image, as every JPEG reader has it.
