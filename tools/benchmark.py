@@ -28,9 +28,11 @@ from typing import Any
 
 from benchmark_cases import CASES, Case, Setting
 from benchmark_models import COCO_CLASSES, NUM_FRAMES, load, official_table, parameter_table
+from benchmark_processes import PROCESS_CASES
 
 from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit, keep_freed_memory
 
+ALL_CASES = CASES | PROCESS_CASES
 USUAL = ("attention", "inference", "msi", "training")
 
 
@@ -71,8 +73,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     timings: list[dict[str, Any]] = []
     asked = {key: getattr(options, key) for key in ("size", "backbone", "warm_up", "repeats")}
-    for name in [case for case in CASES if getattr(options, case)] or USUAL:
-        for case in CASES[name](setting):
+    for name in [case for case in ALL_CASES if getattr(options, case)] or USUAL:
+        for case in ALL_CASES[name](setting):
             rows = measure(case, device, warm_up=options.warm_up, repeats=options.repeats)
             table = tabulate(rows, headers="keys", floatfmt=".2f", missingval="-")
             print(f"\n{case.name}\n{table}", flush=True)
@@ -119,7 +121,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    for name, cases in CASES.items():
+    for name, cases in ALL_CASES.items():
         add(f"--{name}", action="store_true", help=(cases.__doc__ or "").split("\n")[0])
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 ...")
     add("--size", nargs=2, type=int, default=[480, 640], metavar=("HEIGHT", "WIDTH"))

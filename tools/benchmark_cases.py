@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,14 +11,11 @@ from typing import Any
 from benchmark_models import (
     NUM_FRAMES,
     ROLES,
-    ROOT,
     build,
     build_student,
     families,
     noise_clip,
 )
-
-from v2idetr.programs import keep_freed_memory
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 Call = Callable[[], Any]
@@ -72,7 +64,8 @@ def attention_cases(setting: Setting) -> Iterator[Case]:
     from v2idetr.modeling.deformable_attention import deformable_read, implementation
 
     device = setting.device
-    shapes = [tuple(-(-side // stride) for side in setting.size) for stride in (8, 16, 32, 64)]
+    height, width = setting.size
+    shapes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64)]
     S, heads, c, points = sum(h * w for h, w in shapes), 8, 32, 4
     grid = (1, S, heads, len(shapes), points)
     value = torch.randn(1, S, heads, c, device=device, requires_grad=True)
@@ -173,23 +166,17 @@ def _transformers_cases(setting: Setting, sample: dict[str, Any]) -> Iterator[Ca
 
 def _transformers_models() -> dict[str, dict[str, Any]]:
     """Detectors of transformers of the same size, by ours; the first is the same architecture."""
-    from transformers import (
-        DeformableDetrConfig,
-        DeformableDetrForObjectDetection,
-        DetrConfig,
-        DetrForObjectDetection,
-        ResNetConfig,
-        RTDetrConfig,
-        RTDetrForObjectDetection,
-    )
+    import transformers
 
-    three = ResNetConfig(out_features=["stage2", "stage3", "stage4"])
-    last = ResNetConfig(out_features=["stage4"])
-    deformable = DeformableDetrForObjectDetection(
-        DeformableDetrConfig(backbone_config=three, num_queries=100, num_labels=1)
+    library: Any = transformers  # its configs take keywords that their signatures do not show
+    three = library.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
+    last = library.ResNetConfig(out_features=["stage4"])
+    size = {"num_queries": 100, "num_labels": 1}
+    deformable = library.DeformableDetrForObjectDetection(
+        library.DeformableDetrConfig(backbone_config=three, **size)
     )
-    rtdetr = RTDetrForObjectDetection(RTDetrConfig(num_queries=100, num_labels=1))
-    detr = DetrForObjectDetection(DetrConfig(backbone_config=last, num_queries=100, num_labels=1))
+    rtdetr = library.RTDetrForObjectDetection(library.RTDetrConfig(**size))
+    detr = library.DetrForObjectDetection(library.DetrConfig(backbone_config=last, **size))
     return {
         "deformable_detr": {"transformers": deformable, "transformers RT-DETR R50": rtdetr},
         "detr": {"transformers": detr},
@@ -367,125 +354,10 @@ def _peak_memory_mib(call: Call, device: Any) -> float | None:
         return None
 
 
-def startup_cases(setting: Setting) -> Iterator[Case]:
-    """Processes until they could detect: imports, kernels from numba's cache, kernels compiled."""
-    del setting
-    torch = "import torch"
-    detector = "import v2idetr; from v2idetr.modeling import deformable_detr"
-    kernels = f"{detector}; from v2idetr.modeling.deformable_attention import implementation"
-    with tempfile.TemporaryDirectory() as kept:
-        variants: dict[str, Call] = {
-            "import torch": partial(_process, torch),
-            "import a detector": partial(_process, detector),
-            "and its kernels": partial(_process, f"{kernels}; implementation()", kept),
-            "and compile them": lambda: _compiling(f"{kernels}; implementation()"),
-        }
-        yield Case("start-up of a process", "import torch", variants)
-
-
-def _compiling(program: str) -> None:
-    with tempfile.TemporaryDirectory() as empty:
-        _process(program, empty)
-
-
-def waiting_cases(setting: Setting) -> Iterator[Case]:
-    """Steps of the demo's teacher, alone and beside one busy process, as threads wait."""
-    del setting
-    ways = {"ours": "", "torch's way": TORCH_SPINS}
-    with contextlib.ExitStack() as until_end:
-        steppers = {
-            way: until_end.enter_context(_stepper(**({"GOMP_SPINCOUNT": spins} if spins else {})))
-            for way, spins in ways.items()
-        }
-        variants: dict[str, Call] = {}
-        for way, step in steppers.items():
-            variants[f"{way}, alone"] = step
-            variants[f"{way}, beside a busy process"] = partial(_beside_a_busy_process, step)
-        yield Case("a training step of the demo's teacher", "ours, alone", variants)
-
-
-TORCH_SPINS = "300000"  # about what GNU OpenMP does when nothing is set: some milliseconds
-
-
-@contextlib.contextmanager
-def _stepper(**environment: str) -> Iterator[Call]:
-    """A process that trains one step a call; how its threads wait is settled when it starts."""
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import benchmark_cases as b"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", f"{program}; b.demo_steps()"],
-        env=_environment(**environment),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        bufsize=1,
-    )
-    assert process.stdin and process.stdout
-
-    def step() -> None:
-        with contextlib.suppress(BrokenPipeError):
-            print(file=process.stdin)
-        if not process.stdout.readline():
-            raise OSError("the process that trains has ended")
-
-    try:
-        yield step
-    finally:
-        process.kill()
-        process.wait()
-
-
-def demo_steps() -> None:
-    """Forward and backward of the demo's teacher, one a line of standard input, which is answered.
-
-    A step is 8 clips of 3 frames of 96 x 128 px.
-    """
-    import torch
-
-    keep_freed_memory()
-    teacher = build("deformable_detr_small", "teacher", "efficientnet_lite0").train()
-    batch = [noise_clip((96, 128)) for _ in range(8)]
-    for _ in sys.stdin:
-        torch.stack(list(teacher(batch, num_boxes=24.0).values())).sum().backward()
-        teacher.zero_grad()
-        print("done", flush=True)
-
-
-def _beside_a_busy_process(call: Call) -> None:
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        call()
-    finally:
-        neighbour.kill()
-        neighbour.wait()
-
-
-def _process(program: str, numba_cache: str = "") -> None:
-    more = {"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {}
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        env=_environment(**more),
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def _environment(**more: str) -> dict[str, str]:
-    """This process's, without how its threads wait, with the paths of its modules."""
-    paths = os.pathsep.join([str(ROOT / "projects" / "V2IDETR"), *sys.path])
-    clean = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
-    return {**clean, "PYTHONPATH": paths, **more}
-
-
 CASES: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "attention": attention_cases,
     "inference": inference_cases,
     "msi": msi_cases,
     "training": training_cases,
     "sweep": sweep_cases,
-    "startup": startup_cases,
-    "waiting": waiting_cases,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "configs" / "common" / "models"
@@ -170,7 +170,6 @@ def build_student(name: str, backbone: str, **sizes: Any) -> tuple[Any, Any, Any
     plain = build(name, "model", backbone, **sizes).train()
     teacher = build(name, "teacher", backbone, **sizes).eval().requires_grad_(False)
     losses = with_data(name).distillation
-    student = DistilledStudent(
-        student=plain, tfd=instantiate(losses.tfd), cqd=instantiate(losses.cqd)
-    )
+    tfd, cqd = (cast(Any, instantiate(loss)) for loss in (losses.tfd, losses.cqd))
+    student = DistilledStudent(student=plain, tfd=tfd, cqd=cqd)
     return plain, student.train(), teacher

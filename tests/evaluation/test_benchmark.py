@@ -5,6 +5,7 @@ from itertools import count
 
 import benchmark
 import benchmark_cases
+import benchmark_processes
 import pytest
 import torch
 from benchmark import measure
@@ -115,6 +116,7 @@ def test_training_runs_the_three_stages_and_both_losses_with_their_memory(settin
     assert "2 clips, T 3, N 5, 64 x 96 px" in case.name
 
 
+@pytest.mark.slow
 def test_a_compiled_network_gives_the_boxes_of_the_network_and_a_failure_is_named(capsys):
     model = build("deformable_detr_small", "model", "efficientnet_lite0").eval()
     batch = [noise_clip((64, 96))]
@@ -128,8 +130,9 @@ def test_a_compiled_network_gives_the_boxes_of_the_network_and_a_failure_is_name
     assert "detector, of no known backend, fails" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_training_process_answers_every_step_and_ends():
-    with benchmark_cases._stepper() as step:
+    with benchmark_processes._stepper() as step:
         step()
         step()
     with pytest.raises(OSError, match="has ended"):

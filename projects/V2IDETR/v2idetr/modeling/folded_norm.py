@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
 
@@ -19,15 +18,27 @@ def fold_frozen_norms(module: nn.Module) -> nn.Module:
     Parameters, buffers and their names stay, so that checkpoints do; gradients are the same.
     """
     for child in module.modules():
-        if type(child) is Conv2d and type(child.norm) is FrozenBatchNorm2d and child.bias is None:
+        if isinstance(child, nn.Conv2d) and child.bias is None and _has_frozen_norm(child):
             child.__class__ = FoldedConv2d
     return module
 
 
-class FoldedConv2d(Conv2d):
-    """Detectron2's convolution with a frozen normalisation, as one convolution."""
+def _has_frozen_norm(convolution: nn.Module) -> bool:
+    """Whether it is Detectron2's, which networks do not import, with a frozen normalisation."""
+    norm = type(getattr(convolution, "norm", None)).__name__
+    return norm == "FrozenBatchNorm2d" and hasattr(convolution, "activation")
 
-    norm: FrozenBatchNorm2d
+
+class FoldedConv2d(nn.Conv2d):
+    """Detectron2's convolution with a frozen normalisation, as one convolution.
+
+    Attributes:
+        norm: a FrozenBatchNorm2d.
+        activation: what follows it, or None.
+    """
+
+    norm: nn.Module
+    activation: Any
     _kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +63,7 @@ class FoldedConv2d(Conv2d):
         return self._kept[1]
 
     def _fold(self) -> tuple[Tensor, Tensor]:
-        norm = self.norm
+        norm: Any = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight = self.weight * scale.view(-1, 1, 1, 1)
         if weight.device.type == "cpu":  # the faster layout there; maps follow it
