@@ -12,7 +12,8 @@ Every case compares variants with a baseline in the same run: the variants take 
 repeat, so that a machine that slows down slows all of them. Times are medians; `times_baseline` is
 a variant's median over the baseline's. Images are noise and weights are random; neither changes
 what is computed. `floor_ms` is the time that a detection's operations would take as one product of
-matrices on this machine.
+matrices on this machine. Memory is managed as in any other program; `--keep-memory` keeps it as
+train_net.py does, which makes large tensors cheaper for everybody and hides peaks of memory.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for and print it; 2 for a user's error."""
     options = _options(arguments)
     ignore_torch_jit()
-    keep_freed_memory()  # as training does
+    if options.keep_memory:
+        keep_freed_memory()
     try:
         if options.json:
             check_writable(options.json, "--json", is_file=True)
@@ -72,7 +74,10 @@ def _run(options: argparse.Namespace) -> int:
         device, tuple(options.size), options.backbone, tuple(options.batch), options.clips
     )
     timings: list[dict[str, Any]] = []
-    asked = {key: getattr(options, key) for key in ("size", "backbone", "warm_up", "repeats")}
+    asked = {
+        key: getattr(options, key)
+        for key in ("size", "backbone", "warm_up", "repeats", "keep_memory")
+    }
     for name in [case for case in ALL_CASES if getattr(options, case)] or USUAL:
         for case in ALL_CASES[name](setting):
             rows = measure(case, device, warm_up=options.warm_up, repeats=options.repeats)
@@ -130,6 +135,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--clips", type=int, default=1, help="clips of a training step (default 1)")
     add("--warm-up", type=int, default=3, help="untimed calls of each variant (default 3)")
     add("--repeats", type=int, default=10, help="timed calls of each variant (default 10)")
+    add("--keep-memory", action="store_true", help="keep freed memory, as training does")
     add("--json", type=Path, help="also write the result there")
     add("--parameters", action="store_true", help="print the parameters of every detector and stop")
     options = parser.parse_args(arguments)
