@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark_models import build, noise_clip
 from torch import Tensor
 
 from v2idetr.modeling import numba_kernels
@@ -147,3 +148,25 @@ caching.IndexDataCacheFile.save = save
 """
     result = run(program + PROGRAM, NUMBA_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
+
+
+def test_a_trained_teacher_has_the_same_weights_for_any_number_of_kernel_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = [noise_clip((64, 96))]
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
+
+    def trained(threads: int) -> list[Tensor]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        torch.manual_seed(0)
+        teacher = build("deformable_detr_small", "teacher", "efficientnet_lite0").train()
+        optimizer = torch.optim.AdamW(teacher.parameters(), 1e-3)
+        for _ in range(3):
+            torch.stack(list(teacher(batch, num_boxes=3.0).values())).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return list(teacher.state_dict().values())
+
+    alone = trained(1)
+    for threads in (2, 3):
+        assert all(map(torch.equal, trained(threads), alone))
