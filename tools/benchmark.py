@@ -13,7 +13,8 @@ repeat, so that a machine that slows down slows all of them. Times are medians; 
 a variant's median over the baseline's. Images are noise and weights are random; neither changes
 what is computed. `floor_ms` is the time that a detection's operations would take as one product of
 matrices on this machine. Memory is managed as in any other program; `--keep-memory` keeps it as
-train_net.py does, which makes large tensors cheaper for everybody and hides peaks of memory.
+train_net.py does, which makes large tensors cheaper for everybody. `added_mib` is the most memory
+that a training step adds to the models'.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from benchmark_models import (
     families,
     noise_clip,
 )
+
+from v2idetr.programs import give_memory_back
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 Call = Callable[[], Any]
@@ -123,9 +126,7 @@ COMPILED: dict[str, dict[str, Any]] = {
 }
 
 
-def compiled_case(
-    name: str, model: Any, batch: list[dict[str, Any]], precision: str, ways: Any = None
-) -> Case:
+def compiled_case(name: str, model: Any, batch: list[dict[str, Any]], precision: str) -> Case:
     """The network of a detector, normalised images to boxes, as it is and compiled.
 
     A way of compiling that fails here is named and left out.
@@ -140,7 +141,7 @@ def compiled_case(
         return decoded.logits[-1], decoded.boxes[-1]
 
     variants: dict[str, Call] = {"as it is": partial(_in_precision, detect, model, precision)}
-    for way, how in (COMPILED if ways is None else ways).items():
+    for way, how in COMPILED.items():
         try:
             call = partial(_in_precision, torch.compile(detect, **how), model, precision)
             call()
@@ -298,7 +299,7 @@ def _training_case(
         **losses,
     }
     facts = {
-        label: {"peak_mib": _peak_memory_mib(variants[label], setting.device)}
+        label: {"added_mib": _added_memory_mib(variants[label], setting.device)}
         for label in ("plain", "V2I student", "teacher")
     }
     height, width = size
@@ -335,23 +336,33 @@ def _losses_alone(student: Any, knowledge: Any, batch: list[dict[str, Any]]) -> 
     return {"TFD alone": tfd, "CQD alone": cqd}
 
 
-def _peak_memory_mib(call: Call, device: Any) -> float | None:
-    """Most memory in use during one call: of the GPU, or of this process where Linux tells."""
+def _added_memory_mib(call: Call, device: Any) -> float | None:
+    """Most memory that one call adds to what is in use: models and earlier cases are not in it.
+
+    Of the GPU, or of this process where Linux tells.
+    """
     import torch
 
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     try:
+        give_memory_back()
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets the peak, see proc(5)
+        before = _status_kib("VmRSS")
         call()
-        with open("/proc/self/status") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["VmHWM"].split()[0]) / 1024
+        return (_status_kib("VmHWM") - before) / 1024
     except OSError:
         return None
+
+
+def _status_kib(key: str) -> int:
+    with open("/proc/self/status") as file:
+        return int(dict(line.split(":", 1) for line in file)[key].split()[0])
 
 
 CASES: dict[str, Callable[[Setting], Iterator[Case]]] = {

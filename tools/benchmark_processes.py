@@ -15,6 +15,8 @@ from benchmark_models import ROOT, build, noise_clip
 
 from v2idetr.programs import keep_freed_memory
 
+TORCH_SPINS = "300000"  # about what GNU OpenMP does when nothing is set: some milliseconds
+
 
 def startup_cases(setting: Setting) -> Iterator[Case]:
     """Processes until they could detect: imports, kernels from numba's cache, kernels compiled."""
@@ -51,9 +53,6 @@ def waiting_cases(setting: Setting) -> Iterator[Case]:
             variants[f"{way}, alone"] = step
             variants[f"{way}, beside a busy process"] = partial(_beside_a_busy_process, step)
         yield Case("a training step of the demo's teacher", "ours, alone", variants)
-
-
-TORCH_SPINS = "300000"  # about what GNU OpenMP does when nothing is set: some milliseconds
 
 
 @contextlib.contextmanager

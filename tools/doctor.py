@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 # The libraries whose versions a bug report needs; of the others only what is wrong is shown.
 NAMED_VERSIONS = ("torch", "torchvision", "numpy", "Pillow", "omegaconf", "timm")
-SAME = {"opencv-python-headless": "opencv-python"}  # has the same module, and serves as well
+# What serves as well, because it has the same module.
+STANDS_IN = {"opencv-python-headless": "opencv-python"}
 SET_UP = "make setup, or python -m pip install -r requirements.txt"
 
 
@@ -113,7 +114,7 @@ def check_requirements() -> Iterator[Finding]:
             continue
         wanted = Requirement(text)
         version = installed_version(wanted.name) or installed_version(
-            SAME.get(wanted.name, wanted.name)
+            STANDS_IN.get(wanted.name, wanted.name)
         )
         if version is None:
             yield Finding(wanted.name, "fail", "not installed", f"{SET_UP} ({reason or 'needed'})")

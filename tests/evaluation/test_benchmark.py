@@ -110,19 +110,29 @@ def test_the_floor_of_a_detection_is_its_operations_at_the_rate_of_a_product(mon
 def test_training_runs_the_three_stages_and_both_losses_with_their_memory(setting):
     case = benchmark_cases._training_case("deformable_detr_small", setting, (64, 96), 2, 3, 5)
     assert list(case.variants) == ["plain", "V2I student", "teacher", "TFD alone", "CQD alone"]
-    assert all(case.facts[name]["peak_mib"] > 100 for name in ("plain", "V2I student", "teacher"))
+    added = [case.facts[name]["added_mib"] for name in ("plain", "V2I student", "teacher")]
+    assert all(10 < mib < 2000 for mib in added) and added[0] < added[2]
     rows = measure(case, torch.device("cpu"), warm_up=0, repeats=1)
     assert all(row["median_ms"] > 0 for row in rows)
     assert "2 clips, T 3, N 5, 64 x 96 px" in case.name
 
 
+def test_memory_that_a_call_adds_is_without_what_was_there_before(setting):
+    kept = torch.ones(2**26)  # 256 MiB
+    added = benchmark_cases._added_memory_mib(lambda: torch.ones(2**24), setting.device)
+    assert kept[0] == 1 and 60 < added < 80
+
+
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_boxes_of_the_network_and_a_failure_is_named(capsys):
+def test_a_compiled_network_gives_the_boxes_of_the_network_and_a_failure_is_named(
+    monkeypatch, capsys
+):
     model = build("deformable_detr_small", "model", "efficientnet_lite0").eval()
     batch = [noise_clip((64, 96))]
     ways = {"captured": {"backend": "eager"}, "of no known backend": {"backend": "nobody"}}
+    monkeypatch.setattr(benchmark_cases, "COMPILED", ways)
     with reading_with("gather"):
-        case = benchmark_cases.compiled_case("detector", model, batch, "fp32", ways)
+        case = benchmark_cases.compiled_case("detector", model, batch, "fp32")
         assert list(case.variants) == ["as it is", "captured"]
         plain, captured = (call() for call in case.variants.values())
     for expected, actual in zip(plain, captured, strict=True):

@@ -54,10 +54,20 @@ def keep_freed_memory() -> None:
     decided = any(name.startswith("MALLOC_") for name in os.environ)
     if decided or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            mallopt(threshold, 2**30)
+    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        _call_libc("mallopt", threshold, 2**30)
+
+
+def give_memory_back() -> None:
+    """Let the C library return the freed memory that it still has, where it is GNU's."""
+    _call_libc("malloc_trim", 0)
+
+
+def _call_libc(name: str, *arguments: int) -> None:
+    """Call a function of the C library if it has that one."""
+    function = getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
+    if function is not None:
+        function(*arguments)
 
 
 def check_folder(folder: Path, record: str, what: str, first: Sequence[str] = ()) -> None:
