@@ -319,7 +319,6 @@ def test_a_stem_of_another_kind_is_not_left_unfrozen_in_silence() -> None:
     [
         ("resnet18", {"conv1", "layer1"}, "layer2"),
         ("tf_efficientnet_lite0", {"conv_stem", "blocks.0"}, "blocks.1"),
-        ("hrnet_w18_small", {"conv1", "conv2", "layer1"}, "transition1"),
         ("convnext_atto", {"stem_0", "stem_1", "stages_0"}, "stages_1"),
         ("ghostnet_100", {"conv_stem", "blocks_0"}, "blocks_1"),
         ("regnetx_002", {"stem", "s1"}, "s2"),

@@ -7,8 +7,11 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from timm.layers import Conv2dSame
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d as FrozenBatchNorm2dOfTorchvision
 
+from v2idetr.modeling.backbone import TimmBackbone
 from v2idetr.modeling.folded_norm import FoldedConv2d, fold_frozen_norms
 
 BACKBONES = Path(__file__).parents[2] / "configs" / "common" / "models" / "backbones.py"
@@ -104,6 +107,62 @@ def test_half_precision_convolves_in_half_precision(pair):
     assert actual.dtype == torch.bfloat16
     error = (actual - expected).float().norm() / expected.float().norm()
     assert error < 0.02
+
+
+def timm_pair(name):
+    """A backbone of timm with some statistics, folded, and the same with separate layers."""
+    torch.manual_seed(0)
+    folded = TimmBackbone(name, freeze_stem=False).double()
+    for module in folded.modules():
+        if isinstance(module, FrozenBatchNorm2dOfTorchvision):
+            for key, buffer in module.named_buffers():
+                buffer.uniform_(0.5, 1.5) if key != "bias" else buffer.normal_()
+    plain = copy.deepcopy(folded)
+    for module in plain.modules():
+        if isinstance(module, FoldedConv2d):
+            module.__class__ = Conv2dSame if module.pads_same else nn.Conv2d
+        if isinstance(module, FrozenBatchNorm2dOfTorchvision):
+            module.folded = False
+    return plain, folded
+
+
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_100", "densenet121"]
+)
+def test_timms_maps_and_gradients_are_those_of_separate_layers(name):
+    plain, folded = timm_pair(name)
+    assert list(folded.state_dict()) == list(TimmBackbone(name, freeze_stem=False).state_dict())
+    results = []
+    for backbone in (plain, folded):
+        found = maps(backbone, pixels())
+        found.square().mean().backward()
+        results.append((found.detach(), {k: p.grad for k, p in backbone.named_parameters()}))
+    (expected, gradients), (actual, own) = results
+    torch.testing.assert_close(actual, expected)
+    for key, gradient in gradients.items():
+        scale = gradient.abs().max()
+        torch.testing.assert_close(own[key] / scale, gradient / scale, msg=key)
+
+
+def test_all_norms_of_an_efficientnet_are_folded():
+    backbone = TimmBackbone("tf_efficientnet_lite0")
+    norms = [m for m in backbone.modules() if isinstance(m, FrozenBatchNorm2dOfTorchvision)]
+    assert norms and all(norm.folded for norm in norms)
+
+
+def test_a_copied_backbone_folds_its_own_norms():
+    backbone = TimmBackbone("tf_efficientnet_lite0")
+    other = copy.deepcopy(backbone)
+    with torch.no_grad():
+        before = maps(backbone, pixels(torch.float32))
+        other.body.bn1.bias.add_(1)
+        assert torch.equal(maps(backbone, pixels(torch.float32)), before)
+        assert not torch.equal(maps(other, pixels(torch.float32)), before)
+
+
+def test_a_model_that_needs_the_layers_behind_its_last_map_is_refused():
+    with pytest.raises(ValueError, match="hrnet_w18_small does not run without the layers behind"):
+        TimmBackbone("hrnet_w18_small", freeze_stem=False)
 
 
 def test_other_norms_and_convolutions_with_a_bias_stay():

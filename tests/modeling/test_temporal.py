@@ -83,13 +83,15 @@ def test_the_projections_that_start_at_zero_learn_from_the_first_step() -> None:
 def test_a_block_is_position_interactor_and_feed_forward(role: str, residual: str) -> None:
     msi = build(strides=(8,), roles=(role,), residual=residual)
     block = msi.levels["8"][0]
-    x = torch.randn(1, D, 3, 6, 9)
+    x = torch.randn(1, 3, 6, 9, D)
 
     def ffn(y: Tensor) -> Tensor:
-        y = F.layer_norm(y.movedim(1, -1), (D,), block.ffn_norm.weight, block.ffn_norm.bias)
-        return block.linear2(F.gelu(block.linear1(y))).movedim(-1, 1)
+        y = F.layer_norm(y, (D,), block.ffn_norm.weight, block.ffn_norm.bias)
+        return block.linear2(F.gelu(block.linear1(y)))
 
-    placed = x + F.conv3d(x, block.position.weight, block.position.bias, padding=1, groups=D)
+    position = block.position
+    place = F.conv3d(x.movedim(-1, 1), position.weight, position.bias, padding=1, groups=D)
+    placed = x + place.movedim(1, -1)
     mixed = block.interactor(placed, None)
     if residual == "paper":  # Y = FFN(A(PE(F)) + F)
         want = ffn(mixed + x)
@@ -101,15 +103,15 @@ def test_a_block_is_position_interactor_and_feed_forward(role: str, residual: st
 
 def test_the_global_interactor_is_multi_head_attention_over_all_tokens() -> None:
     interactor = GlobalInteractor(D, num_heads=4)
-    x = torch.randn(2, D, 3, 2, 4)
+    x = torch.randn(2, 3, 2, 4, D)
     reference = nn.MultiheadAttention(D, 4, batch_first=True)
     with torch.no_grad():
         reference.in_proj_weight.copy_(interactor.input.weight)
         reference.in_proj_bias.copy_(interactor.input.bias)
         reference.out_proj.weight.copy_(interactor.output.weight)
         reference.out_proj.bias.copy_(interactor.output.bias)
-    tokens = interactor.norm(x.flatten(2).transpose(1, 2))
-    want = reference(tokens, tokens, tokens)[0].transpose(1, 2).view_as(x)
+    tokens = interactor.norm(x.flatten(1, 3))
+    want = reference(tokens, tokens, tokens)[0].view_as(x)
     torch.testing.assert_close(interactor(x, None), want, atol=1e-5, rtol=1e-4)
 
 
@@ -118,9 +120,9 @@ def test_the_local_interactor_sees_half_a_kernel_in_time_height_and_width(
     kernel_size: int, reach: int
 ) -> None:
     interactor = LocalInteractor(D, kernel_size=kernel_size)
-    x = torch.randn(1, D, 7, 7, 7, requires_grad=True)
-    interactor(x, None)[0, :, 3, 3, 3].sum().backward()
-    seen = x.grad[0].abs().sum(0) > 0
+    x = torch.randn(1, 7, 7, 7, D, requires_grad=True)
+    interactor(x, None)[0, 3, 3, 3].sum().backward()
+    seen = x.grad[0].abs().sum(-1) > 0
     want = torch.zeros(7, 7, 7, dtype=torch.bool)
     want[(slice(3 - reach, 4 + reach),) * 3] = True
     assert torch.equal(seen, want)

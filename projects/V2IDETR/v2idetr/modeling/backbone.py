@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from v2idetr.modeling.folded_norm import fold_norm
 from v2idetr.modeling.interface import Images
 from v2idetr.tensor_files import read_safetensors
 
@@ -46,7 +49,8 @@ class TimmBackbone(nn.Module):
         freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does.
 
     Raises:
-        ValueError: the model has no map of such a stride, or it is not known where its stem ends.
+        ValueError: the model has no map of such a stride, does not run without the layers behind
+            the coarsest of them (HRNet, DLA), or it is not known where its stem ends.
     """
 
     def __init__(
@@ -69,6 +73,13 @@ class TimmBackbone(nn.Module):
         }
         # Channels last: a quarter less time on a CPU, with EfficientNet-Lite0 at 96 x 128.
         self.body = _freeze_batch_norm(body).to(memory_format=torch.channels_last)
+        try:
+            _fold(self.body)
+        except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} does not run without the layers behind its map of stride {max(strides)} "
+                f"({type(error).__name__}: {error}); use another model, a ResNet for example."
+            ) from error
         if freeze_stem:
             _freeze_stem(self.body, name)
 
@@ -122,23 +133,62 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+@torch.no_grad()
+def _fold(body: nn.Module) -> None:
+    """Fold normalisations into the convolutions whose outputs they get, as a dry run shows."""
+    made_by: dict[int, tuple[Any, Tensor, int]] = {}  # by identity; the tensor is kept alive
+    pairs: list[tuple[Any, _FrozenNormAct]] = []
+    calls: Counter[nn.Module] = Counter()
+
+    def note(convolution: Any, _inputs: Any, output: Tensor) -> None:
+        calls[convolution] += 1
+        made_by[id(output)] = convolution, output, output._version
+
+    def pair(norm: Any, inputs: tuple[Tensor]) -> None:
+        calls[norm] += 1
+        convolution, output, version = made_by.get(id(inputs[0]), (None, inputs[0], -1))
+        if output._version == version:  # nothing in place has come between
+            pairs.append((convolution, norm))
+
+    handles = [m.register_forward_hook(note) for m in body.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in body.modules() if isinstance(m, _FrozenNormAct)]
+    handles += [norm.register_forward_pre_hook(pair) for norm in norms]
+    body(torch.zeros(1, 3, 64, 64))
+    for handle in handles:
+        handle.remove()
+    for convolution, norm in pairs:
+        norm.folded = calls[convolution] == calls[norm] == 1 and fold_norm(convolution, norm)
+
+
 class _FrozenNormAct(FrozenBatchNorm2d):
-    """Frozen batch normalisation followed by the activation that timm puts into it."""
+    """Frozen batch normalisation followed by the activation that timm puts into it.
+
+    Attributes:
+        folded: the convolution before it does the normalisation.
+    """
 
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
+    folded = False
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, eps=norm.eps)
         self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.folded else self._normalised(x)
+        if isinstance(self.act, nn.ReLU6):
+            # In place where there is no gradient, which would cost a copy of the map.
+            return F.relu6(x, inplace=not x.requires_grad)
+        return self.act(x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         scale, shift = (v.to(x.dtype).view(1, -1, 1, 1) for v in (scale, shift))
-        return self.act(torch.addcmul(shift, x, scale))  # one pass and no temporary
+        return torch.addcmul(shift, x, scale)  # one pass and no temporary
 
 
 # ------------------------------------------------------------------------------------ weights

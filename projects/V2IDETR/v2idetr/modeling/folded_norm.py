@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from v2idetr.modeling.depthwise_conv import depthwise_conv
 
 
 def fold_frozen_norms(module: nn.Module) -> nn.Module:
@@ -23,6 +26,23 @@ def fold_frozen_norms(module: nn.Module) -> nn.Module:
     return module
 
 
+def fold_norm(convolution: nn.Conv2d, norm: nn.Module) -> bool:
+    """Let a convolution compute the frozen normalisation behind it, which then must not.
+
+    The normalisation stays where it is registered, and keeps its tensors.
+
+    Returns:
+        False, and nothing is done, where the convolution has a bias or is of an unknown kind.
+    """
+    same = type(convolution).__name__ == "Conv2dSame"  # timm's, which networks do not import
+    if convolution.bias is not None or not (same or type(convolution) is nn.Conv2d):
+        return False
+    convolution.__class__ = FoldedConv2d
+    # Not registered a second time: tensors keep their one name.
+    vars(convolution).update(norm=norm, activation=None, pads_same=same)
+    return True
+
+
 def _has_frozen_norm(convolution: nn.Module) -> bool:
     """Whether it is Detectron2's, which networks do not import, with a frozen normalisation."""
     norm = type(getattr(convolution, "norm", None)).__name__
@@ -30,29 +50,39 @@ def _has_frozen_norm(convolution: nn.Module) -> bool:
 
 
 class FoldedConv2d(nn.Conv2d):
-    """Detectron2's convolution with a frozen normalisation, as one convolution.
+    """A convolution and the frozen normalisation behind it, as one convolution.
 
     Attributes:
         norm: a FrozenBatchNorm2d.
         activation: what follows it, or None.
+        pads_same: padded as TensorFlow does, by the size of the input.
     """
 
     norm: nn.Module
     activation: Any
+    pads_same = False
     _kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._folded()
         if torch.is_autocast_enabled(x.device.type):  # which casts weights, not what is made here
             bias = bias.to(torch.get_autocast_dtype(x.device.type))
-        x = nn.functional.conv2d(
-            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        padding: Any = self.padding
+        if self.pads_same:
+            from timm.layers.padding import pad_same
+
+            padding = (0, 0)
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        if self.groups == self.in_channels == self.out_channels and set(self.dilation) == {1}:
+            x = depthwise_conv(x, weight, bias, self.stride, padding)
+        else:
+            x = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias; kept until a tensor that they are made from changes."""
-        made_from = (self.weight, *self.norm.buffers())
+        own = self.norm._buffers.values()  # without a walk through the module: this runs often
+        made_from = (self.weight, *(buffer for buffer in own if buffer is not None))
         learning = self.weight.requires_grad and torch.is_grad_enabled()
         if learning or torch.compiler.is_compiling() or any(t.is_inference() for t in made_from):
             return self._fold()

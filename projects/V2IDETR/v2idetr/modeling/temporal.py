@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from v2idetr.modeling.depthwise_conv import DepthwiseConv3d
 from v2idetr.modeling.interface import Features
 
 Residual = Literal["uniformer", "paper"]
@@ -103,13 +104,13 @@ class MSI(nn.Module):
             stride = int(name)
             if stride not in mixed:
                 raise ValueError(f"MSI has a level of stride {stride}; the detector has none.")
-            x = mixed[stride].unflatten(0, (-1, num_frames)).transpose(1, 2)  # (C, d, T, h, w)
+            x = mixed[stride].unflatten(0, (-1, num_frames)).movedim(2, -1).contiguous()
             padding = None
             if features.padding is not None:
                 padding = features.padding[stride].unflatten(0, (-1, num_frames))
             for block in blocks:
                 x = block(x, padding)
-            mixed[stride] = x.transpose(1, 2).flatten(0, 1)
+            mixed[stride] = x.movedim(-1, 2).flatten(0, 1)
         return Features(mixed, features.padding, features.valid_ratios)
 
 
@@ -129,7 +130,7 @@ class InteractionBlock(nn.Module):
         residual: Residual,
     ) -> None:
         super().__init__()
-        self.position = nn.Conv3d(d, d, 3, padding=1, groups=d)
+        self.position = DepthwiseConv3d(d, 3)
         self.interactor = interactor
         self.ffn_norm = nn.LayerNorm(d)
         self.linear1, self.linear2 = nn.Linear(d, ffn_dim), nn.Linear(ffn_dim, d)
@@ -141,16 +142,15 @@ class InteractionBlock(nn.Module):
                 nn.init.zeros_(last.bias)
 
     def forward(
-        self, x: Float[Tensor, "C d T h w"], padding: Bool[Tensor, "C T h w"] | None
-    ) -> Float[Tensor, "C d T h w"]:
+        self, x: Float[Tensor, "C T h w d"], padding: Bool[Tensor, "C T h w"] | None
+    ) -> Float[Tensor, "C T h w d"]:
         if padding is not None:
-            x = x.masked_fill(padding.unsqueeze(1), 0.0)
-        placed = x + self.position(x)
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        placed = x + self.position(x.movedim(-1, 1)).movedim(1, -1)
         if padding is not None:
-            placed = placed.masked_fill(padding.unsqueeze(1), 0.0)
+            placed = placed.masked_fill(padding.unsqueeze(-1), 0.0)
         mixed = self.interactor(placed, padding) + (x if self.literal else placed)
-        channels_last = mixed.movedim(1, -1)
-        thought = self.linear2(F.gelu(self.linear1(self.ffn_norm(channels_last)))).movedim(-1, 1)
+        thought = self.linear2(F.gelu(self.linear1(self.ffn_norm(mixed))))
         return thought if self.literal else mixed + thought
 
 
@@ -161,16 +161,16 @@ class LocalInteractor(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(d)
         self.input = nn.Linear(d, d)
-        self.mix = nn.Conv3d(d, d, kernel_size, padding=kernel_size // 2, groups=d)
+        self.mix = DepthwiseConv3d(d, kernel_size)
         self.output = nn.Linear(d, d)
 
     def forward(
-        self, x: Float[Tensor, "C d T h w"], padding: Bool[Tensor, "C T h w"] | None
-    ) -> Float[Tensor, "C d T h w"]:
-        value = self.input(self.norm(x.movedim(1, -1))).movedim(-1, 1)
+        self, x: Float[Tensor, "C T h w d"], padding: Bool[Tensor, "C T h w"] | None
+    ) -> Float[Tensor, "C T h w d"]:
+        value = self.input(self.norm(x))
         if padding is not None:
-            value = value.masked_fill(padding.unsqueeze(1), 0.0)
-        return self.output(self.mix(value).movedim(1, -1)).movedim(-1, 1)
+            value = value.masked_fill(padding.unsqueeze(-1), 0.0)
+        return self.output(self.mix(value.movedim(-1, 1)).movedim(1, -1))
 
 
 class GlobalInteractor(nn.Module):
@@ -186,14 +186,12 @@ class GlobalInteractor(nn.Module):
         self.output = nn.Linear(d, d)
 
     def forward(
-        self, x: Float[Tensor, "C d T h w"], padding: Bool[Tensor, "C T h w"] | None
-    ) -> Float[Tensor, "C d T h w"]:
-        C, d, T, h, w = x.shape
-        tokens = self.norm(x.flatten(2).transpose(1, 2))  # (C, T*h*w, d)
+        self, x: Float[Tensor, "C T h w d"], padding: Bool[Tensor, "C T h w"] | None
+    ) -> Float[Tensor, "C T h w d"]:
+        tokens = self.norm(x.flatten(1, 3))  # (C, T*h*w, d)
         query, key, value = (
             self.input(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
-        mask = None if padding is None else ~padding.view(C, 1, 1, T * h * w)
+        mask = None if padding is None else ~padding.flatten(1)[:, None, None]
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        read = self.output(read.transpose(1, 2).flatten(2))
-        return read.transpose(1, 2).view(C, d, T, h, w)
+        return self.output(read.transpose(1, 2).flatten(2)).view(x.shape)
