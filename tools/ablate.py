@@ -25,6 +25,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--list", action="store_true", help="name every row, of --table or all, and what it shares")
-    add("--table", metavar="NAME", help="I, II, III, IV, 5a, 5b, choices")
+    add("--table", metavar="NAME", help="I, II, III, IV, 5a, 5b, choices, controls")
     add("--dataset", choices=DATASETS, default="synthetic", help="default synthetic")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
     add("--output", type=Path, metavar="DIR", help="folder of all tables of a data set")
@@ -217,12 +218,14 @@ def read_and_rehearse(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
     """The splits that all runs share; on them one student of every row is tried.
 
     Raises:
-        ValueError: the data cannot be used, or a student does not fit its teacher.
+        ValueError: the data cannot be used, is too little for a row, or a student does not fit its
+            teacher.
     """
-    from v2idetr.ablation.rehearsal import new_students, rehearse
+    from v2idetr.ablation.rehearsal import check_batches, new_students, rehearse
     from v2idetr.engine.run_context import load_splits
 
     splits = load_splits(base, with_train=True)
+    check_batches(runs, splits)
     rehearse(new_students(runs), splits)
     return splits
 
@@ -242,13 +245,17 @@ def jobs_of(runs: Sequence[Run], settings: Settings, *, own_samples: bool) -> li
     return [
         Job(
             name=run.name,
-            command=(program, *run.arguments(settings, *more)),
+            command=partial(_command, program, run, settings, more),
             log=run.log,
             result=run.evaluation,
-            needs=run.teacher.name if run.teacher is not None else "",
+            needs=tuple(needed.name for needed in run.needs),
         )
         for run in runs
     ]
+
+
+def _command(program: str, run: Run, settings: Settings, more: Sequence[str]) -> list[str]:
+    return [program, *run.arguments(settings, *more)]
 
 
 def choose_slots(options: argparse.Namespace, runs: Sequence[Run]) -> list[dict[str, str]]:

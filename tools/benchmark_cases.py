@@ -289,7 +289,7 @@ def _training_case(
         model.zero_grad(set_to_none=True)
 
     def student_step() -> None:
-        step(student, knowledge=teacher_knowledge(frozen, batch, reach=student.reach))
+        step(student, knowledge=student.knowledge(frozen, batch))
 
     losses = _losses_alone(student, teacher_knowledge(frozen, batch), batch)
     variants: dict[str, Call] = {

@@ -12,6 +12,10 @@ train = dict(
     clip_grad_norm=0.1,  # of all gradients together, as DETR; 0 switches it off
     # steps between evaluations on the validation split; 0: none, with evaluation.checkpoint=final
     eval_period=1000,
+    # Early stopping: after so many evaluations without a better best_metric the learning rate
+    # falls to zero along a cosine, over `cooldown` times the steps so far; 0: trains max_iter steps
+    patience=0,
+    cooldown=0.25,
     checkpoint_period=500,  # steps between writes of last.pth
     log_period=20,  # steps between lines of metrics.jsonl, each their mean
     num_workers=2,  # processes that prepare samples; 0 prepares them in the training process

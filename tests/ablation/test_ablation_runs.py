@@ -91,7 +91,7 @@ def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:
 
 def test_each_seed_has_its_teachers_and_they_come_first(plan: Plan) -> None:
     stages = [(run.seed, run.stage) for run in runs(plan, "table3", range(2))]
-    one = ["teacher", "teacher", "plain", "student", "student", "student", "student"]
+    one = ["teacher", "teacher", "plain", "plain", "student", "student", "student", "student"]
     assert stages == [(seed, stage) for seed in (0, 1) for stage in one]
 
 

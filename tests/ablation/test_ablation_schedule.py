@@ -20,11 +20,11 @@ WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('done')"
 def job(tmp_path: Path) -> Callable[..., Job]:
     """Makes a job: a program that gets the path of its result."""
 
-    def make(name: str, program: str = WRITE, needs: str = "") -> Job:
+    def make(name: str, program: str = WRITE, needs: tuple[str, ...] = ()) -> Job:
         file, result = tmp_path / f"{name}.py", tmp_path / f"{name}.result"
         file.write_text(textwrap.dedent(program))
         log = tmp_path / f"{name}.log"
-        return Job(name, (str(file), str(result)), log, result, needs)
+        return Job(name, lambda: (str(file), str(result)), log, result, needs)
 
     return make
 
@@ -43,7 +43,7 @@ def test_a_job_waits_for_the_one_that_it_needs(job) -> None:
     read = "import sys, pathlib; p = pathlib.Path(sys.argv[1])\n"
     read += "p.write_text((p.parent / 'teacher.result').read_text())"
     ended = Ended()
-    jobs = [job("teacher"), job("student", read, "teacher")]
+    jobs = [job("teacher"), job("student", read, ("teacher",))]
     assert not run_jobs(jobs, [{}, {}], ended=ended)
     assert ended.names == ["teacher", "student"]
 
@@ -52,7 +52,7 @@ def test_what_has_a_result_is_not_run(job) -> None:
     done = job("done", "raise SystemExit(1)")
     done.result.touch()
     ended = Ended()
-    assert not run_jobs([done, job("student", needs="done")], [{}], ended=ended)
+    assert not run_jobs([done, job("student", needs=("done",))], [{}], ended=ended)
     assert ended.names == ["student"]
 
 
@@ -86,7 +86,7 @@ def test_each_slot_has_its_environment(job) -> None:
 def test_one_that_fails_stops_only_those_that_need_it(job) -> None:
     ended = Ended()
     broken = job("broken", "raise ValueError('no such level')")
-    failures = run_jobs([broken, job("taught", needs="broken"), job("other")], [{}], ended=ended)
+    failures = run_jobs([broken, job("taught", needs=("broken",)), job("other")], [{}], ended=ended)
     assert ended.names == ["broken failed", "taught failed", "other"]
     assert [failure.reason for failure in failures] == [
         "ValueError: no such level (code 1)",

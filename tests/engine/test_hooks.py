@@ -15,6 +15,7 @@ from torch import nn
 
 from v2idetr.engine import hooks
 from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint
+from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Trainer
 
@@ -29,6 +30,9 @@ class Counter(nn.Module):
     def count_boxes(self, batch: list) -> int:
         return 1
 
+    def count_frames(self, batch: list) -> int:
+        return len(batch)
+
     def forward(self, batch: list, num_boxes: float) -> dict[str, torch.Tensor]:
         return {"loss_count": -self.weight.sum()}
 
@@ -36,11 +40,18 @@ class Counter(nn.Module):
 class Stage:
     """A trainer with the hooks of a stage, whose validation reads its metrics from a list."""
 
-    def __init__(self, folder: Path, metrics: dict[int, float], period: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        metrics: dict[int, float],
+        period: int = 1,
+        *,
+        early_stopping: EarlyStopping | None = None,
+    ) -> None:
         self.model, self.folder, self.signals = Counter(), folder, StopSignals()
         optimizer = torch.optim.SGD([{"params": list(self.model.parameters()), "initial_lr": 1.0}])
         self.trainer = Trainer(self.model, self._batches(), optimizer, stage="plain", seed=0)
-        rate = hooks.LearningRate(LinearParamScheduler(1.0, 1.0))
+        rate = hooks.LearningRate(LinearParamScheduler(1.0, 1.0), 100, early_stopping)
         log = hooks.MetricsLog(folder / "metrics.jsonl", 2, rate)
         writer = hooks.CheckpointWriter(folder, period, self.snapshot)
         self.validation = hooks.Validation(
@@ -50,9 +61,10 @@ class Stage:
             writer=writer,
             log=log,
             signals=self.signals,
+            early_stopping=early_stopping,
         )
         stop = hooks.Interruption(self.signals, writer)
-        self.trainer.register_hooks([rate, log, self.validation, writer, stop])
+        self.trainer.register_hooks([rate, log, self.validation, early_stopping, writer, stop])
 
     def _batches(self) -> Iterator[list]:
         while True:
@@ -154,6 +166,7 @@ def test_after_a_signal_no_evaluation_begins_and_a_resumed_run_makes_up_for_it(t
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     teacher = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    hooks.DistillationHook(teacher.train())
+    hook = hooks.DistillationHook(teacher.train(), lambda model, batch: (model, batch))
+    assert hook.before_forward([{}]) == {"knowledge": (teacher, [{}])}
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())

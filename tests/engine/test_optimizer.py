@@ -49,5 +49,5 @@ def test_a_model_without_trainable_parameters_is_an_error() -> None:
 def test_the_rate_drops_at_the_tenth_of_twelve_epochs() -> None:
     optimizer = torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(1))], "initial_lr": 0.5}])
     schedule = MultiStepParamScheduler([1.0, 0.1], milestones=[10], num_updates=12)
-    rates = [set_learning_rates(optimizer, schedule, step, 120) for step in (0, 99, 100, 119)]
+    rates = [set_learning_rates(optimizer, schedule(step / 120)) for step in (0, 99, 100, 119)]
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05])

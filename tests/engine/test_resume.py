@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,16 @@ STAGES = ("teacher", "plain", "student")
 
 
 def run(
-    config_path: Path, output: Path, *, resume: bool = False, stages: tuple[str, ...] = ("plain",)
+    config_path: Path,
+    output: Path,
+    *,
+    resume: bool = False,
+    stages: tuple[str, ...] = ("plain",),
+    overrides: Sequence[str] = (),
 ) -> int:
     """Exit code of a run in this process."""
-    overrides = [f"train.output_dir={output}", f"train.stages=[{', '.join(stages)}]"]
-    config = load_config(config_path, overrides)
+    own = [f"train.output_dir={output}", f"train.stages=[{', '.join(stages)}]"]
+    config = load_config(config_path, [*own, *overrides])
     options = argparse.Namespace(resume=resume, eval_only=False)
     return process.run_process(options, config, "cpu")
 

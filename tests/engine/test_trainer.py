@@ -29,6 +29,9 @@ class Regressor(nn.Module):
         self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
         self.seen: list[float] = []
 
+    def count_frames(self, batch: list[dict]) -> int:
+        return len(batch)
+
     def count_boxes(self, batch: list[dict]) -> int:
         return sum(len(sample["boxes"]) for sample in batch)
 
@@ -155,7 +158,7 @@ def one_step(config_path: Path, stage: str, *, world: int = 1, **settings) -> tu
         # A trained teacher is no copy of its student, where the L1 of TFD would have a kink.
         other = load_config(config_path, ["train.seed=1"])
         models.teacher.load_state_dict(build_stage(other, "teacher").detector.state_dict())
-        step.register_hooks([DistillationHook(models.teacher)])
+        step.register_hooks([DistillationHook(models.teacher, models.trained.knowledge)])
     step.train(0, 1)
     losses = {name: value for name, value in step.step_metrics.items() if "time" not in name}
     gradients = {n: p.grad for n, p in models.trained.named_parameters() if p.grad is not None}

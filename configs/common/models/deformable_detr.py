@@ -74,6 +74,7 @@ teacher = dict(
 )
 
 distillation = dict(
+    frames="current",  # all: every frame of a clip is a current one, at one forward of the teacher
     tfd=L("v2idetr.distillation.tfd.TargetGuidedFeatureDistillation")(
         weight=1.0,  # lambda_bk, paper, section II-E
         stride=32,

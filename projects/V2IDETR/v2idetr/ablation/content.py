@@ -3,15 +3,17 @@
 table, heading, dataset, student, seeds, unit, ...
 blocks    the test splits pooled, then each apart, with their sizes
 metrics   in the order of the columns
-rows      name, number ("" for all where any has none), title, switches, run, figures and
-          difference by block and metric
+rows      name, number ("" for all where any has none), title, switches, run; figures and
+          difference by block and metric; to_control: the same difference to the control of
+          Tables III and IV, where there is one; in the table of controls
+          cost by seed, a teacher's included, and curve, steps and best_metric of validation
 teachers  the same for the teachers of these rows
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from omegaconf import DictConfig
 from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
 from v2idetr.ablation.provenance import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
-from v2idetr.ablation.tables import Row, Table
+from v2idetr.ablation.tables import CONTROL, CONTROLS, Row, Table
+from v2idetr.ablation.training_log import TrainingCost
 from v2idetr.engine.config_yaml import parse_yaml
 from v2idetr.evaluation.table import ALL_TESTS
 
@@ -54,12 +57,17 @@ def build_content(
     paper = _paper(settings.configs, table.key)
     metrics = _metrics(plan.config(table.rows[0]), paper)
     known = {row.key: line.results for row, line in zip(table.rows, rows, strict=True)}
+    control = _control(table, plan, seeds)
 
     def described(lines: Sequence[_Line]) -> list[dict[str, Any]]:
-        return [
-            line.words | _compared(line.results, known.get(line.reference), blocks, metrics)
-            for line in lines
-        ]
+        found = []
+        for line in lines:
+            entry = line.words | _compared(line.results, known.get(line.reference), blocks, metrics)
+            if control is not None:
+                against = _compared(line.results, control, blocks, metrics)
+                entry["to_control"] = against["difference"]
+            found.append(entry)
+        return found
 
     return {
         "table": table.label,
@@ -75,6 +83,7 @@ def build_content(
         "seeds": list(seeds),
         "blocks": [{"title": title, **sizes[title]} for title in blocks],
         "metrics": metrics,
+        "best_metric": plan.config(table.rows[0]).train.best_metric,
         "headline": [m for m in metrics if m == "AP50"] + [m for m in metrics if "/f1" in m][:1],
         "rows": described(rows),
         "teachers": described(teachers),
@@ -84,10 +93,12 @@ def build_content(
 
 @dataclass(frozen=True)
 class _Results:
-    """What there is of one row: figures by seed, sizes by block."""
+    """What there is of one row: figures, cost of training and curves by seed, sizes by block."""
 
     figures: dict[int, Figures]
     sizes: dict[str, dict[str, int]]
+    costs: dict[int, TrainingCost]
+    curves: dict[int, list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -99,14 +110,18 @@ class _Line:
     reference: str
 
 
-def _results(runs: Sequence[Run]) -> _Results:
+def _results(runs: Sequence[Run], *, with_costs: bool = False) -> _Results:
     figures: dict[int, Figures] = {}
     sizes: dict[str, dict[str, int]] = {}
+    costs: dict[int, TrainingCost] = {}
+    curves: dict[int, list[tuple[int, float]]] = {}
     for run in runs:
         if run.finished:
             figures[run.seed], found = read_figures(run.evaluation)
             _add_sizes(sizes, found)
-    return _Results(figures, sizes)
+            if with_costs:
+                costs[run.seed], curves[run.seed] = run.cost_with_teacher, run.curve
+    return _Results(figures, sizes, costs, curves)
 
 
 def _add_sizes(sizes: dict[str, dict[str, int]], found: Mapping[str, dict[str, int]]) -> None:
@@ -133,9 +148,19 @@ def _rows(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
             "teacher": None if teacher is None else teacher.key,
             "reference": row.reference.partition("/")[2],
         }
-        results = _results([plan.run(row, seed) for seed in seeds])
+        runs = [plan.run(row, seed) for seed in seeds]
+        results = _results(runs, with_costs=table.key == CONTROLS)
         lines.append(_Line(words, results, row.reference))
     return lines
+
+
+def _control(table: Table, plan: Plan, seeds: Sequence[int]) -> _Results | None:
+    """Results of the plain detector with as many labelled frames a step as the teacher."""
+    row = plan.rows.get(CONTROL)
+    if table.key not in ("table3", "table4") or row is None:
+        return None
+    results = _results([plan.run(row, seed) for seed in seeds])
+    return results if results.figures else None
 
 
 def _switches(config: DictConfig) -> dict[str, bool]:
@@ -163,7 +188,8 @@ def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
             "title": _teacher_title(named, is_only=len(taught) == 1),
         }
         runs = [run for run in (plan.teacher(rows[0], seed) for seed in seeds) if run is not None]
-        lines.append(_Line(words, _results(runs), rows[0].reference))
+        results = _results(runs, with_costs=table.key == CONTROLS)
+        lines.append(_Line(words, results, rows[0].reference))
     return lines
 
 
@@ -185,7 +211,14 @@ def _compared(
         if reference is not None and reference is not results:
             theirs = {metric: spread(reference.figures, title, metric) for metric in metrics}
             difference[title] = {m: mine[m].minus(theirs[m]).as_json() for m in metrics}
-    return {"seeds": sorted(results.figures), "figures": figures, "difference": difference}
+    costs = {str(seed): asdict(cost) for seed, cost in sorted(results.costs.items())}
+    return {
+        "seeds": sorted(results.figures),
+        "figures": figures,
+        "difference": difference,
+        "cost": costs,
+        "curve": {str(seed): curve for seed, curve in sorted(results.curves.items())},
+    }
 
 
 def _metrics(config: DictConfig, paper: Mapping[str, Any] | None) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from v2idetr.ablation.markdown import to_markdown
-from v2idetr.ablation.plot import to_svg
+from v2idetr.ablation.plot import curves_to_svg, to_svg
 from v2idetr.ablation.row_configs import in_any_order
+from v2idetr.ablation.tables import CONTROLS
 from v2idetr.atomic_file import read_record, write_text_atomically
 from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
 from v2idetr.engine.run_folder import differing_splits
@@ -79,6 +80,8 @@ def write_table(folder: Path, content: Mapping[str, Any]) -> Path:
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     write_text_atomically(folder / f"{name}.json", text + "\n")
     write_text_atomically(folder / f"{name}.svg", to_svg(content))
+    if content["key"] == CONTROLS:
+        write_text_atomically(folder / f"{name}_curves.svg", curves_to_svg(content))
     markdown = folder / f"{name}.md"
     write_text_atomically(markdown, to_markdown(content))
     return markdown

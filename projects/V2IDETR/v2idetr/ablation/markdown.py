@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from tabulate import tabulate
@@ -10,6 +11,7 @@ from tabulate import tabulate
 from v2idetr.ablation.content import SWITCHES
 from v2idetr.ablation.figures import COCO
 from v2idetr.ablation.provenance import commits_said
+from v2idetr.ablation.tables import CONTROLS
 from v2idetr.evaluation.table import MISSING
 from v2idetr.wording import counted
 
@@ -153,8 +155,24 @@ def _cells(
                 difference = row["difference"].get(title, {}).get(metric)
                 is_reference = row["name"] == row["reference"]
                 cells[f"Δ {label}"] = "" if is_reference else form(difference, signed=True)
+                if any("to_control" in one for one in content["rows"]):
+                    against = row.get("to_control", {}).get(title, {}).get(metric)
+                    cells[f"Δ {label} to control"] = form(against, signed=True)
         cells |= _paper_cells(parts, row)
-    return cells
+    return cells | (_cost_cells(row["cost"]) if content["key"] == CONTROLS else {})
+
+
+def _cost_cells(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Means over the seeds."""
+
+    def mean(key: str) -> float:
+        return fmean(cost[key] for cost in costs.values())
+
+    return {
+        "steps": f"{mean('steps'):.0f}" if costs else MISSING,
+        "labelled frames, k": f"{mean('labelled_frames') / 1000:.1f}" if costs else MISSING,
+        "processor time, min": f"{mean('processor_time_s') / 60:.1f}" if costs else MISSING,
+    }
 
 
 def _main_rule(content: Mapping[str, Any]) -> str:
@@ -219,6 +237,17 @@ def _notes(content: Mapping[str, Any]) -> str:
         lines.append(
             f"- {', '.join(empty)}: without lesions, so it has no table of its own; its false "
             "detections count where splits are pooled."
+        )
+    if content["key"] == CONTROLS:
+        lines.append(
+            "- Steps, labelled frames and processor time are those of training, with the teacher's "
+            "where there is one. A labelled frame counts as often as it was trained on. Learning "
+            f"curves: [{content['file']}_curves.svg]({content['file']}_curves.svg)."
+        )
+    if any("to_control" in row for row in content["rows"]):
+        lines.append(
+            "- Control: the plain detector with as many labelled frames a step as the teacher "
+            "(row 1b of Table III)."
         )
     paper = content["paper"]
     if paper is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from v2idetr.ablation.markdown import metric_title
@@ -22,14 +23,50 @@ Figures = Mapping[str, Mapping[str, Any]]  # by metric
 
 def to_svg(content: Mapping[str, Any]) -> str:
     """The plot as text; the same content gives the same text."""
+    return _as_text(draw, content)
+
+
+def curves_to_svg(content: Mapping[str, Any]) -> str:
+    """The learning curves as text, see `draw_curves`."""
+    return _as_text(draw_curves, content)
+
+
+def _as_text(drawn: Callable[[Mapping[str, Any]], Figure], content: Mapping[str, Any]) -> str:
     import matplotlib
 
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": content["key"]}):
-        draw(content).savefig(
+        drawn(content).savefig(
             file, format="svg", metadata={"Date": None, "Title": content["heading"]}
         )
     return file.getvalue()
+
+
+def draw_curves(content: Mapping[str, Any]) -> Figure:
+    """Validation over training: a panel for each row and teacher, a line for each seed."""
+    from matplotlib.figure import Figure
+
+    lines = [*content["rows"], *content["teachers"]]
+    across = min(3, len(lines))
+    down = -(-len(lines) // across)
+    figure = Figure(figsize=(PANEL * across, AROUND + 2.0 * down), layout="constrained")
+    figure.suptitle(f"{content['heading']}\n{content['dataset']}, validation", fontsize="medium")
+    figure.supxlabel("steps; a line for each seed", color=SOFT, fontsize="small")
+    figure.supylabel(f"{metric_title(content['best_metric'])}, %", color=SOFT, fontsize="small")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, line in zip(panels.flat, lines, strict=False):
+        kind = "teacher" if "teaches" in line else "student" if line["teacher"] else "plain"
+        for curve in line["curve"].values():
+            steps, values = zip(*curve, strict=True) if curve else ((), ())
+            axes.plot(steps, values, color=COLOURS[kind], linewidth=1)
+        words = f"{line.get('number', '')}  {line['title']}".strip()
+        axes.set_title("\n".join(textwrap.wrap(words, 40)), fontsize="small", loc="left")
+        axes.grid(color=GRID)
+        axes.tick_params(colors=SOFT)
+        axes.spines[["right", "top"]].set_visible(False)
+    for axes in panels.flat[len(lines) :]:
+        axes.set_visible(False)
+    return figure
 
 
 def draw(content: Mapping[str, Any]) -> Figure:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from omegaconf import DictConfig
 
 from v2idetr.ablation.runs import Run
 from v2idetr.atomic_file import read_record
@@ -19,15 +22,26 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
     """
     for run in runs:
         if run.begun and (run.folder / CONFIG).exists():
-            changed = differing_keys(load_config(run.folder / CONFIG), run.config)
+            changed = differing_keys(load_config(run.folder / CONFIG), _wanted(run))
             if run.finished:  # the folder may have been moved since
                 changed = [c for c in changed if not c.startswith("teacher.checkpoint:")]
+            if run.budget is not None:  # said nowhere, it is that of all stages
+                changed = [c for c in changed if not c.startswith("teacher.max_iter:")]
             if changed:
                 raise ValueError(
                     f"{run.folder} was made with other settings than {run.row.key} has now:\n  "
                     + "\n  ".join(changed)
                     + "\nUse another --output, or remove that folder."
                 )
+
+
+def _wanted(run: Run) -> DictConfig:
+    """A run's config, with the length that others have decided."""
+    if run.budget is None:
+        return run.config
+    config = copy.deepcopy(run.config)
+    config.train.max_iter = run.steps
+    return config
 
 
 def check_data(runs: Sequence[Run], data: Mapping[str, Mapping[str, Any]]) -> None:

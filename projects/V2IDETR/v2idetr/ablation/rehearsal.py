@@ -59,6 +59,23 @@ def check_starts(runs: Sequence[Run]) -> None:
         raise ValueError(listed_by_row(heading, problems, len(rows)))
 
 
+def check_batches(runs: Sequence[Run], splits: Mapping[str, Any]) -> None:
+    """A step of the controls must not need a frame twice.
+
+    Raises:
+        ValueError: the training split has fewer frames than a step asks for.
+    """
+    frames = len(splits["train"].records)
+    for run in runs:
+        wanted = run.config.train.batch_size
+        if run.row.equal is not None and wanted > frames:
+            raise ValueError(
+                f"Row {run.row.name} has as many labelled frames a step as the teacher, {wanted}, "
+                f"but data.train has {frames}: lower teacher.batch_size or data.num_frames, or "
+                "leave the row out with --rows."
+            )
+
+
 def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     """Build each student with an untrained teacher, and compute its losses of one clip.
 

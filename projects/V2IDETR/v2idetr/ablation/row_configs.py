@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from v2idetr.ablation.tables import STUDENTS, Row
+from v2idetr.ablation.tables import RECIPE, STUDENTS, Row
 from v2idetr.engine.config import (
     ConfigError,
     ConfigFile,
@@ -79,13 +79,22 @@ def resolve(row: Row, settings: Settings) -> tuple[dict[str, Any], tuple[str, ..
     given = (*settings.first, *FOR_STUDENT.get(student, ()), *settings.overrides)
     held = ()
     if given:
-        says = [key for layer in row.layers for key in _leaves(_read(layer))]
+        own = [layer for layer in row.layers if layer.name != RECIPE]
+        says = [key for layer in own for key in _leaves(_read(layer))]
         held = tuple(o for o in given if _holds(o, says, _base(path)))
     if row.student and not row.is_plain:
         held = (*held, "train.stages=[teacher, student]")
-    config = load_plain_run_config(
-        _file(path), held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers
-    )
+
+    def load() -> dict[str, Any]:
+        return load_plain_run_config(
+            _file(path), held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers
+        )
+
+    config = load()
+    if row.equal is not None:
+        clips = config["teacher"]["batch_size"] or config["train"]["batch_size"]
+        held = (*held, f"train.batch_size={clips * config['data']['num_frames']}")
+        config = load()
     return config, held
 
 

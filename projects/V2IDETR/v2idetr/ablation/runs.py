@@ -27,8 +27,36 @@ from v2idetr.ablation.row_configs import (
     teacher_fingerprint,
 )
 from v2idetr.ablation.tables import Row, Table
+from v2idetr.ablation.training_log import TrainingCost, training_cost, validation_curve
 from v2idetr.engine.config import ConfigError, fingerprint, to_plain
 from v2idetr.engine.run_folder import steps_of, weights_of
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run trains, where that is what others have spent.
+
+    Attributes:
+        what: "frames" or "processor_time".
+        spent_by: the runs that count.
+        pace: a run whose steps cost what this one's do.
+    """
+
+    what: str
+    spent_by: tuple[Run, ...]
+    pace: Run
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All that have to be finished before."""
+        return (*self.spent_by, self.pace)
+
+    def steps(self) -> int | None:
+        """None as long as one of them is not finished."""
+        if not all(run.finished for run in self.runs):
+            return None
+        spent = sum((run.cost for run in self.spent_by), TrainingCost())
+        return self.pace.cost.steps_for(self.what, spent)
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,7 @@ class Run:
         config: resolved.
         teacher: whom the student learns from, if one has to be trained before.
         overrides: of the command line.
+        budget: what its length follows from; None where its config says it.
     """
 
     row: Row
@@ -52,6 +81,7 @@ class Run:
     config: DictConfig
     teacher: Run | None
     overrides: tuple[str, ...]
+    budget: Budget | None = None
 
     @property
     def name(self) -> str:
@@ -76,8 +106,31 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Length of its training."""
-        return steps_of(self.config, self.stage)
+        """Most steps of its training, or what its config says until others have decided it."""
+        decided = self.budget.steps() if self.budget is not None else None
+        return decided or steps_of(self.config, self.stage)
+
+    @property
+    def needs(self) -> tuple[Run, ...]:
+        """What has to be finished before."""
+        teacher = () if self.teacher is None else (self.teacher,)
+        return teacher if self.budget is None else (*teacher, *self.budget.runs)
+
+    @property
+    def cost(self) -> TrainingCost:
+        """What its training has cost so far."""
+        return training_cost(self.folder / self.stage / "metrics.jsonl")
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """Steps and validation metric, see `validation_curve`."""
+        metrics = self.folder / self.stage / "metrics.jsonl"
+        return validation_curve(metrics, self.config.train.best_metric)
+
+    @property
+    def cost_with_teacher(self) -> TrainingCost:
+        """What its training and that of its teacher have cost."""
+        return self.cost if self.teacher is None else self.teacher.cost + self.cost
 
     @property
     def begun(self) -> bool:
@@ -93,6 +146,8 @@ class Run:
         """The command line of train_net.py, with further overrides."""
         layers = [part for layer in self.row.layers for part in ("--layer", str(layer))]
         config_file = str(config_file_of(self.row, settings))
+        if self.budget is not None:
+            more = (f"train.max_iter={self.steps}", *more)
         return ["--config-file", config_file, *layers, "--resume", *self.overrides, *more]
 
 
@@ -178,22 +233,29 @@ class Plan:
             overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
         # The method's configs have both: a row is a student unless it says otherwise.
         stage = "student" if "student" in self._plain(row)["train"]["stages"] else "plain"
-        return self._run(first, seed, stage, Path(first.key), teacher, overrides)
+        budget = None
+        if first.equal is not None and first.equal.to:
+            to, pace = (self.run(self.rows[k], seed) for k in (first.equal.to, first.equal.pace))
+            spent_by = (to,) if to.teacher is None else (to.teacher, to)
+            budget = Budget(first.equal.what, spent_by, pace)
+        return self._run(first, seed, stage, Path(first.key), teacher, overrides, budget)
 
     def teacher(self, row: Row, seed: int) -> Run | None:
         """The run of the row's teacher; None if none is to be trained."""
         first = self.first_taught_like(row)
         if first is None:
             return None
-        return self._run(first, seed, "teacher", Path("teachers", first.key), None, [])
+        return self._run(first, seed, "teacher", Path("teachers", first.key), None, [], None)
 
     def runs(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[Run]:
-        """All runs of some rows, each once: seed by seed, teachers before the others."""
+        """All runs of some rows, each once: seed by seed, each after those that it needs."""
         runs: dict[Path, Run] = {}
         for seed in seeds:
             students = [self.run(row, seed) for row in rows]
-            teachers = [run.teacher for run in students if run.teacher is not None]
-            runs |= {run.folder: run for run in (*teachers, *students)}
+            decisive = [needed for run in students if run.budget for needed in run.budget.runs]
+            free = [run for run in (*decisive, *students) if run.budget is None]
+            teachers = [run.teacher for run in free if run.teacher is not None]
+            runs |= {run.folder: run for run in (*teachers, *free, *students)}
         return list(runs.values())
 
     @functools.cached_property
@@ -202,7 +264,7 @@ class Plan:
 
         Rows that the overrides do not fit are left out: they are not in the table that is wanted.
         """
-        students: dict[str, Row] = {}
+        students: dict[tuple[str, str], Row] = {}
         teachers: dict[str, Row] = {}
         firsts: dict[str, tuple[Row, Row | None]] = {}
         for row in self.rows.values():
@@ -210,7 +272,8 @@ class Plan:
                 config = self._plain(row)
             except ConfigError:
                 continue
-            student, teacher = students.setdefault(fingerprint(config), row), None
+            given = row.equal.what if row.equal is not None and row.equal.to else ""
+            student, teacher = students.setdefault((fingerprint(config), given), row), None
             if "student" in config["train"]["stages"] and not config["teacher"]["checkpoint"]:
                 teacher = teachers.setdefault(teacher_fingerprint(config), row)
             firsts[row.key] = student, teacher
@@ -231,6 +294,7 @@ class Plan:
         name: Path,
         teacher: Run | None,
         overrides: list[str],
+        budget: Budget | None,
     ) -> Run:
         folder = self.folder / f"seed{seed}" / name
         if folder not in self._runs:
@@ -242,7 +306,7 @@ class Plan:
             own = [f"train.seed={seed}", f"train.stages=[{stage}]"]
             own += [f"train.output_dir={json.dumps(str(folder))}", *overrides]
             said = (*self._overrides[row.key], *own)
-            self._runs[folder] = Run(row, seed, stage, folder, config, teacher, said)
+            self._runs[folder] = Run(row, seed, stage, folder, config, teacher, said, budget)
         return self._runs[folder]
 
 

@@ -23,17 +23,17 @@ class Job:
 
     Attributes:
         name: unique.
-        command: program and arguments.
+        command: gives program and arguments, when the job starts.
         log: file that its output is added to.
         result: what it makes last; a job whose result is there is not run.
-        needs: name of the job that has to succeed before; "" for none.
+        needs: names of the jobs that have to succeed before.
     """
 
     name: str
-    command: tuple[str, ...]
+    command: Callable[[], Sequence[str]]
     log: Path
     result: Path
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_jobs(
     """Run all jobs that have no result yet, in order, as many at a time as there are slots.
 
     Args:
-        jobs: each after the one that it needs.
+        jobs: each after those that it needs.
         slots: environment variables of the programs that run in each of them.
         keep_open: file descriptors that the programs inherit.
         tick: called several times a second with the jobs that are running.
@@ -112,13 +112,14 @@ class _Schedule:
 
     def _start_what_can(self, received: Sequence[int]) -> None:
         for job in list(self.waiting):
-            if job.needs in self.failures:
+            failed = [name for name in job.needs if name in self.failures]
+            if failed:
                 self.waiting.remove(job)
-                self._fail(Failure(job, f"not run, because {job.needs} failed", None), 0.0)
-            elif self.free and not received and not self._is_to_come(job.needs):
+                self._fail(Failure(job, f"not run, because {failed[0]} failed", None), 0.0)
+            elif self.free and not received and not any(map(self._is_to_come, job.needs)):
                 self.waiting.remove(job)
                 slot = self.free.pop(0)
-                child = start_logged(job.command, job.log, self.keep_open, slot)
+                child = start_logged(job.command(), job.log, self.keep_open, slot)
                 self.running[job.name] = _Running(job, child, slot, time.monotonic())
                 if received:  # between the check and the start: nobody has told this one
                     child.send_signal(signal.SIGTERM)

@@ -11,6 +11,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
+
+from v2idetr.engine.config_yaml import parse_yaml
 
 DATASETS = ("sun", "buv", "clinicdb", "synthetic")
 STUDENTS = {"deformable_detr": "Deformable DETR", "detr": "DETR", "sam_detr": "SAM-DETR"}
@@ -25,9 +28,31 @@ KNOWN = {
     "fig5a": ("5a", "weights of the losses, lambda_bk and lambda_qe"),
     "fig5b": ("5b", "T, frames of a training clip"),
     "choices": ("choices", "our defaults against other readings of the paper"),
+    "controls": ("controls", "what distillation brings beyond labels, frames and time"),
 }
 OTHER_NAMES = {"1": "table1", "2": "table2", "3": "table3", "4": "table4"}
 PLAIN = "table3/1_baseline"  # what figures without a baseline of their own are compared with
+CONTROL = "table3/1b_control"  # what Tables III and IV are compared with besides
+CONTROLS = "controls"  # the table that says what training has cost
+RECIPE, EQUAL = "_recipe.yaml", "_equal.yaml"  # files of a folder that are no rows
+
+What = Literal["labels", "frames", "processor_time"]
+
+
+@dataclass(frozen=True)
+class Equal:
+    """What a plain detector is given as much of as others had; always as many labelled frames a
+    step as the teacher.
+
+    Attributes:
+        what: "labels": no more than that; "frames", of the whole training, or "processor_time".
+        to: key of the row that has spent it, with its teacher; "" for "labels".
+        pace: key of the row whose steps cost what this row's do; "" for "labels".
+    """
+
+    what: What
+    to: str = ""
+    pace: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,7 @@ class Row:
         student: its detector where the row says it; "" for the one that was asked for.
         is_plain: of a row with a detector of its own: whether it is the plain one.
         reference: key of the row that it is compared with; its own for a baseline.
+        equal: see `Equal`; None for a row that trains as its layers say.
     """
 
     table: str
@@ -51,6 +77,7 @@ class Row:
     student: str = ""
     is_plain: bool = False
     reference: str = ""
+    equal: Equal | None = None
 
     @property
     def key(self) -> str:
@@ -198,12 +225,38 @@ def _layers(ablations: Path, key: str) -> Table:
             for layers in combinations
         ]
     else:
-        rows = [Row(key, p.stem, _first_line(p), (p,)) for p in _in_order(folder)]
+        recipe = [path for path in (folder / RECIPE,) if path.exists()]
+        rows = [Row(key, p.stem, _first_line(p), (*recipe, p)) for p in _in_order(folder)]
+        rows = _with_equals(folder, rows)
     if key.startswith("fig"):
         plain = ablations / f"{PLAIN}.yaml"
         rows.insert(0, Row(key, "baseline", _first_line(plain), (plain,)))
     rows = [replace(row, reference=rows[0].key) for row in rows]
     return Table(key, label, title, tuple(rows), tuple(axis.name for axis in axes))
+
+
+def _with_equals(folder: Path, rows: Sequence[Row]) -> list[Row]:
+    """Rows with what the folder's file says that they are given.
+
+    Raises:
+        ValueError: the file names rows or words that there are not.
+    """
+    path = folder / EQUAL
+    given: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
+    names = [row.name for row in rows]
+    equals: dict[str, Equal] = {}
+    for name, entry in given.items():
+        whole = {"what"} if entry["what"] == "labels" else {"what", "to", "pace"}
+        others = [entry[key] for key in ("to", "pace") if key in entry]
+        unknown = [other for other in (name, *others) if other not in names]
+        if unknown or set(entry) != whole or entry["what"] not in get_args(What):
+            raise ValueError(
+                f"{path}: {name}: {entry} must be {{what: labels}}, or {{what: frames, or "
+                "processor_time, to: ROW, pace: ROW} with rows of this folder "
+                f"({', '.join(names)})."
+            )
+        equals[name] = Equal(entry["what"], *(f"{folder.name}/{other}" for other in others))
+    return [replace(row, equal=equals.get(row.name)) for row in rows]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -221,7 +274,8 @@ def _in_order(folder: Path) -> list[Path]:
         except ValueError:
             return 0.0, path.stem
 
-    return sorted(folder.glob("*.yaml"), key=place)
+    layers = (path for path in folder.glob("*.yaml") if not path.name.startswith("_"))
+    return sorted(layers, key=place)
 
 
 def _first_line(layer: Path) -> str:

@@ -39,12 +39,12 @@ class CrossView:
     """Teacher queries that the student decodes, and what the teacher made of them.
 
     Attributes:
-        queries: q_t of all frames, n a frame, frame after frame.
+        queries: q_t of all frames of a view's clip, n a frame, frame after frame.
         target: D_t of the same (frame, index), after every layer of the teacher.
     """
 
     queries: Queries
-    target: Float[Tensor, "L C Tn d"]
+    target: Float[Tensor, "L V Tn d"]
 
 
 class CrossViewQueryDistillation(nn.Module):
@@ -119,30 +119,32 @@ class CrossViewQueryDistillation(nn.Module):
         Args:
             knowledge: of the teacher, with queries.
             reference_dim: 2 or 4, what the student's own references have.
-            generators: one a clip; None draws from torch's global state.
+            generators: one a view; None draws from torch's global state.
         """
         assert knowledge.queries is not None and knowledge.hidden is not None
-        T, N = knowledge.num_frames, knowledge.queries.num_queries
+        T, N, V = knowledge.num_frames, knowledge.queries.num_queries, len(generators)
         n = self.queries_per_frame(N, T)
         disjoint = self.sampling == "disjoint" and T * n <= N
         index = torch.stack(
             [draw_indices(N, T, n, disjoint=disjoint, generator=g) for g in generators]
-        ).to(knowledge.hidden.device)  # (C, T, n)
-        per_frame = index.flatten(0, 1)  # (C*T, n), clip-major like the teacher's frames
-        queries = knowledge.queries.select(per_frame)
-        target = torch.stack([select_queries(hidden, per_frame) for hidden in knowledge.hidden])
+        ).to(knowledge.hidden.device)  # (V, T, n)
+        per_frame = index.flatten(0, 1)  # (V*T, n)
+        frames = torch.arange(knowledge.hidden.shape[1], device=per_frame.device).view(-1, 1, T)
+        frames = frames.expand(-1, V // len(frames), -1).flatten()  # (V*T,), the teacher's
+        queries = knowledge.queries.of_images(frames).select(per_frame)
+        hidden = knowledge.hidden[:, frames]
+        target = torch.stack([select_queries(layer, per_frame) for layer in hidden])
         if self.source == "decoded":
             queries.content = target[-1]
         if self.reference == "prediction":
             assert knowledge.boxes is not None
-            queries.reference = select_queries(knowledge.boxes, per_frame)
-        C = len(generators)
+            queries.reference = select_queries(knowledge.boxes[frames], per_frame)
         queries = Queries(
-            self.content_in(queries.content).reshape(C, T * n, -1),
-            self.position_in(queries.position).reshape(C, T * n, -1),
-            queries.reference.reshape(C, T * n, -1),
+            self.content_in(queries.content).reshape(V, T * n, -1),
+            self.position_in(queries.position).reshape(V, T * n, -1),
+            queries.reference.reshape(V, T * n, -1),
         )
-        target = target.reshape(len(target), C, T * n, -1)
+        target = target.reshape(len(target), V, T * n, -1)
         return CrossView(queries.with_reference_dim(reference_dim), target)
 
     def decode(self, net: DetectorNetwork, memory: Memory, own: Queries, cross: Queries) -> Views:
@@ -163,7 +165,7 @@ class CrossViewQueryDistillation(nn.Module):
         return decoded, net.decode(memory, cross, context)
 
     def forward(self, decoded: Decoded, cross_view: CrossView) -> Float[Tensor, ""]:
-        """The weighted loss: mean of 1 - cos over layers, clips and cross-view queries.
+        """The weighted loss: mean of 1 - cos over layers, views and cross-view queries.
 
         Args:
             decoded: the student's decoder outputs of ``cross_view.queries``.

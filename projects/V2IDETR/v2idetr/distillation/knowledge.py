@@ -4,38 +4,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from v2idetr.modeling.interface import Decoded, Features, Queries
 
+Frames = Literal["current", "all"]
+Sample = dict[str, Any]
+
 
 class Reach(IntEnum):
     """How far the teacher goes with a batch; each step includes those before it."""
 
-    FEATURES = 0  # the temporal module's output for the current frames
-    MEMORY = 1  # the encoder's output for the current frames
-    DECODED = 2  # the decoded queries of the current frames
+    FEATURES = 0  # the temporal module's output for the views
+    MEMORY = 1  # the encoder's output for the views
+    DECODED = 2  # the decoded queries of the views
     CLIPS = 3  # the decoded queries of all frames
 
 
 @dataclass
 class Knowledge:
-    """The frozen teacher's view of a batch of C clips of T frames; nothing in it has a gradient.
+    """What the frozen teacher finds in a batch of C clips of T frames; without gradients.
 
-    What lies beyond the reach that was asked for is None.
+    Views are the frames that the student learns from, see :func:`views_of`: V = C or C*T. What lies
+    beyond the reach that was asked for is None.
 
     Attributes:
-        features: of the current frames (C), after the temporal module: Y in equation 3.
+        features: of the views (V), after the temporal module: Y in equation 3.
         queries: decoder inputs Q of all frames (C*T), clip-major.
         hidden: decoded features D of these queries after every layer.
         num_frames: T.
         boxes: that the teacher predicts for these queries after its last layer, cxcywh in [0, 1].
-        encoded: the encoder's output for the current frames, as maps.
-        decoded: what became of the queries of the current frames.
+        encoded: the encoder's output for the views, as maps.
+        decoded: what became of the queries of the views.
         scores: probability of each class for these.
     """
 
@@ -46,20 +51,46 @@ class Knowledge:
     boxes: Float[Tensor, "CT N 4"] | None = None
     encoded: Features | None = None
     decoded: Decoded | None = None
-    scores: Float[Tensor, "L C N K"] | None = None
+    scores: Float[Tensor, "L V N K"] | None = None
+
+
+def views_of(batched_inputs: list[Sample], frames: Frames) -> list[Sample]:
+    """The samples that a student learns from.
+
+    Args:
+        batched_inputs: C samples with their clips, see ``data/clip_mapper.py``.
+        frames: "current": these samples; "all": every frame of every clip in turn is the current
+            one, C*T samples, clip-major. Each draws from a seed of its own.
+    """
+    if frames == "current":
+        return batched_inputs
+    views = []
+    for sample in batched_inputs:
+        for index, frame in enumerate(sample["clip"]):
+            view = {**frame, "clip": sample["clip"], "clip_index": index}
+            if "seed" in sample:
+                own = np.random.SeedSequence((sample["seed"], index)).generate_state(1, np.uint64)
+                view["seed"] = int(own[0])
+            views.append(view)
+    return views
 
 
 @torch.no_grad()
 def teacher_knowledge(
-    teacher: Any, batched_inputs: list[dict[str, Any]], *, reach: Reach = Reach.CLIPS
+    teacher: Any,
+    batched_inputs: list[Sample],
+    *,
+    reach: Reach = Reach.CLIPS,
+    frames: Frames = "current",
 ) -> Knowledge:
-    """Run the teacher on whole clips, as far as is needed.
+    """Run the teacher on whole clips once, as far as is needed.
 
     Args:
         teacher: a ``ClipDetector`` (or any detector whose ``frames``, ``images`` and ``current``
             give clips), in evaluation mode.
         batched_inputs: samples with their clips, as in training.
-        reach: see ``DistilledStudent.reach``. Below ``CLIPS`` only the current frames are encoded.
+        reach: see ``DistilledStudent.reach``. Below ``CLIPS`` only the views are encoded.
+        frames: which frames are views, see :func:`views_of`.
 
     Raises:
         ValueError: the teacher is in training mode, or a clip has another number of frames.
@@ -68,19 +99,22 @@ def teacher_knowledge(
         raise ValueError("The teacher must be in evaluation mode: call teacher.eval() first.")
     images = teacher.images(teacher.frames(batched_inputs))
     features = teacher.net.extract(images)
-    current, T = teacher.current(batched_inputs), images.num_frames
-    knowledge = Knowledge(features.select(current), None, None, T)
+    T = images.num_frames
+    views = teacher.current(batched_inputs)
+    if frames == "all":
+        views = torch.arange(len(batched_inputs) * T, device=views.device)
+    knowledge = Knowledge(features.select(views), None, None, T)
     if reach < Reach.MEMORY:
         return knowledge
     if reach < Reach.CLIPS:
-        features, current = knowledge.features, torch.arange(len(current), device=current.device)
+        features, views = knowledge.features, torch.arange(len(views), device=views.device)
     memory = teacher.net.encode(features)
-    knowledge.encoded = memory.encoded().select(current)
+    knowledge.encoded = memory.encoded().select(views)
     if reach < Reach.DECODED:
         return knowledge
     queries = teacher.net.queries(memory).detach()
     decoded = teacher.net.decode(memory, queries)
-    own = knowledge.decoded = decoded.select(current)
+    own = knowledge.decoded = decoded.select(views)
     knowledge.scores = teacher.criterion.classification.scores(own.logits)
     if reach == Reach.CLIPS:
         knowledge.queries, knowledge.hidden = queries, decoded.hidden

@@ -10,7 +10,7 @@ from torchvision.ops import box_convert
 
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.feature_distillation import EmbeddingDistillation, FeatureDistillation
-from v2idetr.distillation.knowledge import Knowledge, Reach
+from v2idetr.distillation.knowledge import Frames, Knowledge, Reach, teacher_knowledge, views_of
 from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.distillation.masks import attended_queries
 from v2idetr.distillation.query_distillation import QueryDistillation
@@ -26,9 +26,13 @@ class DistilledStudent(nn.Module):
         student: the plain detector; its state dict is what is kept after training.
         tfd, cqd: the paper's two distillation losses; None leaves one out.
         fd, ed, qd: those it compares them with in Table IV.
+        frames: which frames of a clip the student learns from: "current", as the paper, or "all":
+            every frame is a current one for all losses, at one forward of the teacher. Losses stay
+            means over frames, so that their weights keep their meaning.
 
     Raises:
-        ValueError: no loss at all, or one under another's name.
+        ValueError: no loss at all, or one under another's name; ``frames="all"`` for a student that
+            sees clips itself.
     """
 
     student: Any  # a Detector: torch types its submodules as Tensor | Module
@@ -42,10 +46,17 @@ class DistilledStudent(nn.Module):
         ed: EmbeddingDistillation | None = None,
         cqd: CrossViewQueryDistillation | None = None,
         qd: QueryDistillation | None = None,
+        frames: Frames = "current",
     ) -> None:
         super().__init__()
         self.student, self.tfd, self.fd, self.ed = student, tfd, fd, ed
         self.cqd, self.qd = cqd, qd
+        self.frames: Frames = frames
+        if frames == "all" and self.student.num_frames > 1:
+            raise ValueError(
+                f"distillation.frames=all is for students of single frames; model sees clips of "
+                f"{self.student.num_frames}."
+            )
         given = {name: loss for name in LOSSES if (loss := getattr(self, name)) is not None}
         if not given:
             raise ValueError(
@@ -64,8 +75,15 @@ class DistilledStudent(nn.Module):
     def num_frames(self) -> int:
         return self.student.num_frames
 
+    def count_frames(self, batched_inputs: list[dict[str, Any]]) -> int:
+        return self.student.count_frames(views_of(batched_inputs, self.frames))
+
     def count_boxes(self, batched_inputs: list[dict[str, Any]]) -> int:
-        return self.student.count_boxes(batched_inputs)
+        return self.student.count_boxes(views_of(batched_inputs, self.frames))
+
+    def knowledge(self, teacher: nn.Module, batched_inputs: list[dict[str, Any]]) -> Knowledge:
+        """What a frozen teacher knows about a batch, as far as these losses need it."""
+        return teacher_knowledge(teacher, batched_inputs, reach=self.reach, frames=self.frames)
 
     def forward(
         self,
@@ -77,22 +95,23 @@ class DistilledStudent(nn.Module):
 
         Args:
             batched_inputs: one dict a sample, see ``data/clip_mapper.py``.
-            knowledge: of these samples, of at least this student's ``reach``.
+            knowledge: of these samples, see :meth:`knowledge`.
             num_boxes: what box losses are divided by, see ``SetCriterion``.
         """
         if not self.training:
             return self.student(batched_inputs)
         assert knowledge is not None, "training a distilled student needs the teacher's knowledge"
         student, net = self.student, self.student.net
-        images = student.images(student.frames(batched_inputs))
-        targets = student.targets(student.frames(batched_inputs))
+        views = views_of(batched_inputs, self.frames)
+        images = student.images(student.frames(views))
+        targets = student.targets(student.frames(views))
         memory = net.encode(net.extract(images))
         own = net.queries(memory)
         if self.cqd is None:
             decoded = net.decode(memory, own)
         else:
             cross = self.cqd.cross_view(
-                knowledge, reference_dim=own.reference.shape[-1], generators=_draws(batched_inputs)
+                knowledge, reference_dim=own.reference.shape[-1], generators=_draws(views)
             )
             decoded, cross_decoded = self.cqd.decode(net, memory, own, cross.queries)
         losses = student.criterion(
@@ -131,9 +150,8 @@ class DistilledStudent(nn.Module):
         return losses
 
 
-def _draws(batched_inputs: list[dict[str, Any]]) -> list[torch.Generator | None]:
-    """A generator a sample from the sample's own seed: draws do not depend on the batch around."""
+def _draws(views: list[dict[str, Any]]) -> list[torch.Generator | None]:
+    """A generator a view from its own seed: draws do not depend on the batch around."""
     return [
-        torch.Generator().manual_seed(sample["seed"]) if "seed" in sample else None
-        for sample in batched_inputs
+        torch.Generator().manual_seed(view["seed"]) if "seed" in view else None for view in views
     ]

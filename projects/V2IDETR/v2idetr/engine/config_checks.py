@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.side": ("both", "past"),
     "data.on_bad_box": ("raise", "clip", "drop"),
     "evaluation.checkpoint": ("best", "final"),
+    "distillation.frames": ("current", "all"),
 }
 AT_LEAST: dict[str, int] = {
     "train.seed": 0,
@@ -40,6 +41,8 @@ AT_LEAST: dict[str, int] = {
     "train.clips_at_once": 1,
     "train.clip_grad_norm": 0,
     "train.eval_period": 0,
+    "train.patience": 0,
+    "train.cooldown": 0,
     "train.checkpoint_period": 1,
     "train.log_period": 1,
     "train.num_workers": 0,
@@ -151,6 +154,7 @@ def validate_config(
             problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
         if training:
             _check_teacher(config, problems)
+            _check_frames(config, problems)
             _check_files(config, problems)
             _check_batches(config, world_size, problems)
             _check_precision(config["train"], has_gpu, problems)
@@ -175,6 +179,22 @@ def _check_teacher(config: dict[str, Any], problems: list[str]) -> None:
         problems.append(
             "train.stages has the student, who needs a teacher: add teacher to train.stages, or "
             "name a trained one, such as teacher.checkpoint=output/my_run/teacher/best.pth."
+        )
+
+
+def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
+    """Every frame of a clip can only be learnt from where the teacher looks at all of several."""
+    if "student" not in config["train"]["stages"] or config["distillation"]["frames"] != "all":
+        return
+    T, watched = config["data"]["num_frames"], _get(config, "teacher.model.num_frames", 1)
+    if T == 1:
+        problems.append(
+            "distillation.frames=all needs clips of several frames, but data.num_frames is 1."
+        )
+    elif watched != T:
+        problems.append(
+            f"distillation.frames=all needs a teacher that looks at every frame of a clip, but "
+            f"teacher.model.num_frames is {watched} and data.num_frames {T}."
         )
 
 
@@ -223,6 +243,11 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
         problems.append(
             f"train.best_metric is {metric!r}, which this evaluation does not compute; it computes "
             f"{', '.join(known)}."
+        )
+    if train["patience"] and not train["eval_period"]:
+        problems.append(
+            f"train.patience={train['patience']} ends a training by its evaluations, but "
+            "train.eval_period=0 makes none; set it to a number of steps."
         )
     if evaluation["checkpoint"] == "best" and train["eval_period"] == 0:
         problems.append(

@@ -26,6 +26,8 @@ PROGRAM_KEYS: dict[str, type | tuple[type, ...]] = {
     "train.amp": str,
     "train.clip_grad_norm": float,
     "train.eval_period": int,
+    "train.patience": int,
+    "train.cooldown": float,
     "train.checkpoint_period": int,
     "train.log_period": int,
     "train.num_workers": int,
@@ -69,7 +71,8 @@ TEACHER_KEYS: dict[str, type | tuple[type, ...]] = {
     "teacher.optimizer": dict,
 }
 DISTILLATION_KEYS: dict[str, type | tuple[type, ...]] = {
-    f"distillation.{name}": (dict, type(None)) for name in LOSSES
+    "distillation.frames": str,
+    **{f"distillation.{name}": (dict, type(None)) for name in LOSSES},
 }
 
 # Keys that may be null, with the type of their value otherwise. Arguments of L(...) nodes may be

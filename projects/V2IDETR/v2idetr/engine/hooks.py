@@ -18,8 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.distillation.knowledge import Reach, teacher_knowledge
+from v2idetr.distillation.knowledge import Knowledge
 from v2idetr.engine.checkpoint import Checkpoint, save_checkpoint
+from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Sample, TrainerHook
@@ -28,17 +29,26 @@ logger = logging.getLogger(__name__)
 
 
 class LearningRate(TrainerHook):
-    """Sets the learning rates of every step from its number alone."""
+    """Sets the learning rates of every step.
 
-    def __init__(self, multiplier: ParamScheduler) -> None:
-        self.multiplier = multiplier
+    Args:
+        multiplier: of the initial rates, by the share of the steps that are done.
+        steps: all of them.
+        early_stopping: a further factor, or None.
+    """
+
+    def __init__(
+        self, multiplier: ParamScheduler, steps: int, early_stopping: EarlyStopping | None
+    ) -> None:
+        self.multiplier, self.steps, self.early_stopping = multiplier, steps, early_stopping
         self.value = 0.0
 
     def before_step(self) -> None:
         trainer = self.trainer
-        self.value = set_learning_rates(
-            trainer.optimizer, self.multiplier, trainer.iter, trainer.max_iter
-        )
+        factor = self.multiplier(trainer.iter / self.steps)
+        if self.early_stopping is not None:
+            factor *= self.early_stopping.factor(trainer.iter)
+        self.value = set_learning_rates(trainer.optimizer, factor)
         trainer.storage.put_scalar("lr", self.value, smoothing_hint=False)
 
 
@@ -47,21 +57,23 @@ class DistillationHook(TrainerHook):
 
     Args:
         teacher: a trained detector of clips; set to evaluation mode and frozen here.
-        reach: how far its student's losses need it to go.
+        ask: (teacher, micro-batch) -> what its student needs to know.
     """
 
-    def __init__(self, teacher: nn.Module, *, reach: Reach = Reach.CLIPS) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.reach = reach
+    def __init__(
+        self, teacher: nn.Module, ask: Callable[[nn.Module, list[Sample]], Knowledge]
+    ) -> None:
+        self.teacher, self.ask = teacher.eval().requires_grad_(False), ask
 
     def before_forward(self, batch: list[Sample]) -> dict[str, Any]:
-        return {"knowledge": teacher_knowledge(self.teacher, batch, reach=self.reach)}
+        return {"knowledge": self.ask(self.teacher, batch)}
 
 
 class MetricsLog(TrainerHook):
     """Appends to metrics.jsonl the means since the last line, and shows progress.
 
-    A line is {"iteration": completed steps, losses, "grad_norm", "lr", "time_s", "data_time_s"}.
+    A line is {"iteration": completed steps, losses, "grad_norm", "lr", "labelled_frames", of all
+    processes, and of the main one "time_s", "data_time_s", "processor_time_s"}, each for one step.
     Sums that are not yet a line are part of the checkpoint, so the file of a resumed run equals
     that of an uninterrupted one, times apart.
     """
@@ -91,6 +103,7 @@ class MetricsLog(TrainerHook):
         self._count += 1
         done = self.trainer.iter + 1
         if self._bar is not None:
+            self._bar.total = self.trainer.max_iter
             self._bar.update(1)
         if done % self.period == 0 or done == self.trainer.max_iter:
             means = {name: value / self._count for name, value in self._sums.items()}
@@ -199,6 +212,7 @@ class Validation(TrainerHook):
         metric: name of the metric to maximise.
         writer: writes best.pth, and last.pth when an evaluation is interrupted.
         log: gets one line per evaluation, names prefixed with "val/".
+        early_stopping: told the metric of each evaluation, or None.
     """
 
     def __init__(
@@ -210,7 +224,9 @@ class Validation(TrainerHook):
         writer: CheckpointWriter,
         log: MetricsLog,
         signals: StopSignals,
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
+        self.early_stopping = early_stopping
         self.validate, self.period, self.metric = validate, period, metric
         self.writer, self.log, self.signals = writer, log, signals
         self.best: dict[str, Any] | None = None
@@ -258,6 +274,8 @@ class Validation(TrainerHook):
                 finite = value if math.isfinite(value) else None
                 self.best = {"metric": self.metric, "value": finite, "iteration": done}
                 self.writer.write_best(done)
+            if self.early_stopping is not None:
+                self.early_stopping.observe(value)
             self._evaluated = done
             named = {f"val/{name}": value for name, value in metrics.items()}
             self.log.append({"iteration": done, **named})

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -66,17 +65,8 @@ class AdamWRecipe:
         return "slow" if any(word in name for word in self.slow_names) else "main"
 
 
-def set_learning_rates(
-    optimizer: Optimizer, multiplier: ParamScheduler, iteration: int, max_iter: int
-) -> float:
-    """Set every group to its initial rate times `multiplier(iteration / max_iter)`.
-
-    A function of the iteration alone, so there is no schedule to save.
-
-    Returns:
-        the rate of the first group.
-    """
-    factor = multiplier(iteration / max_iter)
+def set_learning_rates(optimizer: Optimizer, factor: float) -> float:
+    """Set every group to its initial rate times a factor; the rate of the first group."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

@@ -9,7 +9,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from v2idetr.distillation.knowledge import Reach
 from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.config import build
@@ -31,12 +30,6 @@ class StageModels:
     detector: Any  # a Detector: torch types its submodules as Tensor | Module
     trained: nn.Module
     teacher: Any = None
-
-    @property
-    def reach(self) -> Reach:
-        """How far the teacher has to go for its student."""
-        assert isinstance(self.trained, DistilledStudent)
-        return self.trained.reach
 
 
 def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> StageModels:
@@ -63,7 +56,7 @@ def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> S
         for name in LOSSES
     }
     try:
-        student = DistilledStudent(student=detector, **losses)
+        student = DistilledStudent(student=detector, **losses, frames=config.distillation.frames)
     except ValueError as error:
         raise ValueError(f"distillation: {error}") from error
     for name in COMPARE_MAPS:

@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.distillation.knowledge import teacher_knowledge
+from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine import hooks
 from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint, load_detector, load_into
 from v2idetr.engine.config import build, fingerprint, save_config
+from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.run_context import RunContext, eval_loader, train_loader
 from v2idetr.engine.run_folder import CONFIG, git_commit, steps_of
 from v2idetr.engine.stage_models import StageModels, build_stage, split_state
@@ -92,8 +93,9 @@ def rehearse(run: RunContext, stage: str, models: StageModels) -> None:
     if models.teacher is None:
         models.trained(batch)
         return
+    assert isinstance(models.trained, DistilledStudent)
     teacher = models.teacher.to(run.device).eval()
-    models.trained(batch, knowledge=teacher_knowledge(teacher, batch, reach=models.reach))
+    models.trained(batch, knowledge=models.trained.knowledge(teacher, batch))
 
 
 def load_teacher(run: RunContext, teacher: nn.Module) -> None:
@@ -176,7 +178,13 @@ def _build_trainer(run: RunContext, stage: str, models: StageModels, start: int)
         amp=train.amp,
         clip_grad_norm=float(train.clip_grad_norm),
     )
-    learning_rate = hooks.LearningRate(build(run.config, "lr_multiplier"))
+    steps, early_stopping = steps_of(run.config, stage), None
+    if train.patience:
+        early_stopping = EarlyStopping(
+            patience=train.patience, cooldown=float(train.cooldown), most_steps=steps
+        )
+    multiplier = build(run.config, "lr_multiplier")
+    learning_rate = hooks.LearningRate(multiplier, steps, early_stopping)
     log = hooks.MetricsLog(folder / "metrics.jsonl", train.log_period, learning_rate)
     commit, digest = git_commit(), fingerprint(run.config)
     architecture = describe(models.detector.net)
@@ -200,21 +208,28 @@ def _build_trainer(run: RunContext, stage: str, models: StageModels, start: int)
 
     writer = hooks.CheckpointWriter(folder, train.checkpoint_period, snapshot)
     if train.eval_period:
-        validation = _validation(run, models, writer, log)
+        validation = _validation(run, models, writer, log, early_stopping)
     distillation = None
     if models.teacher is not None:
-        distillation = hooks.DistillationHook(models.teacher, reach=models.reach)
+        assert isinstance(models.trained, DistilledStudent)
+        distillation = hooks.DistillationHook(models.teacher, models.trained.knowledge)
     board = None
     if train.tensorboard and comm.is_main_process():
         board = hooks.TensorBoard(folder, train.log_period)
     stop = hooks.Interruption(run.signals, writer)
     # Log before validation before checkpoint: last.pth then holds what both have done.
-    trainer.register_hooks([learning_rate, distillation, log, validation, board, writer, stop])
+    trainer.register_hooks(
+        [learning_rate, distillation, log, validation, early_stopping, board, writer, stop]
+    )
     return trainer
 
 
 def _validation(
-    run: RunContext, models: StageModels, writer: hooks.CheckpointWriter, log: hooks.MetricsLog
+    run: RunContext,
+    models: StageModels,
+    writer: hooks.CheckpointWriter,
+    log: hooks.MetricsLog,
+    early_stopping: EarlyStopping | None,
 ) -> hooks.Validation:
     split, evaluation = run.splits["val"], run.config.evaluation
     loader = eval_loader(run, split, models.detector.num_frames)
@@ -231,6 +246,7 @@ def _validation(
         writer=writer,
         log=log,
         signals=run.signals,
+        early_stopping=early_stopping,
     )
 
 

@@ -92,7 +92,7 @@ class Trainer(TrainerBase):
         self._iterator: Iterator[list[Sample]] = iter(())
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run steps start_iter .. max_iter - 1.
+        """Run steps start_iter .. max_iter - 1; hooks may lower `max_iter`.
 
         Unlike Detectron2's, `after_train` hooks run only when all steps were done: an error must
         not look like an end.
@@ -104,11 +104,11 @@ class Trainer(TrainerBase):
             try:
                 self.before_train()
                 self._iterator = iter(self.batches)
-                for self.iter in range(start_iter, max_iter):
+                while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = max_iter
+                    self.iter += 1
                 self.after_train()
             finally:
                 for hook in self._hooks:
@@ -125,7 +125,7 @@ class Trainer(TrainerBase):
 
     def run_step(self) -> None:
         """One batch, one update."""
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         batch = next(self._iterator)
         data_time_s = time.perf_counter() - start
         seed_step(self.seed, self.stage, self.iter, comm.get_rank())
@@ -144,8 +144,11 @@ class Trainer(TrainerBase):
         norm = self._update(batch)
         self.step_metrics = {"total_loss": sum(sums.values()), **sums, "grad_norm": norm}
         self.storage.put_scalars(**self.step_metrics, smoothing_hint=False)
+        frames = self.network.count_frames(batch) * comm.get_world_size()
+        self.step_metrics["labelled_frames"] = float(frames)
         self.step_metrics["data_time_s"] = data_time_s
         self.step_metrics["time_s"] = time.perf_counter() - start
+        self.step_metrics["processor_time_s"] = time.process_time() - processor_start
 
     def _losses(self, model: nn.Module, batch: list[Sample], num_boxes: float) -> dict[str, Tensor]:
         with torch.autocast(

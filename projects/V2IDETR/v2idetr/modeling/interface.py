@@ -179,6 +179,10 @@ class Queries:
             select_queries(self.reference, index),
         )
 
+    def of_images(self, images: Tensor) -> Queries:
+        """The queries of some images, by index (n,)."""
+        return Queries(self.content[images], self.position[images], self.reference[images])
+
     def detach(self) -> Queries:
         return Queries(self.content.detach(), self.position.detach(), self.reference.detach())
 

@@ -99,6 +99,10 @@ class Detector(nn.Module):
         """The frames that this detector looks at, and is supervised on."""
         return batched_inputs
 
+    def count_frames(self, batched_inputs: list[Sample]) -> int:
+        """How many labelled frames supervise this batch."""
+        return len(self.frames(batched_inputs))
+
     def count_boxes(self, batched_inputs: list[Sample]) -> int:
         """How many lesions supervise this batch."""
         return sum(len(frame["instances"]) for frame in self.frames(batched_inputs))

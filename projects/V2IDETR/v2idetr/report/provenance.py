@@ -34,6 +34,7 @@ KEY_SETTINGS = {
     "model.net.num_decoder_layers": "Decoder layers",
     "model.net.two_stage": "Two-stage queries",
     "model.net.box_refine": "Box refinement",
+    "distillation.frames": "Frames of a clip that the student learns from",
     "distillation.tfd.weight": "Weight of TFD",
     "distillation.fd.weight": "Weight of FD",
     "distillation.ed.weight": "Weight of ED",
