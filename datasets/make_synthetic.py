@@ -18,11 +18,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 from synthetic.clips import render_clip
+from synthetic.degrade import Degradation
 from synthetic.jobs import FrameRecord, Job, Options, write_text
 from synthetic.layouts import annotate, plan
 from tqdm import tqdm
@@ -64,6 +65,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--negative-clips", type=int, help="lesion-free clips (not buv: it has none)")
     add("--frames-per-clip", type=int, help="frames of a clip (sun: of a case)")
     add("--difficulty", type=float, default=1.0, help="share of spoiled frames, lesion contrast")
+    add(
+        "--degradation",
+        choices=get_args(Degradation),
+        default="hide",
+        help="spoiled frames hide the lesion, leave weak evidence of it, or half of them each",
+    )
     add("--defects", action="store_true", help="known faults of the real annotation files, too")
     add("--workers", type=int, default=available_cores(), help="processes")
     add("--overwrite", action="store_true", help="replace a folder that this program made")
@@ -98,6 +105,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         negative_clips=value("negative_clips", "negative"),
         frames_per_clip=value("frames_per_clip", "frames"),
         difficulty=arguments.difficulty,
+        degradation=arguments.degradation,
         defects=arguments.defects,
     )
     if options.frames_per_clip < 1:
@@ -160,6 +168,8 @@ def found(output: Path, description: dict, *, overwrite: bool) -> bool:
         made = dict(json.loads(read_text(record)))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{record} is damaged ({error}): choose another --output") from None
+    if "arguments" in made:  # what was made before there was a choice
+        made["arguments"].setdefault("degradation", "hide")
     if {key: made.get(key) for key in description} == description:
         return True
     if overwrite:

@@ -37,6 +37,7 @@ class ClipSpec:
     lesion: bool = True
     malignant: bool = False
     difficulty: float = 1.0
+    degradation: degrade.Degradation = "hide"
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,13 @@ def _shoot_colon(
     scene = colon.make_scene(wall, lesion if spec.lesion else None)
     point = _aim_point(wall, lesion)
     aperture = _aperture(case_rng, spec.size)
+    weights = degrade.event_weights(
+        degrade.COLON_EVENTS, degrade.COLON_WEAK_EVENTS, spec.degradation
+    )
     gain = 0.0
     for shot, num_frames in enumerate(spec.shots):
         track = _track(spec, rng, num_frames, share)
-        events = _events(rng, num_frames, spec.difficulty, degrade.COLON_EVENTS)
+        events = _events(rng, num_frames, spec.difficulty, weights)
         roll = rng.uniform(0, 2 * np.pi)
         start = point + (position - point) * rng.uniform(0.92, 1.12)
         for t in range(num_frames):
@@ -282,11 +286,14 @@ def _shoot_breast(
     tissue = breast.random_tissue(case_rng, spec.size)
     share, contrast = 1.15 * lesion_share(case_rng), _contrast(spec.difficulty, case_rng)
     mass = breast.random_mass(case_rng, side=share, malignant=spec.malignant, contrast=contrast)
+    weights = degrade.event_weights(
+        degrade.BREAST_EVENTS, degrade.BREAST_WEAK_EVENTS, spec.degradation
+    )
     for shot, num_frames in enumerate(spec.shots):
         track = _track(spec, rng, num_frames, share)
         depth = float(np.clip(track.centre[:, 1].mean(), 0.2, 0.8))
         mass = replace(mass, centre=np.array([mass.centre[0], depth]))
-        events = _events(rng, num_frames, spec.difficulty, degrade.BREAST_EVENTS)
+        events = _events(rng, num_frames, spec.difficulty, weights)
         for t in range(num_frames):
             picture, mask = breast.render(
                 tissue,

@@ -3,6 +3,8 @@
 Pictures are float (H, W, 3) in [0, 1]; places and radii are in pixels.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -20,6 +22,27 @@ COLON_EVENTS = {
 COLON_OCCLUDERS = ("debris", "instrument", "bubbles", "glare")  # the others spoil all of it
 BREAST_EVENTS = {"shadow": 0.42, "blur": 0.30, "liftoff": 0.28}
 BREAST_OCCLUDERS = ("shadow",)
+# These leave weak evidence of the lesion, where those above hide it: a detector of one frame can
+# learn to read them.
+COLON_WEAK_EVENTS = {
+    "noise": 0.2,
+    "soft focus": 0.2,
+    "short motion": 0.2,
+    "low contrast": 0.2,
+    "partial glare": 0.2,
+}
+BREAST_WEAK_EVENTS = {"noise": 0.34, "soft focus": 0.33, "low contrast": 0.33}
+
+Degradation = Literal["hide", "weaken", "both"]
+
+
+def event_weights(
+    hiding: dict[str, float], weakening: dict[str, float], degradation: Degradation
+) -> dict[str, float]:
+    """Weights of the kinds of events: those that hide, those that weaken, or half of each."""
+    if degradation == "both":
+        return {name: w / 2 for name, w in (*hiding.items(), *weakening.items())}
+    return hiding if degradation == "hide" else weakening
 
 
 def pick_event(rng: np.random.Generator, weights: dict[str, float]) -> str:
@@ -31,7 +54,9 @@ def pick_event(rng: np.random.Generator, weights: dict[str, float]) -> str:
 def spoil_colon(
     rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
-    """Hide most of `box` (x0, y0, x1, y1) behind something of the kind `event`."""
+    """Spoil what is in `box` (x0, y0, x1, y1), or the picture, by something of the kind `event`."""
+    if event in COLON_WEAK_EVENTS:
+        return _weaken(rng, picture, event, box)
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     extent = max(box[2] - box[0], box[3] - box[1]) / 2
     middle = middle + extent * rng.uniform(-0.4, 0.4, 2)
@@ -96,6 +121,8 @@ def spoil_breast(
     rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
     """Gas or lost contact over the lesion, a sudden movement, or the probe lifted off."""
+    if event in BREAST_WEAK_EVENTS:
+        return _weaken(rng, picture, event, box)
     height, width = picture.shape[:2]
     depth = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     if event == "shadow":
@@ -124,6 +151,32 @@ def decoy_breast(rng: np.random.Generator, picture: Array) -> Array:
     middle = np.array([rng.uniform(0.15, 0.85) * width, rng.uniform(0.25, 0.7) * height])
     level = _blob(rng, picture.shape, middle, height * rng.uniform(0.07, 0.14), roughness=0.05)
     return picture * (1 - 0.72 * smoothstep(level, -0.05, 0.2)[..., None])
+
+
+def _weaken(
+    rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
+) -> Array:
+    """The picture with less evidence of what is in `box`, but some."""
+    width = picture.shape[1]
+    if event == "noise":
+        sigma = rng.uniform(0.18, 0.30)
+        grain = sigma * rng.standard_normal(picture.shape, dtype=np.float32)
+        return np.clip(picture + grain, 0, 1).astype(np.float32)
+    if event == "soft focus":
+        return defocus(picture, width * rng.uniform(0.024, 0.038))
+    if event == "short motion":
+        angle, length = rng.uniform(0, 2 * np.pi), width * rng.uniform(0.09, 0.14)
+        return motion_blur(picture, length * np.array([np.cos(angle), np.sin(angle)]))
+    if event == "low contrast":
+        around = defocus(picture, 0.25 * width)
+        faint = around + rng.uniform(0.12, 0.25) * (picture - around)
+        return (rng.uniform(0.45, 0.7) * faint).astype(np.float32)
+    assert event == "partial glare", event
+    half = np.array([box[2] - box[0], box[3] - box[1]]) / 2
+    angle = rng.uniform(0, 2 * np.pi)
+    middle = np.array([box[0], box[1]]) + half
+    middle = middle + 0.55 * half * np.array([np.cos(angle), np.sin(angle)])
+    return _glare(rng, picture, middle, 0.62 * float(half.max()))
 
 
 def _blob(

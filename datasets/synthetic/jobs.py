@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from .clips import Box, ClipSpec
+from .degrade import Degradation
 
 Layout = Literal["sun", "sunseg", "buv"]
 LAYOUT_CODE: dict[str, int] = {"sun": 1, "sunseg": 2, "buv": 3}
@@ -29,6 +30,7 @@ class Options:
     negative_clips: int
     frames_per_clip: int
     difficulty: float
+    degradation: Degradation
     defects: bool
 
 
@@ -77,6 +79,7 @@ def make_spec(
         lesion=lesion,
         malignant=malignant,
         difficulty=options.difficulty * factor,
+        degradation=options.degradation,
     )
 
 

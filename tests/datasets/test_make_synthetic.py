@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
 
 import make_synthetic
+from synthetic import clips, degrade
 from synthetic.clips import ClipSpec, render_clip
 from synthetic.tracks import leave_picture, random_track
 
@@ -259,6 +262,66 @@ def test_difficulty_zero_spoils_nothing() -> None:
     spec = ClipSpec("colon", (64, 48), (5,), (6,), (4,), difficulty=0.0)
     frames = list(render_clip(spec))
     assert not any(frame.event or frame.decoy for frame in frames)
+
+
+@pytest.mark.parametrize(
+    ("style", "hiding", "weak"),
+    [
+        ("colon", degrade.COLON_EVENTS, degrade.COLON_WEAK_EVENTS),
+        ("breast", degrade.BREAST_EVENTS, degrade.BREAST_WEAK_EVENTS),
+    ],
+)
+def test_events_are_of_the_chosen_kind(style: str, hiding: dict, weak: dict) -> None:
+    def seen(degradation: str) -> set[str]:
+        shots = (40,) if style == "breast" else (24,)
+        spec = ClipSpec(style, (48, 36), (1,), (2,), shots, difficulty=2.0, degradation=degradation)
+        return {frame.event for frame in render_clip(spec)} - {""}
+
+    assert seen("hide") and seen("hide") <= hiding.keys()
+    assert seen("weaken") and seen("weaken") <= weak.keys()
+    both = degrade.event_weights(hiding, weak, "both")
+    assert both.keys() == hiding.keys() | weak.keys()
+    assert sum(both.values()) == pytest.approx(1.0)
+    assert sum(both[name] for name in weak) == pytest.approx(0.5)
+
+
+def test_weak_evidence_looks_more_like_the_clear_frame_than_hidden_lesions_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def around_lesions(event: str) -> list[np.ndarray]:
+        monkeypatch.setattr(clips, "_events", lambda _rng, count, *_: [event] * count)
+        found = []
+        for seed in range(10):
+            (frame,) = render_clip(ClipSpec("colon", (96, 72), (seed, 0), (seed, 1), (1,)))
+            x0, y0, x1, y1 = frame.box or (0, 0, 96, 72)
+            grey = ndimage.gaussian_filter(frame.image.mean(-1), 1.0)
+            found.append(grey[max(0, y0 - 4) : y1 + 4, max(0, x0 - 4) : x1 + 4].ravel())
+        return found
+
+    clear = around_lesions("")
+    alike = {
+        event: np.median(
+            [np.corrcoef(*pair)[0, 1] for pair in zip(clear, around_lesions(event), strict=True)]
+        )
+        for event in (*degrade.COLON_WEAK_EVENTS, "debris", "glare", "instrument")
+    }
+    weak = [alike[event] for event in degrade.COLON_WEAK_EVENTS]
+    hidden = [alike[event] for event in ("debris", "glare", "instrument")]
+    assert min(weak) > max(hidden) + 0.1, alike
+
+
+def test_what_was_made_before_there_was_a_choice_is_still_found(
+    made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "old"
+    shutil.copytree(made["buv"], copy)
+    record = json.loads((copy / "generator.json").read_text())
+    del record["arguments"]["degradation"]
+    (copy / "generator.json").write_text(json.dumps(record))
+    assert run("buv", copy) == 0
+    assert "already made" in capsys.readouterr().out
+    assert run("buv", copy, "--degradation", "weaken") == 2
+    assert "degradation hide -> weaken" in capsys.readouterr().err
 
 
 def test_lesion_free_clips_have_no_mask(made: dict[str, Path]) -> None:

@@ -109,10 +109,8 @@ def write_stage(folder: Path, stage: str, splits: dict[str, Any]) -> None:
     write_evaluation(folder / "evaluation.json", {"stage": stage, **result, "cost": cost})
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("report")
+def make_run(folder: Path) -> Path:
+    """A finished run below a folder."""
     paths = {name: make_split(folder / "data", name) for name in ("train", "val", "easy", "hard")}
     run = folder / "run"
     config = to_plain(load_config(ROOT / "configs" / "v2i_synthetic.yaml"))
@@ -137,6 +135,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (run / "run.json").write_text(json.dumps({"starts": [start]}))
     return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that change it take a copy."""
+    return make_run(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""Which lesions do detectors find, and what of a teacher's lead does its student have?
+
+    python tools/lesion_groups.py --split test \
+        --plain output/run/plain --teacher output/run/teacher \
+        --other "teacher alone" output/alone/teacher --other "V2I student" output/run/student \
+        --output output/groups
+
+Every folder is that of an evaluated stage: it has config.yaml, evaluation.json and predictions. Of
+several seeds give several folders, as many for each detector; their counts are added. For
+"teacher alone" evaluate the teacher without its neighbours first (train_net.py --eval-only
+data.window=0 --output output/alone).
+
+For all lesions, and for thirds of them by size, sharpness, glare and motion, by video and, with
+--events, by what the synthetic generator did to the frame: recall of each detector at its own
+threshold, and of the lesions that the teacher finds and the plain detector misses, the share that
+each other detector finds. Compare the student's share with that of another plain detector: what
+that one finds, too, needs no teacher. Writes lesion_groups.md and lesion_groups.json into --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
+from v2idetr.wording import counted
+
+if TYPE_CHECKING:  # they import torch
+    import numpy as np
+
+    from v2idetr.data.coco_vid import SplitData
+
+NAME = "lesion_groups"
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    for name in ("plain", "teacher"):
+        add(f"--{name}", type=Path, nargs="+", required=True, metavar="FOLDER")
+    add(
+        "--other",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "FOLDER"),
+        help="a further detector, what it is called first; may be given several times",
+    )
+    add("--split", required=True, metavar="NAME", help="val, or the name of a test split")
+    add("--rule", default="iou50", metavar="NAME", help="what counts as found (default iou50)")
+    add("--events", type=Path, metavar="FILE", help="generator_frames.json of synthetic video")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the two files")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the table; 2 for a user's error."""
+    options = parse(arguments)
+    ignore_torch_jit()
+    try:
+        detectors = named_folders(options)
+        check_writable(options.output)
+        content = compare(detectors, options.split, options.rule, options.events)
+        options.output.mkdir(parents=True, exist_ok=True)
+        from v2idetr.atomic_file import write_text_atomically
+
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+        write_text_atomically(options.output / f"{NAME}.json", text + "\n")
+        write_text_atomically(options.output / f"{NAME}.md", to_markdown(content))
+    except ValueError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{NAME}: {explain_os_error(error)}", file=sys.stderr)
+        return 1
+    print((options.output / f"{NAME}.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def named_folders(options: argparse.Namespace) -> dict[str, list[Path]]:
+    """Folders by detector, the plain one and the teacher first.
+
+    Raises:
+        ValueError: names are missing or twice, or detectors have different numbers of folders.
+    """
+    found = {"plain": options.plain, "teacher": options.teacher}
+    for name, *folders in options.other:
+        if name in found or not folders:
+            raise ValueError(f"--other {name}: give a name of its own, and folders behind it.")
+        found[name] = [Path(folder) for folder in folders]
+    counts = {name: len(folders) for name, folders in found.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"Give as many folders (seeds) for every detector; there are: {said}.")
+    return found
+
+
+def compare(
+    detectors: dict[str, list[Path]], split_name: str, rule: str, events_file: Path | None
+) -> dict[str, Any]:
+    """Counts by group, summed over the seeds.
+
+    Raises:
+        ValueError: a folder has no evaluation of this split or rule, detectors were evaluated on
+            different data, or frames cannot be read.
+    """
+    import numpy as np
+
+    from v2idetr.data.image_files import read_frame
+    from v2idetr.data.text_files import read_text
+    from v2idetr.evaluation.lesion_groups import describe_lesions, group_lesions, read_events
+
+    split = split_of(next(iter(detectors.values()))[0], split_name)
+    events = None
+    if events_file is not None:
+        events = read_events(events_file, json.loads(read_text(events_file)))
+
+    def read(record: Any) -> Any:
+        return read_frame(record["file_name"], height=record["height"], width=record["width"])
+
+    lesions = describe_lesions(split, read, events)
+    if not lesions:
+        raise ValueError(f"{split_name} has no lesion to find.")
+    found = {
+        name: np.stack([hits(folder, split, split_name, rule) for folder in folders])
+        for name, folders in detectors.items()
+    }
+    won = found["teacher"] & ~found["plain"]
+    rows = []
+    for measure, groups in group_lesions(lesions).items():
+        for title, members in groups.items():
+            rows.append(
+                {
+                    "measure": measure,
+                    "group": title,
+                    "lesions": int(members.sum()),
+                    "found": {name: int(hit[:, members].sum()) for name, hit in found.items()},
+                    "won_by_teacher": int(won[:, members].sum()),
+                    "of_these": {
+                        name: int((hit & won)[:, members].sum())
+                        for name, hit in found.items()
+                        if name not in ("plain", "teacher")
+                    },
+                }
+            )
+    folders = {name: [str(path) for path in paths] for name, paths in detectors.items()}
+    seeds = len(detectors["plain"])
+    return {"split": split_name, "rule": rule, "seeds": seeds, "detectors": folders, "rows": rows}
+
+
+def split_of(folder: Path, name: str) -> SplitData:
+    """The split on which a stage was evaluated.
+
+    Raises:
+        ValueError: its config does not have one of that name.
+    """
+    from v2idetr.data.coco_vid import load_split
+    from v2idetr.engine.config import load_config
+
+    config = folder / "config.yaml"
+    if not config.exists():  # of an evaluation alone, beside the stage
+        config = folder.parent / "config.yaml"
+    if not config.exists():
+        raise ValueError(f"{folder}: is no folder of a stage, it has no config.yaml.")
+    data = load_config(config).data
+    splits = {"val": data.val, **data.test}
+    if name not in splits:
+        raise ValueError(f"--split {name}: {config} has {', '.join(splits)}.")
+    return load_split(
+        splits[name].json,
+        splits[name].image_root,
+        on_bad_box=data.on_bad_box,
+        expected_classes=len(data.class_names),
+        class_names=list(data.class_names),
+        in_clips=False,
+    )
+
+
+def hits(folder: Path, split: SplitData, name: str, rule: str) -> np.ndarray:
+    """Which lesions a detector finds at the threshold of its evaluation.
+
+    Raises:
+        ValueError: see `compare`.
+    """
+    from v2idetr.data.text_files import read_text
+    from v2idetr.evaluation.frames import label_frames
+    from v2idetr.evaluation.lesion_groups import found_lesions
+    from v2idetr.evaluation.predictions import read_predictions
+
+    try:
+        thresholds = json.loads(read_text(folder / "evaluation.json"))["thresholds"]
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: has no evaluation.json; evaluate it first.") from error
+    if rule not in thresholds:
+        raise ValueError(f"--rule {rule}: {folder} was evaluated by {', '.join(thresholds)}.")
+    predictions = read_predictions(folder / f"predictions_{name}.json.gz", split)
+    return found_lesions(label_frames(split, predictions, name=name), rule, thresholds[rule])
+
+
+def to_markdown(content: dict[str, Any]) -> str:
+    """The table."""
+    from tabulate import tabulate
+
+    def table(rows: Sequence[dict[str, Any]]) -> str:
+        lines = [_line(row, content) for row in rows]
+        return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+    videos = [row for row in content["rows"] if row["measure"] == "video"]
+    others = [row for row in content["rows"] if row["measure"] != "video"]
+    return (
+        f"# Lesions that detectors find: {content['split']}\n\n"
+        f"Rule {content['rule']}, each detector at its own threshold; "
+        f"{counted(content['seeds'], 'seed')}. In percent of the lesions, or of those that the "
+        "teacher finds and the plain detector misses.\n\n"
+        f"{table(others)}\n\n## By video\n\n{table(videos)}\n"
+    )
+
+
+def _line(row: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """A row with its headings."""
+    total = row["lesions"] * content["seeds"]
+    line = {"": row["measure"], "group": row["group"], "lesions": row["lesions"]}
+    line |= {f"recall, {name}": _percent(n, total) for name, n in row["found"].items()}
+    line["teacher finds, plain misses"] = row["won_by_teacher"]
+    won = row["won_by_teacher"]
+    return line | {f"of these, {name}": _percent(n, won) for name, n in row["of_these"].items()}
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
