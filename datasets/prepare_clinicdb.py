@@ -2,15 +2,18 @@
 """CVC-ClinicDB -> train.json, val.json, test.json, one video a sequence.
 
     python datasets/prepare_clinicdb.py --source data/cvc_clinicdb --output data/clinicdb
+    python datasets/prepare_clinicdb.py --source data/cvc_clinicdb --fold 1/4 --output data/fold1
 
 Test is sequences 17-23, validation 15-16, if not chosen otherwise. Sequences are kept whole: frames
 of one are near copies of each other. Sequences 15 and 16 are of both camera geometries of the set,
 and their lesions (17 to 48 % of the side of the picture) cover the middle of the range; the small
-flat ones of 14, of which there are few, stay in training.
+flat ones of 14, of which there are few, stay in training. For cross-validation, `--fold 1/4` to
+`--fold 4/4` test on every fourth sequence, each once, and validate on every sixth of the others.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +33,7 @@ FIRST_FRAMES = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 
 FIRST_FRAMES += (364, 384, 409, 429, 448, 467, 479, 504, 529, 547, 572, 592)
 LAST_FRAME = 612
 DEFAULTS = {"train": "1-14", "val": "15-16", "test": "17-23"}
+VALIDATION_STEP = 6  # in a fold, every sixth sequence that is not tested on validates
 
 Sequences = dict[int, Video]
 
@@ -41,10 +45,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for split, default in DEFAULTS.items():
         add(
             f"--{split}-sequences",
-            default=default,
             metavar="LIST",
             help=f"sequences for {split}: numbers or ranges (default {default})",
         )
+    add("--fold", metavar="K/N", help="fold K of N of a cross-validation, instead of these lists")
     return parser.parse_args(arguments)
 
 
@@ -70,10 +74,10 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
             )
     splits: dict[str, list[Video]] = {}
     used: dict[int, str] = {}
-    for split in DEFAULTS:
-        flag = f"--{split}-sequences {getattr(options, f'{split}_sequences')}"
+    for split, chosen in _chosen(options, sorted(sequences)).items():
+        flag = f"--{split}-sequences {chosen}"
         try:
-            numbers = numbers_of(getattr(options, f"{split}_sequences"))
+            numbers = numbers_of(chosen)
         except ValueError as error:
             raise ValueError(f"{flag}: {error}") from None
         for number in numbers:
@@ -89,6 +93,40 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
             f"{number} ({len(sequences[number].frames)} frames); see --train-sequences and others",
         )
     return splits
+
+
+def _chosen(options: argparse.Namespace, numbers: Sequence[int]) -> dict[str, str]:
+    """Lists of sequences by split.
+
+    Args:
+        options: of the command line.
+        numbers: of the sequences that there are, in order.
+
+    Raises:
+        ValueError: a fold that cannot be.
+    """
+    given = {split: getattr(options, f"{split}_sequences") for split in DEFAULTS}
+    if options.fold is None:
+        return {split: given[split] or default for split, default in DEFAULTS.items()}
+    if any(given.values()):
+        raise ValueError(f"--fold {options.fold} chooses the sequences: leave out the lists.")
+    found = re.fullmatch(r"(\d+)/(\d+)", options.fold)
+    k, n = (int(part) for part in found.groups()) if found else (0, 0)
+    if not 1 <= k <= n or n < 2:
+        raise ValueError(f"--fold {options.fold}: expected K/N with K from 1 to N, such as 1/4.")
+    others = [number for place, number in enumerate(numbers) if place % n != k - 1]
+    if len(numbers) < n or len(others) < VALIDATION_STEP:
+        raise ValueError(
+            f"--fold {options.fold}: there are {counted(len(numbers), 'sequence')}, too few for "
+            "so many folds, each with sequences to validate on."
+        )
+    validation = others[VALIDATION_STEP // 2 :: VALIDATION_STEP]
+    parts = {
+        "train": [number for number in others if number not in validation],
+        "val": validation,
+        "test": [number for number in numbers if number not in others],
+    }
+    return {split: ",".join(map(str, part)) for split, part in parts.items()}
 
 
 def read_listed(path: Path, notes: Findings) -> Sequences:

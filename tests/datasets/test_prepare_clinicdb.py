@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import load_split
 
 BOX = (20, 4, 8, 12)
+# First frames of sequences 1 to 23.
+FIRST_FRAMES = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343)
+FIRST_FRAMES += (364, 384, 409, 429, 448, 467)
 NUMBERS = (1, 2, 10, 27, 300, 320, 343, 345, 479)  # sequences 1, 1, 1, 2, 15, 16, 17, 17, 24
 
 
@@ -88,6 +92,42 @@ def test_a_file_that_the_system_cannot_read_is_named(convert, listed):
 def test_sequences_can_be_chosen(convert, release):
     options = ("--train-sequences", "1,2", "--val-sequences", "16", "--test-sequences", "17-29")
     assert names(convert("clinicdb", release, *options)["test"]) == ["sequence17", "sequence24"]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A frame of each of the first 23 sequences."""
+    root = tmp_path / "many"
+    for number in FIRST_FRAMES:
+        picture(root / "Original" / f"{number}.png")
+        mask(root / "Ground Truth" / f"{number}.png", BOX)
+    return root
+
+
+def test_folds_test_on_every_sequence_once_and_keep_splits_apart(convert, many):
+    tested: list[str] = []
+    for fold in range(1, 5):
+        written = convert("clinicdb", many, "--fold", f"{fold}/4")
+        parts = [names(written[split]) for split in ("train", "val", "test")]
+        assert sorted(chain(*parts)) == [f"sequence{n:02d}" for n in range(1, 24)]
+        assert len(parts[1]) == 3
+        tested += parts[2]
+    assert sorted(tested) == [f"sequence{n:02d}" for n in range(1, 24)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fold", "5/4"], "--fold 5/4: expected K/N"),
+        (["--fold", "0/4"], "--fold 0/4: expected K/N"),
+        (["--fold", "1"], "--fold 1: expected K/N"),
+        (["--fold", "1/24"], "--fold 1/24: there are 23 sequences, too few"),
+        (["--fold", "1/4", "--val-sequences", "3"], "--fold 1/4 chooses the sequences"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(convert, many, options, message):
+    with pytest.raises(SystemExit, match=message):
+        convert("clinicdb", many, *options)
 
 
 @pytest.mark.parametrize(
