@@ -36,6 +36,7 @@ from progress import SECONDS_OTHERWISE, Part, Progress, data_part
 
 from v2idetr.ablation.schedule import Job, cores, run_jobs, slots_of
 from v2idetr.ablation.tables import (
+    CONTROLS,
     DATASETS,
     STUDENTS,
     Row,
@@ -203,7 +204,9 @@ def run_table(
         report = Report(table, plan, seeds, facts, runs)
         report.write()
         slots = choose_slots(options, [run for run in runs if not run.finished])
-        jobs = jobs_of(runs, plan.settings, own_samples=needs_no_workers(options, slots))
+        # Where processor time is measured, preparing samples is a part of it, for all runs alike.
+        own_samples = table.key == CONTROLS or needs_no_workers(options, slots)
+        jobs = jobs_of(runs, plan.settings, own_samples=own_samples)
         print(report.introduction(len(slots)), flush=True)
         try:
             failures = run_jobs(jobs, slots, keep_open=[lock], tick=report.tick, ended=report.ended)

@@ -40,6 +40,8 @@ def smoke_overrides(dataset: str, folder: Path) -> list[str]:
     steps = [f"train.{key}_period={SMOKE_STEPS}" for key in ("eval", "checkpoint")]
     return [
         f"train.max_iter={SMOKE_STEPS}",
+        f"teacher.max_iter={SMOKE_STEPS}",
+        "train.patience=0",
         *steps,
         "train.log_period=1",
         "train.batch_size=2",

@@ -48,6 +48,13 @@ def test_a_job_waits_for_the_one_that_it_needs(job) -> None:
     assert ended.names == ["teacher", "student"]
 
 
+def test_a_job_of_two_needs_is_not_run_when_one_fails(job) -> None:
+    jobs = [job("one"), job("two", "raise SystemExit(3)"), job("both", needs=("one", "two"))]
+    failures = run_jobs(jobs, [{}, {}])
+    assert [failure.job.name for failure in failures] == ["two", "both"]
+    assert failures[1].reason == "not run, because two failed"
+
+
 def test_what_has_a_result_is_not_run(job) -> None:
     done = job("done", "raise SystemExit(1)")
     done.result.touch()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ablation.test_ablation_figures import evaluation
-from tests.ablation.test_ablation_runs import CONFIGS, TABLES, make_plan
+from tests.ablation.test_ablation_runs import TABLES, make_plan
 from v2idetr.ablation.content import build_content
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import curves_to_svg
@@ -145,10 +145,28 @@ def test_controls_of_frames_and_of_time_are_two_runs(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_the_recipe_that_all_rows_share(tmp_path: Path) -> None:
-    plan = plan_in(tmp_path, overrides=("train.max_iter=7", "train.patience=2"))
-    assert plan.run(row(plan, "3_v2i"), 0).steps == 7
+    plan = plan_in(tmp_path, overrides=("train.max_iter=700", "train.patience=2"))
+    assert plan.run(row(plan, "3_v2i"), 0).steps == 700
     assert plan.config(row(plan, "1_plain")).train.patience == 2
     assert plan.config(row(plan, "6_plain_time")).train.patience == 0  # its own
+
+
+def test_what_a_given_teacher_has_cost_is_not_known(tmp_path: Path) -> None:
+    weights = tmp_path / "t.pth"
+    weights.touch()
+    plan = plan_in(tmp_path, overrides=(f"teacher.checkpoint={weights}",))
+    with pytest.raises(ValueError, match="Rows 5_plain_frames, 6_plain_time are given"):
+        plan.check(CONTROLS.rows)
+    plan.check(CONTROLS.rows[:4])
+
+
+def test_a_length_whose_reason_is_gone_is_named(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    run = plan.run(row(plan, "5_plain_frames"), 0)
+    (run.folder / run.stage).mkdir(parents=True)
+    save_config(run.config, run.folder / "config.yaml")
+    with pytest.raises(ValueError, match=r"as long as .*controls/4_v2i_all.* are not there"):
+        check_earlier_runs([run])
 
 
 def test_a_step_that_asks_for_more_frames_than_there_are_is_refused(tmp_path: Path) -> None:
@@ -172,6 +190,9 @@ def test_a_step_that_asks_for_more_frames_than_there_are_is_refused(tmp_path: Pa
         "1_plain: {what: frames}",
         "1_plain: {what: frames, to: 2_other, pace: 1_plain}",
         "1_plain: {what: labels, to: 1_plain, pace: 1_plain}",
+        "1_plain: {what: frames, to: 1_plain, pace: 1_plain}",
+        "1_plain: labels",
+        "1_plain: {to: 1_plain}",
     ],
 )
 def test_a_wrong_entry_is_refused_with_the_file(tmp_path: Path, entry: str) -> None:
@@ -235,15 +256,14 @@ def test_tables_iii_and_iv_have_a_column_for_the_control(tmp_path: Path) -> None
     plan = make_plan("table3", "table4", folder=tmp_path)
     names = ("1b_control", "2_tfd", "5_tfd_msi_cqd")
     tables = {table.key: table for table in TABLES}
-    assert "to control" not in to_markdown(content_of(plan, tables["table3"]))
+    without = to_markdown(content_of(plan, tables["table4"]))
+    assert "to control" not in without and "add `--table III --rows 1b`" in without
     for name in names:
         finish(plan.run(plan.rows[f"table3/{name}"], 0), 10, frames=8.0, time_s=1.0)
     content = content_of(plan, tables["table3"])
     entry = next(entry for entry in content["rows"] if entry["name"] == "5_tfd_msi_cqd")
     assert entry["to_control"]["all tests"]["AP50"]["mean"] == pytest.approx(0.0)
+    control = next(entry for entry in content["rows"] if entry["name"] == "1b_control")
+    assert not control["to_control"]
     assert "Δ AP50 to control" in to_markdown(content)
     assert "Δ AP50 to control" in to_markdown(content_of(plan, tables["table4"]))
-
-
-def test_the_layers_are_there() -> None:
-    assert (CONFIGS / "ablations" / "controls" / "_recipe.yaml").exists()

@@ -10,6 +10,10 @@ import torch
 from tests.conftest import make_sample, tiny_detector, tiny_teacher
 from tests.distillation.test_student import KINDS, cqd, distil
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
+from v2idetr.distillation.feature_distillation import (
+    EmbeddingDistillation,
+    FeatureDistillation,
+)
 from v2idetr.distillation.knowledge import teacher_knowledge, views_of
 from v2idetr.distillation.query_distillation import QueryDistillation
 from v2idetr.distillation.student import DistilledStudent
@@ -35,7 +39,16 @@ def losses_by_frame(distilled: DistilledStudent, teacher: Any) -> dict[str, torc
 
 @pytest.mark.parametrize("settings", KINDS)
 @pytest.mark.parametrize(
-    "losses", [{}, {"qd": QueryDistillation(student_dim=32, teacher_dim=32)}, {"cqd": None}]
+    "losses",
+    [
+        {},
+        {"qd": QueryDistillation(student_dim=32, teacher_dim=32)},
+        {"cqd": None},
+        {
+            "fd": FeatureDistillation(mask="attention", student_dim=32, teacher_dim=32),
+            "ed": EmbeddingDistillation(mask="box", student_dim=32, teacher_dim=32),
+        },
+    ],
 )
 def test_losses_and_gradients_are_the_means_of_one_call_for_each_frame(
     settings: dict[str, Any], losses: dict[str, Any]

@@ -35,6 +35,11 @@ from v2idetr.engine.signals import StopSignals
         ("train.best_metric=AP60", "does not compute"),
         ("evaluation.rules=[iou60]", "the rules are"),
         ("train.eval_period=0", "needs train.eval_period above 0"),
+        ("train.patience=-1", "must be at least 0"),
+        ("train.patience=9", "raise train.max_iter, or lower train.eval_period"),
+        ("train.cooldown=.nan", "must be a number of at least 0"),
+        ("train.cooldown=.inf", "must be a number of at least 0"),
+        ("distillation.frames=every", "must be one of current, all"),
         ("train.init_checkpoint=missing.pth", "there is no file missing.pth"),
         ("train.init_partial=true", "train.init_checkpoint names no file"),
         ("teacher.init_checkpoint=missing.pth", "there is no file missing.pth"),
@@ -120,3 +125,22 @@ def test_what_only_training_needs_does_not_stop_an_evaluation(tiny_config, overr
     for training in (False, True):
         with pytest.raises(ConfigError) if training else contextlib.nullcontext():
             load_run_config(tiny_config, [override], world_size=2, has_gpu=False, training=training)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.num_frames=1", "teacher.model.num_frames=1"], "but data.num_frames is 1"),
+        (["teacher.model.num_frames=2"], "teacher.model.num_frames is 2 and data.num_frames 3"),
+    ],
+)
+def test_every_frame_needs_a_teacher_that_looks_at_it(tiny_config, overrides, expected) -> None:
+    given = ["distillation.frames=all", *overrides]
+    with pytest.raises(ConfigError, match=expected):
+        load_run_config(tiny_config, given, world_size=1, has_gpu=False)
+
+
+def test_early_stopping_without_evaluations_is_an_error(tiny_config) -> None:
+    given = ["train.patience=1", "train.eval_period=0", "evaluation.checkpoint=final"]
+    with pytest.raises(ConfigError, match=r"train\.eval_period=0 makes none"):
+        load_run_config(tiny_config, given, world_size=1, has_gpu=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.engine.test_hooks import Stage
 from tests.engine.test_resume import assert_equal_runs, before_step, run, send
 from v2idetr.engine.checkpoint import load_checkpoint
 from v2idetr.engine.early_stopping import EarlyStopping
+from v2idetr.engine.signals import StopRequested
 from v2idetr.engine.trainer import TrainerHook
 
 # Best after 2 steps; a weight of 1 a step would read further ones as the rate falls.
@@ -57,7 +59,7 @@ def test_while_validation_rises_the_fall_begins_in_time_to_end_with_the_last_ste
     with caplog.at_level("INFO"):
         stage.trainer.train(0, 14)
     assert load_checkpoint(tmp_path / "final.pth").iteration == 14
-    assert "still rising after 10 steps: the learning rate falls to zero until step 14" in (
+    assert "step 10: the learning rate falls to zero until step 14, because the last of 14" in (
         caplog.text
     )
 
@@ -89,6 +91,7 @@ def test_a_resumed_stage_ends_where_it_would_have_ended(tmp_path) -> None:
         stage.trainer.register_hooks([_StopAt(stop)])
         with pytest.raises(KeyboardInterrupt):
             stage.trainer.train(start, 20)
+        assert (stage.early_stopping.begins is None) == (stop < 5)
     stage = Stage(cut, RISING_UNTIL_2, early_stopping=stopping())
     stage.trainer.train(stage.resume(), 20)
     assert load_checkpoint(cut / "final.pth").iteration == 7
@@ -99,10 +102,36 @@ def test_a_resumed_stage_ends_where_it_would_have_ended(tmp_path) -> None:
     assert lines[0] == lines[1]
 
 
+def test_the_last_evaluation_is_made_up_for_where_the_fall_ends_between_two(tmp_path) -> None:
+    """The fall begins after step 6 (of 2, 4 and 6) and ends with step 9, at a weight of 8."""
+    metrics = {2: 0.5, 4: 0.3, 6: 0.3, 8: 0.9}
+    settings = {"eval_period": 2, "early_stopping": stopping(patience=2, cooldown=0.5)}
+    stage = Stage(tmp_path, metrics, **settings)
+    stage.validation._evaluate = _interrupted_at(9, stage.validation._evaluate)
+    with pytest.raises(StopRequested):
+        stage.trainer.train(0, 20)
+    assert load_checkpoint(tmp_path / "last.pth").iteration == 9
+    later = Stage(
+        tmp_path, metrics, eval_period=2, early_stopping=stopping(patience=2, cooldown=0.5)
+    )
+    later.trainer.train(later.resume(), 20)
+    assert load_checkpoint(tmp_path / "best.pth").iteration == 9
+    assert load_checkpoint(tmp_path / "final.pth").iteration == 9
+
+
+def _interrupted_at(step: int, evaluate: Callable[[int], None]) -> Callable[[int], None]:
+    def patched(done: int) -> None:
+        if done == step:
+            raise StopRequested(signal.SIGTERM)
+        evaluate(done)
+
+    return patched
+
+
 def test_a_run_that_is_killed_in_its_fall_ends_as_an_uninterrupted_one(
     tiny_config: Path, tmp_path, in_child
 ) -> None:
-    overrides = ["train.patience=1", "train.cooldown=1.0"]
+    overrides = ["train.patience=1", "train.cooldown=1.0", "train.max_iter=12"]
     overrides += [f"train.{key}_period=1" for key in ("eval", "checkpoint")]
 
     def killed() -> int:
@@ -114,6 +143,7 @@ def test_a_run_that_is_killed_in_its_fall_ends_as_an_uninterrupted_one(
     again = lambda: run(tiny_config, tmp_path / "killed", resume=True, overrides=overrides)  # noqa: E731
     assert in_child(again) == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+    assert load_checkpoint(tmp_path / "whole" / "plain" / "final.pth").iteration < 12
 
 
 class _StopAt(TrainerHook):

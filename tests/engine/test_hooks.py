@@ -46,9 +46,11 @@ class Stage:
         metrics: dict[int, float],
         period: int = 1,
         *,
+        eval_period: int = 1,
         early_stopping: EarlyStopping | None = None,
     ) -> None:
         self.model, self.folder, self.signals = Counter(), folder, StopSignals()
+        self.early_stopping = early_stopping
         optimizer = torch.optim.SGD([{"params": list(self.model.parameters()), "initial_lr": 1.0}])
         self.trainer = Trainer(self.model, self._batches(), optimizer, stage="plain", seed=0)
         rate = hooks.LearningRate(LinearParamScheduler(1.0, 1.0), 100, early_stopping)
@@ -56,7 +58,7 @@ class Stage:
         writer = hooks.CheckpointWriter(folder, period, self.snapshot)
         self.validation = hooks.Validation(
             lambda: {"AP": metrics[round(float(self.model.weight.detach()))]},
-            period=1,
+            period=eval_period,
             metric="AP",
             writer=writer,
             log=log,

@@ -150,6 +150,20 @@ def test_all_norms_of_an_efficientnet_are_folded():
     assert norms and all(norm.folded for norm in norms)
 
 
+def test_a_convolution_whose_output_is_a_map_stays_as_it_is():
+    body = TimmBackbone("xception41p", freeze_stem=False).double()
+    for module in body.modules():
+        if isinstance(module, FrozenBatchNorm2dOfTorchvision):
+            module.bias.normal_()
+    folded = maps(body, pixels())
+    for module in body.modules():
+        if isinstance(module, FoldedConv2d):
+            module.__class__ = nn.Conv2d
+        if isinstance(module, FrozenBatchNorm2dOfTorchvision):
+            module.folded = False
+    torch.testing.assert_close(folded, maps(body, pixels()))
+
+
 def test_a_copied_backbone_folds_its_own_norms():
     backbone = TimmBackbone("tf_efficientnet_lite0")
     other = copy.deepcopy(backbone)

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
 from v2idetr.ablation.provenance import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
-from v2idetr.ablation.tables import CONTROL, CONTROLS, Row, Table
+from v2idetr.ablation.tables import CONTROL, CONTROLS, WITH_CONTROL, Row, Table
 from v2idetr.ablation.training_log import TrainingCost
 from v2idetr.engine.config_yaml import parse_yaml
 from v2idetr.evaluation.table import ALL_TESTS
@@ -57,7 +57,9 @@ def build_content(
     paper = _paper(settings.configs, table.key)
     metrics = _metrics(plan.config(table.rows[0]), paper)
     known = {row.key: line.results for row, line in zip(table.rows, rows, strict=True)}
-    control = _control(table, plan, seeds)
+    control = known.get(CONTROL) or _control(table, plan, seeds)
+    if control is not None and not control.figures:
+        control = None
 
     def described(lines: Sequence[_Line]) -> list[dict[str, Any]]:
         found = []
@@ -155,12 +157,11 @@ def _rows(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
 
 
 def _control(table: Table, plan: Plan, seeds: Sequence[int]) -> _Results | None:
-    """Results of the plain detector with as many labelled frames a step as the teacher."""
+    """Results of the control in this folder, for a table of other rows; None where it has none."""
     row = plan.rows.get(CONTROL)
-    if table.key not in ("table3", "table4") or row is None:
+    if table.key not in WITH_CONTROL or row is None:
         return None
-    results = _results([plan.run(row, seed) for seed in seeds])
-    return results if results.figures else None
+    return _results([plan.run(row, seed) for seed in seeds])
 
 
 def _switches(config: DictConfig) -> dict[str, bool]:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from v2idetr.ablation.content import SWITCHES
 from v2idetr.ablation.figures import COCO
 from v2idetr.ablation.provenance import commits_said
-from v2idetr.ablation.tables import CONTROLS
+from v2idetr.ablation.tables import CONTROLS, WITH_CONTROL
 from v2idetr.evaluation.table import MISSING
 from v2idetr.wording import counted
 
@@ -241,8 +241,15 @@ def _notes(content: Mapping[str, Any]) -> str:
     if content["key"] == CONTROLS:
         lines.append(
             "- Steps, labelled frames and processor time are those of training, with the teacher's "
-            "where there is one. A labelled frame counts as often as it was trained on. Learning "
-            f"curves: [{content['file']}_curves.svg]({content['file']}_curves.svg)."
+            "where there is one. A labelled frame counts as often as it was trained on. Processor "
+            "time is that of all threads of a run, which prepares its samples itself; on a GPU, of "
+            "the steps without waiting for data. Learning curves: "
+            f"[{content['file']}_curves.svg]({content['file']}_curves.svg)."
+        )
+    if content["key"] in WITH_CONTROL and not any("to_control" in r for r in content["rows"]):
+        lines.append(
+            "- There is no control yet, a plain detector with as many labelled frames a step as "
+            "the teacher: add `--table III --rows 1b` in this folder."
         )
     if any("to_control" in row for row in content["rows"]):
         lines.append(

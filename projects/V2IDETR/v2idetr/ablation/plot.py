@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # imported where a plot is drawn, so that --help is quick
 COLOURS = {"plain": "#d98200", "student": "#009d8c", "teacher": "#7a5af0"}
 TEXT, SOFT, WARNING, GRID = "#1a1d23", "#5b6370", "#b3382c", "#dfe3e8"
 LETTER, PANEL, ROW, AROUND = 0.085, 3.6, 0.3, 1.4  # inches
+SMOKE = "smoke test: these numbers mean nothing"
 LEAST_SPAN = 2.5  # of an axis, percent: figures that are nearly equal look so
 
 Figures = Mapping[str, Mapping[str, Any]]  # by metric
@@ -52,13 +53,14 @@ def draw_curves(content: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(PANEL * across, AROUND + 2.0 * down), layout="constrained")
     figure.suptitle(f"{content['heading']}\n{content['dataset']}, validation", fontsize="medium")
     figure.supxlabel("steps; a line for each seed", color=SOFT, fontsize="small")
+    if content["smoke"]:
+        figure.supxlabel(SMOKE, color=WARNING)
     figure.supylabel(f"{metric_title(content['best_metric'])}, %", color=SOFT, fontsize="small")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes, line in zip(panels.flat, lines, strict=False):
-        kind = "teacher" if "teaches" in line else "student" if line["teacher"] else "plain"
         for curve in line["curve"].values():
             steps, values = zip(*curve, strict=True) if curve else ((), ())
-            axes.plot(steps, values, color=COLOURS[kind], linewidth=1)
+            axes.plot(steps, values, color=COLOURS[_kind(line)], linewidth=1)
         words = f"{line.get('number', '')}  {line['title']}".strip()
         axes.set_title("\n".join(textwrap.wrap(words, 40)), fontsize="small", loc="left")
         axes.grid(color=GRID)
@@ -77,7 +79,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     lines, metrics = _lines(content), content["headline"]
-    titles = [title for title, _, _ in lines]
+    titles = [title for title, *_ in lines]
     width = LETTER * max(map(len, titles), default=0) + PANEL * len(metrics)
     figure = Figure(figsize=(width, AROUND + ROW * len(lines)), layout="constrained")
     has_line = len({row["reference"] for row in content["rows"]}) == 1
@@ -86,13 +88,13 @@ def draw(content: Mapping[str, Any]) -> Figure:
     figure.suptitle(f"{content['heading']}\n{content['dataset']}, {block}", fontsize="medium")
     figure.supxlabel(legend, color=SOFT, fontsize="small")
     if content["smoke"]:
-        figure.supxlabel("smoke test: these numbers mean nothing", color=WARNING)
+        figure.supxlabel(SMOKE, color=WARNING)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        for y, (_, kind, figures) in enumerate(lines):
+        for y, (_, kind, figures, is_reference) in enumerate(lines):
             _draw_row(axes, y, COLOURS[kind], figures[metric])
             mean = figures[metric]["mean"]
-            if has_line and kind == "plain" and mean is not None:
+            if has_line and is_reference and mean is not None:
                 axes.axvline(mean, color=COLOURS[kind], linestyle="--", zorder=1)
         low, high = axes.get_xlim()
         wider = max(0.0, LEAST_SPAN - (high - low)) / 2
@@ -107,19 +109,25 @@ def draw(content: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Figures]]:
-    """Title, kind and figures of every row and teacher."""
+def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Figures, bool]]:
+    """Title, kind, figures and whether it is the baseline, of every row and teacher."""
     if not content["blocks"]:
         return []
     title = content["blocks"][0]["title"]
     lines = []
     for row in content["rows"]:
         words = f"{row['number']}  {row['title']}".strip()
-        kind = "plain" if row["name"] == row["reference"] else "student"
-        lines.append((words, kind, row["figures"][title]))
+        lines.append((words, _kind(row), row["figures"][title], row["name"] == row["reference"]))
     for teacher in content["teachers"]:
-        lines.append((teacher["title"], "teacher", teacher["figures"][title]))
+        lines.append((teacher["title"], "teacher", teacher["figures"][title], False))
     return lines
+
+
+def _kind(line: Mapping[str, Any]) -> str:
+    """Key of `COLOURS`."""
+    if "teaches" in line:
+        return "teacher"
+    return "student" if any(line["switches"].values()) or line["teacher"] else "plain"
 
 
 def _draw_row(axes: Axes, y: int, colour: str, figure: Mapping[str, Any]) -> None:

@@ -40,6 +40,12 @@ def _wanted(run: Run) -> DictConfig:
     if run.budget is None:
         return run.config
     config = copy.deepcopy(run.config)
+    if run.budget.steps() is None:
+        missing = [needed.name for needed in run.budget.runs if not needed.finished]
+        raise ValueError(
+            f"{run.folder} was trained for as long as {', '.join(missing)} say, which are not "
+            "there: remove that folder to have it trained again after them."
+        )
     config.train.max_iter = run.steps
     return config
 

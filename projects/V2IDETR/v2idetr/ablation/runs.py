@@ -34,7 +34,7 @@ from v2idetr.engine.run_folder import steps_of, weights_of
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run trains, where that is what others have spent.
+    """Length of a run that follows from what other runs have spent.
 
     Attributes:
         what: "frames" or "processor_time".
@@ -203,6 +203,13 @@ class Plan:
         if problems:
             heading = "the configurations of the table:"
             raise ValueError(listed_by_row(heading, problems, len(rows)))
+        given = [r.name for r in rows if r.equal and r.equal.to and self._given_teacher(r)]
+        if given:
+            raise ValueError(
+                f"Rows {', '.join(given)} are given what a student and its teacher have spent, and "
+                "what the teacher of teacher.checkpoint has is not known: leave them out with "
+                "--rows, or let the teacher be trained."
+            )
         data = _splits(self.base())
         others = [row.name for row in rows if _splits(self._plain(row)) != data]
         if others:
@@ -278,6 +285,11 @@ class Plan:
                 teacher = teachers.setdefault(teacher_fingerprint(config), row)
             firsts[row.key] = student, teacher
         return firsts
+
+    def _given_teacher(self, row: Row) -> bool:
+        """Whether the student that a control is matched to has a teacher from elsewhere."""
+        assert row.equal is not None
+        return bool(self._plain(self.rows[row.equal.to])["teacher"]["checkpoint"])
 
     def _plain(self, row: Row) -> dict[str, Any]:
         """`config` as dicts and lists, which are made in a fraction of the time."""

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from v2idetr.engine.config_yaml import parse_yaml
 
@@ -33,6 +33,7 @@ KNOWN = {
 OTHER_NAMES = {"1": "table1", "2": "table2", "3": "table3", "4": "table4"}
 PLAIN = "table3/1_baseline"  # what figures without a baseline of their own are compared with
 CONTROL = "table3/1b_control"  # what Tables III and IV are compared with besides
+WITH_CONTROL = ("table3", "table4")
 CONTROLS = "controls"  # the table that says what training has cost
 RECIPE, EQUAL = "_recipe.yaml", "_equal.yaml"  # files of a folder that are no rows
 
@@ -41,13 +42,15 @@ What = Literal["labels", "frames", "processor_time"]
 
 @dataclass(frozen=True)
 class Equal:
-    """What a plain detector is given as much of as others had; always as many labelled frames a
-    step as the teacher.
+    """Resource in which a plain detector equals others.
+
+    A step of it always has as many labelled frames as one of the teacher.
 
     Attributes:
-        what: "labels": no more than that; "frames", of the whole training, or "processor_time".
-        to: key of the row that has spent it, with its teacher; "" for "labels".
-        pace: key of the row whose steps cost what this row's do; "" for "labels".
+        what: "labels": these alone; "frames": labelled frames of the whole training;
+            "processor_time": of the whole training.
+        to: key of the row that it equals, teacher included; "" for "labels".
+        pace: key of the row whose steps cost as much as its own; "" for "labels".
     """
 
     what: What
@@ -242,20 +245,26 @@ def _with_equals(folder: Path, rows: Sequence[Row]) -> list[Row]:
         ValueError: the file names rows or words that there are not.
     """
     path = folder / EQUAL
-    given: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
+    given = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
     names = [row.name for row in rows]
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: must be entries by row ({', '.join(names)}).")
+    matched = [n for n, entry in given.items() if isinstance(entry, dict) and "to" in entry]
+    labels = [name for name, entry in given.items() if entry == {"what": "labels"}]
     equals: dict[str, Equal] = {}
     for name, entry in given.items():
-        whole = {"what"} if entry["what"] == "labels" else {"what", "to", "pace"}
-        others = [entry[key] for key in ("to", "pace") if key in entry]
-        unknown = [other for other in (name, *others) if other not in names]
-        if unknown or set(entry) != whole or entry["what"] not in get_args(What):
+        rest = dict(entry) if isinstance(entry, dict) else {}
+        what, to, pace = rest.pop("what", None), rest.pop("to", ""), rest.pop("pace", "")
+        alone = what == "labels" and not to and not pace
+        both = what in ("frames", "processor_time") and to in names and pace in labels
+        if name not in names or rest or not (alone or (both and to not in matched)):
             raise ValueError(
                 f"{path}: {name}: {entry} must be {{what: labels}}, or {{what: frames, or "
-                "processor_time, to: ROW, pace: ROW} with rows of this folder "
-                f"({', '.join(names)})."
+                "processor_time, to: ROW, pace: ROW}, of the rows of this folder "
+                f"({', '.join(names)}); pace is one of labels, to is none of frames or of "
+                "processor_time."
             )
-        equals[name] = Equal(entry["what"], *(f"{folder.name}/{other}" for other in others))
+        equals[name] = Equal(what, *(f"{folder.name}/{row}" for row in (to, pace) if row))
     return [replace(row, equal=equals.get(row.name)) for row in rows]
 
 

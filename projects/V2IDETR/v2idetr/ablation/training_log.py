@@ -1,4 +1,4 @@
-"""What trainings have cost, how many steps cost as much, and how validation has risen."""
+"""Costs and validation curves of trainings, from their metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class TrainingCost:
     Attributes:
         steps: updates of weights.
         labelled_frames: frames that gave a gradient by their labels, each as often as it did.
-        processor_time_s: of all threads of the main process.
+        processor_time_s: of all threads of the main process; on a GPU, of the steps without
+            waiting for data.
     """
 
     steps: int = 0

@@ -28,10 +28,10 @@ class Reach(IntEnum):
 
 @dataclass
 class Knowledge:
-    """What the frozen teacher finds in a batch of C clips of T frames; without gradients.
+    """Features, queries and detections of the frozen teacher for a batch of C clips of T frames.
 
     Views are the frames that the student learns from, see :func:`views_of`: V = C or C*T. What lies
-    beyond the reach that was asked for is None.
+    beyond the reach that was asked for is None; nothing has a gradient.
 
     Attributes:
         features: of the views (V), after the temporal module: Y in equation 3.

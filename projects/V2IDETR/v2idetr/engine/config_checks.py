@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -249,11 +250,33 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
             f"train.patience={train['patience']} ends a training by its evaluations, but "
             "train.eval_period=0 makes none; set it to a number of steps."
         )
+    if not math.isfinite(train["cooldown"]):
+        problems.append(
+            f"train.cooldown must be a number of at least 0, but is {train['cooldown']}."
+        )
+    elif train["patience"] and train["eval_period"]:
+        problems += _check_patience(config)
     if evaluation["checkpoint"] == "best" and train["eval_period"] == 0:
         problems.append(
             "evaluation.checkpoint=best needs train.eval_period above 0: nothing is best without "
             "evaluations. Or set evaluation.checkpoint=final."
         )
+
+
+def _check_patience(config: dict[str, Any]) -> list[str]:
+    """Early stopping needs evaluations enough before the rate has to fall anyway."""
+    train = config["train"]
+    needed = (train["patience"] + 1) * train["eval_period"]
+    own = {"teacher": _get(config, "teacher.max_iter")}
+    steps = min(own.get(stage) or train["max_iter"] for stage in stages_to_train(config))
+    latest = math.ceil(steps / (1 + train["cooldown"]))
+    if needed <= latest:
+        return []
+    return [
+        f"train.patience={train['patience']} can end a training after {needed} steps, its first "
+        f"{train['patience'] + 1} evaluations, but of {steps} steps the learning rate falls from "
+        f"step {latest} on: raise train.max_iter, or lower train.eval_period or train.patience."
+    ]
 
 
 def _check_files(config: dict[str, Any], problems: list[str]) -> None:

@@ -40,7 +40,7 @@ class EarlyStopping(TrainerHook):
         return min(self.most_steps, self.begins + max(1, round(self.cooldown * self.begins)))
 
     def factor(self, iteration: int) -> float:
-        """What the learning rate of a step is multiplied by."""
+        """Multiplier of the learning rate of a step."""
         if self.begins is None or iteration < self.begins:
             return 1.0
         share = (iteration - self.begins) / (self.ends - self.begins)
@@ -68,13 +68,14 @@ class EarlyStopping(TrainerHook):
     def _look(self, done: int) -> None:
         if self.begins is None and (self._since >= self.patience or done >= self.latest):
             self.begins = done
-            why = f"did not rise for {counted(self._since, 'evaluation')}"
+            why = f"validation did not rise for {counted(self._since, 'evaluation')}"
             if self._since < self.patience:
-                why = f"was still rising after {done} steps"
+                why = f"the last of {self.most_steps} steps must end the fall"
             logger.info(
-                "%s: validation %s: the learning rate falls to zero until step %d",
+                "%s: step %d: the learning rate falls to zero until step %d, because %s",
                 self.trainer.stage,
-                why,
+                done,
                 self.ends,
+                why,
             )
         self.trainer.max_iter = self.ends

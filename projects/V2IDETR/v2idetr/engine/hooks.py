@@ -257,7 +257,9 @@ class Validation(TrainerHook):
         self.best, self._evaluated = state["best"], state["evaluated"]
 
     def _due(self, done: int) -> bool:
-        return done % self.period == 0 or done == self.trainer.max_iter
+        # Of a resumed training, `max_iter` may not have been lowered yet.
+        last = self.early_stopping.ends if self.early_stopping else self.trainer.max_iter
+        return done % self.period == 0 or done == last
 
     def _evaluate(self, done: int) -> None:
         metrics = self.validate()

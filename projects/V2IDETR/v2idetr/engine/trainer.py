@@ -147,8 +147,12 @@ class Trainer(TrainerBase):
         frames = self.network.count_frames(batch) * comm.get_world_size()
         self.step_metrics["labelled_frames"] = float(frames)
         self.step_metrics["data_time_s"] = data_time_s
-        self.step_metrics["time_s"] = time.perf_counter() - start
-        self.step_metrics["processor_time_s"] = time.process_time() - processor_start
+        self.step_metrics["time_s"] = time_s = time.perf_counter() - start
+        # Of the processor that computes: all threads of this process, or the GPU.
+        processor_time_s = time.process_time() - processor_start
+        if self.device.type == "cuda":
+            processor_time_s = time_s - data_time_s
+        self.step_metrics["processor_time_s"] = processor_time_s
 
     def _losses(self, model: nn.Module, batch: list[Sample], num_boxes: float) -> dict[str, Tensor]:
         with torch.autocast(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -65,17 +66,19 @@ class TimmBackbone(nn.Module):
         if missing:
             raise ValueError(f"{name} has features of strides {reductions}, not of {missing}.")
         self.out_indices = [reductions.index(stride) for stride in strides]
-        _cut_behind(body, body.feature_info.module_name(max(self.out_indices)))
         channels = body.feature_info.channels()
         self._shapes = {
             f"stride{stride}": FeatureShape(channels[index], stride)
             for stride, index in zip(strides, self.out_indices, strict=True)
         }
-        # Channels last: a quarter less time on a CPU, with EfficientNet-Lite0 at 96 x 128.
-        self.body = _freeze_batch_norm(body).to(memory_format=torch.channels_last)
+        known = timm.get_pretrained_cfg(name)
+        size = known.input_size if known is not None else (3, 224, 224)
         try:
-            _fold(self.body)
-        except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+            _cut_behind(body, body.feature_info.module_name(max(self.out_indices)))
+            # Channels last: a quarter less time on a CPU, with EfficientNet-Lite0 at 96 x 128.
+            self.body = _freeze_batch_norm(body).to(memory_format=torch.channels_last)
+            _fold(self.body, torch.zeros(1, *size))
+        except (AssertionError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{name} does not run without the layers behind its map of stride {max(strides)} "
                 f"({type(error).__name__}: {error}); use another model, a ResNet for example."
@@ -113,6 +116,8 @@ def _cut_behind(module: nn.Module, path: str) -> None:
     names = [name for name, _ in module.named_children()]
     flat = path.replace(".", "_")  # how timm names what it has taken out of a folder
     name, _, inner = (flat, "", "") if flat in names else path.partition(".")
+    if name not in names:
+        raise LookupError(f"it has no layer {name}")
     for later in names[names.index(name) + 1 :]:
         delattr(module, later)
     if inner:
@@ -134,8 +139,11 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _fold(body: nn.Module) -> None:
-    """Fold normalisations into the convolutions whose outputs they get, as a dry run shows."""
+def _fold(body: nn.Module, pixels: Float[Tensor, "1 3 H W"]) -> None:
+    """Fold normalisations into the convolutions whose outputs they get, as a dry run shows.
+
+    A convolution whose output is one of the maps stays as it is.
+    """
     made_by: dict[int, tuple[Any, Tensor, int]] = {}  # by identity; the tensor is kept alive
     pairs: list[tuple[Any, _FrozenNormAct]] = []
     calls: Counter[nn.Module] = Counter()
@@ -153,11 +161,13 @@ def _fold(body: nn.Module) -> None:
     handles = [m.register_forward_hook(note) for m in body.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in body.modules() if isinstance(m, _FrozenNormAct)]
     handles += [norm.register_forward_pre_hook(pair) for norm in norms]
-    body(torch.zeros(1, 3, 64, 64))
+    maps = body(pixels)
     for handle in handles:
         handle.remove()
+    shown = {made_by[id(m)][0] for m in maps if id(m) in made_by}
     for convolution, norm in pairs:
-        norm.folded = calls[convolution] == calls[norm] == 1 and fold_norm(convolution, norm)
+        once = calls[convolution] == calls[norm] == 1 and convolution not in shown
+        norm.folded = once and fold_norm(convolution, norm)
 
 
 class _FrozenNormAct(FrozenBatchNorm2d):

@@ -32,10 +32,12 @@ def fold_norm(convolution: nn.Conv2d, norm: nn.Module) -> bool:
     The normalisation stays where it is registered, and keeps its tensors.
 
     Returns:
-        False, and nothing is done, where the convolution has a bias or is of an unknown kind.
+        False, and nothing is done, where the convolution has a bias, does not pad with zeros or is
+        of an unknown kind.
     """
     same = type(convolution).__name__ == "Conv2dSame"  # timm's, which networks do not import
-    if convolution.bias is not None or not (same or type(convolution) is nn.Conv2d):
+    known = same or type(convolution) is nn.Conv2d
+    if convolution.bias is not None or convolution.padding_mode != "zeros" or not known:
         return False
     convolution.__class__ = FoldedConv2d
     # Not registered a second time: tensors keep their one name.

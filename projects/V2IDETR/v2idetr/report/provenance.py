@@ -87,6 +87,8 @@ def stage_rows(run: RunFiles) -> list[StageRow]:
         done = stage.done if stage else 0
         seconds = stage.train_seconds if stage else 0.0
         state = f"{done} of {planned}"
+        if stage and stage.evaluation is not None and 0 < done < planned:
+            state = f"{done}, stopped early (at most {planned})"
         if stage is None or (stage.evaluation is None and not done):
             state = (
                 "given by teacher.checkpoint" if name == "teacher" and _given(run) else "not begun"
