@@ -68,6 +68,8 @@ def draw_curves(content: Mapping[str, Any]) -> Figure:
         axes.spines[["right", "top"]].set_visible(False)
     for axes in panels.flat[len(lines) :]:
         axes.set_visible(False)
+    for axes in panels.flat[max(0, len(lines) - across) : len(lines)]:  # the lowest of a column
+        axes.tick_params(labelbottom=True)
     return figure
 
 
