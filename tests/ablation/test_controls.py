@@ -10,6 +10,7 @@ import pytest
 from tests.ablation.test_ablation_figures import evaluation
 from tests.ablation.test_ablation_runs import TABLES, make_plan
 from v2idetr.ablation.content import build_content
+from v2idetr.ablation.figures import VideoCounts, paired_f1, read_video_counts
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import curves_to_svg
 from v2idetr.ablation.provenance import check_earlier_runs
@@ -267,3 +268,44 @@ def test_tables_iii_and_iv_have_a_column_for_the_control(tmp_path: Path) -> None
     assert not control["to_control"]
     assert "Δ AP50 to control" in to_markdown(content)
     assert "Δ AP50 to control" in to_markdown(content_of(plan, tables["table4"]))
+
+
+def per_video(*counts: tuple[int, int, int]) -> VideoCounts:
+    return {"iou50": {("test", number): count for number, count in enumerate(counts)}}
+
+
+def test_f1_is_compared_over_videos_with_the_counts_of_the_seeds_that_both_have() -> None:
+    ours = {0: per_video((4, 0, 1), (2, 1, 3)), 1: per_video((5, 0, 0), (3, 1, 2))}
+    theirs = {0: per_video((3, 0, 2), (1, 1, 4)), 2: per_video((0, 9, 9), (0, 9, 9))}
+    found = paired_f1(ours, theirs, "iou50")
+    assert found is not None
+    assert found["difference"] == pytest.approx(100 * (12 / 17 - 8 / 15))
+    assert found["low"] <= found["difference"] <= found["high"]
+    assert paired_f1(ours, {5: theirs[0]}, "iou50") is None
+    assert paired_f1(ours, theirs, "endovis_center") is None
+
+
+def test_counts_of_videos_are_read_from_the_pooled_test_splits(tmp_path: Path) -> None:
+    result = evaluation(0.5)
+    video = {"split": "easy", "video_id": 3, "rules": {"iou50": {"tp": 2, "fp": 1, "fn": 0}}}
+    result["all_tests"]["per_video"] = [video]
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(result))
+    assert read_video_counts(path) == {"iou50": {("easy", 3): (2, 1, 0)}}
+
+
+def test_the_table_of_controls_has_the_intervals(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    finish_what_decides(plan)
+    finish(plan.run(row(plan, "1_plain"), 0), 60, frames=8.0, time_s=1.0)
+    for name, count in (("1_plain", 3), ("4_v2i_all", 5)):
+        run = plan.run(row(plan, name), 0)
+        result = evaluation(0.5)
+        rules = {"iou50": {"tp": count, "fp": 1, "fn": 5 - count}}
+        result["all_tests"]["per_video"] = [
+            {"split": "easy", "video_id": number, "rules": rules} for number in range(4)
+        ]
+        run.evaluation.write_text(json.dumps(result))
+    text = to_markdown(content_of(plan))
+    assert "| Δ F1 iou50, over videos |" in text.replace("  ", " ").replace("  ", " ")
+    assert "+24.2 (+24.2 to +24.2)" in text

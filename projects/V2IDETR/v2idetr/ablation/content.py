@@ -4,7 +4,8 @@ table, heading, dataset, student, seeds, unit, ...
 blocks    the test splits pooled, then each apart, with their sizes
 metrics   in the order of the columns
 rows      name, number ("" for all where any has none), title, switches, run; figures and
-          difference by block and metric; to_control: the same difference to the control of
+          difference by block and metric; paired: that of F1 on all test videos with its 95 %
+          interval, by rule; to_control: the same difference to the control of
           Tables III and IV, where there is one; in the table of controls
           cost by seed, a teacher's included, and curve, steps and best_metric of validation
 teachers  the same for the teachers of these rows
@@ -19,7 +20,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from v2idetr.ablation.figures import COCO, PER_RULE, Figures, read_figures, spread
+from v2idetr.ablation.figures import (
+    COCO,
+    PER_RULE,
+    Figures,
+    VideoCounts,
+    paired_f1,
+    read_figures,
+    read_video_counts,
+    spread,
+)
 from v2idetr.ablation.provenance import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
 from v2idetr.ablation.tables import CONTROL, CONTROLS, WITH_CONTROL, Row, Table
@@ -95,10 +105,11 @@ def build_content(
 
 @dataclass(frozen=True)
 class _Results:
-    """What there is of one row: figures, cost of training and curves by seed, sizes by block."""
+    """What there is of one row by seed, and sizes by block; costs and curves of controls alone."""
 
     figures: dict[int, Figures]
     sizes: dict[str, dict[str, int]]
+    videos: dict[int, VideoCounts]
     costs: dict[int, TrainingCost]
     curves: dict[int, list[tuple[int, float]]]
 
@@ -115,15 +126,17 @@ class _Line:
 def _results(runs: Sequence[Run], *, with_costs: bool = False) -> _Results:
     figures: dict[int, Figures] = {}
     sizes: dict[str, dict[str, int]] = {}
+    videos: dict[int, VideoCounts] = {}
     costs: dict[int, TrainingCost] = {}
     curves: dict[int, list[tuple[int, float]]] = {}
     for run in runs:
         if run.finished:
             figures[run.seed], found = read_figures(run.evaluation)
             _add_sizes(sizes, found)
+            videos[run.seed] = read_video_counts(run.evaluation)
             if with_costs:
                 costs[run.seed], curves[run.seed] = run.cost_with_teacher, run.curve
-    return _Results(figures, sizes, costs, curves)
+    return _Results(figures, sizes, videos, costs, curves)
 
 
 def _add_sizes(sizes: dict[str, dict[str, int]], found: Mapping[str, dict[str, int]]) -> None:
@@ -206,6 +219,10 @@ def _compared(
     """Means and, where there is something to compare with, differences by seed."""
     figures: dict[str, Any] = {}
     difference: dict[str, Any] = {}
+    paired: dict[str, Any] = {}
+    if reference is not None and reference is not results:
+        rules = dict.fromkeys(metric.partition("/")[0] for metric in metrics if "/" in metric)
+        paired = {rule: paired_f1(results.videos, reference.videos, rule) for rule in rules}
     for title in blocks:
         mine = {metric: spread(results.figures, title, metric) for metric in metrics}
         figures[title] = {metric: value.as_json() for metric, value in mine.items()}
@@ -217,6 +234,7 @@ def _compared(
         "seeds": sorted(results.figures),
         "figures": figures,
         "difference": difference,
+        "paired": paired,
         "cost": costs,
         "curve": {str(seed): curve for seed, curve in sorted(results.curves.items())},
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from v2idetr.evaluation.bootstrap import f1_difference
 from v2idetr.evaluation.table import block, block_names
 
 COCO = ("AP50", "AP", "AP75")
@@ -17,6 +18,8 @@ PER_RULE = ("precision", "recall", "f1")
 
 # Percent by metric ("AP50", "endovis_center/f1") by block ("all tests", "easy / seen").
 Figures = dict[str, dict[str, float | None]]
+# True positives, false positives and false negatives by video, (split, video_id), by rule.
+VideoCounts = dict[str, dict[tuple[str, int], tuple[int, int, int]]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,53 @@ def read_figures(evaluation: Path) -> tuple[Figures, dict[str, dict[str, int]]]:
         figures[title] = _percents(part)
         sizes[title] = {k: part[k] for k in ("videos", "frames", "lesion_free_frames", "lesions")}
     return figures, sizes
+
+
+def read_video_counts(evaluation: Path) -> VideoCounts:
+    """Counts of every video of all test splits in an evaluation.json.
+
+    Read `read_figures` first, which names a file that cannot be read.
+    """
+    result = json.loads(evaluation.read_text(encoding="utf-8"))
+    pooled = result["all_tests"] or next(iter(result["tests"].values()), {"per_video": []})
+    counts: VideoCounts = {}
+    for video in pooled.get("per_video", ()):
+        for rule, found in video["rules"].items():
+            key = (video["split"], video["video_id"])
+            counts.setdefault(rule, {})[key] = (found["tp"], found["fp"], found["fn"])
+    return counts
+
+
+def paired_f1(
+    ours: Mapping[int, VideoCounts], theirs: Mapping[int, VideoCounts], rule: str
+) -> dict[str, float] | None:
+    """Difference of two rows' pooled F1, in percent, with its 95 % interval over videos.
+
+    The counts of a video are added over the seeds that both rows have.
+
+    Args:
+        ours, theirs: by seed.
+        rule: such as "iou50".
+
+    Returns:
+        ``{"difference", "low", "high"}``; None where there is nothing to compare.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    videos = sorted({v for side in (ours, theirs) for s in seeds for v in side[s].get(rule, {})})
+
+    def summed(side: Mapping[int, VideoCounts]) -> list[tuple[int, ...]]:
+        nothing = (0, 0, 0)
+        return [
+            tuple(
+                map(sum, zip(*(side[s].get(rule, {}).get(v, nothing) for s in seeds), strict=True))
+            )
+            for v in videos
+        ]
+
+    found = f1_difference(summed(ours), summed(theirs)) if seeds else None
+    if found is None:
+        return None
+    return dict(zip(("difference", "low", "high"), (100 * value for value in found), strict=True))
 
 
 def spread(figures: Mapping[int, Figures], title: str, metric: str) -> Spread:

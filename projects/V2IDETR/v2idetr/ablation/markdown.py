@@ -159,7 +159,22 @@ def _cells(
                     against = row.get("to_control", {}).get(title, {}).get(metric)
                     cells[f"Δ {label} to control"] = form(against, signed=True)
         cells |= _paper_cells(parts, row)
-    return cells | (_cost_cells(row["cost"]) if content["key"] == CONTROLS else {})
+    if content["key"] != CONTROLS:
+        return cells
+    pooled = title == content["blocks"][0]["title"]
+    return cells | (_paired_cells(content, row) if pooled else {}) | _cost_cells(row["cost"])
+
+
+def _paired_cells(content: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
+    """Differences of F1 with their intervals, by rule; "" for the baseline."""
+    cells = {}
+    for rule in dict.fromkeys(m.partition("/")[0] for m in content["metrics"] if "/" in m):
+        found = row["paired"].get(rule)
+        text = "" if row["name"] == row["reference"] else MISSING
+        if found is not None:
+            text = f"{found['difference']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
+        cells[f"Δ F1 {rule}, over videos"] = text
+    return cells
 
 
 def _cost_cells(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -240,6 +255,8 @@ def _notes(content: Mapping[str, Any]) -> str:
         )
     if content["key"] == CONTROLS:
         lines.append(
+            "- Δ over videos: of the counts of all seeds, with the 95 % interval of a bootstrap "
+            "that draws whole videos, the same ones for both rows.\n"
             "- Steps, labelled frames and processor time are those of training, with the teacher's "
             "where there is one. A labelled frame counts as often as it was trained on. Processor "
             "time is that of all threads of a run, which prepares its samples itself; on a GPU, of "
