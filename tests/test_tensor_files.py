@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import write_backbone
-from v2idetr.modeling.backbone import _read_state
+from v2idetr.modeling.backbone_weights import _read_state
 from v2idetr.tensor_files import CHECKSUM, packed, read_safetensors
 
 STATE = {

@@ -20,7 +20,8 @@ from tests.checkpoints import file_names
 from tests.checkpoints.file_names import Size
 from tools.convert_checkpoint import main as convert
 from v2idetr.checkpoints.files import read_weights
-from v2idetr.modeling.backbone import TimmBackbone, load_imagenet_weights
+from v2idetr.modeling.backbone import TimmBackbone
+from v2idetr.modeling.backbone_weights import load_imagenet_weights
 
 PIXELS = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
 State = dict[str, Tensor]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from configs.common.models.backbones import efficientnet_lite0, resnet18, resnet50
 from tests.conftest import TinyBackbone
-from v2idetr.modeling.backbone import TimmBackbone, load_imagenet_weights
+from v2idetr.modeling.backbone import TimmBackbone
+from v2idetr.modeling.backbone_weights import load_imagenet_weights
 
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(5))
 

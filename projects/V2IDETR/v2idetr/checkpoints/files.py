@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from v2idetr.atomic_file import write_atomically
-from v2idetr.modeling.backbone import read_numpy_pickle
+from v2idetr.modeling.backbone_weights import read_numpy_pickle
 from v2idetr.tensor_files import read_safetensors
 
 MAX_LISTED = 10  # names shown of each kind of mismatch

@@ -26,9 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from v2idetr.atomic_file import write_text_atomically
-from v2idetr.engine.config_checks import check_targets, validate_config
+from v2idetr.engine.config_checks import validate_config
 from v2idetr.engine.config_keys import dereferenced, is_reference, select
 from v2idetr.engine.config_merge import apply_override, merge
+from v2idetr.engine.config_targets import check_targets
 from v2idetr.engine.config_yaml import dump_yaml, parse_yaml
 
 # Keys that change neither the weights nor their order of events: a resumed run may change them.

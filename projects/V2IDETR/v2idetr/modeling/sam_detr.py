@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from v2idetr.modeling.backbone import load_imagenet_weights, padding_isolated
+from v2idetr.modeling.backbone import padding_isolated
+from v2idetr.modeling.backbone_weights import load_imagenet_weights
 from v2idetr.modeling.deformable_attention import DeformableAttention
 from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
@@ -34,7 +35,7 @@ class SAMDETR(nn.Module):
     Args:
         backbone: see ``backbone.py``.
         num_classes: K; no "no object" class.
-        weights: ImageNet weights of the backbone, see :func:`backbone.load_imagenet_weights`.
+        weights: ImageNet weights of the backbone, see :func:`backbone_weights.load_imagenet_weights`.
         d: width.
         num_queries: N.
         num_encoder_layers, num_decoder_layers: depth.
