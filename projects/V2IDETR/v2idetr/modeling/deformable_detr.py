@@ -40,7 +40,7 @@ class DeformableDETR(nn.Module):
     Args:
         backbone: see ``backbone.py``.
         num_classes: K; no "no object" class.
-        weights: ImageNet weights of the backbone, see :func:`backbone_weights.load_imagenet_weights`.
+        weights: ImageNet weights of the backbone, see ``backbone_weights.py``.
         strides: feature levels in pixels.
         d: width.
         num_queries: N.

@@ -31,7 +31,7 @@ class DETR(nn.Module):
     Args:
         backbone: see ``backbone.py``.
         num_classes: K; the network gives K + 1 logits, the last is "no object".
-        weights: ImageNet weights of the backbone, see :func:`backbone_weights.load_imagenet_weights`.
+        weights: ImageNet weights of the backbone, see ``backbone_weights.py``.
         strides: the one feature level, in pixels.
         d: width.
         num_queries: N.

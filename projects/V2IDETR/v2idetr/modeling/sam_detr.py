@@ -35,7 +35,7 @@ class SAMDETR(nn.Module):
     Args:
         backbone: see ``backbone.py``.
         num_classes: K; no "no object" class.
-        weights: ImageNet weights of the backbone, see :func:`backbone_weights.load_imagenet_weights`.
+        weights: ImageNet weights of the backbone, see ``backbone_weights.py``.
         d: width.
         num_queries: N.
         num_encoder_layers, num_decoder_layers: depth.
