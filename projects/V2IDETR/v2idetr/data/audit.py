@@ -196,6 +196,8 @@ def clip_box(bbox: Sequence[int | float], *, width: int, height: int) -> BoxXYWH
     if box_fault(bbox, width=width, height=height) in ("malformed", "not_finite", "empty"):
         return None
     x, y, w, h = map(float, bbox)
+    if not w or not h:  # one side negative, the other zero
+        return None
     left, right = min(x, x + w), max(x, x + w)
     top, bottom = min(y, y + h), max(y, y + h)
     if left >= 0 and top >= 0 and right <= width and bottom <= height:
