@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from v2idetr.modeling.numba_kernels import numba_works
+
 logger = logging.getLogger(__name__)
 
 Implementation = Literal["numba", "grid_sample", "gather", "compiled", "triton"]
@@ -57,14 +59,12 @@ def reading_with(how: Implementation) -> Iterator[None]:
 
 @cache
 def _numba_works() -> bool:
-    """Whether numba is here and its kernels compute what they should."""
-    try:
+    def check() -> bool:
         from v2idetr.modeling.deformable_numba import read_numba
 
         return _reads_ones(read_numba, "cpu")
-    except Exception as error:  # a broken install must not stop a run that can do without it
-        logger.warning("deformable attention is slower than it could be: numba fails (%s)", error)
-        return False
+
+    return numba_works(check, "deformable attention is slower than it could be")
 
 
 @cache

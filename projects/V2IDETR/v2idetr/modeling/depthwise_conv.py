@@ -10,7 +10,7 @@ kernel sums the weight gradient.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any, no_type_check
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from v2idetr.modeling.numba_kernels import compiled, numba_works, share_out
 
 CHANNELS_A_BLOCK = 64  # whose sums stay in the first-level cache
 
@@ -51,15 +51,14 @@ def depthwise_conv(
 
     Where the backward pass of torch is slow (see above) it can be differentiated once only.
     """
-    conv = F.conv3d if weight.dim() == 5 else F.conv2d
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     slow = weight.dim() == 5 or max(weight.shape[2:]) > 3
     on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if not (learning and slow and on_cpu) or isinstance(padding, str):
-        return conv(x, weight, bias, stride, padding, 1, len(weight))
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not _numba_works():
-        return conv(x, weight, bias, stride, padding, 1, len(weight))
-    return _DepthwiseConv.apply(x, weight, bias, stride, padding)
+    special = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    ours = learning and slow and on_cpu and not special and not isinstance(padding, str)
+    if ours and _numba_works():
+        return _DepthwiseConv.apply(x, weight, bias, stride, padding)
+    return _conv(weight)(x, weight, bias, stride, padding, 1, len(weight))
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -74,39 +73,33 @@ class _DepthwiseConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        conv = F.conv3d if weight.dim() == 5 else F.conv2d
-        return conv(x, weight, bias, stride, padding, 1, len(weight))
+        return _conv(weight)(x, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        d, stride, padding = len(weight), ctx.stride, ctx.padding
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(x, weight, grad_out, ctx.stride, ctx.padding)
+            if weight.dim() == 5 and x.shape == grad_out.shape and set(stride) == {1}:
+                mirrored = weight.flip((2, 3, 4))
+                grad_x = F.conv3d(grad_out, mirrored, None, 1, padding, 1, d)
+            else:
+                ones, zeros, only_x = [1] * len(stride), [0] * len(stride), [True, False, False]
+                grad_x = torch.ops.aten.convolution_backward(
+                    grad_out, x, weight, None, stride, padding, ones, False, zeros, d, only_x
+                )[0]
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, weight, grad_out, ctx.stride, ctx.padding)
+            grad_weight = _weight_gradient(x, weight, grad_out, stride, padding)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_out.transpose(0, 1).flatten(1).sum(1)
         return grad_x, grad_weight, grad_bias, None, None
 
 
-def _input_gradient(
-    x: Tensor,
-    weight: Tensor,
-    grad_out: Tensor,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-) -> Tensor:
-    mirrored = weight.dim() == 5 and x.shape == grad_out.shape and set(stride) == {1}
-    if mirrored:
-        axes = tuple(range(2, weight.dim()))
-        return F.conv3d(grad_out, weight.flip(axes), None, 1, padding, 1, len(weight))
-    ones, zeros = [1] * len(stride), [0] * len(stride)
-    return torch.ops.aten.convolution_backward(
-        grad_out, x, weight, None, stride, padding, ones, False, zeros, len(weight),
-        [True, False, False],
-    )[0]  # fmt: skip
+def _conv(weight: Tensor) -> Callable[..., Tensor]:
+    """torch's convolution for filters of two or three dimensions."""
+    return F.conv3d if weight.dim() == 5 else F.conv2d
 
 
 def _weight_gradient(
@@ -116,8 +109,6 @@ def _weight_gradient(
     stride: tuple[int, ...],
     padding: tuple[int, ...],
 ) -> Tensor:
-    from v2idetr.modeling.numba_kernels import share_out
-
     d, size = len(weight), weight.shape[2:]
     if len(size) == 2:  # one frame
         x, grad_out = x.unsqueeze(2), grad_out.unsqueeze(2)
@@ -176,8 +167,6 @@ def _sum_products(first, last, st, sh, sw, pt, ph, pw, x, grad_out, out):
 def _kernel() -> Any:
     import numba
 
-    from v2idetr.modeling.numba_kernels import compiled
-
     number, read = numba.int64, numba.types.Array(numba.float32, 5, "C", readonly=True)
     written = numba.types.Array(numba.float32, 4, "C")
     of = (*[number] * 8, read, read, written)
@@ -187,10 +176,8 @@ def _kernel() -> Any:
 
 @cache
 def _numba_works() -> bool:
-    try:
+    def check() -> bool:
         x, weight = torch.ones(1, 2, 2, 2, 2), torch.ones(2, 1, 1, 1, 1)
-        gradient = _weight_gradient(x, weight, x, (1, 1, 1), (0, 0, 0))
-        return bool((gradient == 8).all())
-    except Exception as error:  # a broken install must not stop a run that can do without it
-        logger.warning("depth-wise convolutions learn slowly: numba fails (%s)", error)
-        return False
+        return bool((_weight_gradient(x, weight, x, (1, 1, 1), (0, 0, 0)) == 8).all())
+
+    return numba_works(check, "depth-wise convolutions learn slowly")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from v2idetr.modeling.numba_kernels import numba_works
 
 
 class Dropout(nn.Dropout):
@@ -27,11 +26,10 @@ class Dropout(nn.Dropout):
 
 @cache
 def _numba_works() -> bool:
-    try:
+    def check() -> bool:
         from v2idetr.modeling.dropout_numba import dropout
 
         with torch.random.fork_rng(devices=[]):
             return bool(torch.isin(dropout(torch.ones(8), 0.5), torch.tensor([0.0, 2.0])).all())
-    except Exception as error:  # a broken install must not stop a run that can do without it
-        logger.warning("dropout is slower than it could be: numba fails (%s)", error)
-        return False
+
+    return numba_works(check, "dropout is slower than it could be")

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from numba import njit
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +32,8 @@ def compiled(signatures: dict[Kernel, tuple[Any, ...]], **options: Any) -> list[
         options: of `numba.njit`.
     """
 
+    from numba import njit
+
     def all_of(**more: Any) -> list[Kernel]:
         return [njit(types, **options, **more)(k) for k, types in signatures.items()]
 
@@ -41,6 +42,21 @@ def compiled(signatures: dict[Kernel, tuple[Any, ...]], **options: Any) -> list[
     except (RuntimeError, OSError) as error:  # no folder that can be written to, or a full disk
         logger.warning("kernels are compiled at each start: %s", error)
         return all_of()
+
+
+def numba_works(check: Callable[[], bool], otherwise: str) -> bool:
+    """Whether numba is here and a kernel computes what it should.
+
+    Args:
+        check: runs the kernel. A broken install must not stop a run that can do without it, so
+            whatever it raises means no.
+        otherwise: what that costs, for the log.
+    """
+    try:
+        return check()
+    except Exception as error:
+        logger.warning("%s: numba fails (%s)", otherwise, error)
+        return False
 
 
 @cache
