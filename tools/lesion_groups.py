@@ -115,13 +115,10 @@ def compare(
     import numpy as np
 
     from v2idetr.data.image_files import read_frame
-    from v2idetr.data.text_files import read_text
     from v2idetr.evaluation.lesion_groups import describe_lesions, group_lesions, read_events
 
     split = split_of(next(iter(detectors.values()))[0], split_name)
-    events = None
-    if events_file is not None:
-        events = read_events(events_file, json.loads(read_text(events_file)))
+    events = None if events_file is None else read_events(events_file)
 
     def read(record: Any) -> Any:
         return read_frame(record["file_name"], height=record["height"], width=record["width"])
@@ -190,13 +187,13 @@ def hits(folder: Path, split: SplitData, name: str, rule: str) -> np.ndarray:
     Raises:
         ValueError: see `compare`.
     """
-    from v2idetr.data.text_files import read_text
+    from v2idetr.atomic_file import read_record
     from v2idetr.evaluation.frames import label_frames
     from v2idetr.evaluation.lesion_groups import found_lesions
     from v2idetr.evaluation.predictions import read_predictions
 
     try:
-        thresholds = json.loads(read_text(folder / "evaluation.json"))["thresholds"]
+        thresholds = read_record(folder / "evaluation.json")["thresholds"]
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: has no evaluation.json; evaluate it first.") from error
     if rule not in thresholds:

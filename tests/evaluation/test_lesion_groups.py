@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,13 +32,13 @@ SIZE = {"width": 100, "height": 80}
 def record(number: int, *boxes: list[float], video: int = 1, scene: int = 0) -> dict[str, Any]:
     annotations = [{"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0} for b in boxes]
     place = {"image_id": number, "video_id": video, "scene_id": scene, "frame_index": number}
-    return {"file_name": f"/root/clip/{number}.png", **place, **SIZE, "annotations": annotations}
+    return {"file_name": f"/frames/clip/{number}.png", **place, **SIZE, "annotations": annotations}
 
 
 def split(*records: dict[str, Any]) -> SplitData:
     videos = {1: {"name": "one"}, 2: {"name": "two"}}
     path, report = Path("x.json"), AuditReport("x", "raise")
-    return SplitData(path, Path("/root"), ["polyp"], videos, list(records), report)
+    return SplitData(path, Path("/frames"), ["polyp"], videos, list(records), report)
 
 
 def grey(_record: object) -> np.ndarray:
@@ -71,9 +72,9 @@ def test_blurred_lesions_are_less_sharp_and_burnt_out_ones_have_glare() -> None:
     soft = np.repeat(np.repeat(sharp[::8, ::8], 8, 0), 8, 1)[:80, :100]
     burnt = sharp.copy()
     burnt[10:18, 10:30] = 255
-    pictures = {1: sharp, 2: soft, 3: burnt}
-    records = [record(n, [10.0, 10.0, 20.0, 16.0]) for n in pictures]
-    one, two, three = describe_lesions(split(*records), lambda r: pictures[r["image_id"]])
+    images = {1: sharp, 2: soft, 3: burnt}
+    records = [record(n, [10.0, 10.0, 20.0, 16.0]) for n in images]
+    one, two, three = describe_lesions(split(*records), lambda r: images[r["image_id"]])
     assert two.sharpness < 0.5 * one.sharpness
     assert (one.glare, three.glare) == (0.0, 0.5)
 
@@ -83,16 +84,20 @@ def test_a_lesion_at_the_border_is_described() -> None:
     assert np.isfinite([found.size, found.sharpness, found.glare]).all()
 
 
-def test_events_are_found_by_the_end_of_the_path() -> None:
+def test_events_are_found_by_the_end_of_the_path(tmp_path: Path) -> None:
     frames = [{"file": "clip/1.png", "event": "fog"}, {"file": "clip/2.png", "event": ""}]
-    events = read_events(Path("frames.json"), frames)
+    path = tmp_path / "frames.json"
+    path.write_text(json.dumps(frames))
+    events = read_events(path)
     box = [10.0, 10.0, 20.0, 16.0]
     found = describe_lesions(split(record(1, box), record(2, box)), grey, events)
     assert [one.event for one in found] == ["fog", "clear"]
     with pytest.raises(ValueError, match=r"3\.png: is not in the list"):
         describe_lesions(split(record(3, box)), grey, events)
-    with pytest.raises(ValueError, match=r"frames\.json: is no list of frames"):
-        read_events(Path("frames.json"), [{"name": 1}])
+    for content in ('[{"name": 1}]', "{", "3"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"frames\.json: is no list of frames"):
+            read_events(path)
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=60, unique=True))

@@ -6,6 +6,7 @@ lesions themselves.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from torchvision.ops import box_iou
 
 from v2idetr.data.coco_vid import SplitData
+from v2idetr.data.text_files import read_text
 from v2idetr.evaluation.frames import LabelledFrame
 from v2idetr.evaluation.lesion_metrics import get_rule
 
@@ -39,7 +41,7 @@ class Lesion:
     Attributes:
         video: name.
         image_id: of the frame.
-        size: square root of its area over that of the picture.
+        size: square root of its area over that of the image.
         sharpness: variance of the Laplacian in and around its box, over the variance of the grey
             values there; low where all is soft.
         glare: share of burnt-out pixels in its box.
@@ -72,14 +74,11 @@ def describe_lesions(
         ValueError: a frame cannot be read, or the events do not know it.
     """
     lesions = []
-    for record, neighbours in _with_neighbours(split.records):
-        boxes = _boxes_xyxy(record)
-        if not len(boxes):
-            continue
+    for record, neighbour in _with_neighbour(split.records):
         event = "" if events is None else _event_of(record, events)
         pixels = read(record)
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-        for box in boxes:
+        for box in _boxes_xyxy(record):
             lesions.append(
                 Lesion(
                     video=str(split.videos[record["video_id"]]["name"]),
@@ -87,7 +86,7 @@ def describe_lesions(
                     size=_size(box, record),
                     sharpness=_sharpness(grey, box),
                     glare=_glare(pixels, box),
-                    motion=_motion(box, neighbours),
+                    motion=None if neighbour is None else _motion(box, neighbour),
                     event=event,
                 )
             )
@@ -141,37 +140,42 @@ def group_lesions(lesions: Sequence[Lesion]) -> dict[str, dict[str, Bool[np.ndar
     return groups
 
 
-def read_events(path: Path, frames: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Event by file, of the synthetic generator's list of frames; "clear" for none.
-
-    Args:
-        path: named in errors.
-        frames: its content.
+def read_events(path: Path) -> dict[str, str]:
+    """Event by file, from the synthetic generator's list of frames; "clear" for none.
 
     Raises:
-        ValueError: it is another file.
+        ValueError: it is another file. OSError: it cannot be read.
     """
     try:
+        frames = json.loads(read_text(path))
         return {str(frame["file"]): str(frame["event"]) or CLEAR for frame in frames}
-    except (KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: is no list of frames of datasets/make_synthetic.py ({error!r}); give its "
             "generator_frames.json."
         ) from error
 
 
-def _with_neighbours(
+def _with_neighbour(
     records: Sequence[Mapping[str, Any]],
-) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-    """Each record with the nearest frame of its scene that has a lesion, if there is one."""
-    scenes: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-    for record in records:
-        scenes.setdefault((record["video_id"], record["scene_id"]), []).append(record)
-    for record in records:
-        scene = scenes[record["video_id"], record["scene_id"]]
-        others = [other for other in scene if other is not record and other["annotations"]]
-        others.sort(key=lambda other: abs(other["frame_index"] - record["frame_index"]))
-        yield record, others[:1]
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+    """Each record with a lesion, and the nearest other one of its scene; None without one."""
+    labelled = [record for record in records if record["annotations"]]
+
+    def scene(record: Mapping[str, Any]) -> tuple[int, int]:
+        return record["video_id"], record["scene_id"]
+
+    for index, record in enumerate(labelled):
+        beside = labelled[max(0, index - 1) : index] + labelled[index + 1 : index + 2]
+        near = [other for other in beside if scene(other) == scene(record)]
+        yield (
+            record,
+            min(
+                near,
+                key=lambda other: abs(other["frame_index"] - record["frame_index"]),
+                default=None,
+            ),
+        )
 
 
 def _boxes_xyxy(record: Mapping[str, Any]) -> Float[np.ndarray, "m 4"]:
@@ -194,7 +198,7 @@ def _size(box: Float[np.ndarray, "4"], record: Mapping[str, Any]) -> float:
 
 
 def _cut(pixels: np.ndarray, box: Float[np.ndarray, "4"], margin: float) -> np.ndarray:
-    """The part of a picture in a box that is widened by a share of its sides; not empty."""
+    """The part of an image in a box that is widened by a share of its sides; not empty."""
     h, w = pixels.shape[:2]
     dx, dy = margin * (box[2] - box[0]), margin * (box[3] - box[1])
     x0, y0 = int(np.clip(box[0] - dx, 0, w - 1)), int(np.clip(box[1] - dy, 0, h - 1))
@@ -212,9 +216,7 @@ def _glare(pixels: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> f
     return float((_cut(pixels, box, margin=0.0) >= BURNT_OUT).all(-1).mean())
 
 
-def _motion(box: Float[np.ndarray, "4"], neighbours: Sequence[Mapping[str, Any]]) -> float | None:
+def _motion(box: Float[np.ndarray, "4"], neighbour: Mapping[str, Any]) -> float:
     """1 - IoU with the box that it overlaps most on the neighbour."""
-    for other in neighbours:
-        overlaps = box_iou(torch.from_numpy(box[None]), torch.from_numpy(_boxes_xyxy(other)))
-        return 1 - float(overlaps.max())
-    return None
+    theirs = torch.from_numpy(_boxes_xyxy(neighbour))
+    return 1 - float(box_iou(torch.from_numpy(box[None]), theirs).max())
