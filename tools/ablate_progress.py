@@ -128,10 +128,10 @@ def _parts_of(run: Run) -> list[Part]:
 
 def _headline(run: Run) -> str:
     """The main figures of a run on all test splits."""
-    from v2idetr.ablation.figures import read_figures
+    from v2idetr.ablation.figures import figures_of, read_result
     from v2idetr.ablation.markdown import metric_title
 
-    figures, _ = read_figures(run.evaluation)
+    figures, _ = figures_of(read_result(run.evaluation))
     pooled = figures.get("all tests") or next(iter(figures.values()))
     shown = [m for m in pooled if m in ("AP50", "AP") or m.endswith("/f1")]
     return ", ".join(f"{metric_title(m)} {_one(pooled[m])}" for m in shown)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from v2idetr.ablation.content import build_content
-from v2idetr.ablation.figures import Spread, read_figures
+from v2idetr.ablation.figures import Spread, read_result
 from v2idetr.ablation.folder import claim, claim_data, file_name, write_table
 from v2idetr.ablation.markdown import form, to_markdown
 from v2idetr.ablation.plot import draw, to_svg
@@ -146,7 +146,7 @@ def test_the_pooled_test_splits_come_first(content) -> None:
 def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(ValueError, match=r"evaluation\.json: is not JSON"):
-        read_figures(tmp_path / "evaluation.json")
+        read_result(tmp_path / "evaluation.json")
 
 
 @pytest.mark.parametrize(("index", "seed"), [(0, 1), (1, 0)])

@@ -10,7 +10,7 @@ import pytest
 from tests.ablation.test_ablation_figures import evaluation
 from tests.ablation.test_ablation_runs import TABLES, make_plan
 from v2idetr.ablation.content import build_content
-from v2idetr.ablation.figures import VideoCounts, paired_f1, read_video_counts
+from v2idetr.ablation.figures import VideoCounts, paired_f1, video_counts
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import curves_to_svg
 from v2idetr.ablation.provenance import check_earlier_runs
@@ -285,13 +285,11 @@ def test_f1_is_compared_over_videos_with_the_counts_of_the_seeds_that_both_have(
     assert paired_f1(ours, theirs, "endovis_center") is None
 
 
-def test_counts_of_videos_are_read_from_the_pooled_test_splits(tmp_path: Path) -> None:
+def test_counts_of_videos_are_those_of_the_pooled_test_splits() -> None:
     result = evaluation(0.5)
     video = {"split": "easy", "video_id": 3, "rules": {"iou50": {"tp": 2, "fp": 1, "fn": 0}}}
     result["all_tests"]["per_video"] = [video]
-    path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(result))
-    assert read_video_counts(path) == {"iou50": {("easy", 3): (2, 1, 0)}}
+    assert video_counts(result) == {"iou50": {("easy", 3): (2, 1, 0)}}
 
 
 def test_the_table_of_controls_has_the_intervals(tmp_path: Path) -> None:

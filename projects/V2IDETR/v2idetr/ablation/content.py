@@ -25,10 +25,11 @@ from v2idetr.ablation.figures import (
     PER_RULE,
     Figures,
     VideoCounts,
+    figures_of,
     paired_f1,
-    read_figures,
-    read_video_counts,
+    read_result,
     spread,
+    video_counts,
 )
 from v2idetr.ablation.provenance import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
@@ -76,8 +77,7 @@ def build_content(
         for line in lines:
             entry = line.words | _compared(line.results, known.get(line.reference), blocks, metrics)
             if control is not None:
-                against = _compared(line.results, control, blocks, metrics)
-                entry["to_control"] = against["difference"]
+                entry["to_control"] = _difference(line.results, control, blocks, metrics)
             found.append(entry)
         return found
 
@@ -131,9 +131,10 @@ def _results(runs: Sequence[Run], *, with_costs: bool = False) -> _Results:
     curves: dict[int, list[tuple[int, float]]] = {}
     for run in runs:
         if run.finished:
-            figures[run.seed], found = read_figures(run.evaluation)
+            result = read_result(run.evaluation)
+            figures[run.seed], found = figures_of(result)
             _add_sizes(sizes, found)
-            videos[run.seed] = read_video_counts(run.evaluation)
+            videos[run.seed] = video_counts(result)
             if with_costs:
                 costs[run.seed], curves[run.seed] = run.cost_with_teacher, run.curve
     return _Results(figures, sizes, videos, costs, curves)
@@ -217,27 +218,35 @@ def _compared(
     results: _Results, reference: _Results | None, blocks: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Any]:
     """Means and, where there is something to compare with, differences by seed."""
-    figures: dict[str, Any] = {}
-    difference: dict[str, Any] = {}
+    figures = {
+        title: {m: spread(results.figures, title, m).as_json() for m in metrics} for title in blocks
+    }
     paired: dict[str, Any] = {}
     if reference is not None and reference is not results:
         rules = dict.fromkeys(metric.partition("/")[0] for metric in metrics if "/" in metric)
         paired = {rule: paired_f1(results.videos, reference.videos, rule) for rule in rules}
-    for title in blocks:
-        mine = {metric: spread(results.figures, title, metric) for metric in metrics}
-        figures[title] = {metric: value.as_json() for metric, value in mine.items()}
-        if reference is not None and reference is not results:
-            theirs = {metric: spread(reference.figures, title, metric) for metric in metrics}
-            difference[title] = {m: mine[m].minus(theirs[m]).as_json() for m in metrics}
-    costs = {str(seed): asdict(cost) for seed, cost in sorted(results.costs.items())}
     return {
         "seeds": sorted(results.figures),
         "figures": figures,
-        "difference": difference,
+        "difference": _difference(results, reference, blocks, metrics),
         "paired": paired,
-        "cost": costs,
+        "cost": {str(seed): asdict(cost) for seed, cost in sorted(results.costs.items())},
         "curve": {str(seed): curve for seed, curve in sorted(results.curves.items())},
     }
+
+
+def _difference(
+    results: _Results, reference: _Results | None, blocks: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """Differences by block and metric, seed by seed; none of a row to itself."""
+    if reference is None or reference is results:
+        return {}
+
+    def less(title: str, metric: str) -> dict[str, Any]:
+        theirs = spread(reference.figures, title, metric)
+        return spread(results.figures, title, metric).minus(theirs).as_json()
+
+    return {title: {metric: less(title, metric) for metric in metrics} for title in blocks}
 
 
 def _metrics(config: DictConfig, paper: Mapping[str, Any] | None) -> list[str]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from v2idetr.evaluation.bootstrap import f1_difference
 from v2idetr.evaluation.table import block, block_names
 
@@ -58,18 +60,22 @@ class Spread:
         return {"mean": self.mean, "sd": self.sd, "n": self.count, "seeds": values}
 
 
-def read_figures(evaluation: Path) -> tuple[Figures, dict[str, dict[str, int]]]:
-    """All figures of the test splits in an evaluation.json, and the size of each block.
+def read_result(evaluation: Path) -> dict[str, Any]:
+    """The content of an evaluation.json.
 
     Raises:
         ValueError: it is not JSON.
     """
     try:
-        result = json.loads(evaluation.read_text(encoding="utf-8"))
+        return json.loads(evaluation.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{evaluation}: is not JSON ({error}); remove it, the same command writes it again."
         ) from error
+
+
+def figures_of(result: Mapping[str, Any]) -> tuple[Figures, dict[str, dict[str, int]]]:
+    """All metrics of the test splits of an evaluation, and the size of each block."""
     figures: Figures = {}
     sizes: dict[str, dict[str, int]] = {}
     for title in block_names([result]):
@@ -80,13 +86,9 @@ def read_figures(evaluation: Path) -> tuple[Figures, dict[str, dict[str, int]]]:
     return figures, sizes
 
 
-def read_video_counts(evaluation: Path) -> VideoCounts:
-    """Counts of every video of all test splits in an evaluation.json.
-
-    Read `read_figures` first, which names a file that cannot be read.
-    """
-    result = json.loads(evaluation.read_text(encoding="utf-8"))
-    pooled = result["all_tests"] or next(iter(result["tests"].values()), {"per_video": []})
+def video_counts(result: Mapping[str, Any]) -> VideoCounts:
+    """Counts of every video of all test splits of an evaluation."""
+    pooled = result["all_tests"] or next(iter(result["tests"].values()), {})
     counts: VideoCounts = {}
     for video in pooled.get("per_video", ()):
         for rule, found in video["rules"].items():
@@ -112,14 +114,9 @@ def paired_f1(
     seeds = sorted(ours.keys() & theirs.keys())
     videos = sorted({v for side in (ours, theirs) for s in seeds for v in side[s].get(rule, {})})
 
-    def summed(side: Mapping[int, VideoCounts]) -> list[tuple[int, ...]]:
-        nothing = (0, 0, 0)
-        return [
-            tuple(
-                map(sum, zip(*(side[s].get(rule, {}).get(v, nothing) for s in seeds), strict=True))
-            )
-            for v in videos
-        ]
+    def summed(side: Mapping[int, VideoCounts]) -> list[list[int]]:
+        counts = [[side[s].get(rule, {}).get(v, (0, 0, 0)) for v in videos] for s in seeds]
+        return np.sum(counts, axis=0).tolist()
 
     found = f1_difference(summed(ours), summed(theirs)) if seeds else None
     if found is None:

@@ -26,7 +26,7 @@ from v2idetr.ablation.row_configs import (
     resolve,
     teacher_fingerprint,
 )
-from v2idetr.ablation.tables import Row, Table
+from v2idetr.ablation.tables import Equal, Row, Table
 from v2idetr.ablation.training_log import TrainingCost, training_cost, validation_curve
 from v2idetr.engine.config import ConfigError, fingerprint, to_plain
 from v2idetr.engine.run_folder import steps_of, weights_of
@@ -271,7 +271,7 @@ class Plan:
 
         Rows that the overrides do not fit are left out: they are not in the table that is wanted.
         """
-        students: dict[tuple[str, str], Row] = {}
+        students: dict[tuple[str, Equal | None], Row] = {}
         teachers: dict[str, Row] = {}
         firsts: dict[str, tuple[Row, Row | None]] = {}
         for row in self.rows.values():
@@ -279,8 +279,8 @@ class Plan:
                 config = self._plain(row)
             except ConfigError:
                 continue
-            given = row.equal.what if row.equal is not None and row.equal.to else ""
-            student, teacher = students.setdefault((fingerprint(config), given), row), None
+            budget = row.equal if row.equal is not None and row.equal.to else None
+            student, teacher = students.setdefault((fingerprint(config), budget), row), None
             if "student" in config["train"]["stages"] and not config["teacher"]["checkpoint"]:
                 teacher = teachers.setdefault(teacher_fingerprint(config), row)
             firsts[row.key] = student, teacher
