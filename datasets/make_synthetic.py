@@ -168,7 +168,7 @@ def found(output: Path, description: dict, *, overwrite: bool) -> bool:
         made = dict(json.loads(read_text(record)))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{record} is damaged ({error}): choose another --output") from None
-    if "arguments" in made:  # what was made before there was a choice
+    if isinstance(made.get("arguments"), dict):  # what was made before there was a choice
         made["arguments"].setdefault("degradation", "hide")
     if {key: made.get(key) for key in description} == description:
         return True

@@ -54,7 +54,7 @@ def pick_event(rng: np.random.Generator, weights: dict[str, float]) -> str:
 def spoil_colon(
     rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
-    """Spoil what is in `box` (x0, y0, x1, y1), or the picture, by something of the kind `event`."""
+    """Spoil what is in `box` (x0, y0, x1, y1), or the image, by something of the kind `event`."""
     if event in COLON_WEAK_EVENTS:
         return _weaken(rng, picture, event, box)
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
@@ -154,29 +154,29 @@ def decoy_breast(rng: np.random.Generator, picture: Array) -> Array:
 
 
 def _weaken(
-    rng: np.random.Generator, picture: Array, event: str, box: tuple[float, float, float, float]
+    rng: np.random.Generator, image: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
-    """The picture with less evidence of what is in `box`, but some."""
-    width = picture.shape[1]
+    """The image with less evidence of what is in `box`, but some."""
+    width = image.shape[1]
     if event == "noise":
         sigma = rng.uniform(0.18, 0.30)
-        grain = sigma * rng.standard_normal(picture.shape, dtype=np.float32)
-        return np.clip(picture + grain, 0, 1).astype(np.float32)
+        grain = sigma * rng.standard_normal(image.shape, dtype=np.float32)
+        return np.clip(image + grain, 0, 1).astype(np.float32)
     if event == "soft focus":
-        return defocus(picture, width * rng.uniform(0.024, 0.038))
+        return defocus(image, width * rng.uniform(0.024, 0.038))
     if event == "short motion":
         angle, length = rng.uniform(0, 2 * np.pi), width * rng.uniform(0.09, 0.14)
-        return motion_blur(picture, length * np.array([np.cos(angle), np.sin(angle)]))
+        return motion_blur(image, length * np.array([np.cos(angle), np.sin(angle)]))
     if event == "low contrast":
-        around = defocus(picture, 0.25 * width)
-        faint = around + rng.uniform(0.12, 0.25) * (picture - around)
+        around = defocus(image, 0.25 * width)
+        faint = around + rng.uniform(0.12, 0.25) * (image - around)
         return (rng.uniform(0.45, 0.7) * faint).astype(np.float32)
     assert event == "partial glare", event
     half = np.array([box[2] - box[0], box[3] - box[1]]) / 2
     angle = rng.uniform(0, 2 * np.pi)
     middle = np.array([box[0], box[1]]) + half
     middle = middle + 0.55 * half * np.array([np.cos(angle), np.sin(angle)])
-    return _glare(rng, picture, middle, 0.62 * float(half.max()))
+    return _glare(rng, image, middle, 0.62 * float(half.max()))
 
 
 def _blob(

@@ -21,13 +21,16 @@ FIRST_FRAMES += (364, 384, 409, 429, 448, 467)
 NUMBERS = (1, 2, 10, 27, 300, 320, 343, 345, 479)  # sequences 1, 1, 1, 2, 15, 16, 17, 17, 24
 
 
+def released(root: Path, numbers: tuple[int, ...], ending: str) -> Path:
+    for number in numbers:
+        picture(root / "Original" / f"{number}.{ending}")
+        mask(root / "Ground Truth" / f"{number}.{ending}", BOX)
+    return root
+
+
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    root = tmp_path / "CVC-ClinicDB"
-    for number in NUMBERS:
-        picture(root / "Original" / f"{number}.tif")
-        mask(root / "Ground Truth" / f"{number}.tif", BOX)
-    return root
+    return released(tmp_path / "CVC-ClinicDB", NUMBERS, "tif")
 
 
 @pytest.fixture
@@ -97,11 +100,7 @@ def test_sequences_can_be_chosen(convert, release):
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """A frame of each of the first 23 sequences."""
-    root = tmp_path / "many"
-    for number in FIRST_FRAMES:
-        picture(root / "Original" / f"{number}.png")
-        mask(root / "Ground Truth" / f"{number}.png", BOX)
-    return root
+    return released(tmp_path / "many", FIRST_FRAMES, "png")
 
 
 def test_folds_test_on_every_sequence_once_and_keep_splits_apart(convert, many):

@@ -237,13 +237,23 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
         )
 
 
+def latest_fall(steps: int, cooldown: float) -> int:
+    """Step from which a learning rate falls at the latest, over `cooldown` times the steps before.
+
+    Args:
+        steps: of the whole training; the fall ends with the last one.
+        cooldown: see ``early_stopping.EarlyStopping``.
+    """
+    return max(1, math.ceil(steps / (1 + cooldown)))
+
+
 def _check_patience(config: dict[str, Any]) -> list[str]:
     """Early stopping needs evaluations enough before the rate has to fall anyway."""
     train = config["train"]
     needed = (train["patience"] + 1) * train["eval_period"]
     own = {"teacher": _get(config, "teacher.max_iter")}
     steps = min(own.get(stage) or train["max_iter"] for stage in stages_to_train(config))
-    latest = math.ceil(steps / (1 + train["cooldown"]))
+    latest = latest_fall(steps, train["cooldown"])
     if needed <= latest:
         return []
     return [

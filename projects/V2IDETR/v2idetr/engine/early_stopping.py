@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+from v2idetr.engine.config_checks import latest_fall
 from v2idetr.engine.trainer import TrainerHook
 from v2idetr.wording import counted
 
@@ -27,7 +28,7 @@ class EarlyStopping(TrainerHook):
 
     def __init__(self, *, patience: int, cooldown: float, most_steps: int) -> None:
         self.patience, self.cooldown, self.most_steps = patience, cooldown, most_steps
-        self.latest = max(1, math.ceil(most_steps / (1 + cooldown)))
+        self.latest = latest_fall(most_steps, cooldown)
         self.begins: int | None = None
         self._best = -math.inf
         self._since = 0  # evaluations after the best one
