@@ -90,7 +90,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(options: argparse.Namespace) -> int:
     """Check everything that can be checked, start the processes, return the exit code."""
     # Imported here, so that --help and usage errors need no torch.
-    from v2idetr.programs import ignore_torch_jit
+    from v2idetr.process_setup import ignore_torch_jit
 
     ignore_torch_jit()
     from v2idetr.engine.launch import UserError, launch_run

@@ -29,7 +29,7 @@ from synthetic.layouts import annotate, plan
 from tqdm import tqdm
 
 from v2idetr.data.text_files import read_text
-from v2idetr.programs import check_writable, explain_os_error
+from v2idetr.output_folder import check_writable, explain_os_error
 
 VERSION = 3  # raise whenever the same arguments would give other bytes
 RECORD = "generator.json"

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import Frame, Lesion, Video, numbered_pictures
-from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
-from v2idetr.data.masks import boxes_by_mask
 from v2idetr.data.text_files import read_text
+from v2idetr.prepare.annotations import Frame, Lesion, Video, numbered_pictures
+from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
+from v2idetr.prepare.mask_boxes import boxes_by_mask
 from v2idetr.wording import counted
 
 LAYOUT = """\

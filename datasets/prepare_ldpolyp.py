@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import (
+from v2idetr.data.text_files import read_text
+from v2idetr.prepare.annotations import (
     Frame,
     Lesion,
     Video,
@@ -24,8 +25,7 @@ from v2idetr.data.conversion import (
     numbered_pictures,
     picture_files,
 )
-from v2idetr.data.converter_program import check_folder, converter_parser, run_converter
-from v2idetr.data.text_files import read_text
+from v2idetr.prepare.command_line import check_folder, converter_parser, run_converter
 
 LAYOUT = """\
   TrainValid/Images/<video>/<frame>.jpg   TrainValid/Annotations/<video>/<frame>.txt

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import Frame, Lesion, Video, even_share, picture_files
-from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
-from v2idetr.data.sun_names import case_folders, in_time, lesion_free_videos
 from v2idetr.data.text_files import read_text
+from v2idetr.prepare.annotations import Frame, Lesion, Video, even_share, picture_files
+from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
+from v2idetr.prepare.sun_names import case_folders, in_time, lesion_free_videos
 
 LAYOUT = """\
   sundatabase_positive_part1/case<N>/*.jpg   (and _part2; or one folder sundatabase_positive)

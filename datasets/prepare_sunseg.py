@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.data.conversion import Frame, Video, even_share, evenly_spaced, picture_files
-from v2idetr.data.converter_program import check_folder, converter_parser, numbers_of, run_converter
-from v2idetr.data.sun_names import case_number, in_time, lesion_free_videos
-from v2idetr.data.sunseg_boxes import ORDERS, add_boxes
+from v2idetr.prepare.annotations import Frame, Video, even_share, evenly_spaced, picture_files
+from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
+from v2idetr.prepare.sun_names import case_number, in_time, lesion_free_videos
+from v2idetr.prepare.sunseg_boxes import ORDERS, add_boxes
 
 LAYOUT = """\
   TrainDataset/Frame/<clip>/*.jpg                       clips case<N> or case<N>_<M>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -16,6 +17,10 @@ from v2idetr.modeling.matcher import HungarianMatcher
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
 from v2idetr.modeling.sam_detr import SAMDETR
 from v2idetr.modeling.temporal import MSI
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 class TinyBackbone(nn.Module):

@@ -15,21 +15,24 @@ PACKAGE = ROOT / "projects" / "V2IDETR" / "v2idetr"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Which other rooms of the package a room may import. Data flows from left to right and nothing
-# reaches back: data | modeling -> distillation, checkpoints -> evaluation -> engine -> report
-# -> ablation.
+# reaches back: data -> prepare | modeling -> distillation, checkpoints -> evaluation | config
+# -> runs -> engine -> report, ablation.
 MAY_IMPORT = {
     "data": set(),
+    "prepare": {"data"},
     "modeling": set(),
     "distillation": {"modeling"},
     "checkpoints": {"modeling"},
     "evaluation": {"data", "modeling"},
-    "engine": {"data", "modeling", "distillation", "checkpoints", "evaluation"},
-    "report": {"data", "distillation", "evaluation", "engine"},  # reads what a run left behind
-    "ablation": {"evaluation", "engine"},  # plans runs, and tables of what they left
+    "config": {"data", "distillation", "evaluation"},  # their names, none that needs torch
+    "runs": {"data", "checkpoints", "config", "evaluation"},
+    "engine": {"data", "modeling", "distillation", "checkpoints", "evaluation", "config", "runs"},
+    "report": {"data", "distillation", "evaluation", "config", "runs"},
+    "ablation": {"data", "evaluation", "config", "runs", "engine"},
 }
 # Where detectron2 may be imported: its engine costs seconds and most of a gigabyte, and a network
 # has to be read, tested and exported without it.
-DETECTRON2_ROOMS = {"data", "engine", "evaluation"}
+DETECTRON2_ROOMS = {"data", "prepare", "config", "runs", "engine", "evaluation"}
 DETECTRON2_FILES = {"modeling/meta_arch.py"}
 
 MOST_LINES_OF_A_FILE = 400

@@ -39,7 +39,7 @@ def test_the_users_own_choice_of_how_threads_wait_is_kept(
 # 64 MiB that are written, freed and written again: how many pages are new the second time.
 FAULTS = """
 import numpy, resource
-from v2idetr.programs import keep_freed_memory
+from v2idetr.process_setup import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,7 +9,7 @@ import pytest
 
 from v2idetr.atomic_file import write_atomically
 from v2idetr.data.text_files import read_text
-from v2idetr.programs import check_writable, explain_os_error
+from v2idetr.output_folder import check_writable, explain_os_error
 from v2idetr.wording import counted
 
 

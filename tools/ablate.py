@@ -45,17 +45,9 @@ from v2idetr.ablation.tables import (
     choose_table,
     find_tables,
 )
-from v2idetr.programs import (
-    LOCK,
-    Interrupted,
-    ProgramError,
-    check_folder,
-    check_writable,
-    explain_os_error,
-    ignore_torch_jit,
-    run_logged,
-    sole_user,
-)
+from v2idetr.child_processes import Interrupted, ProgramError, run_logged
+from v2idetr.output_folder import LOCK, check_folder, check_writable, explain_os_error, sole_user
+from v2idetr.process_setup import ignore_torch_jit
 
 if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.row_configs import Settings
@@ -169,10 +161,10 @@ def run_table(
     Raises:
         ValueError: settings, data or folder cannot be used. Interrupted: see `run_jobs`.
     """
+    from v2idetr.ablation.dry_run import check_starts
     from v2idetr.ablation.folder import BASE, RECORD, claim, claim_data, file_name
-    from v2idetr.ablation.provenance import check_data, check_earlier_runs
-    from v2idetr.ablation.rehearsal import check_starts
-    from v2idetr.engine.run_folder import data_fingerprint
+    from v2idetr.ablation.run_records import check_data, check_earlier_runs
+    from v2idetr.runs.folder import data_fingerprint
 
     plan = plan_of(options, tables)
     plan.check(table.rows)
@@ -224,7 +216,7 @@ def read_and_rehearse(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
         ValueError: the data cannot be used, is too little for a row, or a student does not fit its
             teacher.
     """
-    from v2idetr.ablation.rehearsal import check_batches, new_students, rehearse
+    from v2idetr.ablation.dry_run import check_batches, new_students, rehearse
     from v2idetr.engine.run_context import load_splits
 
     splits = load_splits(base, with_train=True)

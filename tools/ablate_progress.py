@@ -49,8 +49,8 @@ class Report:
 
     def introduction(self, jobs: int) -> str:
         """What will be done, after the table was written once."""
-        from v2idetr.ablation.provenance import commits_said
-        from v2idetr.engine.run_folder import git_commit
+        from v2idetr.ablation.run_records import commits_said
+        from v2idetr.runs.folder import git_commit
 
         found = len(self.runs) - len(self.missing)
         there = f", {found} of them there already" if found else ""
@@ -92,15 +92,15 @@ class Report:
 
     def write(self) -> None:
         """Write the table with what there is."""
-        from v2idetr.ablation.content import build_content
         from v2idetr.ablation.folder import write_table
+        from v2idetr.ablation.table_data import build_content
 
         self.content = build_content(self.table, self.plan, self.seeds, self.facts)
         self.file = write_table(self.plan.folder, self.content)
 
     def summary(self, failures: Sequence[Failure]) -> str:
         """The table in short, what failed, and where to read on."""
-        from v2idetr.ablation.provenance import commits_said
+        from v2idetr.ablation.run_records import commits_said
 
         lines = [_short_table(self.content)]
         if self.facts["smoke"]:
@@ -128,7 +128,7 @@ def _parts_of(run: Run) -> list[Part]:
 
 def _headline(run: Run) -> str:
     """The main figures of a run on all test splits."""
-    from v2idetr.ablation.figures import figures_of, read_result
+    from v2idetr.ablation.aggregation import figures_of, read_result
     from v2idetr.ablation.markdown import metric_title
 
     figures, _ = figures_of(read_result(run.evaluation))

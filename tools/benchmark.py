@@ -32,7 +32,8 @@ from benchmark_cases import CASES, Case, Setting
 from benchmark_models import COCO_CLASSES, NUM_FRAMES, load, official_table, parameter_table
 from benchmark_processes import PROCESS_CASES
 
-from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit, keep_freed_memory
+from v2idetr.output_folder import check_writable, explain_os_error
+from v2idetr.process_setup import ignore_torch_jit, keep_freed_memory
 
 ALL_CASES = CASES | PROCESS_CASES
 USUAL = ("attention", "inference", "msi", "training")

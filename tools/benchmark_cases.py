@@ -18,7 +18,7 @@ from benchmark_models import (
     noise_clip,
 )
 
-from v2idetr.programs import give_memory_back
+from v2idetr.process_setup import give_memory_back
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 Call = Callable[[], Any]

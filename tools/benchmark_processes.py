@@ -13,7 +13,7 @@ from functools import partial
 from benchmark_cases import Call, Case, Setting
 from benchmark_models import ROOT, build, noise_clip
 
-from v2idetr.programs import keep_freed_memory
+from v2idetr.process_setup import keep_freed_memory
 
 TORCH_SPINS = "300000"  # about what GNU OpenMP does when nothing is set: some milliseconds
 

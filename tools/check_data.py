@@ -27,14 +27,15 @@ from v2idetr.data.audit import AuditReport, Findings, audit_boxes
 from v2idetr.data.coco_vid import SplitData, read_split, write_split
 from v2idetr.data.schema import check_annotations, check_images, check_videos, read_coco_vid
 from v2idetr.data.split_set import check_same_classes, check_shared_files, check_training_boxes
-from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
+from v2idetr.output_folder import check_writable, explain_os_error
+from v2idetr.process_setup import ignore_torch_jit
 from v2idetr.wording import counted
 
 # What converters and this program write beside splits, so that data/sunseg/*.json may be given.
 NO_SPLITS = ("audit.json", "check_data.json")
 
 if TYPE_CHECKING:  # it imports torch
-    from v2idetr.data.frame_checks import Copies
+    from v2idetr.prepare.frame_checks import Copies
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -93,7 +94,7 @@ def check(options: argparse.Namespace) -> int:
     # Imported here, as below, so that --help and usage errors need no torch.
     from data_sheet import write_sheet
 
-    from v2idetr.data.frame_checks import check_frames, find_copies
+    from v2idetr.prepare.frame_checks import check_frames, find_copies
 
     output = check_options(options)
     together = Findings()

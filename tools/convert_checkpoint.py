@@ -92,7 +92,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Convert and say what was done; 2 for a user's error."""
     options = parse(arguments)
-    from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
+    from v2idetr.output_folder import check_writable, explain_os_error
+    from v2idetr.process_setup import ignore_torch_jit
 
     ignore_torch_jit()
     try:
@@ -166,7 +167,7 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
         read_published,
     )
     from v2idetr.checkpoints.published import read_header
-    from v2idetr.engine.checkpoint import load_into
+    from v2idetr.runs.checkpoint import load_into
 
     header = read_header(stored.metadata, source)
     bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
@@ -192,8 +193,8 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
 def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
     """Weights of a checkpoint of train_net.py, as its config describes them."""
     from v2idetr.checkpoints.conversion import of_detector
-    from v2idetr.engine.checkpoint import load_detector
-    from v2idetr.engine.config import load_config
+    from v2idetr.config.load import load_config
+    from v2idetr.runs.checkpoint import load_detector
 
     options = argparse.Namespace(**vars(options))
     beside = source.parent / "config.yaml"
@@ -212,8 +213,8 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
 
 def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, str]:
     """The detector of a config, without weights of its own, and the config as YAML."""
-    from v2idetr.engine.config import load_config, to_plain
-    from v2idetr.engine.config_yaml import dump_yaml
+    from v2idetr.config.load import load_config, to_plain
+    from v2idetr.config.yaml_text import dump_yaml
     from v2idetr.engine.stage_models import build_stage
 
     stage = "teacher" if stage == "teacher" else "plain"  # a student is the plain detector

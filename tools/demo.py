@@ -30,17 +30,9 @@ from progress import SECONDS_OTHERWISE, TITLES, Part, Progress, clock, data_part
 from synthetic_data import make_command, prepare_command, split_overrides
 
 from v2idetr.atomic_file import read_record, write_text_atomically
-from v2idetr.programs import (
-    LOCK,
-    Interrupted,
-    ProgramError,
-    check_folder,
-    check_writable,
-    explain_os_error,
-    ignore_torch_jit,
-    run_logged,
-    sole_user,
-)
+from v2idetr.child_processes import Interrupted, ProgramError, run_logged
+from v2idetr.output_folder import LOCK, check_folder, check_writable, explain_os_error, sole_user
+from v2idetr.process_setup import ignore_torch_jit
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "v2i_synthetic.yaml"
@@ -208,7 +200,7 @@ def check_settings(demo: Demo) -> None:
     ignore_torch_jit()
     import torch
 
-    from v2idetr.engine.config import load_run_config
+    from v2idetr.config.load import load_run_config
 
     load_run_config(CONFIG, demo.settings, world_size=1, has_gpu=torch.cuda.is_available())
 

@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
+from v2idetr.output_folder import check_writable, explain_os_error
+from v2idetr.process_setup import ignore_torch_jit
 from v2idetr.wording import counted
 
 if TYPE_CHECKING:  # they import torch
@@ -159,8 +160,8 @@ def split_of(folder: Path, name: str) -> SplitData:
     Raises:
         ValueError: its config does not have one of that name.
     """
+    from v2idetr.config.load import load_config
     from v2idetr.data.coco_vid import load_split
-    from v2idetr.engine.config import load_config
 
     config = folder / "config.yaml"
     if not config.exists():  # of an evaluation alone, beside the stage

@@ -15,7 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from v2idetr.programs import check_writable, explain_os_error, ignore_torch_jit
+from v2idetr.output_folder import check_writable, explain_os_error
+from v2idetr.process_setup import ignore_torch_jit
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

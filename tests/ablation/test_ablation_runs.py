@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from v2idetr.ablation.provenance import check_earlier_runs
 from v2idetr.ablation.row_configs import Settings, teacher_fingerprint
+from v2idetr.ablation.run_records import check_earlier_runs
 from v2idetr.ablation.runs import Plan, Run
 from v2idetr.ablation.tables import Row, Table, find_tables
-from v2idetr.engine.config import differing_keys, load_config, save_config
+from v2idetr.config.load import differing_keys, load_config, save_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TABLES = find_tables(CONFIGS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from v2idetr.ablation.schedule import Failure, Job, last_error, run_jobs, slots_of
-from v2idetr.programs import Interrupted
+from v2idetr.child_processes import Interrupted
 
 WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('done')"
 

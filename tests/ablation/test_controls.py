@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.ablation.test_ablation_figures import evaluation
+from tests.ablation.test_ablation_aggregation import evaluation
 from tests.ablation.test_ablation_runs import TABLES, make_plan
-from v2idetr.ablation.content import build_content
-from v2idetr.ablation.figures import VideoCounts, paired_f1, video_counts
+from v2idetr.ablation.aggregation import VideoCounts, paired_f1, video_counts
+from v2idetr.ablation.dry_run import check_batches
 from v2idetr.ablation.markdown import to_markdown
 from v2idetr.ablation.plot import curves_to_svg
-from v2idetr.ablation.provenance import check_earlier_runs
-from v2idetr.ablation.rehearsal import check_batches
+from v2idetr.ablation.run_records import check_earlier_runs
 from v2idetr.ablation.runs import Plan, Run
+from v2idetr.ablation.table_data import build_content
 from v2idetr.ablation.tables import Equal, Table, find_tables
-from v2idetr.ablation.training_log import TrainingCost, training_cost, validation_curve
-from v2idetr.engine.config import load_run_config, save_config
+from v2idetr.config.load import load_run_config, save_config
+from v2idetr.runs.training_log import TrainingCost, training_cost, validation_curve
 
 CONTROLS = next(table for table in TABLES if table.key == "controls")
 

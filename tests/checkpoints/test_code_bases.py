@@ -23,7 +23,7 @@ from v2idetr.checkpoints.architecture import NETWORKS
 from v2idetr.checkpoints.conversion import LAYOUTS, Weights, find_layout, read_foreign
 from v2idetr.checkpoints.export import export
 from v2idetr.checkpoints.files import CheckpointError, read_weights
-from v2idetr.engine.checkpoint import load_into
+from v2idetr.runs.checkpoint import load_into
 
 COCO = Size()
 REFINED, TWO_STAGE = {"refine": True}, {"refine": True, "two_stage": True}

@@ -173,7 +173,7 @@ def test_a_resnet_of_the_same_names_but_other_shapes_is_refused(
 
 def test_a_backbone_is_no_detector_to_start_from(model: nn.Module, tmp_path: Path) -> None:
     from v2idetr.checkpoints.files import CheckpointError
-    from v2idetr.engine.checkpoint import load_detector
+    from v2idetr.runs.checkpoint import load_detector
 
     torch.save(model.state_dict(), tmp_path / "net.pth")
     output = tmp_path / "a.safetensors"

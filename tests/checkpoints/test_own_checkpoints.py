@@ -11,8 +11,8 @@ import torch
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
 from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.engine.checkpoint import Checkpoint, load_detector, save_checkpoint
 from v2idetr.modeling.meta_arch import Detector
+from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
 
 ADVICE = "set train.init_partial=true to leave out what does not fit"
 

@@ -23,8 +23,8 @@ from v2idetr.checkpoints.conversion import of_detector, read_published
 from v2idetr.checkpoints.files import CheckpointError, read_weights, sha256
 from v2idetr.checkpoints.published import Header, read_header, write_published
 from v2idetr.checkpoints.transformers_folder import hidden_settings
-from v2idetr.engine.checkpoint import load_detector
 from v2idetr.modeling.meta_arch import Detector
+from v2idetr.runs.checkpoint import load_detector
 
 KINDS = ("DETR", "DeformableDETR", "SAMDETR")
 

@@ -31,8 +31,8 @@ from v2idetr.checkpoints.conversion import Weights, of_detector
 from v2idetr.checkpoints.export import export
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header, write_published
-from v2idetr.engine.checkpoint import load_detector
 from v2idetr.modeling.meta_arch import Detector
+from v2idetr.runs.checkpoint import load_detector
 
 LABELS = {0: "benign", 1: "malignant", 2: "instrument"}
 SIZES = [(128, 192), (192, 128), (64, 64)]

@@ -11,11 +11,11 @@ import pytest
 from omegaconf import DictConfig
 
 from v2idetr.ablation.tables import EQUAL
+from v2idetr.config.keys import select
+from v2idetr.config.load import build, load_run_config, to_plain
+from v2idetr.config.merge import merge
+from v2idetr.config.yaml_text import parse_yaml
 from v2idetr.distillation.student import LOSSES
-from v2idetr.engine.config import build, load_run_config, to_plain
-from v2idetr.engine.config_keys import select
-from v2idetr.engine.config_merge import merge
-from v2idetr.engine.config_yaml import parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ABLATIONS = CONFIGS / "ablations"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from v2idetr.engine.config import build, load_run_config
+from v2idetr.config.load import build, load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # What each student's configs are called: v2i_DATA + this, and the key for its baselines.

@@ -10,9 +10,9 @@ import pytest
 import tifffile
 
 from tests.datasets.layouts import HEIGHT, WIDTH, boxes_by_file, mask, names, picture
-from v2idetr.data import masks
 from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import load_split
+from v2idetr.prepare import mask_boxes
 
 BOX = (20, 4, 8, 12)
 # First frames of sequences 1 to 23.
@@ -184,7 +184,7 @@ def test_output_that_cannot_be_written_is_refused_before_frames_are_read(
     convert, release, tmp_path, monkeypatch
 ):
     (tmp_path / "out").write_text("a file")
-    monkeypatch.setattr(masks, "read_mask", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(mask_boxes, "read_mask", lambda path: pytest.fail(f"{path} was read"))
     with pytest.raises(SystemExit, match=r"--output .*/out: .*is no folder; choose another"):
         convert("clinicdb", release)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from v2idetr.distillation.feature_distillation import EmbeddingDistillation, FeatureDistillation
 from v2idetr.distillation.knowledge import Reach
-from v2idetr.distillation.masks import attention_mask
+from v2idetr.distillation.spatial_masks import attention_mask
 from v2idetr.modeling.interface import Features
 
 MASKS = ["none", "box", "attention"]

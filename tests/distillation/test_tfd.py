@@ -125,7 +125,7 @@ def test_where_lesions_overlap_the_larger_value_counts() -> None:
 sides = st.floats(0.5, 400.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     lesions=st.lists(
         st.tuples(st.floats(0, 1), st.floats(0, 1), sides, sides), min_size=1, max_size=3

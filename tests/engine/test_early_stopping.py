@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tests.engine.test_hooks import Stage
 from tests.engine.test_resume import assert_equal_runs, before_step, run, send
-from v2idetr.engine.checkpoint import load_checkpoint
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.signals import StopRequested
 from v2idetr.engine.trainer import TrainerHook
+from v2idetr.runs.checkpoint import load_checkpoint
 
 # Best after 2 steps; a weight of 1 a step would read further ones as the rate falls.
 RISING_UNTIL_2 = {1: 0.1, 2: 0.5} | dict.fromkeys(range(3, 40), 0.3)

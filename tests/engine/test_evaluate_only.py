@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 import train_net
-from tests.engine.tiny_runs import make_run, write_weights
+from tests.tiny_runs import make_run, write_weights
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.engine import process, run_folder
-from v2idetr.engine.checkpoint import (
+from v2idetr.config.load import load_config
+from v2idetr.engine import process
+from v2idetr.engine.signals import StopRequested
+from v2idetr.engine.stages import evaluate_only
+from v2idetr.runs import folder as run_folder
+from v2idetr.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from v2idetr.engine.config import load_config
-from v2idetr.engine.signals import StopRequested
-from v2idetr.engine.stages import evaluate_only
 
 
 def test_evaluating_without_any_checkpoint_is_an_error(tiny_config, tmp_path) -> None:

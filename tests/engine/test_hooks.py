@@ -14,10 +14,10 @@ from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import nn
 
 from v2idetr.engine import hooks
-from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Trainer
+from v2idetr.runs.checkpoint import Checkpoint, load_checkpoint
 
 
 class Counter(nn.Module):

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from v2idetr.config.load import load_config
 from v2idetr.engine import process, stage_training
 from v2idetr.engine import stages as run_order
-from v2idetr.engine.checkpoint import load_checkpoint
-from v2idetr.engine.config import load_config
 from v2idetr.engine.trainer import Trainer
+from v2idetr.runs.checkpoint import load_checkpoint
 
 STAGES = ("teacher", "plain", "student")
 

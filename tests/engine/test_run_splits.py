@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from v2idetr.engine.config import load_config
+from v2idetr.config.load import load_config
 from v2idetr.engine.run_context import load_splits
 
 

@@ -9,19 +9,19 @@ import logging
 import pytest
 import torch
 
-from tests.engine.tiny_runs import make_run, write_weights
+from tests.tiny_runs import make_run, write_weights
 from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.config.checks import stages_to_train
+from v2idetr.config.load import load_config, load_run_config
 from v2idetr.engine import process
-from v2idetr.engine.checkpoint import (
-    load_checkpoint,
-    load_detector,
-)
-from v2idetr.engine.config import load_config, load_run_config
-from v2idetr.engine.config_checks import stages_to_train
 from v2idetr.engine.run_context import load_splits
 from v2idetr.engine.stage_models import build_stage
 from v2idetr.engine.stage_training import train_stage
 from v2idetr.engine.stages import run_stages
+from v2idetr.runs.checkpoint import (
+    load_checkpoint,
+    load_detector,
+)
 
 
 def test_a_teacher_that_is_given_is_not_trained(tiny_config, tmp_path) -> None:

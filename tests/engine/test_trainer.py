@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from v2idetr.engine.config import load_config
+from v2idetr.config.load import load_config
 from v2idetr.engine.hooks import DistillationHook
 from v2idetr.engine.run_context import RunContext, load_splits, train_loader
 from v2idetr.engine.signals import StopSignals

@@ -217,7 +217,7 @@ def keep(labelled: LabelledFrame, threshold: float) -> LabelledFrame:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(frames=splits)
 def test_one_pass_equals_scoring_the_kept_detections_at_every_threshold(rule, frames):
     outcomes = judge(frames, rule)
@@ -227,7 +227,7 @@ def test_one_pass_equals_scoring_the_kept_detections_at_every_threshold(rule, fr
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(frames=splits)
 def test_chosen_threshold_is_the_one_that_trying_all_scores_finds(rule, frames):
     outcomes = judge(frames, rule)
@@ -240,7 +240,7 @@ def test_chosen_threshold_is_the_one_that_trying_all_scores_finds(rule, frames):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(frames=splits)
 def test_sweep_counts_agree_with_counts_at_each_threshold(rule, frames):
     outcomes = judge(frames, rule)
@@ -251,7 +251,7 @@ def test_sweep_counts_agree_with_counts_at_each_threshold(rule, frames):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(frames=splits, seed=st.integers(0, 99))
 def test_order_of_detections_and_frames_does_not_matter(rule, frames, seed):
     rng = np.random.default_rng(seed)
@@ -270,7 +270,7 @@ def test_order_of_detections_and_frames_does_not_matter(rule, frames, seed):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(frames=splits)
 def test_videos_add_up_and_figures_stay_within_zero_and_one(rule, frames):
     per_video = judge(frames, rule).at(0.3)

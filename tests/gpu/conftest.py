@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.conftest import (  # noqa: F401 (fixtures)
+from tests.tiny_fixtures import (  # noqa: F401 (fixtures)
     _cost_is_not_measured,
     fresh_log,
     tiny_config,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_detector
-from v2idetr.engine.config import load_config
+from v2idetr.config.load import load_config
 from v2idetr.engine.run_context import RunContext, eval_loader, load_splits, train_loader
 from v2idetr.engine.signals import StopSignals
 

@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.conftest import make_sample
 from tests.gpu.conftest import FAMILIES, demo_detector
+from v2idetr.config.load import load_config
 from v2idetr.engine import launch
-from v2idetr.engine.checkpoint import load_checkpoint
-from v2idetr.engine.config import load_config
 from v2idetr.engine.trainer import Trainer
+from v2idetr.runs.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.gpu
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from v2idetr.modeling.semantics_aligner import Level
+from v2idetr.modeling.sam_detr.semantics_aligner import Level
 
 PICTURES = [(6, 9), (4, 5)]  # (h, w) in cells, in a level of 6 x 9
 

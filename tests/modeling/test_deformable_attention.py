@@ -109,7 +109,7 @@ sizes = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, ma
 
 
 @pytest.mark.parametrize("how", ["numba", "gather"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     B=st.integers(1, 3),
     N=st.integers(1, 9),

@@ -61,7 +61,7 @@ def lesions(counts: list[int], K: int, seed: int) -> tuple[list[Tensor], list[Te
     return labels, [0.05 + 0.9 * torch.rand(m, 4, generator=generator) for m in counts]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(0, 4), min_size=1, max_size=3),
     N=st.integers(1, 5),

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.modeling.sam_levels import PICTURES, boxes, level_of, sine
-from v2idetr.modeling.sam_decoder import (
+from v2idetr.modeling.sam_detr.decoder import (
     ConditionalSelfAttention,
     MatchingAttention,
     SAMDecoderLayer,
     gaussian_bias,
 )
-from v2idetr.modeling.semantics_aligner import Aligned, Level
+from v2idetr.modeling.sam_detr.semantics_aligner import Aligned, Level
 
 D, HEADS = 8, 4
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, roi_align
 
 from tests.modeling.sam_levels import PICTURES, boxes, level_of, map_of, sine
-from v2idetr.modeling.semantics_aligner import (
+from v2idetr.modeling.sam_detr.semantics_aligner import (
     SemanticsAligner,
     interpolation,
     read_points,

@@ -49,9 +49,9 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "make_data", lambda *_: None)
     (tmp_path / "train.json").touch()
     monkeypatch.setattr("v2idetr.engine.run_context.load_splits", _splits)
-    monkeypatch.setattr("v2idetr.ablation.rehearsal.rehearse", lambda *_: None)
-    monkeypatch.setattr("v2idetr.ablation.rehearsal.check_starts", lambda *_: None)
-    monkeypatch.setattr("v2idetr.engine.run_folder.data_fingerprint", _fingerprint)
+    monkeypatch.setattr("v2idetr.ablation.dry_run.rehearse", lambda *_: None)
+    monkeypatch.setattr("v2idetr.ablation.dry_run.check_starts", lambda *_: None)
+    monkeypatch.setattr("v2idetr.runs.folder.data_fingerprint", _fingerprint)
     monkeypatch.setattr(module, "find_tables", _only_table_3)
     monkeypatch.chdir(tmp_path)
     return module
@@ -121,7 +121,7 @@ def test_a_student_that_does_not_fit_stops_the_table_before_anything_is_written(
         assert [run.row.name for run in students] == ["2_tfd", "4_tfd_cqd"] and splits
         raise ValueError("no such level")
 
-    monkeypatch.setattr("v2idetr.ablation.rehearsal.rehearse", refuse)
+    monkeypatch.setattr("v2idetr.ablation.dry_run.rehearse", refuse)
     monkeypatch.setattr(ablate, "data_to_make", lambda *_: [])
     arguments = ["--table", "III", "--output", "out", "--seeds", "2", "--rows", "1,2,4"]
     assert ablate.main(arguments) == 2
@@ -155,12 +155,12 @@ def test_runs_of_another_commit_are_warned_of_before_more_are_made(
     ablate: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--table", "III", "--output", "out", "--rows"]
-    monkeypatch.setattr("v2idetr.engine.run_folder.git_commit", lambda: "one")
+    monkeypatch.setattr("v2idetr.runs.folder.git_commit", lambda: "one")
     assert ablate.main([*arguments, "1"]) == 0
     assert "WARNING" not in capsys.readouterr().out
     start = {"time": "", "git_commit": "one", "data": {"train": {"sha256": ""}}}
     Path("out/seed0/table3/1_baseline/run.json").write_text(json.dumps({"starts": [start]}))
-    monkeypatch.setattr("v2idetr.engine.run_folder.git_commit", lambda: "two")
+    monkeypatch.setattr("v2idetr.runs.folder.git_commit", lambda: "two")
     assert ablate.main([*arguments, "2"]) == 0
     assert "WARNING: Runs of several commits: one, two." in capsys.readouterr().out
 

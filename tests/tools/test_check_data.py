@@ -198,7 +198,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_frames_are_read(
 ):
     train = write(tmp_path, "train", 0)
     (tmp_path / "notes").write_text("")
-    monkeypatch.setattr("v2idetr.data.frame_checks.read_frame", lambda *_, **__: pytest.fail())
+    monkeypatch.setattr("v2idetr.prepare.frame_checks.read_frame", lambda *_, **__: pytest.fail())
     assert check.main([str(train), option, str(tmp_path / "notes" / "out.json")]) == 2
     assert f"{option} {tmp_path}/notes/out.json: {tmp_path}/notes is no" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from v2idetr.engine.config import load_config
+from v2idetr.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["data", "annotations", "training", "report"]

@@ -16,15 +16,15 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from v2idetr.config.load import load_config, save_config, to_plain
 from v2idetr.data.coco_vid import read_split, write_split
-from v2idetr.engine.config import load_config, save_config, to_plain
 from v2idetr.evaluation.evaluator import evaluate_predictions, write_evaluation
 from v2idetr.evaluation.predictions import FramePrediction, write_predictions
 from v2idetr.report import curves, heldout
+from v2idetr.report.frame_images import Album
 from v2idetr.report.heldout import HeldOutFrame, Outcome, groups_of
 from v2idetr.report.page import write_report
-from v2idetr.report.pictures import Album
-from v2idetr.report.run_files import read_run
+from v2idetr.runs.reading import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("teacher", "plain", "student")

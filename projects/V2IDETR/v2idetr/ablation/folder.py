@@ -14,8 +14,8 @@ from v2idetr.ablation.plot import curves_to_svg, to_svg
 from v2idetr.ablation.row_configs import in_any_order
 from v2idetr.ablation.tables import CONTROLS
 from v2idetr.atomic_file import read_record, write_text_atomically
-from v2idetr.engine.config import differing_keys, fingerprint, load_config, save_config
-from v2idetr.engine.run_folder import differing_splits
+from v2idetr.config.load import differing_keys, fingerprint, load_config, save_config
+from v2idetr.runs.folder import differing_splits
 
 RECORD, BASE = "ablation.json", "base.yaml"
 

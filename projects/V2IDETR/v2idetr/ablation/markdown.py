@@ -8,9 +8,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from v2idetr.ablation.content import SWITCHES
-from v2idetr.ablation.figures import COCO
-from v2idetr.ablation.provenance import commits_said
+from v2idetr.ablation.aggregation import COCO
+from v2idetr.ablation.run_records import commits_said
+from v2idetr.ablation.table_data import SWITCHES
 from v2idetr.ablation.tables import CONTROLS, WITH_CONTROL
 from v2idetr.evaluation.table import MISSING
 from v2idetr.wording import counted

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from v2idetr.ablation.tables import RECIPE, STUDENTS, Row
-from v2idetr.engine.config import (
+from v2idetr.config.load import (
     ConfigError,
     ConfigFile,
     fingerprint,
@@ -21,7 +21,7 @@ from v2idetr.engine.config import (
     read_config,
     to_plain,
 )
-from v2idetr.engine.config_yaml import parse_yaml
+from v2idetr.config.yaml_text import parse_yaml
 
 # What the rows, the seeds and this program set.
 RESERVED = ("train.output_dir", "train.seed", "train.stages")

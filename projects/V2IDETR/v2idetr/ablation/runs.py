@@ -27,9 +27,9 @@ from v2idetr.ablation.row_configs import (
     teacher_fingerprint,
 )
 from v2idetr.ablation.tables import Equal, Row, Table
-from v2idetr.ablation.training_log import TrainingCost, training_cost, validation_curve
-from v2idetr.engine.config import ConfigError, fingerprint, to_plain
-from v2idetr.engine.run_folder import steps_of, weights_of
+from v2idetr.config.load import ConfigError, fingerprint, to_plain
+from v2idetr.runs.folder import steps_of, weights_of
+from v2idetr.runs.training_log import TrainingCost, training_cost, validation_curve
 
 
 @dataclass(frozen=True)

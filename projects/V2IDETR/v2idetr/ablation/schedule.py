@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2idetr.programs import Child, Interrupted, forwarded, start_logged
+from v2idetr.child_processes import Child, Interrupted, forwarded, start_logged
 
 POLL_S = 0.2
 MOST_SAID = 400  # letters of an error that are shown

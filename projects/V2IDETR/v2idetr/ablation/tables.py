@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from v2idetr.engine.config_yaml import parse_yaml
+from v2idetr.config.yaml_text import parse_yaml
 
 DATASETS = ("sun", "buv", "clinicdb", "synthetic")
 STUDENTS = {"deformable_detr": "Deformable DETR", "detr": "DETR", "sam_detr": "SAM-DETR"}

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from v2idetr.distillation.comparison import (
+from v2idetr.distillation.distances import (
     Layers,
     compared_layers,
     cosine_distance,

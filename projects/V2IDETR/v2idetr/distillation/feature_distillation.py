@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from v2idetr.distillation.comparison import (
+from v2idetr.distillation.distances import (
     Align,
     Normalizer,
     alignment,
@@ -18,7 +18,7 @@ from v2idetr.distillation.comparison import (
     weighted_mean,
 )
 from v2idetr.distillation.knowledge import Reach
-from v2idetr.distillation.masks import attention_mask, box_mask
+from v2idetr.distillation.spatial_masks import attention_mask, box_mask
 from v2idetr.modeling.interface import Features
 
 Mask = Literal["none", "box", "attention"]

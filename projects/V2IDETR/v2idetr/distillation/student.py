@@ -12,8 +12,8 @@ from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.feature_distillation import EmbeddingDistillation, FeatureDistillation
 from v2idetr.distillation.knowledge import Frames, Knowledge, Reach, teacher_knowledge, views_of
 from v2idetr.distillation.loss_names import LOSSES
-from v2idetr.distillation.masks import attended_queries
 from v2idetr.distillation.query_distillation import QueryDistillation
+from v2idetr.distillation.spatial_masks import attended_queries
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.modeling.criterion import Targets
 from v2idetr.modeling.interface import Images, Memory

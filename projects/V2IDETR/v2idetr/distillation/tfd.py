@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from v2idetr.distillation.comparison import (
+from v2idetr.distillation.distances import (
     Align,
     Normalizer,
     alignment,
@@ -15,7 +15,7 @@ from v2idetr.distillation.comparison import (
     weighted_mean,
 )
 from v2idetr.distillation.knowledge import Reach
-from v2idetr.distillation.masks import Sigma, gaussian_mask
+from v2idetr.distillation.spatial_masks import Sigma, gaussian_mask
 from v2idetr.modeling.interface import Features
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any
 
-from v2idetr.engine.config_checks import latest_fall
+from v2idetr.config.checks import latest_fall
 from v2idetr.engine.trainer import TrainerHook
 from v2idetr.wording import counted
 

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.distillation.knowledge import Knowledge
-from v2idetr.engine.checkpoint import Checkpoint, save_checkpoint
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Sample, TrainerHook
+from v2idetr.runs.checkpoint import Checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from types import FrameType
 import torch
 from omegaconf import DictConfig
 
-from v2idetr.engine.config import ConfigError, load_run_config
-from v2idetr.engine.run_folder import EVALUATION
-from v2idetr.programs import check_writable, stop_signals
+from v2idetr.child_processes import stop_signals
+from v2idetr.config.load import ConfigError, load_run_config
+from v2idetr.output_folder import check_writable
+from v2idetr.runs.folder import EVALUATION
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from v2idetr.engine import run_folder
 from v2idetr.engine.launch import USER_ERROR, UserError, output_folder
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
-from v2idetr.programs import LOCK, explain_os_error, keep_freed_memory, sole_user
+from v2idetr.output_folder import LOCK, explain_os_error, sole_user
+from v2idetr.process_setup import keep_freed_memory
+from v2idetr.runs import folder as run_folder
 
 logger = logging.getLogger(__name__)
 

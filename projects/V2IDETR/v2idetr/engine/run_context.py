@@ -14,16 +14,16 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from v2idetr.config.checks import batch_size_key, stages_to_train
+from v2idetr.config.load import build
 from v2idetr.data.audit import Findings
 from v2idetr.data.clip_mapper import ClipMapper, FrameCache
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
 from v2idetr.data.shared_frames import SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
-from v2idetr.engine.config import build
-from v2idetr.engine.config_checks import batch_size_key, stages_to_train
-from v2idetr.engine.run_folder import weights_of
 from v2idetr.engine.signals import StopSignals
+from v2idetr.runs.folder import weights_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from v2idetr.programs import stop_signals
+from v2idetr.child_processes import stop_signals
 
 
 class StopRequested(BaseException):

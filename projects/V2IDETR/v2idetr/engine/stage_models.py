@@ -9,9 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from v2idetr.config.load import build
 from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.distillation.student import DistilledStudent
-from v2idetr.engine.config import build
 from v2idetr.engine.trainer import seed_step
 
 COMPARE_MAPS = ("tfd", "fd")  # losses between projected features of the backbone

@@ -16,16 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.config.load import build, fingerprint, save_config
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine import hooks
-from v2idetr.engine.checkpoint import Checkpoint, load_checkpoint, load_detector, load_into
-from v2idetr.engine.config import build, fingerprint, save_config
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.run_context import RunContext, eval_loader, train_loader
-from v2idetr.engine.run_folder import CONFIG, git_commit, steps_of
 from v2idetr.engine.stage_models import StageModels, build_stage, split_state
 from v2idetr.engine.trainer import Trainer
 from v2idetr.evaluation.evaluator import validate
+from v2idetr.runs.checkpoint import Checkpoint, load_checkpoint, load_detector, load_into
+from v2idetr.runs.folder import CONFIG, git_commit, steps_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,9 @@ from detectron2.utils import comm
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.engine.checkpoint import load_detector
-from v2idetr.engine.config import save_config
-from v2idetr.engine.config_checks import stages_to_train
+from v2idetr.config.checks import stages_to_train
+from v2idetr.config.load import save_config
 from v2idetr.engine.run_context import RunContext, eval_loader
-from v2idetr.engine.run_folder import CONFIG, RESULTS, check_evaluation, is_finished
 from v2idetr.engine.stage_models import StageModels, build_stage
 from v2idetr.engine.stage_training import (
     load_initial_weights,
@@ -28,6 +26,8 @@ from v2idetr.engine.stage_training import (
 )
 from v2idetr.evaluation.evaluator import evaluate, write_evaluation
 from v2idetr.evaluation.table import format_table
+from v2idetr.runs.checkpoint import load_detector
+from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation, is_finished
 
 logger = logging.getLogger(__name__)
 

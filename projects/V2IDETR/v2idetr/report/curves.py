@@ -7,7 +7,7 @@ from typing import Any
 
 from v2idetr.report.charts import Chart, Series
 from v2idetr.report.heldout import pictured_rule
-from v2idetr.report.run_files import RunFiles, StageFiles
+from v2idetr.runs.reading import RunFiles, StageFiles
 
 TAUGHT = {
     "loss_tfd": "features (TFD)",

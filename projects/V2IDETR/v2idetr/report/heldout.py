@@ -20,7 +20,7 @@ from v2idetr.data.coco_vid import SplitData, read_split
 from v2idetr.evaluation.frames import LabelledFrame, Video, label_frames
 from v2idetr.evaluation.lesion_metrics import get_rule
 from v2idetr.evaluation.predictions import FramePrediction, read_predictions
-from v2idetr.report.run_files import RunFiles
+from v2idetr.runs.reading import RunFiles
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from markupsafe import Markup
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.report import comparison, curves, heldout, provenance, teaching
+from v2idetr.report import curves, distillation, heldout, metrics, provenance
+from v2idetr.report.frame_images import PANEL_WIDTH, Album, Box, Picture
 from v2idetr.report.heldout import HeldOutFrame, Outcome
-from v2idetr.report.pictures import PANEL_WIDTH, Album, Box, Picture
-from v2idetr.report.run_files import TITLES, RunFiles, read_run
+from v2idetr.runs.reading import TITLES, RunFiles, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +100,9 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
         facts=facts,
         missing=missing,
         synthetic=provenance.is_synthetic(run),
-        verdict=comparison.verdict(evaluations),
+        verdict=metrics.verdict(evaluations),
         columns=list(evaluations),
-        table=comparison.headline_table(evaluations) if evaluations else [],
+        table=metrics.headline_table(evaluations) if evaluations else [],
         parts=comparison_by_part(evaluations),
         thresholds={name: e["thresholds"] for name, e in evaluations.items()},
         taught=curves.taught(run.settings),
@@ -110,8 +110,8 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
         num_frames=len(frames),
         rule=_rule_words(evaluations),
         groups=groups,
-        masks=_attempt(lambda: train and teaching.masks(run, train, album), missing),
-        clip=_attempt(lambda: teaching.clip(run, frames, album), missing),
+        masks=_attempt(lambda: train and distillation.masks(run, train, album), missing),
+        clip=_attempt(lambda: distillation.clip(run, frames, album), missing),
         album=album.stored,
         panel_width=PANEL_WIDTH,
         train=train,
@@ -121,11 +121,11 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
 
 def comparison_by_part(
     evaluations: Mapping[str, Mapping[str, Any]],
-) -> list[tuple[str, Mapping[str, Any], list[comparison.Section]]]:
+) -> list[tuple[str, Mapping[str, Any], list[metrics.Section]]]:
     """(title, counts, table) of every test split, and of groups of videos over all of them."""
     parts: dict[str, dict[str, Mapping[str, Any]]] = {}
     for stage, evaluation in evaluations.items():
-        together = comparison.held_out(evaluation)
+        together = metrics.held_out(evaluation)
         several = {f"{group} videos": f for group, f in together["groups"].items()}
         if len(several) > 1:
             for title, figures in several.items():
@@ -135,7 +135,7 @@ def comparison_by_part(
                 parts.setdefault(title, {})[stage] = figures
     complete = {t: f for t, f in parts.items() if f.keys() == evaluations.keys()}
     return [
-        (title, next(iter(figures.values())), comparison.sections_of(figures))
+        (title, next(iter(figures.values())), metrics.sections_of(figures))
         for title, figures in complete.items()
     ]
 
@@ -144,7 +144,7 @@ def _rule_words(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     for evaluation in evaluations.values():
         if evaluation["thresholds"]:
             rule, _ = heldout.chosen_rule(evaluation)
-            return comparison.RULES.get(rule, rule)
+            return metrics.RULES.get(rule, rule)
     return ""
 
 

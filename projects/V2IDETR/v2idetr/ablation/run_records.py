@@ -1,0 +1,96 @@
+"""What the runs that are there already were made of, as each of them wrote it down."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from v2idetr.ablation.runs import Run
+from v2idetr.atomic_file import read_record
+from v2idetr.config.load import differing_keys, load_config
+from v2idetr.runs.folder import CONFIG, RECORD, differing_splits
+
+
+def check_earlier_runs(runs: Sequence[Run]) -> None:
+    """What is there already must be what is wanted.
+
+    Raises:
+        ValueError: a run was made with another config.
+    """
+    for run in runs:
+        if run.begun and (run.folder / CONFIG).exists():
+            changed = differing_keys(load_config(run.folder / CONFIG), _wanted(run))
+            if run.finished:  # the folder may have been moved since
+                changed = [c for c in changed if not c.startswith("teacher.checkpoint:")]
+            if run.budget is not None:  # said nowhere, it is that of all stages
+                changed = [c for c in changed if not c.startswith("teacher.max_iter:")]
+            if changed:
+                raise ValueError(
+                    f"{run.folder} was made with other settings than {run.row.key} has now:\n  "
+                    + "\n  ".join(changed)
+                    + "\nUse another --output, or remove that folder."
+                )
+
+
+def _wanted(run: Run) -> DictConfig:
+    """A run's config, with the length that others have decided."""
+    if run.budget is None:
+        return run.config
+    config = copy.deepcopy(run.config)
+    if run.budget.steps() is None:
+        missing = [needed.name for needed in run.budget.runs if not needed.finished]
+        raise ValueError(
+            f"{run.folder} was trained for as long as {', '.join(missing)} say, which are not "
+            "there: remove that folder to have it trained again after them."
+        )
+    config.train.max_iter = run.steps
+    return config
+
+
+def check_data(runs: Sequence[Run], data: Mapping[str, Mapping[str, Any]]) -> None:
+    """What runs have read must be what is there now, so that no table mixes data.
+
+    Args:
+        runs: begun or not.
+        data: `data_fingerprint` by split.
+
+    Raises:
+        ValueError: a run has read other annotations; names the run and the splits.
+    """
+    for run in runs:
+        for start in _starts(run):
+            changed = differing_splits(start["data"], data)
+            if changed:
+                raise ValueError(
+                    f"{run.folder} was made with other data: the annotations of "
+                    f"{', '.join(changed)} are not those that there are now. Use another --output."
+                )
+
+
+def commits_of(runs: Sequence[Run]) -> list[str]:
+    """Commits of everything that made the finished ones, oldest start first; "" for unknown."""
+    starts = [start for run in runs if run.finished for start in _starts(run)]
+    starts.sort(key=lambda start: start["time"])
+    return list(dict.fromkeys(start["git_commit"] for start in starts))
+
+
+def commits_said(commits: Sequence[str]) -> str:
+    """Commits in words, with a warning where there are several."""
+    names = [f"{c.rstrip('+')[:12]}{'+' * c.endswith('+')}" if c else "unknown" for c in commits]
+    text = ", ".join(names or ["unknown"])
+    if any(commit.endswith("+") for commit in commits):
+        text += " (+: with local changes)"
+    if len(commits) > 1:
+        return f"Runs of several commits: {text}. Rows may differ by the code as well."
+    return f"Commit of the runs: {text}."
+
+
+def _starts(run: Run) -> list[dict[str, Any]]:
+    """Every start of its program that came to train; none where there is no record."""
+    path = run.folder / RECORD
+    if not run.begun or not path.exists():
+        return []
+    return read_record(path)["starts"]

@@ -1,0 +1,264 @@
+"""Everything that a table says, as one JSON-able mapping, from which text and plot are made.
+
+table, heading, dataset, student, seeds, unit, ...
+blocks    the test splits pooled, then each apart, with their sizes
+metrics   in the order of the columns
+rows      name, number ("" for all where any has none), title, switches, run; figures and
+          difference by block and metric; paired: that of F1 on all test videos with its 95 %
+          interval, by rule; to_control: the same difference to the control of
+          Tables III and IV, where there is one; in the table of controls
+          cost by seed, a teacher's included, and curve, steps and best_metric of validation
+teachers  the same for the teachers of these rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from v2idetr.ablation.aggregation import (
+    COCO,
+    PER_RULE,
+    Figures,
+    VideoCounts,
+    figures_of,
+    paired_f1,
+    read_result,
+    spread,
+    video_counts,
+)
+from v2idetr.ablation.run_records import check_data, commits_of
+from v2idetr.ablation.runs import Plan, Run
+from v2idetr.ablation.tables import CONTROL, CONTROLS, WITH_CONTROL, Row, Table
+from v2idetr.config.yaml_text import parse_yaml
+from v2idetr.evaluation.table import ALL_TESTS
+from v2idetr.runs.training_log import TrainingCost
+
+PAPER = Path("ablations", "paper.yaml")  # in the folder of the configs
+SWITCHES = ("TFD", "MSI", "CQD")
+MOST_NAMED = 6  # rows in the title of their teacher
+
+
+def build_content(
+    table: Table, plan: Plan, seeds: Sequence[int], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A table with everything that its folder has for it.
+
+    Args:
+        table: which one.
+        plan: of the folder.
+        seeds: to look for.
+        facts: further entries, such as the command; "data" is `data_fingerprint` by split.
+
+    Raises:
+        ValueError: runs have read different data.
+    """
+    settings = plan.settings
+    runs = plan.runs(table.rows, seeds)
+    check_data(runs, facts["data"])
+    rows, teachers = _rows(table, plan, seeds), _teachers(table, plan, seeds)
+    sizes: dict[str, dict[str, int]] = {}
+    for line in (*rows, *teachers):
+        _add_sizes(sizes, line.results.sizes)
+    blocks = sorted(sizes, key=lambda title: not title.startswith(ALL_TESTS))
+    paper = _paper(settings.configs, table.key)
+    metrics = _metrics(plan.config(table.rows[0]), paper)
+    known = {row.key: line.results for row, line in zip(table.rows, rows, strict=True)}
+    control = known.get(CONTROL) or _control(table, plan, seeds)
+    if control is not None and not control.figures:
+        control = None
+
+    def described(lines: Sequence[_Line]) -> list[dict[str, Any]]:
+        found = []
+        for line in lines:
+            entry = line.words | _compared(line.results, known.get(line.reference), blocks, metrics)
+            if control is not None:
+                entry["to_control"] = _difference(line.results, control, blocks, metrics)
+            found.append(entry)
+        return found
+
+    return {
+        "table": table.label,
+        "key": table.key,
+        "heading": table.heading,
+        "axes": list(table.axes),
+        "dataset": settings.dataset,
+        "student": settings.student,
+        "overrides": list(settings.overrides),
+        **facts,
+        "commits": commits_of(runs),
+        "unit": "percent",
+        "seeds": list(seeds),
+        "blocks": [{"title": title, **sizes[title]} for title in blocks],
+        "metrics": metrics,
+        "best_metric": plan.config(table.rows[0]).train.best_metric,
+        "headline": [m for m in metrics if m == "AP50"] + [m for m in metrics if "/f1" in m][:1],
+        "rows": described(rows),
+        "teachers": described(teachers),
+        "paper": paper,
+    }
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What there is of one row by seed, and sizes by block; costs and curves of controls alone."""
+
+    figures: dict[int, Figures]
+    sizes: dict[str, dict[str, int]]
+    videos: dict[int, VideoCounts]
+    costs: dict[int, TrainingCost]
+    curves: dict[int, list[tuple[int, float]]]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row or a teacher: what is said of it, its results, the key of what it is compared with."""
+
+    words: dict[str, Any]
+    results: _Results
+    reference: str
+
+
+def _results(runs: Sequence[Run], *, with_costs: bool = False) -> _Results:
+    figures: dict[int, Figures] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    videos: dict[int, VideoCounts] = {}
+    costs: dict[int, TrainingCost] = {}
+    curves: dict[int, list[tuple[int, float]]] = {}
+    for run in runs:
+        if run.finished:
+            result = read_result(run.evaluation)
+            figures[run.seed], found = figures_of(result)
+            _add_sizes(sizes, found)
+            videos[run.seed] = video_counts(result)
+            if with_costs:
+                costs[run.seed], curves[run.seed] = run.cost_with_teacher, run.curve
+    return _Results(figures, sizes, videos, costs, curves)
+
+
+def _add_sizes(sizes: dict[str, dict[str, int]], found: Mapping[str, dict[str, int]]) -> None:
+    """ValueError where a block is known and has another size."""
+    for title, size in found.items():
+        known = sizes.setdefault(title, size)
+        if known != size:
+            raise ValueError(
+                f"The runs of this table were evaluated on different data: {title} has {size} in "
+                f"one, {known} in another. Use another --output."
+            )
+
+
+def _rows(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
+    lines = []
+    for row in table.rows:
+        teacher = plan.first_taught_like(row)
+        words = {
+            "name": row.name,
+            "number": table.numbers[row.name],
+            "title": row.title,
+            "switches": _switches(plan.config(row)),
+            "run": plan.first_like(row).key,
+            "teacher": None if teacher is None else teacher.key,
+            "reference": row.reference.partition("/")[2],
+        }
+        runs = [plan.run(row, seed) for seed in seeds]
+        results = _results(runs, with_costs=table.key == CONTROLS)
+        lines.append(_Line(words, results, row.reference))
+    return lines
+
+
+def _control(table: Table, plan: Plan, seeds: Sequence[int]) -> _Results | None:
+    """Results of the control in this folder, for a table of other rows; None where it has none."""
+    row = plan.rows.get(CONTROL)
+    if table.key not in WITH_CONTROL or row is None:
+        return None
+    return _results([plan.run(row, seed) for seed in seeds])
+
+
+def _switches(config: DictConfig) -> dict[str, bool]:
+    """What of the method is on."""
+    student = "student" in config.train.stages
+    return {
+        "TFD": student and config.distillation.tfd is not None,
+        "MSI": student and config.teacher.model.net.temporal is not None,
+        "CQD": student and config.distillation.cqd is not None,
+    }
+
+
+def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
+    """One line for each teacher that rows of the table have."""
+    taught: dict[str, list[Row]] = {}
+    for row in table.rows:
+        if (first := plan.first_taught_like(row)) is not None:
+            taught.setdefault(first.key, []).append(row)
+    lines = []
+    for key, rows in taught.items():
+        named = [table.numbers[row.name] or row.title for row in rows]
+        words = {
+            "run": key,
+            "teaches": [row.name for row in rows],
+            "title": _teacher_title(named, is_only=len(taught) == 1),
+        }
+        runs = [run for run in (plan.teacher(rows[0], seed) for seed in seeds) if run is not None]
+        results = _results(runs, with_costs=table.key == CONTROLS)
+        lines.append(_Line(words, results, rows[0].reference))
+    return lines
+
+
+def _teacher_title(rows: Sequence[str], *, is_only: bool) -> str:
+    if is_only:
+        return "teacher"
+    return f"teacher of {', '.join(rows) if len(rows) <= MOST_NAMED else f'{len(rows)} rows'}"
+
+
+def _compared(
+    results: _Results, reference: _Results | None, blocks: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """Means and, where there is something to compare with, differences by seed."""
+    figures = {
+        title: {m: spread(results.figures, title, m).as_json() for m in metrics} for title in blocks
+    }
+    paired: dict[str, Any] = {}
+    if reference is not None and reference is not results:
+        rules = dict.fromkeys(metric.partition("/")[0] for metric in metrics if "/" in metric)
+        paired = {rule: paired_f1(results.videos, reference.videos, rule) for rule in rules}
+    return {
+        "seeds": sorted(results.figures),
+        "figures": figures,
+        "difference": _difference(results, reference, blocks, metrics),
+        "paired": paired,
+        "cost": {str(seed): asdict(cost) for seed, cost in sorted(results.costs.items())},
+        "curve": {str(seed): curve for seed, curve in sorted(results.curves.items())},
+    }
+
+
+def _difference(
+    results: _Results, reference: _Results | None, blocks: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """Differences by block and metric, seed by seed; none of a row to itself."""
+    if reference is None or reference is results:
+        return {}
+
+    def less(title: str, metric: str) -> dict[str, Any]:
+        theirs = spread(reference.figures, title, metric)
+        return spread(results.figures, title, metric).minus(theirs).as_json()
+
+    return {title: {metric: less(title, metric) for metric in metrics} for title in blocks}
+
+
+def _metrics(config: DictConfig, paper: Mapping[str, Any] | None) -> list[str]:
+    """AP75 where the paper's table has it."""
+    columns = [c for part in (paper or {}).get("parts", ()) for c in part["columns"]]
+    names = [m for m in COCO if m != "AP75" or m in columns] if config.evaluation.coco_ap else []
+    return names + [f"{rule}/{name}" for rule in config.evaluation.rules for name in PER_RULE]
+
+
+def _paper(configs: Path, key: str) -> dict[str, Any] | None:
+    """The paper's own figures for a table; None where it has none."""
+    path = configs / PAPER
+    content = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts = content.get("tables", {}).get(key)
+    return None if parts is None else {"source": content["source"], **parts}

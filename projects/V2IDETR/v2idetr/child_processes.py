@@ -1,0 +1,133 @@
+"""Child processes: output into a log, signals passed on, nothing left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+POLL_S = 0.5
+LINES_SHOWN = 15  # of the log, when a program fails
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Child = subprocess.Popen[bytes]
+
+
+class Interrupted(BaseException):
+    """We were asked to stop, and our programs have stopped; no error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class ProgramError(Exception):
+    """A program ended with an error; the message has the end of its log."""
+
+
+def start_logged(
+    command: Sequence[str],
+    log: Path,
+    keep_open: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Child:
+    """Start Python with these arguments.
+
+    It gets a process group of its own, so that Ctrl-C reaches it once, through us, and it can
+    write a checkpoint before it ends. If we are killed, it is told to stop as well.
+
+    Args:
+        command: program and arguments.
+        log: file that its output is added to.
+        keep_open: file descriptors that the program inherits.
+        environment: variables that differ from ours.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            pass_fds=keep_open,
+            env={**os.environ, **(environment or {})},
+            preexec_fn=(
+                functools.partial(_stop_with_parent, os.getpid())
+                if sys.platform == "linux"
+                else None
+            ),
+        )
+
+
+def run_logged(
+    command: Sequence[str], log: Path, tick: Callable[[], None], keep_open: Sequence[int] = ()
+) -> None:
+    """Start a program as `start_logged` does, and wait for it.
+
+    Args:
+        command, log, keep_open: see `start_logged`.
+        tick: called about twice a second.
+
+    Raises:
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the program has ended.
+        ProgramError: it ended with another code than 0.
+    """
+    child = start_logged(command, log, keep_open)
+    with forwarded(lambda: [child]) as received:
+        while True:
+            try:
+                code = child.wait(POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                tick()
+    if received:
+        raise Interrupted(received[0])
+    if code:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        tail = "\n".join(f"  {line}" for line in lines[-LINES_SHOWN:])
+        raise ProgramError(f"{Path(command[0]).name} ended with code {code}:\n{tail}\n({log})")
+
+
+def stop_signals() -> list[int]:
+    """Signals that ask a program to stop: without SIGHUP where it is ignored, as below nohup."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+
+
+@contextmanager
+def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
+    """Signals that arrive in this block, each passed on to the programs that run then."""
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGHUP:  # of which a terminal that closes sends several
+            signal.signal(number, signal.SIG_IGN)
+        for child in children():
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop_with_parent(parent: int) -> None:
+    """In the child, before the program: SIGTERM when the parent dies, whatever it dies of.
+
+    In a container the parent itself may be process 1, so that its number says nothing alone.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)

@@ -1,0 +1,324 @@
+"""What can be checked before anything is built: targets, types, relations between keys."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from v2idetr.config.key_types import (
+    DISTILLATION_KEYS,
+    KIND_NAMES,
+    PROGRAM_KEYS,
+    TEACHER_KEYS,
+)
+from v2idetr.data.clip_sampler import ClipSampler
+from v2idetr.distillation.loss_names import LOSSES
+from v2idetr.evaluation.rule_names import RULE_NAMES
+
+STAGES = ("teacher", "plain", "student")
+COCO_METRICS = ("AP", "AP50", "AP75")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "train.device": ("auto", "cpu", "cuda"),
+    "train.amp": ("off", "bf16", "fp16"),
+    "data.sampling": ("random", "fixed"),
+    "data.side": ("both", "past"),
+    "data.on_bad_box": ("raise", "clip", "drop"),
+    "evaluation.checkpoint": ("best", "final"),
+    "distillation.frames": ("current", "all"),
+}
+AT_LEAST: dict[str, int] = {
+    "train.seed": 0,
+    "train.max_iter": 1,
+    "train.batch_size": 1,
+    "train.clips_at_once": 1,
+    "train.clip_grad_norm": 0,
+    "train.eval_period": 0,
+    "train.patience": 0,
+    "train.cooldown": 0,
+    "train.checkpoint_period": 1,
+    "train.log_period": 1,
+    "train.num_workers": 0,
+    "teacher.max_iter": 1,
+    "teacher.batch_size": 1,
+    **{f"distillation.{name}.weight": 0 for name in LOSSES},
+    "data.num_frames": 1,
+    "data.window": 0,
+    "data.cache_mib": 0,
+    "evaluation.batch_size": 1,
+    **{
+        f"{section}.{name}": 0
+        for section in ("optimizer", "teacher.optimizer")
+        for name in ("lr", "backbone_lr", "slow_factor", "weight_decay")
+    },
+    "model.score_topk": 1,
+    "model.net.num_queries": 1,
+    "model.net.num_encoder_layers": 1,
+    "model.net.num_decoder_layers": 1,
+    "teacher.model.net.num_queries": 1,
+    "teacher.model.net.num_encoder_layers": 1,
+    "teacher.model.net.num_decoder_layers": 1,
+}
+
+
+# The sections that say what stages start from.
+_SECTIONS_OF = {"train": ("plain", "student"), "teacher": ("teacher",)}
+
+
+def stages_to_train(config: Mapping[str, Any]) -> list[str]:
+    """The run's stages, without the teacher's where a trained teacher is given."""
+    given = (config.get("teacher") or {}).get("checkpoint")
+    return [s for s in config["train"]["stages"] if not (s == "teacher" and given)]
+
+
+def batch_size_key(config: Mapping[str, Any], stage: str) -> str:
+    """The key with the clips of a step of a stage, over all processes."""
+    own = stage == "teacher" and config["teacher"]["batch_size"]
+    return "teacher.batch_size" if own else "train.batch_size"
+
+
+def validate_config(
+    config: dict[str, Any],
+    *,
+    world_size: int = 1,
+    has_gpu: bool = False,
+    training: bool = True,
+) -> list[str]:
+    """Sentences about missing, mistyped and contradictory keys of a resolved config.
+
+    Args:
+        config: resolved plain config.
+        world_size: processes over all machines.
+        has_gpu: whether this machine has one.
+        training: whether anything is trained; else batches, mixed precision and files to start from
+            do not matter.
+    """
+    problems: list[str] = []
+    stages = config.get("train", {}).get("stages")
+    stages = stages if isinstance(stages, list) else []
+    expected = dict(PROGRAM_KEYS)
+    if "teacher" in stages or "student" in stages:
+        expected |= TEACHER_KEYS
+    if "student" in stages:
+        expected |= DISTILLATION_KEYS
+    for key, kind in expected.items():
+        _check_type(config, key, kind, problems)
+    for key, choices in CHOICES.items():
+        value = _get(config, key)
+        if isinstance(value, str) and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            problems.append(f"{key} must be one of {', '.join(choices)}, but is {value!r}.{hint}")
+    for key, least in AT_LEAST.items():
+        value = _get(config, key)
+        if isinstance(value, int | float) and value < least:
+            problems.append(f"{key} must be at least {least}, but is {value}.")
+    if not problems:  # the relations read keys that must be there and have their type
+        relations: tuple[Callable[[dict[str, Any], list[str]], None], ...] = (
+            _check_stages,
+            _check_classes,
+            _check_splits,
+            _check_evaluation,
+        )
+        for relation in relations:
+            relation(config, problems)
+        if config["train"]["device"] == "cuda" and not has_gpu:
+            problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
+        if training:
+            _check_teacher(config, problems)
+            _check_frames(config, problems)
+            _check_files(config, problems)
+            _check_batches(config, world_size, problems)
+            _check_precision(config["train"], has_gpu, problems)
+        _check_clips(config, problems)
+    return problems
+
+
+def _check_stages(config: dict[str, Any], problems: list[str]) -> None:
+    stages = config["train"]["stages"]
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if not stages or unknown:
+        problems.append(f"train.stages must name some of {', '.join(STAGES)}, but is {stages}.")
+    elif sorted(set(stages), key=STAGES.index) != stages:
+        problems.append(
+            f"train.stages must be in the order {', '.join(STAGES)}, each once, but is {stages}."
+        )
+
+
+def _check_teacher(config: dict[str, Any], problems: list[str]) -> None:
+    stages = config["train"]["stages"]
+    if "student" in stages and "teacher" not in stages and not config["teacher"]["checkpoint"]:
+        problems.append(
+            "train.stages has the student, who needs a teacher: add teacher to train.stages, or "
+            "name a trained one, such as teacher.checkpoint=output/my_run/teacher/best.pth."
+        )
+
+
+def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
+    """Every frame of a clip can only be learnt from where the teacher looks at all of several."""
+    if "student" not in config["train"]["stages"] or config["distillation"]["frames"] != "all":
+        return
+    T, watched = config["data"]["num_frames"], _get(config, "teacher.model.num_frames", 1)
+    if T == 1:
+        problems.append(
+            "distillation.frames=all needs clips of several frames, but data.num_frames is 1."
+        )
+    elif watched != T:
+        problems.append(
+            f"distillation.frames=all needs a teacher that looks at every frame of a clip, but "
+            f"teacher.model.num_frames is {watched} and data.num_frames {T}."
+        )
+
+
+def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
+    names = config["data"]["class_names"]
+    are_words = all(isinstance(name, str) for name in names)
+    if not names or not are_words or len(set(names)) != len(names):
+        problems.append(f"data.class_names must be different words, one per class, but is {names}.")
+    for key, node in (("model", config["model"]), ("teacher.model", _get(config, "teacher.model"))):
+        given = node.get("class_names") if isinstance(node, dict) else None
+        if given is not None and given != names:
+            problems.append(f"{key}.class_names is {given}, but data.class_names is {names}.")
+
+
+def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
+    if not config["data"]["test"]:
+        problems.append(
+            "data.test must name at least one split: {name: {json: ..., image_root: ...}}."
+        )
+    for name, split in config["data"]["test"].items():
+        paths = split if isinstance(split, dict) else {}
+        are_words = all(isinstance(path, str) for path in paths.values())
+        if set(paths) != {"json", "image_root"} or not are_words:
+            problems.append(
+                f"data.test.{name} must be {{json: ..., image_root: ...}}, but is {split!r}."
+            )
+
+
+def _check_clips(config: dict[str, Any], problems: list[str]) -> None:
+    data = config["data"]
+    try:
+        ClipSampler(**{key: data[key] for key in ("num_frames", "window", "sampling", "side")})
+    except ValueError as error:
+        problems.append(str(error))
+
+
+def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
+    train, evaluation = config["train"], config["evaluation"]
+    metric, rules = train["best_metric"], evaluation["rules"]
+    known = [*COCO_METRICS] if evaluation["coco_ap"] else []
+    known += [f"{rule}/{name}" for rule in rules for name in ("f1", "precision", "recall")]
+    unknown = [rule for rule in rules if rule not in RULE_NAMES]
+    if unknown:
+        problems.append(f"evaluation.rules has {unknown}; the rules are {', '.join(RULE_NAMES)}.")
+    elif metric not in known:
+        problems.append(
+            f"train.best_metric is {metric!r}, which this evaluation does not compute; it computes "
+            f"{', '.join(known)}."
+        )
+    if train["patience"] and not train["eval_period"]:
+        problems.append(
+            f"train.patience={train['patience']} ends a training by its evaluations, but "
+            "train.eval_period=0 makes none; set it to a number of steps."
+        )
+    if not math.isfinite(train["cooldown"]):
+        problems.append(
+            f"train.cooldown must be a number of at least 0, but is {train['cooldown']}."
+        )
+    elif train["patience"] and train["eval_period"]:
+        problems += _check_patience(config)
+    if evaluation["checkpoint"] == "best" and train["eval_period"] == 0:
+        problems.append(
+            "evaluation.checkpoint=best needs train.eval_period above 0: nothing is best without "
+            "evaluations. Or set evaluation.checkpoint=final."
+        )
+
+
+def latest_fall(steps: int, cooldown: float) -> int:
+    """Step from which a learning rate falls at the latest, over `cooldown` times the steps before.
+
+    Args:
+        steps: of the whole training; the fall ends with the last one.
+        cooldown: see ``early_stopping.EarlyStopping``.
+    """
+    return max(1, math.ceil(steps / (1 + cooldown)))
+
+
+def _check_patience(config: dict[str, Any]) -> list[str]:
+    """Early stopping needs evaluations enough before the rate has to fall anyway."""
+    train = config["train"]
+    needed = (train["patience"] + 1) * train["eval_period"]
+    own = {"teacher": _get(config, "teacher.max_iter")}
+    steps = min(own.get(stage) or train["max_iter"] for stage in stages_to_train(config))
+    latest = latest_fall(steps, train["cooldown"])
+    if needed <= latest:
+        return []
+    return [
+        f"train.patience={train['patience']} can end a training after {needed} steps, its first "
+        f"{train['patience'] + 1} evaluations, but of {steps} steps the learning rate falls from "
+        f"step {latest} on: raise train.max_iter, or lower train.eval_period or train.patience."
+    ]
+
+
+def _check_files(config: dict[str, Any], problems: list[str]) -> None:
+    trained = stages_to_train(config)
+    sections = [s for s, runs in _SECTIONS_OF.items() if any(stage in trained for stage in runs)]
+    keys = [f"{section}.init_checkpoint" for section in sections]
+    if {"teacher", "student"} & set(config["train"]["stages"]):
+        keys.append("teacher.checkpoint")
+    missing: dict[str, str] = {}
+    for key in keys:
+        path = _get(config, key)
+        if path and not Path(path).is_file():
+            missing.setdefault(path, key)  # the teacher's is the detector's unless told otherwise
+    problems += [f"{key}: there is no file {path}." for path, key in missing.items()]
+    for section in sections:
+        key = f"{section}.init_checkpoint"
+        if _get(config, f"{section}.init_partial") and not _get(config, key):
+            problems.append(f"{section}.init_partial is true, but {key} names no file.")
+    given, stages = config["train"]["init_checkpoint"], config["train"]["stages"]
+    if given and stages == ["teacher"] and not _get(config, "teacher.init_checkpoint"):
+        problems.append(
+            f"train.init_checkpoint={given} is for plain detectors and students, but train.stages "
+            "has only the teacher: set teacher.init_checkpoint to train it from there, or leave "
+            "train.init_checkpoint empty."
+        )
+
+
+def _check_batches(config: dict[str, Any], world_size: int, problems: list[str]) -> None:
+    sizes = {batch_size_key(config, stage): stage for stage in stages_to_train(config)}
+    for key in sizes:
+        size = _get(config, key)
+        if size % world_size or size < world_size:
+            problems.append(
+                f"{key} is {size}, which {world_size} processes cannot share equally; use "
+                "--num-gpus so that it divides the batch, or another batch size."
+            )
+
+
+def _check_precision(train: dict[str, Any], has_gpu: bool, problems: list[str]) -> None:
+    if train["amp"] == "fp16" and (train["device"] == "cpu" or not has_gpu):
+        problems.append("train.amp=fp16 needs a GPU; on a CPU use bf16 or off.")
+
+
+def _check_type(
+    config: dict[str, Any], key: str, kind: type | tuple[type, ...], problems: list[str]
+) -> None:
+    value = _get(config, key, missing := object())
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    names = " or ".join(KIND_NAMES.get(k, k.__name__) for k in kinds)
+    if value is missing:
+        problems.append(f"{key} is missing; it must be {names} (see configs/common).")
+    elif type(value) not in kinds and not (float in kinds and type(value) is int):
+        problems.append(f"{key} must be {names}, but is {value!r} ({type(value).__name__}).")
+
+
+def _get(config: Any, key: str, default: Any = None) -> Any:
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return default
+        config = config[part]
+    return config

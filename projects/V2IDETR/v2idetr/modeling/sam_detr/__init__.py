@@ -1,0 +1,3 @@
+from v2idetr.modeling.sam_detr.network import SAMDETR
+
+__all__ = ["SAMDETR"]

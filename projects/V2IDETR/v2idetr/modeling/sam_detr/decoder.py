@@ -1,0 +1,151 @@
+"""The decoder layer of SAM-DETR: attention between features of one space (its figures 2 and 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from v2idetr.modeling.dropout import Dropout
+from v2idetr.modeling.position import sine_embedding
+from v2idetr.modeling.sam_detr.semantics_aligner import Aligned, Level, SemanticsAligner
+from v2idetr.modeling.transformer import MLP, FeedForward
+
+Beside = tuple[Float[Tensor, "B n d"], Float[Tensor, "B n 4"]]
+
+
+class SAMDecoderLayer(nn.Module):
+    """Queries talk to each other, are aligned, find what resembles them in the image, and think."""
+
+    def __init__(self, *, d: int, num_heads: int, ffn_dim: int, dropout: float, smca: bool) -> None:
+        super().__init__()
+        self.self_attention = ConditionalSelfAttention(d=d, num_heads=num_heads, dropout=dropout)
+        self.self_norm = nn.LayerNorm(d)
+        self.aligner = SemanticsAligner(d=d, num_heads=num_heads, smca=smca)
+        self.cross_attention = MatchingAttention(d=d, num_heads=num_heads, dropout=dropout)
+        self.cross_norm = nn.LayerNorm(d)
+        self.dropout = Dropout(dropout)
+        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
+
+    def reset_biases(self) -> None:
+        """Zero behind both attentions and behind the salient points, as in the official code."""
+        points = self.aligner.salient_points.layers[-1]
+        for linear in (self.self_attention.out, self.cross_attention.out, points):
+            assert isinstance(linear, nn.Linear)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        content: Float[Tensor, "B N d"],
+        reference: Float[Tensor, "B N 4"],
+        level: Level,
+        beside: Beside | None = None,
+    ) -> Float[Tensor, "B N d"]:
+        """What the queries become.
+
+        Args:
+            content: of the queries.
+            reference: cxcywh in [0, 1] of the unpadded picture.
+            level: of the encoded features.
+            beside: content and references of further queries to look at.
+        """
+        seen = self.self_attention(content, reference, beside)
+        content = self.self_norm(content + self.dropout(seen))
+        read = self.cross_attention(self.aligner(content, reference, level), level)
+        return self.ffn(self.cross_norm(content + self.dropout(read)))
+
+
+class ConditionalSelfAttention(nn.Module):
+    """Self-attention with projections of content and position apart (Conditional DETR).
+
+    A query's position is the sine embedding of its reference's centre.
+    """
+
+    def __init__(self, *, d: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if d % num_heads:
+            raise ValueError(f"d={d} must be divisible by num_heads={num_heads}.")
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query_content, self.query_position = nn.Linear(d, d), nn.Linear(d, d)
+        self.key_content, self.key_position = nn.Linear(d, d), nn.Linear(d, d)
+        self.value = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
+
+    def forward(
+        self,
+        content: Float[Tensor, "B N d"],
+        reference: Float[Tensor, "B N 4"],
+        beside: Beside | None = None,
+    ) -> Float[Tensor, "B N d"]:
+        """``beside``: content and references of further queries to look at."""
+        seen, places = content, reference
+        if beside is not None:
+            seen, places = torch.cat([content, beside[0]], 1), torch.cat([reference, beside[1]], 1)
+        query = self.query_content(content) + self.query_position(
+            _centre_embedding(content, reference)
+        )
+        key = self.key_content(seen) + self.key_position(_centre_embedding(seen, places))
+        heads = [
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x in (query, key, self.value(seen))
+        ]
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class MatchingAttention(nn.Module):
+    """Cross-attention in which every head compares whole features of width d.
+
+    The heads have queries of their own, one a salient point, but share the keys; each of them
+    carries d / heads of the values. With SMCA (Gao et al., ICCV 2021) a Gaussian around the salient
+    point is added to the logits: ``-|s (p - c)|^2 / 8``, with the point p, a cell's centre c, both
+    in cells, and the predicted sharpness s.
+    """
+
+    def __init__(self, *, d: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_content, self.query_position = nn.Linear(d, d), MLP([d, d, d])
+        self.key_content, self.key_position = nn.Linear(d, d), MLP([d, d, d])
+        self.value = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, aligned: Aligned, level: Level) -> Float[Tensor, "B N d"]:
+        query = self.query_content(aligned.content) + self.query_position(aligned.position)
+        key = self.key_content(level.tokens) + self.key_position(level.position)
+        value = self.value(level.tokens).unflatten(-1, (self.num_heads, -1))
+        scale = query.shape[-1] ** -0.5
+        logits = torch.einsum("bnhd,bsd->bhns", query * scale, key)
+        if aligned.sharpness is not None:
+            logits = logits + gaussian_bias(aligned.points, aligned.sharpness, level)
+        if level.padding is not None:
+            logits = logits.masked_fill(level.padding[:, None, None], -torch.inf)
+        weights = self.dropout(logits.softmax(-1))
+        return self.out(torch.einsum("bhns,bshc->bnhc", weights, value).flatten(2))
+
+
+def gaussian_bias(
+    points: Float[Tensor, "B N heads 2"], sharpness: Float[Tensor, "B N heads 2"], level: Level
+) -> Float[Tensor, "B heads N S"]:
+    """Logits of SMCA: minus the squared distance of every cell to the points, scaled, over 8."""
+    h, w = level.shape
+    in_cells = points * level.picture.view(-1, 1, 1, 2)
+    weight = sharpness.square()
+    along = []
+    for axis, cells in enumerate((w, h)):
+        centres = torch.arange(cells, device=points.device) + 0.5
+        distance = in_cells[..., axis, None] - centres
+        along.append(weight[..., axis, None] * distance.square())
+    x, y = along  # (B, N, heads, w), (B, N, heads, h)
+    return -(y.unsqueeze(-1) + x.unsqueeze(-2)).flatten(-2).transpose(1, 2) / 8
+
+
+def _centre_embedding(
+    like: Float[Tensor, "B N d"], reference: Float[Tensor, "B N 4"]
+) -> Float[Tensor, "B N d"]:
+    """Sine embedding of the references' centres, y before x; without gradient."""
+    with torch.no_grad():
+        return sine_embedding(reference[..., :2].flip(-1), like.shape[-1] // 2)

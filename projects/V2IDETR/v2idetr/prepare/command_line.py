@@ -1,0 +1,96 @@
+"""What the programs ``datasets/prepare_*.py`` share: their options, and what they do with them.
+
+    converter_parser           the options that all have: --source and --output
+    run_converter              source -> files and a report, or an exit that says what is wrong
+    check_folder, numbers_of   checks of what the options say
+
+A converter itself is a function from its options to the videos of each split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from v2idetr.data.audit import Findings
+from v2idetr.output_folder import check_writable, explain_os_error
+from v2idetr.prepare.annotations import Conversion, Video, printable
+
+
+def converter_parser(description: str | None, source: str) -> argparse.ArgumentParser:
+    """Parser with ``--source`` (``source`` is its help) and ``--output``.
+
+    ``description`` is the converter's docstring, which ``--help`` shows as it is written.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help=source)
+    add("--output", type=Path, required=True, help="folder for the JSON files and the audit")
+    return parser
+
+
+def run_converter(
+    program: str,
+    options: argparse.Namespace,
+    read: Callable[[argparse.Namespace, Findings], Mapping[str, Sequence[Video]]],
+    name: str,
+    class_names: Sequence[str],
+    boxes: Literal["clip", "raw"] = "clip",
+) -> str:
+    """Read ``options.source`` and write its splits to ``options.output``; the report, as text.
+
+    Args:
+        program: path of the converter; its file name goes into messages and files.
+        read: gives the videos of each split, and notes what it leaves out.
+        name, class_names, boxes: as for Conversion.
+
+    Raises:
+        SystemExit: with the reason, where the output cannot be written, or reading or writing
+            raises ValueError or OSError.
+    """
+    conversion = Conversion(
+        name=name,
+        converter=Path(program).name,
+        output=options.output,
+        image_root=options.source,
+        class_names=class_names,
+        boxes=boxes,
+    )
+    try:
+        check_writable(options.output)
+        conversion.write(read(options, conversion.notes))
+    except OSError as error:
+        message = explain_os_error(error)
+        raise SystemExit(printable(f"{conversion.converter}: {message}")) from None
+    except ValueError as error:
+        raise SystemExit(printable(f"{conversion.converter}: {error}")) from None
+    return "\n".join(conversion.lines())
+
+
+def numbers_of(text: str) -> list[int]:
+    """``"1,3,5-8"`` -> [1, 3, 5, 6, 7, 8]. Raises ValueError for anything else."""
+    numbers: list[int] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise ValueError(f"{part!r} is neither a number nor a range such as 5-8")
+        first, last = int(match[1]), int(match[2] or match[1])
+        numbers += range(first, last + 1)
+    return numbers
+
+
+def check_folder(source: Path, found: Iterable[object], expected: str) -> None:
+    """Raise ValueError that shows the ``expected`` layout unless something of it was ``found``."""
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder (--source)")
+    if not any(found):
+        held = sorted(entry.name for entry in source.iterdir())
+        listed = ", ".join(held[:8]) + (", ..." if held[8:] else "") if held else "nothing"
+        raise ValueError(
+            f"{source}: not the expected layout; it holds {listed}. Expected:\n{expected}"
+        )

@@ -1,0 +1,230 @@
+"""What passes from teacher to student, in pictures: TFD's masks and the teacher's clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from v2idetr.config.load import build
+from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
+from v2idetr.data.coco_vid import SplitData
+from v2idetr.distillation.spatial_masks import gaussian_mask
+from v2idetr.report.frame_images import Album, Box, Picture
+from v2idetr.report.heldout import HeldOutFrame, read
+from v2idetr.runs.reading import RunFiles
+
+Record = dict[str, Any]
+
+CARRIES = 0.05  # share of the largest weight from which a cell counts as taking part
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the mask in panel units, with its weight over the largest one."""
+
+    x: float
+    y: float
+    size: float
+    share: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class MaskPanel:
+    """A training frame at the size the network sees, and the mask over it."""
+
+    picture: Picture
+    boxes: list[Box]
+    cells: list[Cell]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Masks:
+    """TFD's masks of some frames; ``stride`` in pixels of the network's picture."""
+
+    stride: int
+    columns: int
+    rows: int
+    panels: list[MaskPanel]
+
+
+@dataclass(frozen=True)
+class ClipFrame:
+    """One of the T frames."""
+
+    picture: Picture
+    boxes: list[Box]
+    caption: str
+    current: bool
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The T frames that the teacher sees to detect in one of them."""
+
+    frames: list[ClipFrame]
+    words: str
+
+
+def masks(run: RunFiles, train: SplitData, album: Album) -> Masks | None:
+    """Masks of training frames with a small, a middling and a large lesion, and of one without.
+
+    Returns None where the config has no TFD.
+    """
+    tfd = (run.settings.get("distillation") or {}).get("tfd")
+    if not tfd:
+        return None
+    mapper = _mapper(run, num_frames=1, is_train=True)
+    divisor, stride = int(run.settings["model"]["size_divisor"]), int(tfd["stride"])
+    panels, rows, columns = [], 0, 0
+    for caption, record in _lesions_by_size(train):
+        sample = mapper(record, seed=0)
+        height, width = sample["image"].shape[-2:]
+        rows, columns = (-(-side // divisor) * divisor // stride for side in (height, width))
+        boxes_xyxy_px = sample["instances"].gt_boxes.tensor
+        mask = gaussian_mask(
+            boxes_xyxy_px,
+            stride,
+            rows,
+            columns,
+            sigma=tfd["sigma"],
+            sigma_ratio=tfd["sigma_ratio"],
+        )
+        picture = album.add(_pixels(sample["image"]))
+        boxes = picture.boxes("truth", boxes_xyxy_px.numpy(), [""] * len(boxes_xyxy_px))
+        weighty = int((mask > CARRIES * mask.max()).sum())
+        caption += f"; cells with weight: {weighty} of {mask.numel()}" if weighty else ""
+        panels.append(MaskPanel(picture, boxes, _cells(mask, stride * picture.scale), caption))
+    return Masks(stride, columns, rows, panels)
+
+
+def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | None:
+    """The teacher's clip of one held-out frame, if possible one where it knows better.
+
+    Returns None where the config has no teacher or nothing is held out.
+    """
+    if "teacher" not in run.settings or not frames:
+        return None
+    data = run.settings["data"]
+    frame = _instructive(frames, data["window"])
+    split = read(data, data["test"][frame.video.split])
+    scene = [
+        record
+        for record in split.records
+        if (record["video_id"], record["scene_id"])
+        == (frame.record["video_id"], frame.record["scene_id"])
+    ]
+    num_frames = int(run.settings["teacher"]["model"].get("num_frames", data["num_frames"]))
+    sample = _mapper(run, num_frames=num_frames)(dict(frame.record), seed=0, scene=scene)
+    lesions = {record["image_id"]: record["annotations"] for record in scene}
+    shown = []
+    for index, seen in enumerate(sample["clip"]):
+        picture = album.add(_pixels(seen["image"]))
+        offset = seen["frame_index"] - frame.record["frame_index"]
+        current = index == sample["clip_index"]
+        boxes = _scaled(picture, seen, lesions[seen["image_id"]])
+        if current and "teacher" in frame.outcomes:
+            outcome = frame.outcomes["teacher"]
+            corners = outcome.boxes_xyxy_px * _ratio(seen)
+            boxes += picture.boxes("teacher", corners, [f"{s:.2f}" for s in outcome.scores])
+        caption = "the frame itself" if current else _offset(offset)
+        shown.append(ClipFrame(picture, boxes, caption, current))
+    words = "; ".join(
+        f"{run.stages[stage].title}: {outcome.words}" for stage, outcome in frame.outcomes.items()
+    )
+    return Clip(shown, words)
+
+
+def _mapper(run: RunFiles, *, num_frames: int, is_train: bool = False) -> ClipMapper:
+    """As in evaluation: nothing drawn at random."""
+    data = run.settings["data"]
+    return ClipMapper(
+        num_frames=num_frames,
+        window=data["window"],
+        sampling="fixed",
+        side=data["side"],
+        augmentations=build(run.config, "data.augmentations.test"),
+        is_train=is_train,
+    )
+
+
+def _lesions_by_size(train: SplitData) -> list[tuple[str, Record]]:
+    """Captions and records: lesions at the 10th, 50th and 90th percentile of area, and none."""
+    lesions = [record for record in train.records if not is_lesion_free(record)]
+    lesions.sort(key=lambda record: (_covered(record), record["image_id"]))
+    places = {"small": 0.1, "middling": 0.5, "large": 0.9}
+    chosen = [
+        (f"{name} lesion, {100 * _covered(record):.1f} % of the picture", record)
+        for name, place in places.items()
+        for record in lesions[int(place * len(lesions)) :][:1]
+    ]
+    without = [record for record in train.records if is_lesion_free(record)]
+    middle = without[len(without) // 2 :][:1]
+    return chosen + [
+        ("no lesion: the mask is zero, and so is the loss", record) for record in middle
+    ]
+
+
+def _covered(record: Mapping[str, Any]) -> float:
+    """Share of the picture in boxes."""
+    area = sum(a["bbox"][2] * a["bbox"][3] for a in record["annotations"])
+    return area / (record["width"] * record["height"])
+
+
+def _cells(mask: Tensor, size: float) -> list[Cell]:
+    largest = float(mask.max()) or 1.0
+    return [
+        Cell(round(x * size, 2), round(y * size, 2), round(size, 2), round(w / largest, 3), w)
+        for y, row in enumerate(mask.tolist())
+        for x, w in enumerate(row)
+    ]
+
+
+def _instructive(frames: Sequence[HeldOutFrame], window: int) -> HeldOutFrame:
+    """A frame with a lesion, neighbours on both sides, and a teacher that knows better."""
+    with_lesion = [frame for frame in frames if len(frame.lesions_xyxy_px)] or list(frames)
+    last: dict[Any, int] = {}
+    for frame in frames:
+        last[frame.video] = max(last.get(frame.video, 0), frame.record["frame_index"])
+    inside = [
+        frame
+        for frame in with_lesion
+        if window <= frame.record["frame_index"] <= last[frame.video] - window
+    ] or with_lesion
+    better = [f for f in inside if f.right.get("teacher") and not f.right.get("plain", True)]
+    right = [f for f in inside if f.right.get("teacher")]
+    candidates = better or right or inside
+    return candidates[len(candidates) // 2]
+
+
+def _scaled(
+    picture: Picture, seen: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
+) -> list[Box]:
+    """Ground truth in pixels of the original -> boxes over the picture that the network sees."""
+    boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return picture.boxes("truth", boxes * _ratio(seen), [""] * len(boxes))
+
+
+def _ratio(seen: Mapping[str, Any]) -> Float[np.ndarray, "4"]:
+    """What the network's picture is to the original, for x, y, x, y."""
+    height, width = seen["image"].shape[-2:]
+    return np.array([width / seen["width"], height / seen["height"]] * 2)
+
+
+def _offset(frames: int) -> str:
+    if frames == 0:
+        return "the same frame, repeated at the border of the scene"
+    count = f"{abs(frames)} frame{'s' if abs(frames) > 1 else ''}"
+    return f"{count} {'later' if frames > 0 else 'earlier'}"
+
+
+def _pixels(image: Tensor) -> UInt8[np.ndarray, "H W 3"]:
+    return np.ascontiguousarray(image.to(torch.uint8).permute(1, 2, 0).numpy())

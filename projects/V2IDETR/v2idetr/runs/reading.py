@@ -1,0 +1,159 @@
+"""What a run of train_net.py left on disk, as far as it got.
+
+A report is also wanted of a run that was cut off, so everything but the config may be missing:
+a stage that has not begun, a last line of ``metrics.jsonl`` that was cut, an evaluation to come.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from v2idetr.config.checks import STAGES
+from v2idetr.config.load import load_config, to_plain
+
+# What a reader calls the stages.
+TITLES = {"teacher": "Teacher", "plain": "Plain student", "student": "V2I student"}
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """One stage of a run.
+
+    Attributes:
+        name: "teacher", "plain" or "student".
+        folder: where it wrote.
+        steps: lines of ``metrics.jsonl`` about training: means since the line before.
+        validations: lines of ``metrics.jsonl`` about the validation split, keys ``val/<metric>``.
+        evaluation: content of ``evaluation.json``; None while the stage is not evaluated.
+    """
+
+    name: str
+    folder: Path
+    steps: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None
+
+    @property
+    def title(self) -> str:
+        """What a reader calls it."""
+        return TITLES[self.name]
+
+    @property
+    def done(self) -> int:
+        """The last step that the log knows of."""
+        return max((line["iteration"] for line in self.steps + self.validations), default=0)
+
+    @property
+    def train_seconds(self) -> float:
+        """Time spent in training steps, reading data included, evaluations left out."""
+        seconds, before = 0.0, 0
+        for line in self.steps:
+            seconds += (line.get("time_s") or 0.0) * (line["iteration"] - before)
+            before = line["iteration"]
+        return seconds
+
+    def predictions(self, split: str) -> Path:
+        """File with the detections on a split; it may not exist."""
+        return self.folder / f"predictions_{split}.json.gz"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run.
+
+    Attributes:
+        config: resolved, as it was saved with the run.
+        stages: by name, those that have begun, in the order of training.
+        starts: one record for every time the program was started, oldest first.
+    """
+
+    folder: Path
+    config: DictConfig
+    stages: dict[str, StageFiles]
+    starts: list[dict[str, Any]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config as plain dicts and lists."""
+        return to_plain(self.config)
+
+    @property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Evaluations by stage, of the stages that have one."""
+        return {n: s.evaluation for n, s in self.stages.items() if s.evaluation is not None}
+
+
+def read_run(folder: str | Path) -> RunFiles:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: it is not the folder of a run, or one of its files is damaged; names the file.
+    """
+    folder = Path(folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ValueError(
+            f"{folder}: there is no config.yaml in it, so it is not the folder of a run; give the "
+            "train.output_dir of train_net.py."
+        )
+    record = _read_json(folder / "run.json")
+    if record is None:
+        raise ValueError(
+            f"{folder}: there is no run.json in it, so it is the folder of an evaluation or of "
+            "a stage; give the train.output_dir of train_net.py."
+        )
+    begun = [name for name in STAGES if (folder / name).is_dir()]
+    return RunFiles(
+        folder=folder,
+        config=load_config(config),
+        stages={name: _read_stage(folder / name) for name in begun},
+        starts=list(record.get("starts", [])),
+    )
+
+
+def _read_stage(folder: Path) -> StageFiles:
+    lines = _read_lines(folder / "metrics.jsonl")
+    validations = [line for line in lines if any(key.startswith("val/") for key in line)]
+    return StageFiles(
+        name=folder.name,
+        folder=folder,
+        steps=[line for line in lines if "total_loss" in line],
+        validations=validations,
+        evaluation=_read_json(folder / "evaluation.json"),
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines in order of iteration; a line that was cut off in writing is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("iteration"), int):
+            lines.append(line)
+    return sorted(lines, key=lambda line: line["iteration"])
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is not JSON ({error}); remove it and run train_net.py --resume, which writes "
+            "it again."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: must hold an object, not a {type(content).__name__}.")
+    return dict(content)
