@@ -13,6 +13,7 @@ from v2idetr.modeling.classification import FocalClassification, SoftmaxClassifi
 from v2idetr.modeling.criterion import SetCriterion
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.detr import DETR
+from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.matcher import HungarianMatcher
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
 from v2idetr.modeling.sam_detr import SAMDETR
@@ -59,8 +60,8 @@ def tiny_net(*, temporal: bool = False, **changes) -> DeformableDETR:
         "ffn_dim": 48,
         "dropout": 0.0,
     } | changes
-    msi = MSI(d=settings["d"], ffn_dim=48, num_heads=4) if temporal else None
-    net = DeformableDETR(backbone=TinyBackbone(), temporal=msi, **settings)
+    msi = Fusion(features=MSI(d=settings["d"], ffn_dim=48, num_heads=4)) if temporal else None
+    net = DeformableDETR(backbone=TinyBackbone(), fusion=msi, **settings)
     for head in net.box_heads:  # the zeros of the initialisation would hide mistakes
         nn.init.normal_(head.layers[-1].weight, std=0.1)
     return net
@@ -117,7 +118,7 @@ def tiny_sam_detr_detector(**changes) -> Detector:
 
 def tiny_teacher(num_frames: int = 3, **changes) -> ClipDetector:
     net = tiny_net(temporal=True, **changes)
-    for parameter in net.temporal.parameters():
+    for parameter in net.fusion.parameters():
         nn.init.normal_(parameter, std=0.05)
     names = ["polyp"] * net.num_classes
     return ClipDetector(net=net, criterion=criterion(), class_names=names, num_frames=num_frames)

@@ -151,7 +151,7 @@ def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
             },
         },
         "model": {"net": net},
-        "teacher": {"model": {"net": {"temporal": {"ffn_dim": 16, "num_heads": 2}}}},
+        "teacher": {"model": {"net": {"fusion": {"features": {"ffn_dim": 16, "num_heads": 2}}}}},
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -108,7 +108,7 @@ def build(
     )
     config.model.net.weights = ""
     if roles is not None:
-        config.teacher.model.net.temporal.roles = roles
+        config.teacher.model.net.fusion.features.roles = roles
     return instantiate(config.model if role == "model" else config.teacher.model)
 
 

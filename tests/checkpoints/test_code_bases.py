@@ -395,7 +395,7 @@ def test_a_detector_without_a_place_elsewhere_is_not_exported(tmp_path: Path) ->
         export(read(path), "detrex", tmp_path / "out.pth")
     weights = read(tiny_file("deformable", tmp_path)[0])
     for part, sentence in (
-        ("temporal.blocks.0.weight", r"It is a teacher[\s\S]*temporal\.blocks\.0\.weight"),
+        ("fusion.blocks.0.weight", r"It is a teacher[\s\S]*fusion\.blocks\.0\.weight"),
         ("content_embed.weight", r"learnt contents \(mixed_queries\)[\s\S]*content_embed\.weight"),
     ):
         more = replace(weights, state=weights.state | {part: torch.zeros(1)})

@@ -177,13 +177,13 @@ def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
     with pytest.raises(CheckpointError) as caught:
         load_initial_weights(load_config(config, start), "teacher", teacher)
     assert str(caught.value).startswith(f"teacher.init_checkpoint: {output}: ")
-    assert "(teacher.model.net.temporal=null switches it off)" in str(caught.value)
+    assert "(teacher.model.net.fusion=null switches it off)" in str(caught.value)
     assert "or set teacher.init_partial=true to leave out" in str(caught.value)
     run = load_config(config, [*start, "teacher.init_partial=true"])
     load_initial_weights(run, "teacher", teacher)
     coco = read_weights(output).state
     for name, tensor in teacher.state_dict().items():
-        given = before if name.startswith("net.temporal.") else coco
+        given = before if name.startswith("net.fusion.") else coco
         assert torch.equal(tensor, given[name]), name
 
 
@@ -353,7 +353,7 @@ def test_what_a_header_does_not_describe_is_compared_with_the_config(
 ) -> None:
     path, given = published_teacher(config, tmp_path), ["--config-file", str(config)]
     stored = read_weights(path)
-    lost = next(name for name in stored.state if ".temporal." in name)
+    lost = next(name for name in stored.state if ".fusion." in name)
     save_file(without(lost)(stored.state), path, stored.metadata)
     assert main([str(path), *given]) == 2
     assert re.search(rf"missing in the file \(1\):\s+{lost}", capsys.readouterr().err)

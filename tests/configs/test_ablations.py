@@ -130,7 +130,7 @@ def test_the_tables_meet_where_the_papers_do(first: str, second: str) -> None:
 def test_one_teacher_without_msi_serves_table_4() -> None:
     taught = [row for row in folder("table4") if "baseline" not in row]
     teachers = [load("sun", row).teacher for row in taught]
-    assert teachers[0].model.net.temporal is None
+    assert teachers[0].model.net.fusion is None
     assert all(teacher == teachers[0] for teacher in teachers)
 
 

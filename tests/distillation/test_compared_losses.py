@@ -46,7 +46,7 @@ def distil(student: Detector, **losses: dict) -> DistilledStudent:
     """A student with the losses of these keys; the dicts are their options."""
     dims = {"student_dim": 32, "teacher_dim": 32}
     built = {key: KINDS[key](**dims | options) for key, options in losses.items()}
-    return DistilledStudent(student=student, **built)
+    return DistilledStudent(student=student, losses=built)
 
 
 def batch() -> list[dict]:
@@ -146,4 +146,4 @@ def test_the_teacher_is_asked_for_what_the_most_demanding_loss_needs(
 
 def test_a_loss_below_the_key_of_another_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fd: EmbeddingDistillation belongs below .*\.ed"):
-        DistilledStudent(student=tiny_detector(), fd=EmbeddingDistillation())
+        DistilledStudent(student=tiny_detector(), losses={"fd": EmbeddingDistillation()})

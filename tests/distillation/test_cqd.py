@@ -14,6 +14,7 @@ from tests.conftest import tiny_net
 from v2idetr.distillation.cqd import CrossView, CrossViewQueryDistillation, draw_indices
 from v2idetr.distillation.knowledge import Knowledge
 from v2idetr.modeling.deformable_detr import DeformableDETR
+from v2idetr.modeling.extra_queries import ExtraQueries, decode_beside
 from v2idetr.modeling.interface import Decoded, Features, Images, Memory, Queries
 
 D = 4
@@ -38,7 +39,12 @@ def labelled(C: int = 2, T: int = 3, N: int = 10, *, L: int = 2, ref: int = 2) -
 
 def draw(knowledge: Knowledge, cqd: CrossViewQueryDistillation, *, seeds: list[int], ref: int = 2):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return cqd.cross_view(knowledge, reference_dim=ref, generators=generators)
+    return cqd.extra_queries(knowledge, reference_dim=ref, generators=generators)
+
+
+def decode(net: DeformableDETR, memory: Memory, own: Queries, cross: Queries, mask: str):
+    decoded, extra = decode_beside(net, memory, own, [ExtraQueries(cross, mask)])
+    return decoded, extra[0]
 
 
 # ------------------------------------------------------------------------- drawing indices
@@ -82,10 +88,10 @@ def test_a_seed_decides_the_draw_wherever_its_clip_stands(sampling: str) -> None
 def test_without_a_seed_draws_come_from_the_global_state() -> None:
     cqd, knowledge = distil(), labelled(C=1)
     torch.manual_seed(3)
-    first = cqd.cross_view(knowledge, reference_dim=2, generators=[None])
-    second = cqd.cross_view(knowledge, reference_dim=2, generators=[None])
+    first = cqd.extra_queries(knowledge, reference_dim=2, generators=[None])
+    second = cqd.extra_queries(knowledge, reference_dim=2, generators=[None])
     torch.manual_seed(3)
-    again = cqd.cross_view(knowledge, reference_dim=2, generators=[None])
+    again = cqd.extra_queries(knowledge, reference_dim=2, generators=[None])
     assert torch.equal(first.queries.content, again.queries.content)
     assert not torch.equal(first.queries.content, second.queries.content)
 
@@ -196,7 +202,7 @@ def loss_of(ours: Tensor, theirs: Tensor, **options) -> float:
     decoded = Decoded(hidden, torch.zeros(*hidden.shape[:3], 1), torch.zeros(*hidden.shape[:3], 4))
     options = {"student_dim": ours.shape[-1], "teacher_dim": theirs.shape[-1]} | options
     cqd = CrossViewQueryDistillation(**options)
-    return cqd(decoded, CrossView(empty, theirs.unsqueeze(1))).item()
+    return cqd.compare(decoded, CrossView(empty, target=theirs.unsqueeze(1))).item()
 
 
 def test_the_loss_is_one_minus_the_cosine() -> None:
@@ -235,9 +241,9 @@ def test_decoders_of_different_depth_can_only_be_compared_at_the_end() -> None:
 def test_only_the_student_learns() -> None:
     ours, theirs = torch.randn(1, 1, 5, D, requires_grad=True), torch.randn(1, 1, 5, D)
     theirs.requires_grad_()
-    cross = CrossView(labelled(1, 1, 5).queries, theirs)
+    cross = CrossView(labelled(1, 1, 5).queries, target=theirs)
     decoded = Decoded(ours, torch.zeros(1, 1, 5, 1), torch.zeros(1, 1, 5, 4))
-    distil()(decoded, cross).backward()
+    distil().compare(decoded, cross).backward()
     assert ours.grad.any() and theirs.grad is None
 
 
@@ -255,7 +261,7 @@ def test_learnt_projections_translate_between_widths() -> None:
     assert cross.target.shape[-1] == D
     n = cross.queries.num_queries
     decoded = Decoded(torch.randn(2, 2, n, 6), torch.zeros(2, 2, n, 1), torch.zeros(2, 2, n, 4))
-    loss = cqd(decoded, cross) + cross.queries.content.sum() + cross.queries.position.sum()
+    loss = cqd.compare(decoded, cross) + cross.queries.content.sum() + cross.queries.position.sum()
     loss.backward()
     assert len(list(cqd.parameters())) == 6
     assert all(parameter.grad.any() for parameter in cqd.parameters())
@@ -286,19 +292,20 @@ def remember(net: DeformableDETR) -> tuple[Memory, Queries, Queries]:
 
 
 def same(a: Decoded, b: Decoded) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+    names = ("hidden", "logits", "boxes", "content")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 @pytest.mark.parametrize("mask", ["one_way", "isolated"])
 def test_own_queries_are_decoded_bit_by_bit_as_if_alone(net: DeformableDETR, mask: str) -> None:
     memory, own, cross = remember(net)
-    decoded, _ = distil(mask=mask).decode(net, memory, own, cross)
+    decoded, _ = decode(net, memory, own, cross, mask)
     assert same(decoded, net.decode(memory, own))
 
 
 def test_without_a_mask_cross_view_queries_change_the_own_ones(net: DeformableDETR) -> None:
     memory, own, cross = remember(net)
-    decoded, crossed = distil(mask="none").decode(net, memory, own, cross)
+    decoded, crossed = decode(net, memory, own, cross, "none")
     assert (decoded.hidden - net.decode(memory, own).hidden).abs().max() > 1e-2
     both = net.decode(memory, Queries.cat([cross, own]))
     assert same(crossed, both.slice(0, 5)) and same(decoded, both.slice(5, 17))
@@ -307,18 +314,18 @@ def test_without_a_mask_cross_view_queries_change_the_own_ones(net: DeformableDE
 def test_one_way_cross_view_queries_see_the_own_ones(net: DeformableDETR) -> None:
     memory, own, cross = remember(net)
     cqd = distil(mask="one_way")
-    _, crossed = cqd.decode(net, memory, own, cross)
+    _, crossed = decode(net, memory, own, cross, cqd.mask)
     moved = Queries(own.content + 1.0, own.position, own.reference)
-    _, after = cqd.decode(net, memory, moved, cross)
+    _, after = decode(net, memory, moved, cross, cqd.mask)
     assert (crossed.hidden - after.hidden).abs().max() > 1e-2
 
 
 def test_isolated_cross_view_queries_do_not_see_the_own_ones(net: DeformableDETR) -> None:
     memory, own, cross = remember(net)
     cqd = distil(mask="isolated")
-    _, crossed = cqd.decode(net, memory, own, cross)
+    _, crossed = decode(net, memory, own, cross, cqd.mask)
     moved = Queries(own.content + 1.0, own.position, own.reference)
-    _, after = cqd.decode(net, memory, moved, cross)
+    _, after = decode(net, memory, moved, cross, cqd.mask)
     assert same(crossed, after)
     assert same(crossed, net.decode(memory, cross))
 
@@ -327,10 +334,10 @@ def test_isolated_cross_view_queries_do_not_see_the_own_ones(net: DeformableDETR
 def test_cross_view_queries_see_each_other(net: DeformableDETR, mask: str) -> None:
     memory, own, cross = remember(net)
     cqd = distil(mask=mask)
-    _, crossed = cqd.decode(net, memory, own, cross)
+    _, crossed = decode(net, memory, own, cross, cqd.mask)
     content = cross.content.clone()
     content[:, 0] += 1.0
-    _, after = cqd.decode(net, memory, own, Queries(content, cross.position, cross.reference))
+    _, after = decode(net, memory, own, Queries(content, cross.position, cross.reference), cqd.mask)
     assert (crossed.hidden[:, :, 1:] - after.hidden[:, :, 1:]).abs().max() > 1e-3
 
 

@@ -105,7 +105,7 @@ def test_each_view_draws_queries_of_its_own_clip() -> None:
     knowledge = teacher_knowledge(teacher, samples, frames="all")
     assert knowledge.hidden is not None and knowledge.queries is not None
     generators = [torch.Generator().manual_seed(k) for k in range(2 * T)]
-    drawn = cqd().cross_view(knowledge, reference_dim=2, generators=generators)
+    drawn = cqd().extra_queries(knowledge, reference_dim=2, generators=generators)
     n = CrossViewQueryDistillation(student_dim=32, teacher_dim=32).queries_per_frame(
         knowledge.queries.num_queries, T
     )

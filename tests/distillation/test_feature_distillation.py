@@ -52,10 +52,11 @@ def test_the_loss_is_what_arithmetic_says(
     mask: str, distance: str, normalizer: str, want: float
 ) -> None:
     fd = distil(2, mask=mask, distance=distance, normalizer=normalizer)
-    loss = fd(features(STUDENT), features(TEACHER), [MIDDLE])
+    loss = fd.compare(features(STUDENT), features(TEACHER), [MIDDLE])
     assert loss.item() == pytest.approx(want, rel=1e-6)
     double = distil(2, mask=mask, distance=distance, normalizer=normalizer, weight=2.0)
-    assert double(features(STUDENT), features(TEACHER), [MIDDLE]).item() == pytest.approx(2 * want)
+    double_loss = double.compare(features(STUDENT), features(TEACHER), [MIDDLE])
+    assert double_loss.item() == pytest.approx(2 * want)
 
 
 def test_attention_weighs_both_maps_before_they_are_compared_layer_by_layer() -> None:
@@ -67,19 +68,19 @@ def test_attention_weighs_both_maps_before_they_are_compared_layer_by_layer() ->
     squares = (1.0, 2.0, 2.0)
     fd = distil(2, mask="attention", distance="mse", normalizer="elements")
     want = sum(m * m * s for mask in (first, second) for m, s in zip(mask, squares, strict=True))
-    loss = fd(features(student), features(teacher), [boxes()], attended)
+    loss = fd.compare(features(student), features(teacher), [boxes()], attended)
     assert loss.item() == pytest.approx(want / 6, rel=1e-5)
     plain = distil(2, mask="attention", normalizer="elements")
     totals = (1.0, 2.0, 2.0)
     want = sum(m * t for mask in (first, second) for m, t in zip(mask, totals, strict=True))
-    loss = plain(features(student), features(teacher), [boxes()], attended)
+    loss = plain.compare(features(student), features(teacher), [boxes()], attended)
     assert loss.item() == pytest.approx(want / 6, rel=1e-5)
 
 
 def test_several_levels_are_summed() -> None:
     teacher = Features({8: torch.ones(1, 2, 4, 4), 32: torch.full((1, 2, 1, 1), 3.0)}, None)
     student = Features({8: torch.zeros(1, 2, 4, 4), 32: torch.zeros(1, 2, 1, 1)}, None)
-    loss = distil(2, strides=[8, 32])(student, teacher, [boxes()])
+    loss = distil(2, strides=[8, 32]).compare(student, teacher, [boxes()])
     assert loss.item() == pytest.approx(1.0 + 3.0)
 
 
@@ -99,7 +100,7 @@ def sample(B: int, *, seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor], Tens
 def test_equal_features_cost_nothing(mask: str, distance: str) -> None:
     student, _, lesions, attended = sample(3)
     fd = distil(4, mask=mask, distance=distance)
-    assert fd(features(student), features(student.clone()), lesions, attended).item() == 0.0
+    assert fd.compare(features(student), features(student.clone()), lesions, attended).item() == 0.0
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -108,7 +109,7 @@ def test_only_the_student_learns(mask: str) -> None:
     for tensor in (student, teacher, attended):
         tensor.requires_grad_()
     fd = distil(4, mask=mask)
-    fd(features(student), features(teacher), lesions, attended.detach()).backward()
+    fd.compare(features(student), features(teacher), lesions, attended.detach()).backward()
     assert student.grad.any() and teacher.grad is None
 
 
@@ -117,7 +118,7 @@ def test_without_lesions_a_box_mask_costs_nothing_and_keeps_the_graph(normalizer
     student, teacher, _, _ = sample(1)
     student.requires_grad_()
     fd = distil(4, mask="box", normalizer=normalizer)
-    loss = fd(features(student), features(teacher), [boxes()])
+    loss = fd.compare(features(student), features(teacher), [boxes()])
     assert loss.item() == 0.0
     loss.backward()
     assert student.grad is not None and not student.grad.any()
@@ -128,9 +129,9 @@ def test_without_lesions_a_box_mask_costs_nothing_and_keeps_the_graph(normalizer
 def test_the_loss_of_a_batch_is_the_mean_over_its_images(mask: str, distance: str) -> None:
     student, teacher, lesions, attended = sample(3)
     fd = distil(4, mask=mask, distance=distance)
-    together = fd(features(student), features(teacher), lesions, attended)
+    together = fd.compare(features(student), features(teacher), lesions, attended)
     parts = [
-        fd(
+        fd.compare(
             features(student[i : i + 1]),
             features(teacher[i : i + 1]),
             lesions[i : i + 1],
@@ -147,14 +148,14 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(mask: str, distance: st
 def test_padding_is_no_pixel_of_the_picture(mask: str, distance: str, normalizer: str) -> None:
     student, teacher, lesions, attended = sample(1)
     fd = distil(4, mask=mask, distance=distance, normalizer=normalizer)
-    alone = fd(features(student), features(teacher), lesions, attended)
+    alone = fd.compare(features(student), features(teacher), lesions, attended)
     ours, theirs = (
         nn.functional.pad(maps, (0, 3, 0, 2), value=value)
         for maps, value in ((student, 7.0), (teacher, 9.0))
     )
     padding = torch.ones(1, 7, 9, dtype=torch.bool)
     padding[:, :5, :6] = False
-    padded = fd(
+    padded = fd.compare(
         Features({32: ours}, {32: padding}),
         Features({32: theirs}, {32: padding}),
         lesions,
@@ -168,9 +169,9 @@ def test_half_precision_features_are_compared_in_single_precision(mask: str) -> 
     student, teacher, lesions, attended = sample(2)
     student, teacher = student.half(), teacher.half()
     fd = distil(4, mask=mask)
-    have = fd(features(student), features(teacher), lesions, attended)
+    have = fd.compare(features(student), features(teacher), lesions, attended)
     assert have.dtype == torch.float32
-    want = fd(features(student.float()), features(teacher.float()), lesions, attended)
+    want = fd.compare(features(student.float()), features(teacher.float()), lesions, attended)
     torch.testing.assert_close(have, want)
 
 
@@ -179,7 +180,7 @@ def test_attention_is_computed_on_the_teachers_own_map() -> None:
     fd = distil(4, mask="attention")
     mask = sum(attention_mask(layer, teacher, None) for layer in attended)
     want = (mask * (student - teacher).abs().sum(1)).sum() / (5 * 6 * 4)
-    have = fd(features(student), features(teacher), lesions, attended)
+    have = fd.compare(features(student), features(teacher), lesions, attended)
     assert have.item() == pytest.approx(want.item(), rel=1e-5)
 
 
@@ -190,7 +191,7 @@ def test_every_level_has_an_alignment_of_its_own() -> None:
     fd = FeatureDistillation(align="conv1x1", strides=[8, 32], student_dim=3, teacher_dim=5)
     student = Features({s: torch.randn(1, 3, 2, 2, requires_grad=True) for s in (8, 32)}, None)
     teacher = Features({s: torch.randn(1, 5, 2, 2) for s in (8, 32)}, None)
-    fd(student, teacher, [boxes()]).backward()
+    fd.compare(student, teacher, [boxes()]).backward()
     assert len(list(fd.parameters())) == 4
     assert all(parameter.grad.any() for parameter in fd.parameters())
     assert not list(FeatureDistillation().parameters())
@@ -224,4 +225,4 @@ def test_refusals_name_the_key_of_the_loss(kind: type[FeatureDistillation], key:
     with pytest.raises(ValueError, match=rf"distillation\.{key}\.strides must name a level"):
         kind(strides=[])
     with pytest.raises(ValueError, match=rf"distillation\.{key}\.strides=32, but the student"):
-        kind()(features(STUDENT, stride=16), features(TEACHER), [MIDDLE])
+        kind().compare(features(STUDENT, stride=16), features(TEACHER), [MIDDLE])

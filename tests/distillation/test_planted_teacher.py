@@ -29,7 +29,7 @@ def teacher_like(student: Any, **settings: Any) -> ClipDetector:
     """With the student's weights and MSI as it starts, the identity."""
     net = tiny_net(temporal=True, **settings)
     missing = net.load_state_dict(student.net.state_dict(), strict=False).missing_keys
-    assert all(name.startswith("temporal.") for name in missing)
+    assert all(name.startswith("fusion.") for name in missing)
     return ClipDetector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=T).eval()
 
 

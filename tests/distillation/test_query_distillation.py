@@ -56,8 +56,8 @@ def test_by_index_a_query_is_compared_with_the_one_of_its_number() -> None:
         for n in range(4)
     ]
     want = sum(last) / len(last)
-    assert distil()(student, teacher).item() == pytest.approx(want, rel=1e-5)
-    assert distil(weight=5.0)(student, teacher).item() == pytest.approx(5 * want, rel=1e-5)
+    assert distil().compare(student, teacher).item() == pytest.approx(want, rel=1e-5)
+    assert distil(weight=5.0).compare(student, teacher).item() == pytest.approx(5 * want, rel=1e-5)
 
 
 def test_all_layers_are_compared_on_request() -> None:
@@ -68,13 +68,13 @@ def test_all_layers_are_compared_on_request() -> None:
         for b in range(3)
         for n in range(4)
     ]
-    have = distil(layers="all")(student, teacher)
+    have = distil(layers="all").compare(student, teacher)
     assert have.item() == pytest.approx(sum(every) / len(every), rel=1e-5)
 
 
 def test_other_numbers_of_queries_have_no_common_index() -> None:
     with pytest.raises(ValueError, match=r"student has 4 and the teacher 6: use matching=hung"):
-        distil()(predictions(0), predictions(1, N=6))
+        distil().compare(predictions(0), predictions(1, N=6))
 
 
 # ------------------------------------------------------------------------- by assignment
@@ -104,7 +104,7 @@ def test_an_assignment_is_the_cheapest_by_boxes_and_scores(N: int, M: int, K: in
         best = choices[totals.index(min(totals))]
         hidden, target = student[0].hidden[layer, b], teacher[0].hidden[layer, b]
         want.append(sum(1 - cosine(hidden[n], target[m]) for n, m in best) / len(best))
-    have = distil(matching="hungarian", layers="all")(student, teacher)
+    have = distil(matching="hungarian", layers="all").compare(student, teacher)
     assert have.item() == pytest.approx(sum(want) / len(want), rel=1e-4)
 
 
@@ -112,16 +112,20 @@ def test_an_assignment_does_not_depend_on_the_order_of_the_queries() -> None:
     student, teacher = predictions(4, N=6), predictions(5, N=6)
     qd = distil(matching="hungarian", layers="all")
     shuffled = permuted(teacher, [3, 0, 5, 1, 4, 2])
-    assert qd(student, shuffled).item() == pytest.approx(qd(student, teacher).item(), rel=1e-6)
+    want = qd.compare(student, teacher).item()
+    assert qd.compare(student, shuffled).item() == pytest.approx(want, rel=1e-6)
     by_index = distil(layers="all")
-    assert by_index(student, shuffled).item() != pytest.approx(by_index(student, teacher).item())
+    changed = by_index.compare(student, shuffled).item()
+    assert changed != pytest.approx(by_index.compare(student, teacher).item())
 
 
 def test_a_student_in_another_order_has_nothing_to_learn() -> None:
     teacher = predictions(6)
     student = permuted(teacher, [2, 0, 3, 1])
-    assert distil(matching="hungarian")(student, teacher).item() == pytest.approx(0.0, abs=1e-6)
-    assert distil()(student, teacher).item() > 0.1
+    assert distil(matching="hungarian").compare(student, teacher).item() == pytest.approx(
+        0.0, abs=1e-6
+    )
+    assert distil().compare(student, teacher).item() > 0.1
 
 
 # ------------------------------------------------------------------------- whatever the matching
@@ -130,10 +134,10 @@ def test_a_student_in_another_order_has_nothing_to_learn() -> None:
 @pytest.mark.parametrize("matching", ["index", "hungarian"])
 def test_equal_queries_cost_nothing_and_only_the_student_learns(matching: str) -> None:
     teacher, other, qd = predictions(7), predictions(8), distil(matching=matching)
-    assert qd(predictions(7), teacher).item() == pytest.approx(0.0, abs=1e-6)
+    assert qd.compare(predictions(7), teacher).item() == pytest.approx(0.0, abs=1e-6)
     other[0].hidden.requires_grad_()
     teacher[0].hidden.requires_grad_()
-    qd(other, teacher).backward()
+    qd.compare(other, teacher).backward()
     assert other[0].hidden.grad.any() and teacher[0].hidden.grad is None
 
 
@@ -145,14 +149,14 @@ def test_a_batch_is_the_mean_of_its_images(matching: str) -> None:
     def one(given: Predictions, image: int) -> Predictions:
         return given[0].select(torch.tensor([image])), given[1][:, image : image + 1]
 
-    parts = [qd(one(student, b), one(teacher, b)).item() for b in range(3)]
-    assert qd(student, teacher).item() == pytest.approx(sum(parts) / 3, rel=1e-5)
+    parts = [qd.compare(one(student, b), one(teacher, b)).item() for b in range(3)]
+    assert qd.compare(student, teacher).item() == pytest.approx(sum(parts) / 3, rel=1e-5)
 
 
 def test_a_learnt_projection_translates_between_widths() -> None:
     qd = distil(student_dim=7)
     student, teacher = predictions(12, d=7), predictions(13)
-    qd(student, teacher).backward()
+    qd.compare(student, teacher).backward()
     assert all(parameter.grad.any() for parameter in qd.parameters())
     assert not list(distil().parameters())
 

@@ -11,9 +11,11 @@ import torch
 from tests.conftest import criterion, make_sample, tiny_detector, tiny_net, tiny_teacher
 from v2idetr.distillation.cqd import CrossViewQueryDistillation
 from v2idetr.distillation.knowledge import Knowledge, Reach, teacher_knowledge
+from v2idetr.distillation.loss import Pairing
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.evaluation.cost import flops, parameters
+from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.meta_arch import ClipDetector, Detector
 from v2idetr.modeling.temporal import MSI
 
@@ -31,8 +33,11 @@ def cqd(**options) -> CrossViewQueryDistillation:
     return CrossViewQueryDistillation(**{"student_dim": 32, "teacher_dim": 32} | options)
 
 
-def distil(student: Detector, **losses) -> DistilledStudent:
-    return DistilledStudent(student=student, **{"tfd": tfd(), "cqd": cqd()} | losses)
+def distil(student: Detector, frames: str = "current", **changes) -> DistilledStudent:
+    """With TFD and CQD, changed or, where None, left out."""
+    losses = {"cqd": cqd(), "tfd": tfd()} | changes
+    given = {key: loss for key, loss in losses.items() if loss is not None}
+    return DistilledStudent(student=student, losses=given, frames=frames)
 
 
 def batch() -> list[dict]:
@@ -80,8 +85,8 @@ def test_a_trained_student_without_its_distillation_is_the_same_detector() -> No
 def test_what_is_kept_of_a_student_has_the_keys_of_a_plain_detector() -> None:
     distilled = distil(tiny_detector(), tfd=tfd(align="conv1x1"), cqd=cqd(teacher_dim=64))
     assert list(distilled.student.state_dict()) == list(tiny_detector().state_dict())
-    others = {key.split(".")[0] for key in distilled.state_dict()}
-    assert others == {"student", "tfd", "cqd"}
+    others = {key.split(".")[1] for key in distilled.state_dict() if key.startswith("losses.")}
+    assert others == {"tfd", "cqd"}
 
 
 def test_a_student_looks_at_one_frame_and_is_supervised_on_it() -> None:
@@ -170,9 +175,9 @@ def test_lesions_reach_tfd_in_pixels_of_the_padded_batch() -> None:
     knowledge, seen = know(samples), []
 
     class Listening(TargetGuidedFeatureDistillation):
-        def forward(self, student: Any, teacher: Any, boxes_xyxy_px: Any) -> Any:
-            seen.extend(boxes_xyxy_px)
-            return super().forward(student, teacher, boxes_xyxy_px)
+        def forward(self, pairing: Pairing) -> Any:
+            seen.extend(pairing.boxes_xyxy_px)
+            return super().forward(pairing)
 
     listening = Listening(student_dim=32, teacher_dim=32)
     distil(student, tfd=listening).train()(samples, knowledge)
@@ -216,7 +221,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
 
 def test_a_teacher_of_another_width_is_translated() -> None:
     net = tiny_net(d=64, **TWO_STAGE)
-    net.temporal = MSI(d=64, ffn_dim=48, num_heads=4)
+    net.fusion = Fusion(features=MSI(d=64, ffn_dim=48, num_heads=4))
     teacher = ClipDetector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=3)
     samples = batch()
     distilled = distil(
@@ -241,7 +246,7 @@ def test_clips_of_any_length_distil(T: int) -> None:
 
 def test_a_student_without_any_distillation_is_refused() -> None:
     with pytest.raises(ValueError, match="run the stage 'plain'"):
-        DistilledStudent(student=tiny_detector(), tfd=None, cqd=None)
+        DistilledStudent(student=tiny_detector(), losses={})
 
 
 def test_training_without_the_teachers_knowledge_is_a_mistake_of_ours() -> None:

@@ -42,8 +42,10 @@ def distil(
     dims = {"student_dim": 32, "teacher_dim": teacher_dim}
     return DistilledStudent(
         student=student,
-        tfd=TargetGuidedFeatureDistillation(align=align, **dims),
-        cqd=CrossViewQueryDistillation(**dims, **options),
+        losses={
+            "cqd": CrossViewQueryDistillation(**dims, **options),
+            "tfd": TargetGuidedFeatureDistillation(align=align, **dims),
+        },
     )
 
 

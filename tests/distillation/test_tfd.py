@@ -197,17 +197,18 @@ def test_the_loss_of_one_lesion_is_what_arithmetic_says() -> None:
     teacher = torch.tensor([[[0.0, 1.0, 5.0]], [[0.0, -3.0, 5.0]]])
     # the lesion is the middle cell: M = 1 there; |0 - 1| + |0 + 3| over 3 pixels
     lesion = boxes((32, 0, 64, 32))
-    loss = tfd(features(student), features(teacher), [lesion])
+    loss = tfd.compare(features(student), features(teacher), [lesion])
     assert loss.item() == pytest.approx(4 / 3, rel=1e-6)
     half = TargetGuidedFeatureDistillation(weight=0.5, student_dim=2, teacher_dim=2)
-    assert half(features(student), features(teacher), [lesion]).item() == pytest.approx(2 / 3)
+    half_loss = half.compare(features(student), features(teacher), [lesion])
+    assert half_loss.item() == pytest.approx(2 / 3)
 
 
 def test_two_lesions_share_the_mask() -> None:
     tfd = TargetGuidedFeatureDistillation(student_dim=1, teacher_dim=1)
     teacher = torch.tensor([[[2.0, 7.0, 4.0]]])
     lesions = boxes((0, 0, 32, 32), (64, 0, 96, 32))  # M = 1 / sqrt(2) in both cells
-    loss = tfd(features(torch.zeros(1, 1, 3)), features(teacher), [lesions])
+    loss = tfd.compare(features(torch.zeros(1, 1, 3)), features(teacher), [lesions])
     assert loss.item() == pytest.approx((2 + 4) / math.sqrt(2) / 3, rel=1e-6)
 
 
@@ -217,7 +218,7 @@ def test_two_lesions_share_the_mask() -> None:
 def test_the_normaliser_decides_what_n_counts(normalizer: str, want: float) -> None:
     tfd = TargetGuidedFeatureDistillation(normalizer=normalizer, student_dim=2, teacher_dim=2)
     teacher = torch.tensor([[[0.0, 1.0, 5.0]], [[0.0, -3.0, 5.0]]])
-    loss = tfd(features(torch.zeros(2, 1, 3)), features(teacher), [boxes((32, 0, 64, 32))])
+    loss = tfd.compare(features(torch.zeros(2, 1, 3)), features(teacher), [boxes((32, 0, 64, 32))])
     assert loss.item() == pytest.approx(want, rel=1e-6)
 
 
@@ -225,9 +226,10 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images() -> None:
     tfd = TargetGuidedFeatureDistillation(student_dim=4, teacher_dim=4)
     student, teacher = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
     lesions = [boxes((10, 10, 90, 70)), torch.zeros(0, 4), boxes((0, 0, 150, 150))]
-    together = tfd(features(*student), features(*teacher), lesions)
+    together = tfd.compare(features(*student), features(*teacher), lesions)
     parts = [
-        tfd(features(student[i]), features(teacher[i]), lesions[i : i + 1]).item() for i in range(3)
+        tfd.compare(features(student[i]), features(teacher[i]), lesions[i : i + 1]).item()
+        for i in range(3)
     ]
     assert parts[1] == 0.0
     assert together.item() == pytest.approx(sum(parts) / 3, rel=1e-5)
@@ -236,14 +238,16 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images() -> None:
 def test_equal_features_cost_nothing() -> None:
     tfd = TargetGuidedFeatureDistillation(student_dim=4, teacher_dim=4)
     maps = torch.randn(4, 5, 6)
-    assert tfd(features(maps), features(maps.clone()), [boxes((0, 0, 90, 90))]).item() == 0.0
+    assert (
+        tfd.compare(features(maps), features(maps.clone()), [boxes((0, 0, 90, 90))]).item() == 0.0
+    )
 
 
 @pytest.mark.parametrize("normalizer", ["pixels", "elements", "mask_sum"])
 def test_a_batch_without_lesions_costs_nothing_and_keeps_the_graph(normalizer: str) -> None:
     tfd = TargetGuidedFeatureDistillation(normalizer=normalizer, student_dim=4, teacher_dim=4)
     maps = torch.randn(4, 5, 6, requires_grad=True)
-    loss = tfd(features(maps), features(torch.randn(4, 5, 6)), [torch.zeros(0, 4)])
+    loss = tfd.compare(features(maps), features(torch.randn(4, 5, 6)), [torch.zeros(0, 4)])
     assert loss.item() == 0.0
     loss.backward()
     assert maps.grad is not None and not maps.grad.any()
@@ -254,7 +258,7 @@ def test_only_the_student_learns_and_only_where_the_lesion_is() -> None:
     student = torch.randn(4, 5, 6, requires_grad=True)
     teacher = torch.randn(4, 5, 6, requires_grad=True)
     lesion = boxes((32, 32, 128, 96))
-    tfd(features(student), features(teacher), [lesion]).backward()
+    tfd.compare(features(student), features(teacher), [lesion]).backward()
     assert teacher.grad is None
     touched = student.grad.abs().sum(0) > 0
     assert torch.equal(touched, gaussian_mask(lesion, 32, 5, 6) > 0)
@@ -264,11 +268,11 @@ def test_padding_is_no_pixel_of_the_picture() -> None:
     tfd = TargetGuidedFeatureDistillation(student_dim=4, teacher_dim=4)
     student, teacher = torch.randn(4, 3, 4), torch.randn(4, 3, 4)
     lesion = [boxes((20, 20, 110, 80))]
-    alone = tfd(features(student), features(teacher), lesion)
+    alone = tfd.compare(features(student), features(teacher), lesion)
     grid = nn.functional.pad(torch.stack([student, teacher]), (0, 3, 0, 2), value=9.0)
     padding = torch.ones(1, 5, 7, dtype=torch.bool)
     padding[:, :3, :4] = False
-    padded = tfd(
+    padded = tfd.compare(
         Features({32: grid[:1]}, {32: padding}), Features({32: grid[1:]}, {32: padding}), lesion
     )
     assert padded.item() == pytest.approx(alone.item(), rel=1e-6)
@@ -280,7 +284,7 @@ def test_the_level_is_chosen_by_its_stride() -> None:
     teacher = Features(
         {16: torch.ones(1, 2, 4, 4), 32: torch.randn(1, 2, 2, 2), 64: torch.randn(1, 2, 1, 1)}, None
     )
-    loss = tfd(student, teacher, [boxes((16, 16, 32, 32))])
+    loss = tfd.compare(student, teacher, [boxes((16, 16, 32, 32))])
     assert loss.item() == pytest.approx(2 / 16, rel=1e-6)
 
 
@@ -294,7 +298,9 @@ def test_without_alignment_there_is_nothing_to_learn() -> None:
 def test_an_aligned_student_of_another_width_learns_from_the_teacher() -> None:
     tfd = TargetGuidedFeatureDistillation(align="conv1x1", student_dim=3, teacher_dim=5)
     student = torch.randn(3, 4, 4, requires_grad=True)
-    tfd(features(student), features(torch.randn(5, 4, 4)), [boxes((0, 0, 128, 128))]).backward()
+    tfd.compare(
+        features(student), features(torch.randn(5, 4, 4)), [boxes((0, 0, 128, 128))]
+    ).backward()
     assert student.grad.any()
     assert all(parameter.grad.any() for parameter in tfd.parameters())
 
@@ -306,7 +312,7 @@ def test_alignment_is_a_projection_of_the_students_features() -> None:
         tfd.align.bias.copy_(torch.tensor([0.5, 0.0]))
     student = torch.randn(2, 4, 4)
     teacher = torch.stack([2 * student[0] + 0.5, -student[1]])
-    loss = tfd(features(student), features(teacher), [boxes((0, 0, 128, 128))])
+    loss = tfd.compare(features(student), features(teacher), [boxes((0, 0, 128, 128))])
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -324,21 +330,21 @@ def test_a_missing_level_is_named_with_its_owner(who: str) -> None:
     has, lacks = features(torch.zeros(2, 3, 3)), features(torch.zeros(2, 3, 3), stride=16)
     pair = (lacks, has) if who == "student" else (has, lacks)
     with pytest.raises(ValueError, match=rf"tfd\.stride=32, but the {who} has .* \[16\]"):
-        tfd(*pair, [torch.zeros(0, 4)])
+        tfd.compare(*pair, [torch.zeros(0, 4)])
 
 
 def test_maps_of_different_size_are_refused() -> None:
     tfd = TargetGuidedFeatureDistillation(student_dim=2, teacher_dim=2)
     student, teacher = features(torch.zeros(2, 3, 4)), features(torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r"\(3, 4\) cells .* \(4, 4\): .* size_divisor"):
-        tfd(student, teacher, [torch.zeros(0, 4)])
+        tfd.compare(student, teacher, [torch.zeros(0, 4)])
 
 
 def test_half_precision_features_are_compared_in_single_precision() -> None:
     tfd = TargetGuidedFeatureDistillation(student_dim=2, teacher_dim=2)
     student, teacher = torch.randn(2, 3, 3).half(), torch.randn(2, 3, 3).half()
     lesion = [boxes((0, 0, 96, 96))]
-    have = tfd(features(student), features(teacher), lesion)
+    have = tfd.compare(features(student), features(teacher), lesion)
     assert have.dtype == torch.float32
-    want = tfd(features(student.float()), features(teacher.float()), lesion)
+    want = tfd.compare(features(student.float()), features(teacher.float()), lesion)
     torch.testing.assert_close(have, want)

@@ -34,7 +34,7 @@ def test_evaluating_without_any_checkpoint_is_an_error(tiny_config, tmp_path) ->
 def test_evaluating_weights_of_another_architecture_lists_them(tiny_config, tmp_path) -> None:
     run = make_run(tiny_config)
     path = write_weights(run, "teacher")
-    with pytest.raises(CheckpointError, match=r"not in the model \(\d+\):\n    net\.temporal\."):
+    with pytest.raises(CheckpointError, match=r"not in the model \(\d+\):\n    net\.fusion\."):
         evaluate_only(run, tmp_path / "evaluation", str(path))
 
 

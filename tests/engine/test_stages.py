@@ -66,7 +66,7 @@ def test_a_student_is_trained_with_any_loss_of_its_config(tiny_config, tmp_path,
 def test_a_student_as_teacher_is_refused(tiny_config) -> None:
     path = write_weights(make_run(tiny_config), "plain")
     run = make_run(tiny_config, f"teacher.checkpoint={path}", "train.stages=[student]")
-    told = r"^teacher\.checkpoint: (?s:.*)missing in the file \(\d+\):\n    net\.temporal\."
+    told = r"^teacher\.checkpoint: (?s:.*)missing in the file \(\d+\):\n    net\.fusion\."
     with pytest.raises(CheckpointError, match=told) as caught:
         train_stage(run, "student")
     assert "init_partial" not in str(caught.value), "a trained teacher lacks nothing"
@@ -111,7 +111,7 @@ def test_what_a_partial_start_leaves_out_is_said(tiny_config, tmp_path, caplog) 
     path = write_weights(run, "teacher")
     plain = build_stage(run.config, "plain").detector
     assert load_detector(plain, path, partial=True) == []
-    assert "not in the model" in caplog.text and "net.temporal." in caplog.text
+    assert "not in the model" in caplog.text and "net.fusion." in caplog.text
 
 
 def test_a_student_of_another_kind_and_its_teacher_start_from_a_file_each(
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_all_weights_needs_no_imagenet_file(tiny_config, tmp_pat
 
 
 def test_teacher_and_student_of_different_width_are_refused_before_training(tiny_config) -> None:
-    overrides = ["teacher.model.net.d=64", "teacher.model.net.temporal.d=64"]
+    overrides = ["teacher.model.net.d=64", "teacher.model.net.fusion.features.d=64"]
     with pytest.raises(ValueError, match=r"distillation.*(32.*64|64.*32)"):
         run_stages(make_run(tiny_config, *overrides))
 
@@ -218,7 +218,7 @@ def test_a_teacher_starts_as_its_student_but_for_msi(tiny_config) -> None:
     teacher, student = (
         build_stage(config, stage).detector.state_dict() for stage in ("teacher", "student")
     )
-    assert all(".temporal." in name for name in teacher.keys() - student.keys())
+    assert all(".fusion." in name for name in teacher.keys() - student.keys())
     assert all(torch.equal(teacher[name], value) for name, value in student.items())
 
 

@@ -101,7 +101,7 @@ def test_split_parameters_do_not_stop_the_count():
 def test_plain_detector_and_student_cost_the_same_and_a_teacher_more():
     plain, teacher = tiny_detector(), tiny_teacher()
     student = DistilledStudent(
-        student=tiny_detector(), tfd=TargetGuidedFeatureDistillation(), cqd=None
+        student=tiny_detector(), losses={"tfd": TargetGuidedFeatureDistillation()}
     )
     clip = make_sample()
     assert flops(plain, clip) == flops(student, clip)

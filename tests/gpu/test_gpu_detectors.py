@@ -82,8 +82,10 @@ def test_a_distilled_step_equals_the_cpus(family: str, device) -> None:
         teacher = demo_detector("deformable_detr_small", "teacher").to(on).eval()
         student = DistilledStudent(
             student=demo_detector(family, "model"),
-            tfd=TargetGuidedFeatureDistillation(weight=1.0, stride=stride),
-            cqd=CrossViewQueryDistillation(weight=1.0),
+            losses={
+                "cqd": CrossViewQueryDistillation(weight=1.0),
+                "tfd": TargetGuidedFeatureDistillation(weight=1.0, stride=stride),
+            },
         ).to(on)
         return losses_and_gradients(student, knowledge=teacher_knowledge(teacher, samples()))
 

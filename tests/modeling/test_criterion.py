@@ -14,6 +14,10 @@ from v2idetr.modeling.interface import Decoded, Proposals
 from v2idetr.modeling.matcher import HungarianMatcher
 
 
+def cut(decoded: Decoded, part) -> Decoded:
+    return Decoded(decoded.hidden[part], decoded.logits[part], decoded.boxes[part])
+
+
 def criterion(**weights: float) -> SetCriterion:
     return SetCriterion(classification=FocalClassification(), matcher=HungarianMatcher(), **weights)
 
@@ -82,7 +86,7 @@ def test_every_layer_has_its_losses_and_the_last_has_the_plain_names() -> None:
         f"loss_{term}{suffix}" for term in ("class", "l1", "giou") for suffix in ("", "_0", "_1")
     }
     for layer, suffix in enumerate(("_0", "_1", "")):
-        alone = criterion()(Decoded(*(x[layer : layer + 1] for x in vars(outputs).values())), truth)
+        alone = criterion()(cut(outputs, slice(layer, layer + 1)), truth)
         for name, loss in alone.items():
             assert losses[f"{name}{suffix}"].item() == pytest.approx(loss.item(), rel=1e-6)
 
@@ -139,7 +143,7 @@ def test_the_order_of_lesions_does_not_change_the_loss() -> None:
 def test_the_order_of_queries_does_not_change_the_loss() -> None:
     outputs, truth = decoded(), targets([4, 3])
     order = torch.randperm(6)
-    shuffled = Decoded(*(x[:, :, order] for x in vars(outputs).values()))
+    shuffled = cut(outputs, (slice(None), slice(None), order))
     have, want = criterion()(shuffled, truth), criterion()(outputs, truth)
     for name, loss in want.items():
         assert have[name].item() == pytest.approx(loss.item(), rel=1e-5)
@@ -151,7 +155,7 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_images() -> None:
     for name, loss in together.items():
         parts = 0.0
         for image in range(3):
-            one = Decoded(*(x[:, image : image + 1] for x in vars(outputs).values()))
+            one = cut(outputs, (slice(None), slice(image, image + 1)))
             own = Targets(truth.labels[image : image + 1], truth.boxes[image : image + 1])
             parts += criterion()(one, own, num_boxes=3.0)[name].item()
         assert loss.item() == pytest.approx(parts, rel=1e-5)

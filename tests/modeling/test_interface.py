@@ -144,9 +144,11 @@ def test_a_context_gives_each_layer_what_the_layer_before_made() -> None:
     source = queries(N=7)
     decoded = Decoded(torch.rand(3, 2, 7, 4), torch.rand(3, 2, 7, 1), torch.rand(3, 2, 7, 4))
     context = Context(source, decoded)
-    assert torch.equal(context.layer_input(0), source.content)
-    assert torch.equal(context.layer_input(1), decoded.hidden[0])
-    assert torch.equal(context.layer_input(2), decoded.hidden[1])
+    for layer, content in enumerate([source.content, *decoded.hidden[:2]]):
+        before, place = context.layer_input(layer)
+        assert torch.equal(before, content) and torch.equal(place.position, source.position)
+    assert torch.equal(context.layer_input(0)[1].reference, source.reference)
+    assert torch.equal(context.layer_input(2)[1].reference, decoded.boxes[1])
 
 
 def test_deformable_detr_implements_the_interface() -> None:

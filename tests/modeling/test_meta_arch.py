@@ -8,8 +8,9 @@ from detectron2.structures import Instances
 
 from tests.conftest import criterion, make_sample, tiny_detector, tiny_net, tiny_teacher
 from v2idetr.modeling.classification import FocalClassification
+from v2idetr.modeling.inference import best_detections
 from v2idetr.modeling.interface import Decoded
-from v2idetr.modeling.meta_arch import ClipDetector, Detector, top_detections
+from v2idetr.modeling.meta_arch import ClipDetector, Detector
 
 VARIANTS = [{}, {"box_refine": True}, {"box_refine": True, "two_stage": True}, {"num_classes": 3}]
 
@@ -155,24 +156,25 @@ def test_output_that_is_not_finite_names_the_frame() -> None:
 def test_the_best_pairs_of_query_and_class_are_kept() -> None:
     logits = torch.tensor([[0.0, 3.0], [2.0, -1.0], [-2.0, 1.0]])
     boxes = torch.rand(3, 4)
-    scores, classes, found = top_detections(decoded_as(logits, boxes), 4, FocalClassification())
+    best = best_detections(decoded_as(logits, boxes), 4, FocalClassification())
+    scores, classes, found = best.scores, best.classes, best.boxes
     torch.testing.assert_close(scores[0], torch.tensor([3.0, 2.0, 1.0, 0.0]).sigmoid())
     assert classes[0].tolist() == [1, 0, 1, 0]
     assert torch.equal(found[0], boxes[[0, 1, 2, 0]])
 
 
 def test_there_are_never_more_detections_than_pairs() -> None:
-    scores, _, _ = top_detections(
+    best = best_detections(
         decoded_as(torch.randn(5, 2), torch.rand(5, 4)), 100, FocalClassification()
     )
-    assert scores.shape == (1, 10)
+    assert best.scores.shape == (1, 10)
 
 
 def test_the_last_layer_is_the_detection() -> None:
     outputs = Decoded(torch.zeros(2, 1, 1, 32), torch.randn(2, 1, 1, 1), torch.rand(2, 1, 1, 4))
-    scores, _, boxes = top_detections(outputs, 1, FocalClassification())
-    assert torch.equal(scores, outputs.logits[1, :, :, 0].sigmoid())
-    assert torch.equal(boxes, outputs.boxes[1])
+    best = best_detections(outputs, 1, FocalClassification())
+    assert torch.equal(best.scores, outputs.logits[1, :, :, 0].sigmoid())
+    assert torch.equal(best.boxes, outputs.boxes[1])
 
 
 def test_evaluation_needs_no_labels() -> None:

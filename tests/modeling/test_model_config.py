@@ -49,11 +49,11 @@ def count(module: nn.Module) -> int:
 def test_student_and_teacher_differ_by_msi_alone(config: DictConfig) -> None:
     student, teacher = build(config.model), build(config.teacher.model)
     assert type(student) is Detector and type(teacher) is ClipDetector
-    assert teacher.num_frames == 3 and isinstance(teacher.net.temporal, MSI)
-    assert student.net.temporal is None
+    assert teacher.num_frames == 3 and isinstance(teacher.net.fusion.features, MSI)
+    assert student.net.fusion is None
     assert count(student) == 39_944_135
-    assert count(teacher) == count(student) + count(teacher.net.temporal)
-    names = {name for name, _ in teacher.named_parameters() if ".temporal." not in name}
+    assert count(teacher) == count(student) + count(teacher.net.fusion)
+    names = {name for name, _ in teacher.named_parameters() if ".fusion." not in name}
     assert names == {name for name, _ in student.named_parameters()}
 
 
@@ -83,7 +83,7 @@ def test_detr_learns_from_the_deformable_detr_of_the_paper() -> None:
     config.model.net.weights = ""
     student, teacher = build(config.model), build(config.teacher.model)
     assert count(student) == 41_501_638
-    assert count(teacher) == 39_944_135 + count(teacher.net.temporal)
+    assert count(teacher) == 39_944_135 + count(teacher.net.fusion)
     assert (student.criterion.weights["class"], teacher.criterion.weights["class"]) == (1.0, 2.0)
     assert student.criterion.matcher.class_weight == 1.0
     tfd = build(config.distillation.tfd)  # its features have no normalisation, the teacher's have
@@ -96,7 +96,7 @@ def test_sam_detr_learns_from_the_deformable_detr_of_the_paper() -> None:
     config.model.net.weights = ""
     student, teacher = build(config.model), build(config.teacher.model)
     assert count(student) == 58_156_878
-    assert count(teacher) == 39_944_135 + count(teacher.net.temporal)
+    assert count(teacher) == 39_944_135 + count(teacher.net.fusion)
     assert not list(build(config.distillation.tfd).parameters())  # both features are normalised
 
 
@@ -106,7 +106,7 @@ def test_the_small_models_train_together_on_a_small_picture(name: str) -> None:
     student, teacher = instantiate(config.model), instantiate(config.teacher.model)
     tfd, cqd = instantiate(config.distillation.tfd), instantiate(config.distillation.cqd)
     samples = [make_sample(0, size=(64, 96)), make_sample(1, size=(64, 96))]
-    losses = DistilledStudent(student=student, tfd=tfd, cqd=cqd).train()(
+    losses = DistilledStudent(student=student, losses={"tfd": tfd, "cqd": cqd}).train()(
         samples, teacher_knowledge(teacher.eval(), samples)
     )
     assert {"loss_class", "loss_tfd", "loss_cqd"} <= set(losses)

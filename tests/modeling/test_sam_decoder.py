@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.modeling.sam_levels import PICTURES, boxes, level_of, sine
+from v2idetr.modeling.interface import Place
 from v2idetr.modeling.sam_detr.decoder import (
     ConditionalSelfAttention,
     MatchingAttention,
-    SAMDecoderLayer,
     gaussian_bias,
+    reset_biases,
+    sam_decoder_layer,
 )
 from v2idetr.modeling.sam_detr.semantics_aligner import Aligned, Level
+from v2idetr.modeling.transformer import DecoderLayer
 
 D, HEADS = 8, 4
 
@@ -28,9 +31,13 @@ def aligned(*, N: int = 5, smca: bool = False) -> Aligned:
     return Aligned(torch.randn(*shape, D), torch.randn(*shape, D), points, sharpness)
 
 
-def layer(**changes) -> SAMDecoderLayer:
+def at(reference: Tensor) -> Place:
+    return Place(torch.zeros(*reference.shape[:2], D), reference)
+
+
+def layer(**changes) -> DecoderLayer:
     settings = {"d": D, "num_heads": HEADS, "ffn_dim": 12, "dropout": 0.0, "smca": False}
-    module = SAMDecoderLayer(**settings | changes)
+    module = sam_decoder_layer(**settings | changes)
     for parameter in module.parameters():  # norms and biases that do something
         if parameter.dim() == 1:
             nn.init.normal_(parameter, mean=0.5, std=0.3)
@@ -60,7 +67,7 @@ def self_attention(module: ConditionalSelfAttention, content: Tensor, reference:
 def test_self_attention_projects_content_and_position_apart() -> None:
     module = ConditionalSelfAttention(d=D, num_heads=HEADS, dropout=0.0)
     content, reference = torch.randn(2, 6, D), boxes(2, 3)
-    seen = module(content, reference)
+    seen = module(content, at(reference))
     for b in range(2):
         want = self_attention(module, content[b], reference[b])
         torch.testing.assert_close(seen[b], want, atol=1e-5, rtol=1e-4)
@@ -70,9 +77,9 @@ def test_self_attention_projects_content_and_position_apart() -> None:
 def test_queries_beside_are_seen_and_do_not_look() -> None:
     module = ConditionalSelfAttention(d=D, num_heads=HEADS, dropout=0.0)
     content, reference = torch.randn(2, 6, D), boxes(2, 3)
-    everything = module(content, reference)
-    beside = (content[:, 2:], reference[:, 2:])
-    some = module(content[:, :2], reference[:, :2], beside)
+    everything = module(content, at(reference))
+    beside = (content[:, 2:], at(reference[:, 2:]))
+    some = module(content[:, :2], at(reference[:, :2]), beside)
     torch.testing.assert_close(some, everything[:, :2], atol=1e-6, rtol=1e-5)
 
 
@@ -146,11 +153,11 @@ def test_a_layer_aligns_between_its_attentions_and_normalises_each_sum(smca: boo
         scale = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return centred / scale * by.weight + by.bias
 
-    seen = norm(content + module.self_attention(content, reference), module.self_norm)
+    seen = norm(content + module.self_attention(content, at(reference)), module.self_norm)
     read = module.cross_attention(module.aligner(seen, reference, level), level)
     x = norm(seen + read, module.cross_norm)
     want = norm(x + module.ffn.linear2(module.ffn.linear1(x).relu()), module.ffn.norm)
-    have = module(content, reference, level)
+    have = module(content, at(reference), level)
     torch.testing.assert_close(have, want, atol=1e-5, rtol=1e-4)
 
 
@@ -161,13 +168,16 @@ def test_what_padding_holds_does_not_reach_a_query() -> None:
     assert level.padding is not None
     bright = replace(level, tokens=level.tokens.masked_fill(level.padding.unsqueeze(-1), -90.0))
     torch.testing.assert_close(
-        module(content, reference, level), module(content, reference, bright), atol=1e-5, rtol=1e-5
+        module(content, at(reference), level),
+        module(content, at(reference), bright),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
 def test_biases_behind_attention_and_points_start_at_zero() -> None:
     module = layer()
-    module.reset_biases()
+    reset_biases(module)
     outputs = (module.self_attention.out, module.cross_attention.out)
     for linear in (*outputs, module.aligner.salient_points.layers[-1]):
         assert not linear.bias.any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,10 @@ def build(*, trained: bool = True, **settings) -> MSI:
 
 def clips(C: int = 2, T: int = 3) -> Features:
     return Features({s: torch.randn(C * T, D, *hw) for s, hw in CELLS.items()}, None)
+
+
+def mix(msi: MSI, features: Features, num_frames: int) -> Features:
+    return msi(replace(features, num_frames=num_frames))
 
 
 def with_padding(features: Features) -> Features:
@@ -53,21 +59,21 @@ def assert_same(have: Features, want: Features, *, atol: float = 1e-5) -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 def test_msi_starts_as_the_identity(T: int, depth: int) -> None:
     features = clips(2, T)
-    out = build(trained=False, depth=depth)(features, T)
+    out = mix(build(trained=False, depth=depth), features, T)
     for stride, before in features.maps.items():
         assert torch.equal(out.maps[stride], before)
 
 
 def test_the_literal_equation_does_not_start_as_the_identity() -> None:
     features = clips()
-    out = build(trained=False, residual="paper")(features, 3)
+    out = mix(build(trained=False, residual="paper"), features, 3)
     for stride, before in features.maps.items():
         assert (out.maps[stride] - before).abs().max() > 0.1
 
 
 def test_the_projections_that_start_at_zero_learn_from_the_first_step() -> None:
     msi, features = build(trained=False).train(), clips()
-    out = msi(features, 3)
+    out = mix(msi, features, 3)
     sum(m.pow(2).sum() for m in out.maps.values()).backward()
     learning = {name for name, p in msi.named_parameters() if p.grad is not None and p.grad.any()}
     for stride in STRIDES:
@@ -134,12 +140,12 @@ def test_the_local_interactor_sees_half_a_kernel_in_time_height_and_width(
 @pytest.mark.parametrize("T", [2, 3, 5])
 def test_frames_of_a_clip_see_each_other_and_other_clips_never(T: int) -> None:
     msi, features = build(), clips(3, T)
-    before = msi(features, T)
+    before = mix(msi, features, T)
     changed = 1 * T  # the first frame of the second clip
     maps = {stride: m.clone() for stride, m in features.maps.items()}
     for m in maps.values():
         m[changed] += torch.randn_like(m[changed])
-    after = msi(Features(maps, None), T)
+    after = mix(msi, Features(maps, None), T)
     for stride in STRIDES:
         moved = (after.maps[stride] - before.maps[stride]).flatten(1).abs().amax(1)
         assert (moved[T : T + min(T, 3)] > 1e-4).all(), "within reach of the kernel"
@@ -148,11 +154,11 @@ def test_frames_of_a_clip_see_each_other_and_other_clips_never(T: int) -> None:
 
 def test_a_global_level_joins_the_first_and_the_last_frame_of_a_long_clip() -> None:
     msi, features = build(), clips(1, 5)
-    before = msi(features, 5)
+    before = mix(msi, features, 5)
     maps = {stride: m.clone() for stride, m in features.maps.items()}
     for m in maps.values():
         m[0] += torch.randn_like(m[0])
-    after = msi(Features(maps, None), 5)
+    after = mix(msi, Features(maps, None), 5)
     for stride, is_global in zip(STRIDES, (False, False, True, True), strict=True):
         moved = (after.maps[stride][4] - before.maps[stride][4]).abs().max() > 1e-4
         assert moved.item() is is_global
@@ -160,8 +166,8 @@ def test_a_global_level_joins_the_first_and_the_last_frame_of_a_long_clip() -> N
 
 def test_a_single_frame_is_a_clip() -> None:
     msi, features = build(), clips(2, 1)
-    together = msi(features, 1)
-    alone = msi(features.select(torch.tensor([1])), 1)
+    together = mix(msi, features, 1)
+    alone = mix(msi, features.select(torch.tensor([1])), 1)
     for stride in STRIDES:
         torch.testing.assert_close(together.maps[stride][1:], alone.maps[stride])
 
@@ -169,14 +175,14 @@ def test_a_single_frame_is_a_clip() -> None:
 def test_the_order_of_clips_is_the_order_of_the_results() -> None:
     msi, features = build(), with_padding(clips(2, 3))
     swap = torch.tensor([3, 4, 5, 0, 1, 2])
-    assert_same(msi(features.select(swap), 3), msi(features, 3).select(swap))
+    assert_same(mix(msi, features.select(swap), 3), mix(msi, features, 3).select(swap))
 
 
 def test_the_order_of_frames_matters() -> None:
     msi, features = build(), clips(1, 3)
     reverse = torch.tensor([2, 1, 0])
-    have = msi(features.select(reverse), 3)
-    want = msi(features, 3).select(reverse)
+    have = mix(msi, features.select(reverse), 3)
+    want = mix(msi, features, 3).select(reverse)
     assert (have.maps[8] - want.maps[8]).abs().max() > 1e-3
 
 
@@ -192,7 +198,7 @@ def test_what_padded_cells_hold_does_not_matter(residual: str, depth: int) -> No
         stride: m.masked_fill(features.padding[stride].unsqueeze(1), 1e3)
         for stride, m in features.maps.items()
     }
-    have, want = msi(Features(maps, features.padding), 3), msi(features, 3)
+    have, want = mix(msi, Features(maps, features.padding), 3), mix(msi, features, 3)
     for stride in STRIDES:
         keep = ~features.padding[stride].unsqueeze(1)
         torch.testing.assert_close(have.maps[stride] * keep, want.maps[stride] * keep)
@@ -201,10 +207,12 @@ def test_what_padded_cells_hold_does_not_matter(residual: str, depth: int) -> No
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_padded_clip_gives_what_it_gives_alone(depth: int) -> None:
     msi, features = build(depth=depth), with_padding(clips())
-    together = msi(features, 3)
+    together = mix(msi, features, 3)
     cut = {stride: (-(-40 // stride), -(-56 // stride)) for stride in STRIDES}
-    alone = msi(
-        Features({s: features.maps[s][3:, :, : cut[s][0], : cut[s][1]] for s in STRIDES}, None), 3
+    alone = mix(
+        msi,
+        Features({s: features.maps[s][3:, :, : cut[s][0], : cut[s][1]] for s in STRIDES}, None),
+        3,
     )
     for stride, (h, w) in cut.items():
         have = together.maps[stride][3:, :, :h, :w]
@@ -213,8 +221,8 @@ def test_a_padded_clip_gives_what_it_gives_alone(depth: int) -> None:
 
 def test_masks_are_handed_on_as_they_are() -> None:
     features = with_padding(clips())
-    assert build()(features, 3).padding is features.padding
-    assert build()(clips(), 3).padding is None
+    assert mix(build(), features, 3).padding is features.padding
+    assert mix(build(), clips(), 3).padding is None
 
 
 # ------------------------------------------------------------------------- options
@@ -222,7 +230,7 @@ def test_masks_are_handed_on_as_they_are() -> None:
 
 def test_a_level_without_a_role_stays_as_it_is() -> None:
     msi, features = build(roles=("none", "local", "none", "global")), clips()
-    out = msi(features, 3)
+    out = mix(msi, features, 3)
     for stride in (8, 32):
         assert out.maps[stride] is features.maps[stride]
     for stride in (16, 64):
@@ -246,7 +254,7 @@ def test_roles_choose_the_interactors_and_depth_their_number() -> None:
 def test_the_features_given_are_not_changed() -> None:
     features = with_padding(clips())
     before = {stride: m.clone() for stride, m in features.maps.items()}
-    build()(features, 3)
+    mix(build(), features, 3)
     assert all(torch.equal(features.maps[stride], before[stride]) for stride in STRIDES)
 
 
@@ -267,4 +275,4 @@ def test_options_that_make_no_sense_are_refused(settings: dict, message: str) ->
 def test_a_level_that_the_detector_does_not_have_is_refused() -> None:
     msi = build(strides=(4, 8), roles=("local", "local"))
     with pytest.raises(ValueError, match="a level of stride 4"):
-        msi(clips(), 3)
+        mix(msi, clips(), 3)

@@ -28,7 +28,7 @@ TINY = """
 train.max_iter=2 train.eval_period=2 train.checkpoint_period=1 train.log_period=1
 train.num_workers=0 train.batch_size=2 evaluation.batch_size=4
 model.net.d=32 model.net.num_queries=8 model.net.ffn_dim=32 model.net.num_encoder_layers=1
-model.net.num_decoder_layers=1 teacher.model.net.temporal.ffn_dim=32
+model.net.num_decoder_layers=1 teacher.model.net.fusion.features.ffn_dim=32
 """
 
 

@@ -197,7 +197,7 @@ def test_the_models_are_described_as_the_config_has_them(
     assert "mixes them (MSI)" in page
     assert "imitates the teacher: its features (TFD) and its queries (CQD)." in page
     config = load_config(copied / "config.yaml")
-    config.distillation.tfd = config.teacher.model.net.temporal = None
+    config.distillation.tfd = config.teacher.model.net.fusion = None
     save_config(config, copied / "config.yaml")
     write_report(copied, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()

@@ -21,7 +21,7 @@ model = L("v2idetr.modeling.meta_arch.Detector")(
         box_refine=False,
         two_stage=False,
         mixed_queries=False,
-        temporal=None,
+        fusion=None,  # where frames of a clip are mixed
         isolate_padding=True,
     ),
     criterion=L("v2idetr.modeling.criterion.SetCriterion")(
@@ -50,17 +50,21 @@ teacher = dict(
             **{
                 key: f"${{model.net.{key}}}"
                 for key in model.net
-                if key not in ("_target_", "temporal")
+                if key not in ("_target_", "fusion")
             },
-            temporal=L("v2idetr.modeling.temporal.MSI")(
-                strides="${teacher.model.net.strides}",
-                roles=["local", "local", "global", "global"],
-                d="${teacher.model.net.d}",
-                ffn_dim=1024,
-                num_heads=8,
-                depth=1,
-                residual="uniformer",
-                kernel_size=5,
+            fusion=L("v2idetr.modeling.fusion.Fusion")(
+                features=L("v2idetr.modeling.temporal.MSI")(
+                    strides="${teacher.model.net.strides}",
+                    roles=["local", "local", "global", "global"],
+                    d="${teacher.model.net.d}",
+                    ffn_dim=1024,
+                    num_heads=8,
+                    depth=1,
+                    residual="uniformer",
+                    kernel_size=5,
+                ),
+                memory=None,
+                queries=None,
             ),
         ),
         **{key: f"${{model.{key}}}" for key in model if key not in ("_target_", "net")},
@@ -75,16 +79,6 @@ teacher = dict(
 
 distillation = dict(
     frames="current",  # all: every frame of a clip is a current one, at one forward of the teacher
-    tfd=L("v2idetr.distillation.tfd.TargetGuidedFeatureDistillation")(
-        weight=1.0,  # lambda_bk, paper, section II-E
-        stride=32,
-        sigma="box",
-        sigma_ratio=1 / 6,
-        normalizer="pixels",
-        align="none",
-        student_dim="${model.net.d}",
-        teacher_dim="${teacher.model.net.d}",
-    ),
     cqd=L("v2idetr.distillation.cqd.CrossViewQueryDistillation")(
         weight=5.0,  # lambda_qe, paper, section II-E
         per_frame="N/T",
@@ -96,7 +90,17 @@ distillation = dict(
         student_dim="${model.net.d}",
         teacher_dim="${teacher.model.net.d}",
     ),
-    fd=None,  # what the paper compares these with, see configs/ablations/table4
+    qd=None,  # fd, ed and qd are what the paper compares these with, see configs/ablations/table4
+    tfd=L("v2idetr.distillation.tfd.TargetGuidedFeatureDistillation")(
+        weight=1.0,  # lambda_bk, paper, section II-E
+        stride=32,
+        sigma="box",
+        sigma_ratio=1 / 6,
+        normalizer="pixels",
+        align="none",
+        student_dim="${model.net.d}",
+        teacher_dim="${teacher.model.net.d}",
+    ),
+    fd=None,
     ed=None,
-    qd=None,
 )

@@ -15,4 +15,4 @@ model.net.two_stage = True
 model.net.mixed_queries = True
 model.pixel_mean = [127.0, 127.0, 127.0]  # EfficientNet-Lite
 model.pixel_std = [128.0, 128.0, 128.0]
-teacher.model.net.temporal.ffn_dim = 256
+teacher.model.net.fusion.features.ffn_dim = 256

@@ -14,7 +14,7 @@ def on_its_own(teacher: DictConfig, detector: DictConfig) -> DictConfig:
         detector: the Deformable DETR that it is, apart from MSI.
     """
     for key in detector.net:
-        if key not in ("_target_", "temporal", *SHARED):
+        if key not in ("_target_", "fusion", *SHARED):
             teacher.model.net[key] = detector.net[key]
     teacher.model.criterion = detector.criterion
     teacher.init_checkpoint = ""  # the student's weights are of another network

@@ -183,7 +183,7 @@ def _switches(config: DictConfig) -> dict[str, bool]:
     student = "student" in config.train.stages
     return {
         "TFD": student and config.distillation.tfd is not None,
-        "MSI": student and config.teacher.model.net.temporal is not None,
+        "MSI": student and config.teacher.model.net.fusion is not None,
         "CQD": student and config.distillation.cqd is not None,
     }
 

@@ -92,7 +92,7 @@ def describe_state(
             "box_refine": count(state, "box_heads") > 1,
             "two_stage": "proposal_proj.weight" in state,
             "mixed_queries": "content_embed.weight" in state,
-            "temporal": any(name.startswith("temporal.") for name in state),
+            "temporal": any(name.startswith("fusion.") for name in state),
         }
     if network == "SAMDETR":
         points = len(state["decoder.0.aligner.salient_points.layers.3.bias"])
@@ -129,7 +129,7 @@ def check_complete(
     backbone = resnet_names(_in_backbone(state)) if resnet else []
     needed = dict.fromkeys([*(f"backbone.{name}" for name in backbone), *expected])
     missing = [name for name in needed if name not in state]
-    left_out = ("temporal.",) if resnet else ("temporal.", "backbone.")
+    left_out = ("fusion.",) if resnet else ("fusion.", "backbone.")
     unexpected = [
         name
         for name in state

@@ -243,7 +243,7 @@ PARTS_ELSEWHERE = (
         r"^content_embed\.",
         "Its two-stage queries have learnt contents (mixed_queries), which exist nowhere else.",
     ),
-    (r"^temporal\.", "It is a teacher: its temporal module exists nowhere else."),
+    (r"^fusion\.", "It is a teacher: its fusion of frames exists nowhere else."),
 )
 
 

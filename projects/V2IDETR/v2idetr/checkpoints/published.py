@@ -227,10 +227,10 @@ def _difference(key: str, have: Any, want: Any) -> str:
         return f"net.{key} is {have!r}, in the file {want!r}"
     if have:
         return (
-            "net.temporal is a module, which the file has not "
-            "(teacher.model.net.temporal=null switches it off)"
+            "net.fusion is a module, which the file has not "
+            "(teacher.model.net.fusion=null switches it off)"
         )
-    return "net.temporal is null, in the file a module: it is of a teacher (teacher.checkpoint)"
+    return "net.fusion is null, in the file a module: it is of a teacher (teacher.checkpoint)"
 
 
 def _remedy(have: Architecture, want: Architecture, partial: bool, advice: str) -> str:

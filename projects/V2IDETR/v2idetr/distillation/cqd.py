@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from v2idetr.distillation.distances import (
     Layers,
@@ -17,25 +18,18 @@ from v2idetr.distillation.distances import (
     translation,
 )
 from v2idetr.distillation.knowledge import Knowledge, Reach
-from v2idetr.modeling.interface import (
-    Context,
-    Decoded,
-    DetectorNetwork,
-    Memory,
-    Queries,
-    select_queries,
-)
+from v2idetr.distillation.loss import DistillationLoss, Pairing
+from v2idetr.modeling.extra_queries import ExtraQueries, Visibility
+from v2idetr.modeling.interface import Decoded, Queries, select_queries
 
 PerFrame = Literal["N/T", "N/2", "N"]
 Sampling = Literal["disjoint", "independent"]
-Mask = Literal["one_way", "none", "isolated"]
 Source = Literal["input", "decoded"]
 Reference = Literal["query", "prediction"]
-Views = tuple[Decoded, Decoded]
 
 
-@dataclass
-class CrossView:
+@dataclass(kw_only=True)
+class CrossView(ExtraQueries):
     """Teacher queries that the student decodes, and what the teacher made of them.
 
     Attributes:
@@ -43,11 +37,10 @@ class CrossView:
         target: D_t of the same (frame, index), after every layer of the teacher.
     """
 
-    queries: Queries
     target: Float[Tensor, "L V Tn d"]
 
 
-class CrossViewQueryDistillation(nn.Module):
+class CrossViewQueryDistillation(DistillationLoss):
     """The student decodes some of the teacher's queries and must find what the teacher found.
 
     ``L_qe = mean(1 - cos(D_hat, D))``: equation 5 plus a constant, so that it cannot be negative.
@@ -76,7 +69,7 @@ class CrossViewQueryDistillation(nn.Module):
         weight: float = 5.0,
         per_frame: PerFrame = "N/T",
         sampling: Sampling = "disjoint",
-        mask: Mask = "one_way",
+        mask: Visibility = "one_way",
         source: Source = "input",
         reference: Reference = "query",
         layers: Layers = "last",
@@ -86,7 +79,7 @@ class CrossViewQueryDistillation(nn.Module):
         super().__init__()
         one_of("cqd.per_frame", per_frame, PerFrame)
         one_of("cqd.sampling", sampling, Sampling)
-        one_of("cqd.mask", mask, Mask)
+        one_of("cqd.mask", mask, Visibility)
         one_of("cqd.source", source, Source)
         one_of("cqd.reference", reference, Reference)
         one_of("cqd.layers", layers, Layers)
@@ -111,16 +104,14 @@ class CrossViewQueryDistillation(nn.Module):
             )
         return n[self.per_frame]
 
-    def cross_view(
-        self, knowledge: Knowledge, *, reference_dim: int, generators: list[torch.Generator | None]
+    def extra_queries(
+        self,
+        knowledge: Knowledge,
+        *,
+        reference_dim: int,
+        generators: Sequence[torch.Generator | None],
     ) -> CrossView:
-        """Draw the cross-view queries of a batch.
-
-        Args:
-            knowledge: of the teacher, with queries.
-            reference_dim: 2 or 4, what the student's own references have.
-            generators: one a view; None draws from torch's global state.
-        """
+        """Draw the cross-view queries of a batch; see ``DistillationLoss``."""
         assert knowledge.queries is not None and knowledge.hidden is not None
         T, N, V = knowledge.num_frames, knowledge.queries.num_queries, len(generators)
         n = self.queries_per_frame(N, T)
@@ -145,26 +136,16 @@ class CrossViewQueryDistillation(nn.Module):
             queries.reference.reshape(V, T * n, -1),
         )
         target = target.reshape(len(target), V, T * n, -1)
-        return CrossView(queries.with_reference_dim(reference_dim), target)
+        queries = queries.with_reference_dim(reference_dim)
+        return CrossView(queries, self.mask, target=target)
 
-    def decode(self, net: DetectorNetwork, memory: Memory, own: Queries, cross: Queries) -> Views:
-        """Decode the student's own and the cross-view queries against its memory.
+    def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
+        """The weighted loss between what student and teacher made of the cross-view queries."""
+        cross_view, decoded = pairing.extra[self.key]
+        assert isinstance(cross_view, CrossView)
+        return self.compare(decoded, cross_view)
 
-        Unless ``mask`` is "none", the own queries are decoded alone, exactly as by the plain
-        detector; the cross-view ones then see them ("one_way") or not ("isolated").
-
-        Returns:
-            the decoded own queries and the decoded cross-view queries.
-        """
-        if self.mask == "none":
-            n = cross.num_queries
-            both = net.decode(memory, Queries.cat([cross, own]))
-            return both.slice(n, n + own.num_queries), both.slice(0, n)
-        decoded = net.decode(memory, own)
-        context = Context(own, decoded) if self.mask == "one_way" else None
-        return decoded, net.decode(memory, cross, context)
-
-    def forward(self, decoded: Decoded, cross_view: CrossView) -> Float[Tensor, ""]:
+    def compare(self, decoded: Decoded, cross_view: CrossView) -> Float[Tensor, ""]:
         """The weighted loss: mean of 1 - cos over layers, views and cross-view queries.
 
         Args:

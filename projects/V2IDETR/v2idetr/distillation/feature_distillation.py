@@ -18,6 +18,7 @@ from v2idetr.distillation.distances import (
     weighted_mean,
 )
 from v2idetr.distillation.knowledge import Reach
+from v2idetr.distillation.loss import DistillationLoss, Pairing
 from v2idetr.distillation.spatial_masks import attention_mask, box_mask
 from v2idetr.modeling.interface import Features
 
@@ -25,7 +26,7 @@ Mask = Literal["none", "box", "attention"]
 Distance = Literal["l1", "mse"]
 
 
-class FeatureDistillation(nn.Module):
+class FeatureDistillation(DistillationLoss):
     """FD: distance between the student's and the teacher's backbone features.
 
     ``L = 1/N sum_ijk |M_ij F_s - M_ij F_t|``, or the squares of these differences, summed over the
@@ -50,6 +51,7 @@ class FeatureDistillation(nn.Module):
 
     key = "fd"
     nearest = Reach.FEATURES  # where the teacher's maps are found
+    compares_features = True
 
     def __init__(
         self,
@@ -84,10 +86,19 @@ class FeatureDistillation(nn.Module):
 
     @property
     def reach(self) -> Reach:
-        """What it needs of the teacher."""
+        """How far the teacher has to go."""
         return Reach.DECODED if self.mask == "attention" else self.nearest
 
-    def forward(
+    def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
+        """The weighted loss between the maps."""
+        attended = pairing.attended if self.mask == "attention" else None
+        return self.compare(*self._maps(pairing), pairing.boxes_xyxy_px, attended)
+
+    def _maps(self, pairing: Pairing) -> tuple[Features, Features]:
+        """The student's and the teacher's."""
+        return pairing.student.memory.features, pairing.teacher.features
+
+    def compare(
         self,
         student: Features,
         teacher: Features,
@@ -144,3 +155,8 @@ class EmbeddingDistillation(FeatureDistillation):
 
     key = "ed"
     nearest = Reach.MEMORY
+    compares_features = False
+
+    def _maps(self, pairing: Pairing) -> tuple[Features, Features]:
+        assert pairing.teacher.encoded is not None
+        return pairing.student.memory.encoded(), pairing.teacher.encoded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from v2idetr.modeling.interface import Decoded, Features, Queries
+from v2idetr.modeling.trainable import Sample
+from v2idetr.modeling.training import TransformerDetector
 
 Frames = Literal["current", "all"]
-Sample = dict[str, Any]
 
 
 class Reach(IntEnum):
@@ -77,7 +78,7 @@ def views_of(batched_inputs: list[Sample], frames: Frames) -> list[Sample]:
 
 @torch.no_grad()
 def teacher_knowledge(
-    teacher: Any,
+    teacher: TransformerDetector,
     batched_inputs: list[Sample],
     *,
     reach: Reach = Reach.CLIPS,
@@ -86,10 +87,10 @@ def teacher_knowledge(
     """Run the teacher on whole clips once, as far as is needed.
 
     Args:
-        teacher: a ``ClipDetector`` (or any detector whose ``frames``, ``images`` and ``current``
-            give clips), in evaluation mode.
+        teacher: in evaluation mode.
         batched_inputs: samples with their clips, as in training.
-        reach: see ``DistilledStudent.reach``. Below ``CLIPS`` only the views are encoded.
+        reach: see ``DistilledStudent.reach``. Below ``CLIPS`` only the views are encoded, unless
+            the teacher mixes frames behind its encoder.
         frames: which frames are views, see :func:`views_of`.
 
     Raises:
@@ -97,23 +98,24 @@ def teacher_knowledge(
     """
     if teacher.training:
         raise ValueError("The teacher must be in evaluation mode: call teacher.eval() first.")
-    images = teacher.images(teacher.frames(batched_inputs))
-    features = teacher.net.extract(images)
+    net, images = teacher.net, teacher.images(teacher.frames(batched_inputs))
+    features = net.extract(images)
     T = images.num_frames
-    views = teacher.current(batched_inputs)
-    if frames == "all":
-        views = torch.arange(len(batched_inputs) * T, device=views.device)
+    everything = torch.arange(len(batched_inputs) * T, device=images.pixels.device)
+    current = teacher.current(batched_inputs)
+    views = everything if frames == "all" or current is None else current
     knowledge = Knowledge(features.select(views), None, None, T)
     if reach < Reach.MEMORY:
         return knowledge
-    if reach < Reach.CLIPS:
-        features, views = knowledge.features, torch.arange(len(views), device=views.device)
-    memory = teacher.net.encode(features)
+    mixes = getattr(net, "mixes_frames_after", None)
+    if reach < Reach.CLIPS and not (mixes is not None and mixes("features")):
+        features, views = knowledge.features, everything[: len(views)]
+    memory = net.encode(features)
     knowledge.encoded = memory.encoded().select(views)
     if reach < Reach.DECODED:
         return knowledge
-    queries = teacher.net.queries(memory).detach()
-    decoded = teacher.net.decode(memory, queries)
+    queries = net.queries(memory).detach()
+    decoded = net.decode(memory, queries)
     own = knowledge.decoded = decoded.select(views)
     knowledge.scores = teacher.criterion.classification.scores(own.logits)
     if reach == Reach.CLIPS:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from v2idetr.distillation.distances import (
     Layers,
@@ -16,13 +16,14 @@ from v2idetr.distillation.distances import (
     translation,
 )
 from v2idetr.distillation.knowledge import Reach
+from v2idetr.distillation.loss import DistillationLoss, Pairing
 from v2idetr.modeling.interface import Decoded, select_queries
 from v2idetr.modeling.matcher import HungarianMatcher
 
 Matching = Literal["index", "hungarian"]
 
 
-class QueryDistillation(nn.Module):
+class QueryDistillation(DistillationLoss):
     """QD: the student's queries must become what the teacher's have become, on the same frame.
 
     ``L = mean_i (1 - cos(D_s[i], D_t[sigma(i)]))``, without any added query.
@@ -58,7 +59,13 @@ class QueryDistillation(nn.Module):
         self.matcher = HungarianMatcher()
         self.hidden_out = translation(student_dim, teacher_dim)
 
-    def forward(
+    def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
+        """The weighted loss between the decoded queries."""
+        own, teacher = pairing.student, pairing.teacher
+        assert teacher.decoded is not None and teacher.scores is not None
+        return self.compare((own.decoded, own.scores), (teacher.decoded, teacher.scores))
+
+    def compare(
         self,
         student: tuple[Decoded, Float[Tensor, "Ls B Ns K"]],
         teacher: tuple[Decoded, Float[Tensor, "Lt B Nt K"]],

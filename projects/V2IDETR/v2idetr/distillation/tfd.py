@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from v2idetr.distillation.distances import (
     Align,
@@ -15,11 +15,12 @@ from v2idetr.distillation.distances import (
     weighted_mean,
 )
 from v2idetr.distillation.knowledge import Reach
+from v2idetr.distillation.loss import DistillationLoss, Pairing
 from v2idetr.distillation.spatial_masks import Sigma, gaussian_mask
 from v2idetr.modeling.interface import Features
 
 
-class TargetGuidedFeatureDistillation(nn.Module):
+class TargetGuidedFeatureDistillation(DistillationLoss):
     """L1 distance between the student's and the teacher's features, weighted by the lesions.
 
     ``L_bk = 1/N sum_ij M_ij sum_k |F_s - Y_t|``, mean over the images of the batch.
@@ -38,6 +39,7 @@ class TargetGuidedFeatureDistillation(nn.Module):
 
     key = "tfd"
     reach = Reach.FEATURES
+    compares_features = True
 
     def __init__(
         self,
@@ -62,7 +64,13 @@ class TargetGuidedFeatureDistillation(nn.Module):
         self.normalizer: Normalizer = normalizer
         self.align = alignment("tfd", align, student_dim=student_dim, teacher_dim=teacher_dim)
 
-    def forward(
+    def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
+        """The weighted loss between the projected features."""
+        return self.compare(
+            pairing.student.memory.features, pairing.teacher.features, pairing.boxes_xyxy_px
+        )
+
+    def compare(
         self,
         student: Features,
         teacher: Features,

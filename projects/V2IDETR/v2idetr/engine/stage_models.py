@@ -10,11 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from v2idetr.config.load import build
-from v2idetr.distillation.loss_names import LOSSES
+from v2idetr.distillation.loss import DistillationLoss
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.trainer import seed_step
-
-COMPARE_MAPS = ("tfd", "fd")  # losses between projected features of the backbone
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,19 @@ def build_stage(config: DictConfig, stage: str, *, pretrained: bool = True) -> S
     if stage != "student":
         return StageModels(detector, detector)
     teacher = _build_detector(config, "teacher.model", pretrained=False)
-    losses: dict[str, Any] = {
-        name: build(config, f"distillation.{name}") if config.distillation[name] else None
-        for name in LOSSES
+    losses: dict[str, DistillationLoss] = {
+        str(name): build(config, f"distillation.{name}")
+        for name, settings in config.distillation.items()
+        if isinstance(settings, DictConfig)
     }
     try:
-        student = DistilledStudent(student=detector, **losses, frames=config.distillation.frames)
+        student = DistilledStudent(
+            student=detector, losses=losses, frames=config.distillation.frames
+        )
     except ValueError as error:
         raise ValueError(f"distillation: {error}") from error
-    for name in COMPARE_MAPS:
-        if losses[name] and not list(losses[name].align.parameters()):  # maps as they are
+    for name, loss in losses.items():
+        if loss.compares_features and not list(loss.parameters()):  # nothing translates them
             _check_scales(name, detector.net, teacher.net)
     return StageModels(detector, student, teacher)
 

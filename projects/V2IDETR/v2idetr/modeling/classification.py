@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -15,7 +15,13 @@ Detections = tuple[Float[Tensor, "B k"], Int[Tensor, "B k"], Int[Tensor, "B k"]]
 
 @runtime_checkable
 class Classification(Protocol):
-    """What matcher, criterion and post-processing must agree on."""
+    """What matcher, criterion and post-processing must agree on.
+
+    Attributes:
+        uses_quality: whether the loss looks at the boxes' IoU, which is computed for it then.
+    """
+
+    uses_quality: ClassVar[bool]
 
     def num_logits(self, num_classes: int) -> int:
         """How many logits a query needs for K classes."""
@@ -28,7 +34,11 @@ class Classification(Protocol):
         ...
 
     def loss(
-        self, logits: Float[Tensor, "B N logits"], label: Int[Tensor, "B N"], num_boxes: float
+        self,
+        logits: Float[Tensor, "B N logits"],
+        label: Int[Tensor, "B N"],
+        num_boxes: float,
+        quality: Float[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, ""]:
         """The unweighted loss.
 
@@ -36,6 +46,8 @@ class Classification(Protocol):
             logits: of all queries.
             label: of the lesion that each query is matched with; -1 for none.
             num_boxes: the mean number of lesions in a batch of this size, see ``SetCriterion``.
+            quality: IoU of each query's box with that of its lesion, 0 without one; None unless
+                ``uses_quality``.
         """
         ...
 
@@ -56,6 +68,8 @@ class FocalClassification:
         alpha, gamma: of the focal loss, and of the matching cost made from it.
     """
 
+    uses_quality: ClassVar[bool] = False
+
     alpha: float = 0.25
     gamma: float = 2.0
 
@@ -71,7 +85,11 @@ class FocalClassification:
         return positive - negative
 
     def loss(
-        self, logits: Float[Tensor, "B N K"], label: Int[Tensor, "B N"], num_boxes: float
+        self,
+        logits: Float[Tensor, "B N K"],
+        label: Int[Tensor, "B N"],
+        num_boxes: float,
+        quality: Float[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, ""]:
         """Sum over queries and classes, divided by the number of lesions."""
         K = logits.shape[-1]
@@ -100,6 +118,8 @@ class SoftmaxClassification:
             carries 9 % of the weight, seven lesions 43 %.
     """
 
+    uses_quality: ClassVar[bool] = False
+
     eos_coef: float = 0.1
 
     def __post_init__(self) -> None:
@@ -120,7 +140,11 @@ class SoftmaxClassification:
         return -logits.softmax(-1)[:, label]
 
     def loss(
-        self, logits: Float[Tensor, "B N logits"], label: Int[Tensor, "B N"], num_boxes: float
+        self,
+        logits: Float[Tensor, "B N logits"],
+        label: Int[Tensor, "B N"],
+        num_boxes: float,
+        quality: Float[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, ""]:
         """Weighted mean of the cross entropy over all queries.
 

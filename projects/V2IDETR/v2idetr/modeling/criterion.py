@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,9 +11,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss
 
-from v2idetr.modeling.classification import Classification, FocalClassification
+from v2idetr.modeling.classification import Classification
 from v2idetr.modeling.interface import Decoded, Proposals
 from v2idetr.modeling.matcher import HungarianMatcher
 
@@ -34,6 +35,34 @@ class Targets:
         return sum(len(labels) for labels in self.labels)
 
 
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class LayerOutput:
+    """What one decoder layer says of its queries, in single precision; see ``Decoded``."""
+
+    logits: Float[Tensor, "B N logits"]
+    boxes: Float[Tensor, "B N 4"]
+    extras: dict[str, Tensor]
+
+
+@dataclass
+class Matches:
+    """The m matched pairs of query and lesion of a batch.
+
+    Attributes:
+        image, query: of each pair.
+        label: of every query, the class of its lesion; -1 for none.
+        boxes: cxcywh of each pair's lesion, in [0, 1].
+    """
+
+    image: Int[Tensor, " m"]
+    query: Int[Tensor, " m"]
+    label: Int[Tensor, "B N"]
+    boxes: Float[Tensor, "m 4"]
+
+
 class SetCriterion(nn.Module):
     """Detection loss of all decoder layers, each matched anew.
 
@@ -41,6 +70,7 @@ class SetCriterion(nn.Module):
         classification: what the logits mean, to the matcher and to ``Detector`` too.
         matcher: assigns queries to lesions.
         class_weight, l1_weight, giou_weight: of the three terms.
+        terms: further ones, (LayerOutput, Matches, num_boxes) -> weighted losses by name.
     """
 
     def __init__(
@@ -51,10 +81,12 @@ class SetCriterion(nn.Module):
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
+        terms: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.classification, self.matcher = classification, matcher
         self.weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight}
+        self.terms = nn.ModuleList(terms)
 
     def forward(
         self,
@@ -63,56 +95,72 @@ class SetCriterion(nn.Module):
         *,
         proposals: Proposals | None = None,
         num_boxes: float | None = None,
+        pairs: Pairs | None = None,
+        name: str = "",
     ) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is the detection loss.
 
         Args:
-            decoded: the detector's own queries after every layer.
+            decoded: queries after every layer.
             targets: the lesions.
             proposals: of a two-stage encoder, trained to tell lesion from background.
             num_boxes: what box sums are divided by; by default the mean number of lesions a
                 process has in this batch, at least 1 over all processes.
+            pairs: (query, lesion) of every image, where they are known, as of denoising queries; by
+                default each layer is matched.
+            name: added to the names of the losses, where the queries are not the detector's own.
         """
         if num_boxes is None:
             num_boxes = mean_over_processes(targets.num_boxes, decoded.logits.device)
         losses: dict[str, Tensor] = {}
         last = len(decoded.logits) - 1
         for layer, (logits, boxes) in enumerate(zip(decoded.logits, decoded.boxes, strict=True)):
-            suffix = "" if layer == last else f"_{layer}"
-            terms = self._losses(logits, boxes, targets, num_boxes)
-            losses.update({f"loss_{name}{suffix}": term for name, term in terms.items()})
+            extras = {key: extra[layer] for key, extra in decoded.extras.items()}
+            output = LayerOutput(logits.float(), boxes.float(), extras)
+            suffix = f"_{name}" if name else ""
+            suffix += "" if layer == last else f"_{layer}"
+            matches = self._matches(output, targets, pairs)
+            terms = self._losses(output, matches, num_boxes)
+            for term in self.terms:
+                terms |= term(output, matches, num_boxes)
+            losses.update({f"loss_{key}{suffix}": value for key, value in terms.items()})
         if proposals is not None:
-            # Of a two-stage detector, whose K logits no other classification takes.
-            assert isinstance(self.classification, FocalClassification)
             anything = Targets([torch.zeros_like(x) for x in targets.labels], targets.boxes)
             logits = proposals.logits.masked_fill(~proposals.valid.unsqueeze(-1), -20.0)
-            terms = self._losses(logits, proposals.boxes, anything, num_boxes)
-            losses.update({f"loss_{name}_encoder": term for name, term in terms.items()})
+            output = LayerOutput(logits.float(), proposals.boxes.float(), {})
+            matches = self._matches(output, anything, None)
+            terms = self._losses(output, matches, num_boxes)
+            losses.update({f"loss_{key}_encoder": value for key, value in terms.items()})
         return losses
 
-    def _losses(
-        self, logits: Tensor, boxes: Tensor, targets: Targets, num_boxes: float
-    ) -> dict[str, Tensor]:
-        logits, boxes, device = logits.float(), boxes.float(), logits.device
-        pairs = self.matcher(logits, boxes, targets.labels, targets.boxes, self.classification)
+    def _matches(self, output: LayerOutput, targets: Targets, pairs: Pairs | None) -> Matches:
+        device = output.logits.device
+        if pairs is None:
+            pairs = self.matcher(
+                output.logits, output.boxes, targets.labels, targets.boxes, self.classification
+            )
         first = accumulate((len(boxes) for boxes in targets.boxes), initial=0)
         triples = [
             torch.stack([torch.full_like(q, b), q, m + before])
             for b, ((q, m), before) in enumerate(zip(pairs, first, strict=False))
         ]
         image, query, lesion = torch.cat(triples, 1).to(device)  # at once: a GPU waits for each
-        matched = torch.cat(targets.boxes)[lesion].float()
-        label = torch.full(logits.shape[:2], -1, device=device)
+        boxes = torch.cat(targets.boxes)[lesion].float()
+        label = torch.full(output.logits.shape[:2], -1, device=device)
         label[image, query] = torch.cat(targets.labels)[lesion]
-        predicted = boxes[image, query]
-        distance = generalized_box_iou_loss(
-            box_convert(predicted, "cxcywh", "xyxy"),
-            box_convert(matched, "cxcywh", "xyxy"),
-            reduction="sum",
-        )
+        return Matches(image, query, label, boxes)
+
+    def _losses(self, output: LayerOutput, matches: Matches, num_boxes: float) -> dict[str, Tensor]:
+        predicted = output.boxes[matches.image, matches.query]
+        corners, target = (box_convert(b, "cxcywh", "xyxy") for b in (predicted, matches.boxes))
+        distance = generalized_box_iou_loss(corners, target, reduction="sum")
+        quality = None
+        if self.classification.uses_quality:
+            quality = torch.zeros(matches.label.shape, device=predicted.device)
+            quality[matches.image, matches.query] = box_iou(corners.detach(), target).diagonal()
         terms = {
-            "class": self.classification.loss(logits, label, num_boxes),
-            "l1": F.l1_loss(predicted, matched, reduction="sum") / num_boxes,
+            "class": self.classification.loss(output.logits, matches.label, num_boxes, quality),
+            "l1": F.l1_loss(predicted, matches.boxes, reduction="sum") / num_boxes,
             "giou": distance / num_boxes,
         }
         return {name: self.weights[name] * term for name, term in terms.items()}

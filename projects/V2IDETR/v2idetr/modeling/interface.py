@@ -1,4 +1,4 @@
-"""What every detector speaks: the data that flows between its five steps.
+"""The data that flows between the steps of a detector.
 
     images -> extract -> Features -> encode -> Memory -> queries -> Queries -> decode -> Decoded
 
@@ -9,14 +9,14 @@ Shape legend of the project::
     N  queries          M  ground-truth boxes             H W  pixels
     K  classes          L  decoder layers                 S  tokens over all levels
 
-A detector that implements :class:`DetectorNetwork` can be trained, evaluated and distilled. The
-distillation knows detectors through this file alone.
+A network that implements :class:`DetectorNetwork` can be trained, evaluated and distilled. The
+distillation knows networks through this file alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -31,11 +31,11 @@ DEFAULT_REFERENCE_SIZE = 0.11920292
 
 @dataclass
 class Images:
-    """A batch of normalised pictures, padded to one size.
+    """A batch of normalised images, padded to one size.
 
     Attributes:
         pixels: normalised pixels; padding is zero, at the right and at the bottom only.
-        sizes: (height, width) in pixels of each picture without its padding.
+        sizes: (height, width) in pixels of each image without its padding.
         num_frames: T when the batch holds whole clips, clip-major (``B = C * T``); otherwise 1.
     """
 
@@ -83,14 +83,16 @@ class Features:
         padding: (B, h, w), True on padding, by stride; None when nothing is padded.
         valid_ratios: (B, 2), share of a map's width and height that is picture, by stride; None
             when every map is all picture.
+        num_frames: T where the images are whole clips, clip-major; otherwise 1.
     """
 
     maps: dict[int, Tensor]
     padding: dict[int, Tensor] | None
     valid_ratios: dict[int, Tensor] | None = None
+    num_frames: int = 1
 
-    def select(self, images: Tensor) -> Features:
-        """The features of some images, by index (n,)."""
+    def select(self, images: Int[Tensor, " n"]) -> Features:
+        """The features of some images, by index."""
 
         def pick(by_stride: dict[int, Tensor]) -> dict[int, Tensor]:
             return {stride: x[images] for stride, x in by_stride.items()}
@@ -115,6 +117,10 @@ class Proposals:
     logits: Float[Tensor, "B S K"]
     boxes: Float[Tensor, "B S 4"]
     valid: Bool[Tensor, "B S"]
+
+    def select(self, images: Int[Tensor, " n"]) -> Proposals:
+        """The proposals of some images, by index."""
+        return Proposals(self.logits[images], self.boxes[images], self.valid[images])
 
 
 @dataclass
@@ -151,6 +157,17 @@ class Memory:
         """All levels of the encoded tokens, as maps."""
         return replace(self.features, maps={s: self.level(s) for s in self.features.maps})
 
+    def select(self, images: Int[Tensor, " n"]) -> Memory:
+        """The memory of some images, by index."""
+        return Memory(
+            self.features.select(images),
+            self.tokens[images],
+            None if self.padding is None else self.padding[images],
+            self.shapes,
+            self.valid_ratios[images],
+            self.proposals and self.proposals.select(images),
+        )
+
 
 @dataclass
 class Queries:
@@ -179,8 +196,8 @@ class Queries:
             select_queries(self.reference, index),
         )
 
-    def of_images(self, images: Tensor) -> Queries:
-        """The queries of some images, by index (n,)."""
+    def of_images(self, images: Int[Tensor, " n"]) -> Queries:
+        """The queries of some images, by index."""
         return Queries(self.content[images], self.position[images], self.reference[images])
 
     def detach(self) -> Queries:
@@ -226,12 +243,14 @@ class Decoded:
         boxes: cxcywh in [0, 1] of the unpadded image.
         content: what each layer handed to the next one. It is ``hidden``, and need not be given,
             unless the decoder normalises what it gives out apart from what it goes on with (DETR).
+        extras: further outputs of every query, (L, B, N, ...) each, for terms of the criterion.
     """
 
     hidden: Float[Tensor, "L B N d"]
     logits: Float[Tensor, "L B N logits"]
     boxes: Float[Tensor, "L B N 4"]
     content: Float[Tensor, "L B N d"] = None  # type: ignore[assignment]  # set below
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.content is None:
@@ -239,13 +258,34 @@ class Decoded:
 
     def slice(self, start: int, stop: int) -> Decoded:
         """The queries ``start`` to ``stop`` alone."""
-        part = (slice(None), slice(None), slice(start, stop))
-        return Decoded(self.hidden[part], self.logits[part], self.boxes[part], self.content[part])
+        return self._part((slice(None), slice(None), slice(start, stop)))
 
-    def select(self, images: Tensor) -> Decoded:
-        """The queries of some images, by index (n,)."""
-        part = (slice(None), images)
-        return Decoded(self.hidden[part], self.logits[part], self.boxes[part], self.content[part])
+    def select(self, images: Int[Tensor, " n"]) -> Decoded:
+        """The queries of some images, by index."""
+        return self._part((slice(None), images))
+
+    def _part(self, part: tuple[slice | Tensor, ...]) -> Decoded:
+        extras = {name: extra[part] for name, extra in self.extras.items()}
+        return Decoded(
+            self.hidden[part], self.logits[part], self.boxes[part], self.content[part], extras
+        )
+
+
+@dataclass
+class Place:
+    """Where queries are, as a decoder layer is told.
+
+    Attributes:
+        position: see ``Queries``; the same in all layers.
+        reference: see ``Queries``; moved from layer to layer where boxes are refined.
+    """
+
+    position: Float[Tensor, "B N d"]
+    reference: Float[Tensor, "B N ref"]
+
+
+# Content and place of further queries that a decoder layer's own ones look at.
+Beside = tuple[Float[Tensor, "B n d"], Place]
 
 
 @dataclass
@@ -259,14 +299,26 @@ class Context:
     queries: Queries
     decoded: Decoded
 
-    def layer_input(self, layer: int) -> Float[Tensor, "B N d"]:
-        """Their content as it entered a decoder layer."""
-        return self.queries.content if layer == 0 else self.decoded.content[layer - 1]
+    def layer_input(self, layer: int) -> Beside:
+        """Their content and place as they entered a decoder layer."""
+        if layer == 0:
+            return self.queries.content, Place(self.queries.position, self.queries.reference)
+        place = Place(self.queries.position, self.decoded.boxes[layer - 1])
+        return self.decoded.content[layer - 1], place
 
 
 @runtime_checkable
 class DetectorNetwork(Protocol):
-    """The interface: a plain torch module with these methods and attributes."""
+    """A plain torch module with these methods and attributes.
+
+    ``forward`` runs the steps one after the other. With ``current``, an index of images, it decodes
+    these alone, as soon as no later step mixes frames.
+
+    A network may have two further members. ``training_queries(memory, targets)`` gives sets of
+    queries that are decoded beside its own in training, see ``extra_queries.py``.
+    ``mixes_frames_after(slot)`` says whether frames are mixed behind the step "features" or
+    "memory", see ``fusion.py``; without it they are not.
+    """
 
     d: int
     num_classes: int
@@ -284,3 +336,5 @@ class DetectorNetwork(Protocol):
     def decode(
         self, memory: Memory, queries: Queries, context: Context | None = None
     ) -> Decoded: ...
+
+    def __call__(self, images: Images, current: Tensor | None = None) -> Decoded: ...

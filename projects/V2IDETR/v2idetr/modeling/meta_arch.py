@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
-from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from v2idetr.modeling.classification import Classification
 from v2idetr.modeling.criterion import SetCriterion, Targets
-from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images, select_queries
-
-Sample = dict[str, Any]
+from v2idetr.modeling.extra_queries import ExtraQueries, decode_beside
+from v2idetr.modeling.inference import ImageDetector, best_detections, normalised_images
+from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images
+from v2idetr.modeling.trainable import Sample
+from v2idetr.modeling.training import TrainingOutput
 
 # RGB, for pixels in [0, 255].
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -31,7 +31,7 @@ class Detector(nn.Module):
         class_names: K names; must agree with ``net.num_classes``.
         pixel_mean, pixel_std: RGB, for pixels in [0, 255].
         score_topk: detections per image, as far as the classification gives so many.
-        size_divisor: pictures are padded to multiples of this.
+        size_divisor: images are padded to multiples of this.
 
     Raises:
         ValueError: class names or classification do not fit the network.
@@ -81,19 +81,74 @@ class Detector(nn.Module):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        frames = self.frames(batched_inputs)
-        memory = self.net.encode(self.net.extract(self.images(frames)))
-        decoded = self.net.decode(memory, self.net.queries(memory))
-        return self.criterion(
-            decoded, self.targets(frames), proposals=memory.proposals, num_boxes=num_boxes
+        return self.losses(self.frames(batched_inputs), num_boxes=num_boxes).losses
+
+    def losses(
+        self,
+        frames: list[Sample],
+        extra: Sequence[ExtraQueries] = (),
+        num_boxes: float | None = None,
+    ) -> TrainingOutput:
+        """The training forward, of this detector and of a student that is distilled from it.
+
+        Args:
+            frames: with their lesions.
+            extra: sets of queries to decode beside the detector's own; those that the network
+                itself adds in training (``training_queries``) come on top.
+            num_boxes: see :meth:`forward`.
+        """
+        images, targets = self.images(frames), self.targets(frames)
+        memory = self.net.encode(self.net.extract(images))
+        own = self.net.queries(memory)
+        ask = getattr(self.net, "training_queries", None)
+        sets = [*extra, *([] if ask is None else ask(memory, targets))]
+        decoded, extra_decoded = decode_beside(self.net, memory, own, sets)
+        losses = self.criterion(decoded, targets, proposals=memory.proposals, num_boxes=num_boxes)
+        for queries, result in zip(sets, extra_decoded, strict=True):
+            if queries.pairs is not None:
+                losses |= self.criterion(
+                    result, targets, num_boxes=num_boxes, pairs=queries.pairs, name=queries.name
+                )
+        return TrainingOutput(
+            losses,
+            images,
+            targets,
+            memory,
+            own,
+            decoded,
+            extra_decoded[: len(extra)],
+            self.criterion.classification,
         )
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[Sample]) -> list[dict[str, Instances]]:
         """``[{"instances": Instances}]``: pred_boxes in original pixels, scores, pred_classes."""
-        memory = self.net.encode(self.net.extract(self.images(self.frames(batched_inputs))))
-        decoded = self.net.decode(memory, self.net.queries(memory))
-        return self.postprocess(decoded, batched_inputs)
+        images = self.images(self.frames(batched_inputs))
+        return self.postprocess(self.net(images, self.current(batched_inputs)), batched_inputs)
+
+    def current(self, batched_inputs: list[Sample]) -> Tensor | None:
+        """Index of every sample's current frame among :meth:`frames`; None for all of them."""
+        return None
+
+    def image_detector(self) -> ImageDetector:
+        """The same weights as a module of tensors, for export and live video.
+
+        Raises:
+            ValueError: the detector looks at clips.
+        """
+        if self.num_frames > 1:
+            raise ValueError(
+                f"the detector looks at clips of {self.num_frames} frames; only one of single "
+                "images can be exported: take the plain detector or the student."
+            )
+        return ImageDetector(
+            self.net,
+            self.criterion.classification,
+            pixel_mean=self.pixel_mean.flatten().tolist(),
+            pixel_std=self.pixel_std.flatten().tolist(),
+            size_divisor=self.size_divisor,
+            score_topk=self.score_topk,
+        ).to(self.device)
 
     def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
         """The frames that this detector looks at, and is supervised on."""
@@ -108,15 +163,14 @@ class Detector(nn.Module):
         return sum(len(frame["instances"]) for frame in self.frames(batched_inputs))
 
     def images(self, frames: list[Sample]) -> Images:
-        """Normalised pictures in one tensor, padded with zeros at the right and at the bottom."""
-        sizes = [(int(f["image"].shape[-2]), int(f["image"].shape[-1])) for f in frames]
-        divisor = self.size_divisor
-        H, W = (-(-max(axis) // divisor) * divisor for axis in zip(*sizes, strict=True))
-        pixels = self.pixel_mean.new_zeros(len(frames), 3, H, W)
-        for row, frame, (h, w) in zip(pixels, frames, sizes, strict=True):
-            image = frame["image"].to(self.device, non_blocking=True)
-            row[:, :h, :w] = (image - self.pixel_mean) / self.pixel_std
-        return Images(pixels, sizes, self.num_frames)
+        """Normalised images in one tensor, padded with zeros at the right and at the bottom."""
+        return normalised_images(
+            [frame["image"] for frame in frames],
+            mean=self.pixel_mean,
+            std=self.pixel_std,
+            size_divisor=self.size_divisor,
+            num_frames=self.num_frames,
+        )
 
     def targets(self, frames: list[Sample]) -> Targets:
         """Ground truth of frames as the criterion wants it."""
@@ -141,17 +195,17 @@ class Detector(nn.Module):
         Raises:
             ValueError: a box or a score is not finite; names the frame.
         """
-        scores, classes, boxes = top_detections(
-            decoded, self.score_topk, self.criterion.classification
-        )
+        found = best_detections(decoded, self.score_topk, self.criterion.classification)
         results = []
-        for sample, score, label, box in zip(batched_inputs, scores, classes, boxes, strict=True):
+        for sample, score, label, box in zip(
+            batched_inputs, found.scores, found.classes, found.boxes, strict=True
+        ):
             h, w = sample["height"], sample["width"]
             instances = Instances((h, w))
             xyxy = box_convert(box, "cxcywh", "xyxy") * box.new_tensor([w, h, w, h])
             if not (xyxy.isfinite().all() and score.isfinite().all()):
                 raise ValueError(
-                    f"The output for {sample.get('file_name', 'a picture')} is not finite. The "
+                    f"The output for {sample.get('file_name', 'an image')} is not finite. The "
                     "weights are probably damaged: use an earlier checkpoint."
                 )
             instances.pred_boxes = Boxes(clip_boxes_to_image(xyxy, (h, w)))
@@ -211,23 +265,6 @@ class ClipDetector(Detector):
         """Index of every sample's current frame among :meth:`frames`, (C,)."""
         index = [c * self.num_frames + s["clip_index"] for c, s in enumerate(batched_inputs)]
         return torch.tensor(index, device=self.device)
-
-    @torch.no_grad()
-    def inference(self, batched_inputs: list[Sample]) -> list[dict[str, Instances]]:
-        """Detections of the current frames; only these pass encoder and decoder."""
-        features = self.net.extract(self.images(self.frames(batched_inputs)))
-        memory = self.net.encode(features.select(self.current(batched_inputs)))
-        decoded = self.net.decode(memory, self.net.queries(memory))
-        return self.postprocess(decoded, batched_inputs)
-
-
-def top_detections(
-    decoded: Decoded, topk: int, classification: Classification
-) -> tuple[Float[Tensor, "B k"], Tensor, Float[Tensor, "B k 4"]]:
-    """Scores, classes and cxcywh boxes of the best detections of the last layer, k <= topk."""
-    scores, classes, query = classification.detections(decoded.logits[-1], topk)
-    boxes = select_queries(decoded.boxes[-1], query)
-    return scores, classes, boxes
 
 
 def _check_logits(net: DetectorNetwork, classification: Classification) -> None:

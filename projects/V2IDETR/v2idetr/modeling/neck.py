@@ -119,7 +119,8 @@ class Neck(nn.Module):
                 padding[stride] = mask
             if not own:
                 last, reached = levels[stride], stride
-        return Features(levels, padding or None, self._valid_ratios(images, levels, padding))
+        ratios = self._valid_ratios(images, levels, padding)
+        return Features(levels, padding or None, ratios, images.num_frames)
 
     def _valid_ratios(
         self, images: Images, levels: dict[int, Tensor], padding: dict[int, Tensor]

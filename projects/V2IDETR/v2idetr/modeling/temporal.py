@@ -11,6 +11,7 @@ over all tokens of all frames); the blocks are those of UniFormer (Li et al., IC
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -88,12 +89,11 @@ class MSI(nn.Module):
                 }
             )
 
-    def forward(self, features: Features, num_frames: int) -> Features:
+    def forward(self, features: Features) -> Features:
         """Features of clips, clip-major -> features of the same shapes, frames mixed.
 
         Args:
-            features: maps (C*T, d, h, w) by stride.
-            num_frames: T.
+            features: maps (C*T, d, h, w) by stride, of clips of ``features.num_frames``.
 
         Raises:
             ValueError: the features lack one of the levels.
@@ -104,14 +104,15 @@ class MSI(nn.Module):
             stride = int(name)
             if stride not in mixed:
                 raise ValueError(f"MSI has a level of stride {stride}; the detector has none.")
-            x = mixed[stride].unflatten(0, (-1, num_frames)).movedim(2, -1).contiguous()
+            clips = (-1, features.num_frames)
+            x = mixed[stride].unflatten(0, clips).movedim(2, -1).contiguous()
             padding = None
             if features.padding is not None:
-                padding = features.padding[stride].unflatten(0, (-1, num_frames))
+                padding = features.padding[stride].unflatten(0, clips)
             for block in blocks:
                 x = block(x, padding)
             mixed[stride] = x.movedim(-1, 2).flatten(0, 1)
-        return Features(mixed, features.padding, features.valid_ratios)
+        return replace(features, maps=mixed)
 
 
 class InteractionBlock(nn.Module):

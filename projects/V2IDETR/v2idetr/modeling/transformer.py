@@ -1,17 +1,23 @@
-"""Encoder and decoder layers, post-norm (DETR, appendix A.3; Deformable DETR, section 4.1)."""
+"""Encoder and decoder layers, post-norm (DETR, appendix A.3; Deformable DETR, section 4.1).
+
+A layer is put together from its attentions, which differ between the families.
+"""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from v2idetr.modeling.deformable_attention import DeformableAttention
 from v2idetr.modeling.dropout import Dropout
-
-Shapes = list[tuple[int, int]]
+from v2idetr.modeling.heads import DetectionHeads
+from v2idetr.modeling.interface import Beside, Context, Decoded, Place, Queries
+from v2idetr.modeling.references import in_float32, move
+from v2idetr.modeling.token_attention import TokenGrid
 
 
 def check_width(d: int, num_heads: int) -> None:
@@ -34,80 +40,53 @@ class FeedForward(nn.Module):
         return self.norm(x + self.dropout(self.linear2(hidden)))
 
 
-class GlobalEncoderLayer(nn.Module):
-    """Every token looks at every token of its picture, then a feed-forward step (DETR)."""
-
-    def __init__(self, *, d: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
-        self.attention_norm = nn.LayerNorm(d)
-        self.dropout = Dropout(dropout)
-        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "B S d"],
-        position: Float[Tensor, "B S d"],
-        padding: Bool[Tensor, "B S"] | None,
-    ) -> Float[Tensor, "B S d"]:
-        """``position`` is added to queries and keys, not to values; padding is not looked at."""
-        where = tokens + position
-        seen = self.attention(where, where, tokens, key_padding_mask=padding, need_weights=False)
-        return self.ffn(self.attention_norm(tokens + self.dropout(seen[0])))
-
-
 class EncoderLayer(nn.Module):
-    """Every token reads around its own cell in all levels, then a feed-forward step."""
+    """Every token looks at its image, then a feed-forward step.
 
-    def __init__(
-        self,
-        *,
-        d: int,
-        num_heads: int,
-        num_levels: int,
-        num_points: int,
-        ffn_dim: int,
-        dropout: float,
-    ) -> None:
+    Args:
+        attention: (content, place, image) -> content, see ``token_attention.py``.
+        d, ffn_dim, dropout: of the layer.
+    """
+
+    def __init__(self, attention: nn.Module, *, d: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
-        self.attention = DeformableAttention(
-            d=d, num_heads=num_heads, num_levels=num_levels, num_points=num_points
-        )
+        self.attention = attention
         self.attention_norm = nn.LayerNorm(d)
         self.dropout = Dropout(dropout)
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
-    def forward(
-        self,
-        tokens: Float[Tensor, "B S d"],
-        position: Float[Tensor, "B S d"],
-        reference: Float[Tensor, "B S levels 2"],
-        shapes: Shapes,
-        padding: Bool[Tensor, "B S"] | None,
-    ) -> Float[Tensor, "B S d"]:
-        read = self.attention(tokens + position, reference, tokens, shapes, padding)
-        return self.ffn(self.attention_norm(tokens + self.dropout(read)))
+    def forward(self, place: Place, image: TokenGrid) -> Float[Tensor, "B S d"]:
+        """``place``: of the tokens."""
+        read = self.attention(image.tokens, place, image)
+        return self.ffn(self.attention_norm(image.tokens + self.dropout(read)))
 
 
 class DecoderLayer(nn.Module):
-    """Queries talk to each other, read the image around their references, and think."""
+    """Queries look at each other, then at the image, then a feed-forward step.
+
+    Args:
+        self_attention: (content, place, beside) -> content.
+        cross_attention: (content, place, image) -> content.
+        aligner: (content, reference, image) -> what the cross-attention takes instead of content
+            and place (SAM-DETR); None for families without one.
+        d, ffn_dim, dropout: of the layer.
+    """
 
     def __init__(
         self,
+        self_attention: nn.Module,
+        cross_attention: nn.Module,
         *,
         d: int,
-        num_heads: int,
-        num_levels: int,
-        num_points: int,
         ffn_dim: int,
         dropout: float,
+        aligner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
+        self.self_attention = self_attention
         self.self_norm = nn.LayerNorm(d)
-        self.cross_attention = DeformableAttention(
-            d=d, num_heads=num_heads, num_levels=num_levels, num_points=num_points
-        )
+        self.aligner = aligner
+        self.cross_attention = cross_attention
         self.cross_norm = nn.LayerNorm(d)
         self.dropout = Dropout(dropout)
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
@@ -115,79 +94,60 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         content: Float[Tensor, "B N d"],
-        position: Float[Tensor, "B N d"],
-        reference: Float[Tensor, "B N levels ref"],
-        tokens: Float[Tensor, "B S d"],
-        shapes: Shapes,
-        padding: Bool[Tensor, "B S"] | None,
-        beside: tuple[Tensor, Tensor] | None = None,
+        place: Place,
+        image: Any,
+        beside: Beside | None = None,
     ) -> Float[Tensor, "B N d"]:
-        """``beside``: see :func:`attend_to_queries`."""
-        seen = attend_to_queries(self.self_attention, content, position, beside)
+        """What the queries become.
+
+        Args:
+            content, place: of the queries.
+            image: what the family's cross-attention reads.
+            beside: further queries that these look at.
+        """
+        seen = self.self_attention(content, place, beside)
         content = self.self_norm(content + self.dropout(seen))
-        read = self.cross_attention(content + position, reference, tokens, shapes, padding)
+        if self.aligner is None:
+            read = self.cross_attention(content, place, image)
+        else:
+            read = self.cross_attention(self.aligner(content, place.reference, image), image)
         return self.ffn(self.cross_norm(content + self.dropout(read)))
 
 
-class GlobalDecoderLayer(nn.Module):
-    """Queries talk to each other, look at every token of their picture, and think (DETR)."""
-
-    def __init__(self, *, d: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
-        self.self_norm = nn.LayerNorm(d)
-        self.cross_attention = nn.MultiheadAttention(d, num_heads, dropout, batch_first=True)
-        self.cross_norm = nn.LayerNorm(d)
-        self.dropout = Dropout(dropout)
-        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
-
-    def forward(
-        self,
-        content: Float[Tensor, "B N d"],
-        position: Float[Tensor, "B N d"],
-        key: Float[Tensor, "B S d"],
-        value: Float[Tensor, "B S d"],
-        padding: Bool[Tensor, "B S"] | None,
-        beside: tuple[Tensor, Tensor] | None = None,
-    ) -> Float[Tensor, "B N d"]:
-        """``key`` is ``value`` with its position; ``beside``: see :func:`attend_to_queries`."""
-        seen = attend_to_queries(self.self_attention, content, position, beside)
-        content = self.self_norm(content + self.dropout(seen))
-        read = self.cross_attention(
-            content + position, key, value, key_padding_mask=padding, need_weights=False
-        )
-        return self.ffn(self.cross_norm(content + self.dropout(read[0])))
+def encode_tokens(layers: Iterable[nn.Module], place: Place, image: TokenGrid) -> Tensor:
+    """Tokens (B, S, d) after all layers of an encoder."""
+    for layer in layers:
+        image = replace(image, tokens=layer(place, image))
+    return image.tokens
 
 
-def attend_to_queries(
-    attention: nn.MultiheadAttention,
-    content: Float[Tensor, "B N d"],
-    position: Float[Tensor, "B N d"],
-    beside: tuple[Tensor, Tensor] | None,
-) -> Float[Tensor, "B N d"]:
-    """What queries see in each other and in those beside them.
+def decode_with_boxes(
+    layers: nn.ModuleList,
+    queries: Queries,
+    images: Sequence[Any],
+    heads: DetectionHeads,
+    context: Context | None,
+) -> Decoded:
+    """Decode queries whose references are moved by a box head after every layer.
 
     Args:
-        attention: batch first.
-        content, position: of the queries; the position is added to queries and keys, not to values.
-        beside: content and position, (B, n, d) each, of further queries to look at.
+        layers: of the decoder.
+        queries: with references of 2 or 4 numbers.
+        images: what each layer reads.
+        heads: class and box heads; where each layer has its own, it goes on from the box of the
+            layer before.
+        context: decoded queries that these look at in self-attention.
     """
-    where = key = content + position
-    value = content
-    if beside is not None:
-        key = torch.cat([where, beside[0] + beside[1]], 1)
-        value = torch.cat([content, beside[0]], 1)
-    return attention(where, key, value, need_weights=False)[0]
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them; the last one is free."""
-
-    def __init__(self, widths: list[int]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x).relu_()
-        return self.layers[-1](x)
+    reference, content = queries.reference, queries.content
+    hidden, logits, boxes = [], [], []
+    for index, (layer, image) in enumerate(zip(layers, images, strict=True)):
+        beside = None if context is None else context.layer_input(index)
+        content = layer(content, Place(queries.position, reference), image, beside)
+        class_head, box_head = heads.of_layer(index)
+        box = move(reference, in_float32(box_head, content))
+        hidden.append(content)
+        logits.append(class_head(content))
+        boxes.append(box)
+        if heads.refine:
+            reference = box.detach()
+    return Decoded(torch.stack(hidden), torch.stack(logits), torch.stack(boxes))

@@ -1,40 +1,43 @@
 """Deformable DETR with explicit queries (Zhu et al., ICLR 2021).
 
-With a temporal module between the neck and the encoder it is the teacher of V2I-DETR; without one
-it is a detector for single images.
+With MSI in the fusion slot "features" it is the teacher of V2I-DETR; without any fusion it is a
+detector for single images.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import nn
 
-from v2idetr.modeling.backbone import padding_isolated
-from v2idetr.modeling.backbone_weights import load_imagenet_weights
 from v2idetr.modeling.deformable_attention import DeformableAttention
-from v2idetr.modeling.folded_norm import fold_frozen_norms
+from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
+from v2idetr.modeling.fusion import Fusion
+from v2idetr.modeling.heads import MLP, DetectionHeads
 from v2idetr.modeling.interface import (
     Context,
     Decoded,
     Features,
-    Images,
     Memory,
+    Place,
     Proposals,
     Queries,
     select_queries,
 )
-from v2idetr.modeling.neck import Neck, flatten_levels
+from v2idetr.modeling.neck import flatten_levels
 from v2idetr.modeling.position import position_maps, sine_embedding
 from v2idetr.modeling.references import in_float32, move, token_centres, valid_ratios
-from v2idetr.modeling.transformer import MLP, DecoderLayer, EncoderLayer
+from v2idetr.modeling.token_attention import LocalAttention, SelfAttention, TokenGrid
+from v2idetr.modeling.transformer import (
+    DecoderLayer,
+    EncoderLayer,
+    decode_with_boxes,
+    encode_tokens,
+)
 
 
-class DeformableDETR(nn.Module):
+class DeformableDETR(DetectionTransformer):
     """The network: images to decoded queries. Implements ``interface.DetectorNetwork``.
 
     Args:
@@ -53,15 +56,13 @@ class DeformableDETR(nn.Module):
         mixed_queries: with ``two_stage``, only position and reference come from the proposals and
             the content is learnt (DINO, Zhang et al., ICLR 2023, section 3.4): proposals of one
             place are then different queries from the first layer on.
-        temporal: a module that mixes the T frames of each clip, level by level, or None.
-        isolate_padding: features of a picture do not depend on the padding beside it; False is the
+        fusion: where the T frames of each clip are mixed, see ``fusion.py``; None for images.
+        isolate_padding: features of an image do not depend on the padding beside it; False is the
             published behaviour, for parity with published checkpoints.
 
     Raises:
-        ValueError: options that need each other, widths, levels or ``temporal`` do not fit.
+        ValueError: options that need each other, widths, levels or ``fusion`` do not fit.
     """
-
-    backbone: Any  # a module with output_shape()
 
     def __init__(
         self,
@@ -81,47 +82,43 @@ class DeformableDETR(nn.Module):
         box_refine: bool = False,
         two_stage: bool = False,
         mixed_queries: bool = False,
-        temporal: nn.Module | None = None,
+        fusion: Fusion | None = None,
         isolate_padding: bool = True,
     ) -> None:
-        super().__init__()
         if two_stage and not box_refine:
             raise ValueError("two_stage=true needs box_refine=true: proposals are boxes to refine.")
         if mixed_queries and not two_stage:
             raise ValueError("mixed_queries=true needs two_stage=true, whose queries it mixes.")
-        self.d, self.num_classes, self.num_queries = d, num_classes, num_queries
-        self.num_logits = num_classes  # one sigmoid a class
-        self.strides = tuple(strides)
-        self.box_refine, self.two_stage, self.isolate_padding = (
-            box_refine,
-            two_stage,
-            isolate_padding,
+        super().__init__(
+            backbone=backbone,
+            weights=weights,
+            num_classes=num_classes,
+            num_logits=num_classes,  # one sigmoid a class
+            strides=strides,
+            d=d,
+            num_queries=num_queries,
+            reference_dim=4 if two_stage else 2,
+            neck_norm="group",
+            isolate_padding=isolate_padding,
+            fusion=fusion,
         )
-        self.reference_dim = 4 if two_stage else 2
-
-        self.backbone = fold_frozen_norms(backbone)
-        load_imagenet_weights(backbone, weights)
-        self.neck = Neck(
-            self.backbone.output_shape(), strides=self.strides, d=d, isolate_padding=isolate_padding
-        )
-        for name, own in (("d", d), ("strides", self.strides)):
-            if getattr(temporal, name, own) != own:
-                raise ValueError(
-                    f"net.temporal.{name} is {getattr(temporal, name)}, but net.{name} is {own}; "
-                    "the temporal module mixes the very features of the detector: make them agree."
-                )
-        self.temporal = temporal
-        layer = {
-            "d": d,
-            "num_heads": num_heads,
-            "num_levels": len(self.strides),
-            "num_points": num_points,
-            "ffn_dim": ffn_dim,
-            "dropout": dropout,
-        }
+        self.box_refine, self.two_stage = box_refine, two_stage
+        attention = {"d": d, "num_heads": num_heads}
+        reads = {"num_levels": len(self.strides), "num_points": num_points}
+        layer = {"d": d, "ffn_dim": ffn_dim, "dropout": dropout}
         self.level_embed = nn.Parameter(torch.empty(len(self.strides), d))
-        self.encoder = nn.ModuleList(EncoderLayer(**layer) for _ in range(num_encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(**layer) for _ in range(num_decoder_layers))
+        self.encoder = nn.ModuleList(
+            EncoderLayer(LocalAttention(**attention, **reads), **layer)
+            for _ in range(num_encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            DecoderLayer(
+                SelfAttention(**attention, dropout=dropout),
+                LocalAttention(**attention, **reads),
+                **layer,
+            )
+            for _ in range(num_decoder_layers)
+        )
         if two_stage:
             self.proposal_proj, self.proposal_norm = nn.Linear(d, d), nn.LayerNorm(d)
             width = d if mixed_queries else 2 * d
@@ -130,52 +127,43 @@ class DeformableDETR(nn.Module):
         else:
             self.query_embed = nn.Embedding(num_queries, 2 * d)
             self.reference_points = nn.Linear(d, 2)
-        heads = num_decoder_layers + two_stage if box_refine else 1
-        self.class_heads = nn.ModuleList(nn.Linear(d, num_classes) for _ in range(heads))
-        self.box_heads = nn.ModuleList(MLP([d, d, d, 4]) for _ in range(heads))
+        heads = DetectionHeads.build(
+            d=d,
+            num_logits=num_classes,
+            count=num_decoder_layers + two_stage if box_refine else 1,
+            refine=box_refine,
+        )
+        self.class_heads, self.box_heads = heads.classes, heads.boxes
         self.reset_parameters()
 
+    @property
+    def heads(self) -> DetectionHeads:
+        """Class and box heads; with two stages the last ones are the encoder's."""
+        return DetectionHeads(self.class_heads, self.box_heads, self.box_refine)
+
     def reset_parameters(self) -> None:
-        """The official initialisation; backbone, neck and temporal module have their own."""
-        stacks = [self.encoder, self.decoder]
-        if self.two_stage:
-            stacks += [self.proposal_proj, self.query_proj]
-        for stack in stacks:
-            for parameter in stack.parameters():
-                if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
+        """The official initialisation; backbone, neck and fusion have their own."""
+        for stack in (self.encoder, self.decoder):
+            xavier(stack)
             for module in stack.modules():
                 if isinstance(module, DeformableAttention):
                     module.reset_parameters()
+        if self.two_stage:
+            xavier(self.proposal_proj, self.query_proj)
         nn.init.normal_(self.level_embed)
         if not self.two_stage:
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
-        for head in self.class_heads:
-            assert isinstance(head, nn.Linear)
-            nn.init.constant_(head.bias, -math.log(99))  # focal loss: a prior of 1 % for "lesion"
-        for head in self.box_heads:
-            nn.init.zeros_(_last_layer(head).weight)
-            nn.init.zeros_(_last_layer(head).bias)
-        for heads in (self.class_heads, self.box_heads):
-            for head in heads[1:]:
-                head.load_state_dict(heads[0].state_dict())
+        self.heads.reset_parameters()
         if not self.two_stage:  # a bare centre needs a size; anchors and refined boxes have one
-            nn.init.constant_(_last_layer(self.box_heads[0]).bias[2:], -2.0)
+            first = self.box_heads[0]
+            assert isinstance(first, MLP)
+            nn.init.constant_(first.last.bias[2:], -2.0)
 
     # ------------------------------------------------------------------ the interface
 
-    def extract(self, images: Images) -> Features:
-        """Backbone, neck and, for clips, the temporal module."""
-        with padding_isolated(self.backbone, images) if self.isolate_padding else nullcontext():
-            maps = self.backbone(images.pixels)
-        features = self.neck(maps, images)
-        if self.temporal is not None:
-            features = self.temporal(features, images.num_frames)
-        return features
-
-    def encode(self, features: Features) -> Memory:
-        """Deformable encoder over all levels, image by image."""
+    def encode_images(self, features: Features) -> Memory:
+        """Deformable encoder over all levels."""
         tokens, shapes = flatten_levels(features.maps)
         maps = position_maps(features, offset=-0.5)
         position = {
@@ -183,20 +171,17 @@ class DeformableDETR(nn.Module):
             for (stride, m), embed in zip(maps.items(), self.level_embed, strict=True)
         }
         position_tokens = flatten_levels(position)[0].to(tokens.dtype)
-        padding = None
-        if features.padding is not None:
-            padding = torch.cat([mask.flatten(1) for mask in features.padding.values()], 1)
-        ratios = valid_ratios(features)
-        reference = token_centres(shapes, ratios).unsqueeze(2) * ratios.unsqueeze(1)
-        for layer in self.encoder:
-            tokens = layer(tokens, position_tokens, reference, shapes, padding)
+        padding, ratios = joined_padding(features), valid_ratios(features)
+        place = Place(position_tokens, token_centres(shapes, ratios))
+        image = TokenGrid(tokens, None, padding, shapes, ratios)
+        tokens = encode_tokens(self.encoder, place, image)
         memory = Memory(features, tokens, padding, shapes, ratios)
         if self.two_stage:
             memory.proposals = self._propose(memory)
         return memory
 
-    def queries(self, memory: Memory) -> Queries:
-        """The detector's own N queries for each image."""
+    def initial_queries(self, memory: Memory) -> Queries:
+        """Learnt queries, or the encoder's best proposals."""
         B = memory.tokens.shape[0]
         if memory.proposals is not None:
             return self._queries_from_proposals(memory.proposals)
@@ -206,45 +191,11 @@ class DeformableDETR(nn.Module):
             content.expand(B, -1, -1), position.expand(B, -1, -1), reference.expand(B, -1, -1)
         )
 
-    def decode(
-        self,
-        memory: Memory,
-        queries: Queries,
-        context: Context | None = None,
-    ) -> Decoded:
-        """Decode queries against a memory.
-
-        Args:
-            memory: of the same images.
-            queries: any number; references of 2 or 4 numbers.
-            context: decoded queries of the same images that these may look at in self-attention.
-        """
-        reference, content = queries.reference, queries.content
-        hidden, logits, boxes = [], [], []
-        for index, layer in enumerate(self.decoder):
-            head = index if self.box_refine else 0
-            scale = memory.valid_ratios.unsqueeze(1)  # (B, 1, levels, 2)
-            if reference.shape[-1] == 4:
-                scale = torch.cat([scale, scale], -1)
-            beside = None
-            if context is not None:
-                beside = (context.layer_input(index), context.queries.position)
-            content = layer(
-                content,
-                queries.position,
-                reference.unsqueeze(2) * scale,
-                memory.tokens,
-                memory.shapes,
-                memory.padding,
-                beside,
-            )
-            box = move(reference, in_float32(self.box_heads[head], content))
-            hidden.append(content)
-            logits.append(self.class_heads[head](content))
-            boxes.append(box)
-            if self.box_refine:
-                reference = box.detach()
-        return Decoded(torch.stack(hidden), torch.stack(logits), torch.stack(boxes))
+    def decode(self, memory: Memory, queries: Queries, context: Context | None = None) -> Decoded:
+        """Queries of any number, with references of 2 or 4 numbers."""
+        image = TokenGrid(memory.tokens, None, memory.padding, memory.shapes, memory.valid_ratios)
+        images = [image] * len(self.decoder)
+        return decode_with_boxes(self.decoder, queries, images, self.heads, context)
 
     # ------------------------------------------------------------------ two-stage
 
@@ -281,10 +232,3 @@ class DeformableDETR(nn.Module):
             return Queries(content, embedded, reference)
         position, content = embedded.split(self.d, dim=-1)
         return Queries(content, position, reference)
-
-
-def _last_layer(head: nn.Module) -> nn.Linear:
-    assert isinstance(head, MLP)
-    last = head.layers[-1]
-    assert isinstance(last, nn.Linear)
-    return last

@@ -8,52 +8,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from v2idetr.modeling.dropout import Dropout
+from v2idetr.modeling.heads import MLP
+from v2idetr.modeling.interface import Beside, Place
 from v2idetr.modeling.position import sine_embedding
 from v2idetr.modeling.sam_detr.semantics_aligner import Aligned, Level, SemanticsAligner
-from v2idetr.modeling.transformer import MLP, FeedForward
-
-Beside = tuple[Float[Tensor, "B n d"], Float[Tensor, "B n 4"]]
+from v2idetr.modeling.transformer import DecoderLayer
 
 
-class SAMDecoderLayer(nn.Module):
-    """Queries talk to each other, are aligned, find what resembles them in the image, and think."""
+def sam_decoder_layer(
+    *, d: int, num_heads: int, ffn_dim: int, dropout: float, smca: bool
+) -> DecoderLayer:
+    """Queries look at each other, are aligned, and find what resembles them in the image."""
+    attention = {"d": d, "num_heads": num_heads}
+    return DecoderLayer(
+        self_attention=ConditionalSelfAttention(**attention, dropout=dropout),
+        aligner=SemanticsAligner(**attention, smca=smca),
+        cross_attention=MatchingAttention(**attention, dropout=dropout),
+        d=d,
+        ffn_dim=ffn_dim,
+        dropout=dropout,
+    )
 
-    def __init__(self, *, d: int, num_heads: int, ffn_dim: int, dropout: float, smca: bool) -> None:
-        super().__init__()
-        self.self_attention = ConditionalSelfAttention(d=d, num_heads=num_heads, dropout=dropout)
-        self.self_norm = nn.LayerNorm(d)
-        self.aligner = SemanticsAligner(d=d, num_heads=num_heads, smca=smca)
-        self.cross_attention = MatchingAttention(d=d, num_heads=num_heads, dropout=dropout)
-        self.cross_norm = nn.LayerNorm(d)
-        self.dropout = Dropout(dropout)
-        self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
-    def reset_biases(self) -> None:
-        """Zero behind both attentions and behind the salient points, as in the official code."""
-        points = self.aligner.salient_points.layers[-1]
-        for linear in (self.self_attention.out, self.cross_attention.out, points):
-            assert isinstance(linear, nn.Linear)
-            nn.init.zeros_(linear.bias)
-
-    def forward(
-        self,
-        content: Float[Tensor, "B N d"],
-        reference: Float[Tensor, "B N 4"],
-        level: Level,
-        beside: Beside | None = None,
-    ) -> Float[Tensor, "B N d"]:
-        """What the queries become.
-
-        Args:
-            content: of the queries.
-            reference: cxcywh in [0, 1] of the unpadded picture.
-            level: of the encoded features.
-            beside: content and references of further queries to look at.
-        """
-        seen = self.self_attention(content, reference, beside)
-        content = self.self_norm(content + self.dropout(seen))
-        read = self.cross_attention(self.aligner(content, reference, level), level)
-        return self.ffn(self.cross_norm(content + self.dropout(read)))
+def reset_biases(layer: DecoderLayer) -> None:
+    """Zero behind both attentions and behind the salient points, as in the official code."""
+    own, cross, aligner = layer.self_attention, layer.cross_attention, layer.aligner
+    assert isinstance(own, ConditionalSelfAttention) and isinstance(cross, MatchingAttention)
+    assert isinstance(aligner, SemanticsAligner)
+    for linear in (own.out, cross.out, aligner.salient_points.last):
+        nn.init.zeros_(linear.bias)
 
 
 class ConditionalSelfAttention(nn.Module):
@@ -75,13 +58,15 @@ class ConditionalSelfAttention(nn.Module):
     def forward(
         self,
         content: Float[Tensor, "B N d"],
-        reference: Float[Tensor, "B N 4"],
+        place: Place,
         beside: Beside | None = None,
     ) -> Float[Tensor, "B N d"]:
-        """``beside``: content and references of further queries to look at."""
+        """``beside``: further queries to look at."""
+        reference = place.reference
         seen, places = content, reference
         if beside is not None:
-            seen, places = torch.cat([content, beside[0]], 1), torch.cat([reference, beside[1]], 1)
+            seen = torch.cat([content, beside[0]], 1)
+            places = torch.cat([reference, beside[1].reference], 1)
         query = self.query_content(content) + self.query_position(
             _centre_embedding(content, reference)
         )

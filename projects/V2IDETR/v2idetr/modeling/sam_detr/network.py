@@ -1,31 +1,37 @@
 """SAM-DETR (Zhang et al., CVPR 2022): queries are reference boxes, made to match semantically.
 
-The decoder's layers are in ``sam_decoder.py``, what they align in ``semantics_aligner.py``.
+The decoder's attentions are in ``decoder.py``, what aligns its queries in
+``semantics_aligner.py``.
 """
 
 from __future__ import annotations
 
-import math
-from contextlib import nullcontext
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from v2idetr.modeling.backbone import padding_isolated
-from v2idetr.modeling.backbone_weights import load_imagenet_weights
 from v2idetr.modeling.deformable_attention import DeformableAttention
-from v2idetr.modeling.folded_norm import fold_frozen_norms
-from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
-from v2idetr.modeling.neck import Neck, flatten_levels
+from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
+from v2idetr.modeling.fusion import Fusion
+from v2idetr.modeling.heads import DetectionHeads
+from v2idetr.modeling.interface import Context, Decoded, Features, Memory, Place, Queries
+from v2idetr.modeling.neck import flatten_levels
 from v2idetr.modeling.position import position_maps
-from v2idetr.modeling.references import in_float32, move, token_centres, valid_ratios
-from v2idetr.modeling.sam_detr.decoder import SAMDecoderLayer
+from v2idetr.modeling.references import token_centres, valid_ratios
+from v2idetr.modeling.sam_detr.decoder import reset_biases, sam_decoder_layer
 from v2idetr.modeling.sam_detr.semantics_aligner import Level
-from v2idetr.modeling.transformer import MLP, EncoderLayer, GlobalEncoderLayer, check_width
+from v2idetr.modeling.token_attention import GlobalAttention, LocalAttention, TokenGrid
+from v2idetr.modeling.transformer import (
+    DecoderLayer,
+    EncoderLayer,
+    check_width,
+    decode_with_boxes,
+    encode_tokens,
+)
 
 
-class SAMDETR(nn.Module):
+class SAMDETR(DetectionTransformer):
     """The network: images to decoded queries. Implements ``interface.DetectorNetwork``.
 
     A query is its reference box. It starts with content zero, and its position is the sine
@@ -47,14 +53,13 @@ class SAMDETR(nn.Module):
         num_points: reads per head and level of the deformable encoder of ``multi_scale``.
         neck_norm: "group", as in the official runs of 12 epochs and at multiple scales, or "none",
             as in those of 50 epochs.
-        isolate_padding: features of a picture do not depend on the padding beside it; False is the
+        fusion: where frames of a clip are mixed, see ``fusion.py``; None for images.
+        isolate_padding: features of an image do not depend on the padding beside it; False is the
             published behaviour, for parity with published checkpoints.
 
     Raises:
         ValueError: depth does not fit ``multi_scale``, or heads ``d``; unknown ``neck_norm``.
     """
-
-    backbone: Any  # a module with output_shape()
 
     def __init__(
         self,
@@ -73,53 +78,63 @@ class SAMDETR(nn.Module):
         multi_scale: bool = False,
         num_points: int = 4,
         neck_norm: str = "group",
+        fusion: Fusion | None = None,
         isolate_padding: bool = True,
     ) -> None:
-        super().__init__()
-        self.strides = (8, 16, 32) if multi_scale else (32,)
-        if num_decoder_layers % len(self.strides):
+        strides = (8, 16, 32) if multi_scale else (32,)
+        if num_decoder_layers % len(strides):
             raise ValueError(
-                f"net.multi_scale=true gives each of {len(self.strides)} levels as many decoder "
+                f"net.multi_scale=true gives each of {len(strides)} levels as many decoder "
                 f"layers, but net.num_decoder_layers={num_decoder_layers} is no multiple of it."
             )
         check_width(d, num_heads)
         if neck_norm not in ("group", "none"):
             raise ValueError(f"net.neck_norm must be 'group' or 'none', got {neck_norm!r}.")
-        self.d, self.num_classes, self.num_queries = d, num_classes, num_queries
-        self.num_logits = num_classes  # one sigmoid a class
-        self.reference_dim = 4
-        self.isolate_padding, self.multi_scale = isolate_padding, multi_scale
-
-        self.backbone = fold_frozen_norms(backbone)
-        load_imagenet_weights(backbone, weights)
-        self.neck = Neck(
-            self.backbone.output_shape(),
-            strides=self.strides,
+        super().__init__(
+            backbone=backbone,
+            weights=weights,
+            num_classes=num_classes,
+            num_logits=num_classes,  # one sigmoid a class
+            strides=strides,
             d=d,
-            norm=neck_norm,
+            num_queries=num_queries,
+            reference_dim=4,
+            neck_norm=neck_norm,
             isolate_padding=isolate_padding,
+            fusion=fusion,
         )
-        layer = {"d": d, "num_heads": num_heads, "dropout": dropout}
+        self.multi_scale = multi_scale
+        attention = {"d": d, "num_heads": num_heads}
+        layer = {"d": d, "dropout": dropout}
         if multi_scale:
-            deformable = {"num_levels": len(self.strides), "num_points": num_points}
-            self.level_embed = nn.Parameter(torch.empty(len(self.strides), d))
+            reads = {"num_levels": len(strides), "num_points": num_points}
+            self.level_embed = nn.Parameter(torch.empty(len(strides), d))
             self.encoder = nn.ModuleList(
-                EncoderLayer(**layer, **deformable, ffn_dim=ffn_dim // 2)
+                EncoderLayer(LocalAttention(**attention, **reads), **layer, ffn_dim=ffn_dim // 2)
                 for _ in range(num_encoder_layers)
             )
         else:
             self.encoder = nn.ModuleList(
-                GlobalEncoderLayer(**layer, ffn_dim=ffn_dim) for _ in range(num_encoder_layers)
+                EncoderLayer(
+                    GlobalAttention(**attention, dropout=dropout), **layer, ffn_dim=ffn_dim
+                )
+                for _ in range(num_encoder_layers)
             )
         self.decoder = nn.ModuleList(
-            SAMDecoderLayer(**layer, ffn_dim=ffn_dim, smca=smca) for _ in range(num_decoder_layers)
+            sam_decoder_layer(**layer, num_heads=num_heads, ffn_dim=ffn_dim, smca=smca)
+            for _ in range(num_decoder_layers)
         )
         self.query_embed = nn.Embedding(num_queries, 4)  # inverse sigmoid of cxcywh
-        self.class_heads = nn.ModuleList(
-            nn.Linear(d, num_classes) for _ in range(num_decoder_layers)
+        heads = DetectionHeads.build(
+            d=d, num_logits=num_classes, count=num_decoder_layers, refine=True
         )
-        self.box_heads = nn.ModuleList(MLP([d, d, d, 4]) for _ in range(num_decoder_layers))
+        self.class_heads, self.box_heads = heads.classes, heads.boxes
         self.reset_parameters()
+
+    @property
+    def heads(self) -> DetectionHeads:
+        """Class and box heads, one of each a decoder layer."""
+        return DetectionHeads(self.class_heads, self.box_heads, refine=True)
 
     def reset_parameters(self) -> None:
         """The official initialisation; the backbone has its own.
@@ -130,93 +145,45 @@ class SAMDETR(nn.Module):
         for projection in self.neck.projections:
             assert isinstance(projection, nn.Conv2d)
             projection.reset_parameters()  # the neck's own is Deformable DETR's
-        for stack in (self.encoder, self.decoder):
-            for parameter in stack.parameters():
-                if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
+        xavier(self.encoder, self.decoder)
         for module in self.encoder.modules():
             if isinstance(module, DeformableAttention):
                 module.reset_parameters()
         if self.multi_scale:
             nn.init.normal_(self.level_embed)
         for layer in self.decoder:
-            assert isinstance(layer, SAMDecoderLayer)
-            layer.reset_biases()
-        for head in self.class_heads:
-            assert isinstance(head, nn.Linear)
-            nn.init.constant_(head.bias, -math.log(99))  # focal loss: a prior of 1 % for "lesion"
-        for head in self.box_heads:
-            assert isinstance(head, MLP)
-            for parameter in head.layers[-1].parameters():
-                nn.init.zeros_(parameter)
-        for heads in (self.class_heads, self.box_heads):
-            for head in heads[1:]:
-                head.load_state_dict(heads[0].state_dict())
+            assert isinstance(layer, DecoderLayer)
+            reset_biases(layer)
+        self.heads.reset_parameters()
 
     # ------------------------------------------------------------------ the interface
 
-    def extract(self, images: Images) -> Features:
-        """Backbone and neck."""
-        with padding_isolated(self.backbone, images) if self.isolate_padding else nullcontext():
-            maps = self.backbone(images.pixels)
-        return self.neck(maps, images)
-
-    def encode(self, features: Features) -> Memory:
-        """Encoder, image by image."""
+    def encode_images(self, features: Features) -> Memory:
+        """Deformable encoder over three levels, or an ordinary one over C5."""
         tokens, shapes = flatten_levels(features.maps)
         position = flatten_levels(self._positions(features))[0].to(tokens.dtype)
-        padding = None
-        if features.padding is not None:
-            padding = torch.cat([mask.flatten(1) for mask in features.padding.values()], 1)
-        ratios = valid_ratios(features)
-        if self.multi_scale:
-            reference = token_centres(shapes, ratios).unsqueeze(2) * ratios.unsqueeze(1)
-            for layer in self.encoder:
-                tokens = layer(tokens, position, reference, shapes, padding)
-        else:
-            for layer in self.encoder:
-                tokens = layer(tokens, position, padding)
+        padding, ratios = joined_padding(features), valid_ratios(features)
+        place = Place(position, token_centres(shapes, ratios))
+        image = TokenGrid(tokens, position, padding, shapes, ratios)
+        tokens = encode_tokens(self.encoder, place, image)
         return Memory(features, tokens, padding, shapes, ratios)
 
-    def queries(self, memory: Memory) -> Queries:
-        """The detector's own N queries: learnt boxes, the same for each image."""
+    def initial_queries(self, memory: Memory) -> Queries:
+        """Learnt boxes, the same for each image."""
         B = memory.tokens.shape[0]
         reference = self.query_embed.weight.sigmoid().expand(B, -1, -1)
         nothing = reference.new_zeros(B, self.num_queries, self.d)
         return Queries(nothing, nothing, reference)
 
-    def decode(
-        self,
-        memory: Memory,
-        queries: Queries,
-        context: Context | None = None,
-    ) -> Decoded:
-        """Decode queries against a memory; every layer refines the boxes of the layer before.
-
-        Args:
-            memory: of the same images.
-            queries: any number; references of 4 numbers.
-            context: decoded queries of the same images that these may look at in self-attention.
-        """
+    def decode(self, memory: Memory, queries: Queries, context: Context | None = None) -> Decoded:
+        """Queries of any number, with references of 4 numbers."""
         assert queries.reference.shape[-1] == 4, "SAM-DETR takes the region of a box"
-        levels = self._levels(memory)
+        levels, layers = self._levels(memory), len(self.decoder)
+        images = [levels[-1 - i * len(levels) // layers] for i in range(layers)]  # coarsest first
         # Nothing of the position counts. With weight zero it stays in the graph, because an adapter
         # that has made it must have a gradient under DistributedDataParallel.
-        content = queries.content + 0 * queries.position
-        reference = queries.reference
-        hidden, logits, boxes = [], [], []
-        for index, layer in enumerate(self.decoder):
-            level = levels[-1 - index * len(levels) // len(self.decoder)]  # coarsest first
-            beside = None
-            if context is not None:
-                beside = (context.layer_input(index), _layer_reference(context, index))
-            content = layer(content, reference, level, beside)
-            box = move(reference, in_float32(self.box_heads[index], content))
-            hidden.append(content)
-            logits.append(self.class_heads[index](content))
-            boxes.append(box)
-            reference = box.detach()
-        return Decoded(torch.stack(hidden), torch.stack(logits), torch.stack(boxes))
+        queries = replace(queries, content=queries.content + 0 * queries.position)
+        return decode_with_boxes(self.decoder, queries, images, self.heads, context)
 
     # ------------------------------------------------------------------ levels
 
@@ -252,8 +219,3 @@ class SAMDETR(nn.Module):
             edge = reached if self.isolate_padding else size.expand_as(picture)
             levels.append(Level(tokens, place, padding, (h, w), picture, edge))
         return levels
-
-
-def _layer_reference(context: Context, layer: int) -> Tensor:
-    """References of the context's queries as they entered a decoder layer."""
-    return context.queries.reference if layer == 0 else context.decoded.boxes[layer - 1]

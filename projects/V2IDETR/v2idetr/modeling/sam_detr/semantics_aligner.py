@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from v2idetr.modeling.heads import MLP
 from v2idetr.modeling.position import sine_embedding
-from v2idetr.modeling.transformer import MLP
 
 REGION = 7  # cells of a region along x and along y
 

@@ -1,0 +1,101 @@
+"""From pixels to detections, as tensors: no dicts, no files, no ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from v2idetr.modeling.classification import Classification
+from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images, select_queries
+
+
+@dataclass
+class Detections:
+    """The best k detections of every image, best first.
+
+    Attributes:
+        scores: in [0, 1].
+        classes: 0-based.
+        boxes: cxcywh in [0, 1] of the unpadded image.
+    """
+
+    scores: Float[Tensor, "B k"]
+    classes: Int[Tensor, "B k"]
+    boxes: Float[Tensor, "B k 4"]
+
+
+def normalised_images(
+    images: Sequence[Tensor],
+    *,
+    mean: Float[Tensor, "3 1 1"],
+    std: Float[Tensor, "3 1 1"],
+    size_divisor: int,
+    num_frames: int = 1,
+) -> Images:
+    """RGB images (3, H, W) in [0, 255], normalised in one tensor padded to multiples of a divisor.
+
+    Padding is zero, at the right and at the bottom.
+    """
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    H, W = (-(-max(axis) // size_divisor) * size_divisor for axis in zip(*sizes, strict=True))
+    pixels = mean.new_zeros(len(images), 3, H, W)
+    for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
+        row[:, :h, :w] = (image.to(mean.device, non_blocking=True) - mean) / std
+    return Images(pixels, sizes, num_frames)
+
+
+def best_detections(decoded: Decoded, topk: int, classification: Classification) -> Detections:
+    """The best detections of the last layer, k <= topk; no suppression is needed."""
+    scores, classes, query = classification.detections(decoded.logits[-1], topk)
+    return Detections(scores, classes, select_queries(decoded.boxes[-1], query))
+
+
+class ImageDetector(nn.Module):
+    """Images of one size to scores, classes and boxes: what is exported and runs on live video.
+
+    Args:
+        net: a detector of single images.
+        classification: what its logits mean.
+        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
+        size_divisor: images are padded to multiples of this.
+        score_topk: detections per image, as far as the classification gives so many.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        net: DetectorNetwork,
+        classification: Classification,
+        *,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisor: int,
+        score_topk: int,
+    ) -> None:
+        super().__init__()
+        self.net, self.classification = net, classification
+        self.size_divisor, self.score_topk = size_divisor, score_topk
+        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1), False)
+
+    def forward(
+        self, pixels: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"], Float[Tensor, "B k 4"]]:
+        """Scores, classes and boxes (xyxy px of these pixels) of RGB pixels in [0, 255]."""
+        images = normalised_images(
+            list(pixels),
+            mean=self.pixel_mean,
+            std=self.pixel_std,
+            size_divisor=self.size_divisor,
+        )
+        found = best_detections(self.net(images), self.score_topk, self.classification)
+        H, W = pixels.shape[-2:]
+        boxes = box_convert(found.boxes, "cxcywh", "xyxy")
+        return found.scores, found.classes, boxes * boxes.new_tensor([W, H, W, H])
