@@ -17,6 +17,7 @@ from torch import nn
 from v2idetr.modeling.backbone import padding_isolated
 from v2idetr.modeling.backbone_weights import load_imagenet_weights
 from v2idetr.modeling.deformable_attention import DeformableAttention
+from v2idetr.modeling.deformable_detr.weights import RULES
 from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.interface import (
     Context,
@@ -61,6 +62,7 @@ class DeformableDETR(nn.Module):
         ValueError: options that need each other, widths, levels or ``temporal`` do not fit.
     """
 
+    weight_rules = RULES
     backbone: Any  # a module with output_shape()
 
     def __init__(

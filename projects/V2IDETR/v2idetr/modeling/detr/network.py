@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from v2idetr.modeling.backbone import padding_isolated
 from v2idetr.modeling.backbone_weights import load_imagenet_weights
+from v2idetr.modeling.detr.weights import RULES
 from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.neck import Neck, flatten_levels
@@ -46,6 +47,7 @@ class DETR(nn.Module):
         ValueError: more than one level; heads do not share ``d`` out; unknown ``query_content``.
     """
 
+    weight_rules = RULES
     backbone: Any  # a module with output_shape()
 
     def __init__(

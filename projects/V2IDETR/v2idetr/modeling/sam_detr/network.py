@@ -22,6 +22,7 @@ from v2idetr.modeling.position import position_maps
 from v2idetr.modeling.references import in_float32, move, token_centres, valid_ratios
 from v2idetr.modeling.sam_detr.decoder import SAMDecoderLayer
 from v2idetr.modeling.sam_detr.semantics_aligner import Level
+from v2idetr.modeling.sam_detr.weights import RULES
 from v2idetr.modeling.transformer import MLP, EncoderLayer, GlobalEncoderLayer, check_width
 
 
@@ -54,6 +55,7 @@ class SAMDETR(nn.Module):
         ValueError: depth does not fit ``multi_scale``, or heads ``d``; unknown ``neck_norm``.
     """
 
+    weight_rules = RULES
     backbone: Any  # a module with output_shape()
 
     def __init__(
