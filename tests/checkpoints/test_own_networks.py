@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 import v2idetr.modeling
-from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
+from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network, tiny_resnet
 from tests.conftest import TinyBackbone
 from tools.convert_checkpoint import main
 from v2idetr.checkpoints.architecture import describe
@@ -33,7 +33,7 @@ from v2idetr.modeling.weight_rules import Architecture, Layout, WeightRules, fam
 from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
 
 FOCAL = {"_target_": "v2idetr.modeling.classification.FocalClassification"}
-SHOP_NAMES = {"scorer.": "shop.scores.", "boxer.": "shop.boxes.", "mixer.": "shop.mixer."}
+PARTS = ("backbone", "mixer", "scorer", "boxer")
 DEFORMABLE = {"num_classes": 1, "d": 32, "num_encoder_layers": 1, "num_decoder_layers": 1}
 
 
@@ -48,7 +48,7 @@ class ToyNetwork(nn.Module):
         super().__init__()
         self.d, self.num_classes, self.num_logits = d, num_classes, num_classes
         self.backbone = backbone
-        self.mixer = nn.Conv2d(32, d, 1)
+        self.mixer = nn.Conv2d(list(backbone.output_shape().values())[-1].channels, d, 1)
         self.scorer = nn.Linear(d, num_classes)
         self.boxer = nn.Linear(d, 4)
 
@@ -82,8 +82,8 @@ class RuledNetwork(ToyNetwork):
             Layout(
                 name="toys",
                 title="the toy shop's detector",
-                marks=("shop.scores.weight",),
-                rules=tuple(Rule(ours, theirs) for ours, theirs in SHOP_NAMES.items()),
+                marks=("shop.scorer.weight",),
+                rules=tuple(Rule(f"{part}.", f"shop.{part}.") for part in PARTS),
             ),
         ),
         class_heads="scorer.",
@@ -176,13 +176,8 @@ def test_a_folder_with_a_family_is_found_and_files_in_its_layout_are_read(
     families.cache_clear()
     try:
         assert families()["RuledNetwork"] is RuledNetwork
-        net = RuledNetwork(backbone=TinyBackbone())
-        state = {
-            name.replace(ours, other): tensor
-            for name, tensor in net.state_dict().items()
-            for ours, other in SHOP_NAMES.items()
-            if name.startswith(ours)
-        }
+        net = RuledNetwork(backbone=tiny_resnet())
+        state = {f"shop.{name}": tensor for name, tensor in net.state_dict().items()}
         torch.save({"model": state}, tmp_path / "shop.pth")
         weights = read_foreign(tmp_path / "shop.pth", read_weights(tmp_path / "shop.pth"))
     finally:
@@ -212,7 +207,9 @@ def test_the_converter_publishes_it_and_reads_it_with_its_config(
     best, path = tmp_path / "best.pth", tmp_path / "toy.safetensors"
     detector = build_stage(load_config(config, []), "plain").detector
     assert type(detector.net).__name__ == "ToyNetwork"
-    save_checkpoint(Checkpoint("plain", 6, dict(detector.state_dict())), best)
+    save_checkpoint(
+        Checkpoint("plain", 6, dict(detector.state_dict()), class_names=["polyp"]), best
+    )
     given = ["--config-file", str(config)]
     assert main([str(best), *given, "--output", str(path)]) == 0
     assert load_detector(detector, path) == []

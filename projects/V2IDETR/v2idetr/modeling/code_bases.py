@@ -1,77 +1,151 @@
-"""Tensor names that the detectors of one code base share: official codes, detrex, transformers.
-
-Files of transformers keep the names of its version 4 (``fc1``, ``out_proj``,
-``backbone.conv_encoder``), though its modules have had others since version 5. Both are read, the
-former are written.
-"""
+"""Tensor names that the detectors of one code base share: official codes, detrex, transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from v2idetr.modeling.renaming import Rule, joined
 from v2idetr.modeling.resnet_names import torchvision_rules, transformers_rules
-from v2idetr.modeling.weight_rules import Architecture
+from v2idetr.modeling.weight_rules import Architecture, Layout
 
-# ------------------------------------------------------------------------- official codes
 
-OFFICIAL_ENCODER = "transformer.encoder.layers.{}."
-OFFICIAL_DECODER = "transformer.decoder.layers.{}."
-OFFICIAL_SHARED = (
-    *torchvision_rules("backbone.", "backbone.0.body."),
-    Rule("encoder.{}.attention.", f"{OFFICIAL_ENCODER}self_attn."),
-    Rule("encoder.{}.attention_norm.", f"{OFFICIAL_ENCODER}norm1."),
-    Rule("encoder.{}.ffn.norm.", f"{OFFICIAL_ENCODER}norm2."),
-    *[Rule(f"encoder.{{}}.ffn.linear{i}.", f"{OFFICIAL_ENCODER}linear{i}.") for i in (1, 2)],
-    Rule("decoder.{}.ffn.norm.", f"{OFFICIAL_DECODER}norm3."),
-    *[Rule(f"decoder.{{}}.ffn.linear{i}.", f"{OFFICIAL_DECODER}linear{i}.") for i in (1, 2)],
-    Rule("query_embed.", "query_embed."),
+@dataclass(frozen=True)
+class CodeBase:
+    """Names that all detectors of a code base share.
+
+    Attributes:
+        name, spellings, unused: see ``weight_rules.Layout``.
+        title: with ``{}`` for the detector.
+        encoder, decoder: patterns of their layers.
+        in_encoder, in_decoder: names in such a layer, ours to theirs.
+        rules: for names outside of it, or of another form.
+    """
+
+    name: str
+    title: str
+    encoder: str
+    decoder: str
+    in_encoder: Mapping[str, str]
+    in_decoder: Mapping[str, str]
+    rules: Sequence[Rule]
+    spellings: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = (r"\.num_batches_tracked$",)
+
+    def layout(
+        self,
+        detector: str,
+        *,
+        in_encoder: Mapping[str, str] = {},
+        in_decoder: Mapping[str, str] = {},
+        others: Mapping[str, str] = {},
+        rules: Sequence[Rule] = (),
+        **settings: Any,
+    ) -> Layout:
+        """Names of one detector.
+
+        Args:
+            detector: for messages.
+            in_encoder, in_decoder: names in a layer, ours to theirs, besides the shared ones.
+            others: names outside the layers, ours to theirs.
+            rules: of another form.
+            settings: further ones of ``weight_rules.Layout``.
+        """
+        places = (
+            ("encoder.{}.", self.encoder, {**self.in_encoder, **in_encoder}),
+            ("decoder.{}.", self.decoder, {**self.in_decoder, **in_decoder}),
+            ("", "", others),
+        )
+        own = [Rule(a + x, b + y) for a, b, names in places for x, y in names.items()]
+        return Layout(
+            **{"spellings": self.spellings, "unused": self.unused, **settings},
+            name=self.name,
+            title=self.title.format(detector),
+            rules=(*self.rules, *own, *rules),
+        )
+
+
+OFFICIAL = CodeBase(
+    name="official",
+    title="the official code of {}",
+    encoder="transformer.encoder.layers.{}.",
+    decoder="transformer.decoder.layers.{}.",
+    in_encoder={
+        "attention.": "self_attn.",
+        "attention_norm.": "norm1.",
+        "ffn.linear1.": "linear1.",
+        "ffn.linear2.": "linear2.",
+        "ffn.norm.": "norm2.",
+    },
+    in_decoder={
+        "ffn.linear1.": "linear1.",
+        "ffn.linear2.": "linear2.",
+        "ffn.norm.": "norm3.",
+    },
+    rules=[
+        *torchvision_rules("backbone.", "backbone.0.body."),
+        Rule("query_embed.", "query_embed."),
+    ],
 )
-
-# ------------------------------------------------------------------------- detrex
-# Its backbones are Detectron2's, as ours.
-
-DETREX_ENCODER, DETREX_DECODER = OFFICIAL_ENCODER, OFFICIAL_DECODER
-DETREX_SHARED = (
-    Rule("backbone.stem.", "backbone.stem."),
-    *[Rule(f"backbone.res{stage}.", f"backbone.res{stage}.") for stage in (2, 3, 4, 5)],
-    Rule("encoder.{}.attention_norm.", f"{DETREX_ENCODER}norms.0."),
-    Rule("encoder.{}.ffn.linear1.", f"{DETREX_ENCODER}ffns.0.layers.0.0."),
-    Rule("encoder.{}.ffn.linear2.", f"{DETREX_ENCODER}ffns.0.layers.1."),
-    Rule("encoder.{}.ffn.norm.", f"{DETREX_ENCODER}norms.1."),
-    Rule("decoder.{}.self_attention.", f"{DETREX_DECODER}attentions.0.attn."),
-    Rule("decoder.{}.self_norm.", f"{DETREX_DECODER}norms.0."),
-    Rule("decoder.{}.cross_norm.", f"{DETREX_DECODER}norms.1."),
-    Rule("decoder.{}.ffn.linear1.", f"{DETREX_DECODER}ffns.0.layers.0.0."),
-    Rule("decoder.{}.ffn.linear2.", f"{DETREX_DECODER}ffns.0.layers.1."),
-    Rule("decoder.{}.ffn.norm.", f"{DETREX_DECODER}norms.2."),
+DETREX = CodeBase(
+    name="detrex",
+    title="detrex's {}",
+    encoder="transformer.encoder.layers.{}.",
+    decoder="transformer.decoder.layers.{}.",
+    in_encoder={
+        "attention_norm.": "norms.0.",
+        "ffn.linear1.": "ffns.0.layers.0.0.",
+        "ffn.linear2.": "ffns.0.layers.1.",
+        "ffn.norm.": "norms.1.",
+    },
+    in_decoder={
+        "self_attention.": "attentions.0.attn.",
+        "self_norm.": "norms.0.",
+        "cross_norm.": "norms.1.",
+        "ffn.linear1.": "ffns.0.layers.0.0.",
+        "ffn.linear2.": "ffns.0.layers.1.",
+        "ffn.norm.": "norms.2.",
+    },
+    # Its backbones are Detectron2's, as ours.
+    rules=[
+        Rule(f"backbone.{p}.", f"backbone.{p}.") for p in ("stem", "res2", "res3", "res4", "res5")
+    ],
+    unused=(r"\.num_batches_tracked$", r"^criterion\."),
 )
-DETREX_UNUSED = (r"\.num_batches_tracked$", r"^criterion\.")
-
-# ------------------------------------------------------------------------- transformers
-
-TRANSFORMERS_ENCODER, TRANSFORMERS_DECODER = "model.encoder.layers.{}.", "model.decoder.layers.{}."
-TRANSFORMERS_BACKBONE = "model.backbone.conv_encoder.model."
-TRANSFORMERS_SHARED = (
-    # timm's ResNet, as in the published files and as we write it, or transformers' own
-    *torchvision_rules("backbone.", TRANSFORMERS_BACKBONE),
-    *transformers_rules("backbone.", TRANSFORMERS_BACKBONE),
-    Rule("encoder.{}.attention_norm.", f"{TRANSFORMERS_ENCODER}self_attn_layer_norm."),
-    Rule("encoder.{}.ffn.linear1.", f"{TRANSFORMERS_ENCODER}fc1."),
-    Rule("encoder.{}.ffn.linear2.", f"{TRANSFORMERS_ENCODER}fc2."),
-    Rule("encoder.{}.ffn.norm.", f"{TRANSFORMERS_ENCODER}final_layer_norm."),
-    *joined("decoder.{}.self_attention.", f"{TRANSFORMERS_DECODER}self_attn."),
-    Rule("decoder.{}.self_norm.", f"{TRANSFORMERS_DECODER}self_attn_layer_norm."),
-    Rule("decoder.{}.cross_norm.", f"{TRANSFORMERS_DECODER}encoder_attn_layer_norm."),
-    Rule("decoder.{}.ffn.linear1.", f"{TRANSFORMERS_DECODER}fc1."),
-    Rule("decoder.{}.ffn.linear2.", f"{TRANSFORMERS_DECODER}fc2."),
-    Rule("decoder.{}.ffn.norm.", f"{TRANSFORMERS_DECODER}final_layer_norm."),
-    Rule("query_embed.", "model.query_position_embeddings."),
-)
-TRANSFORMERS_SPELLINGS = (
-    (r"^model\.backbone\.model\.", TRANSFORMERS_BACKBONE),
-    (r"attn\.o_proj\.", "attn.out_proj."),
-    (r"\.mlp\.fc(\d)\.", r".fc\1."),
+# Files of transformers keep the names of its version 4 (``fc1``, ``out_proj``), though its modules
+# have had others since version 5. Both are read, the former are written.
+_BACKBONE = "model.backbone.conv_encoder.model."
+TRANSFORMERS = CodeBase(
+    name="transformers",
+    title="transformers' {}",
+    encoder="model.encoder.layers.{}.",
+    decoder="model.decoder.layers.{}.",
+    in_encoder={
+        "attention_norm.": "self_attn_layer_norm.",
+        "ffn.linear1.": "fc1.",
+        "ffn.linear2.": "fc2.",
+        "ffn.norm.": "final_layer_norm.",
+    },
+    in_decoder={
+        "self_norm.": "self_attn_layer_norm.",
+        "cross_norm.": "encoder_attn_layer_norm.",
+        "ffn.linear1.": "fc1.",
+        "ffn.linear2.": "fc2.",
+        "ffn.norm.": "final_layer_norm.",
+    },
+    rules=[
+        # timm's ResNet, as in the published files and as we write it, or transformers' own
+        *torchvision_rules("backbone.", _BACKBONE),
+        *transformers_rules("backbone.", _BACKBONE),
+        *joined("decoder.{}.self_attention.", "model.decoder.layers.{}.self_attn."),
+        Rule("query_embed.", "model.query_position_embeddings."),
+    ],
+    spellings=(
+        (r"^model\.backbone\.model\.", _BACKBONE),
+        (r"attn\.o_proj\.", "attn.out_proj."),
+        (r"\.mlp\.fc(\d)\.", r".fc\1."),
+    ),
 )
 
 

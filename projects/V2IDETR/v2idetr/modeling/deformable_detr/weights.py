@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from v2idetr.modeling import code_bases as names
-from v2idetr.modeling.code_bases import (
-    DETREX_DECODER,
-    DETREX_ENCODER,
-    OFFICIAL_DECODER,
-    TRANSFORMERS_DECODER,
-    TRANSFORMERS_ENCODER,
-)
-from v2idetr.modeling.renaming import Rule, State
+from v2idetr.modeling import code_bases
+from v2idetr.modeling.code_bases import CodeBase
+from v2idetr.modeling.renaming import State
 from v2idetr.modeling.weight_rules import (
     Architecture,
     Layout,
@@ -25,91 +19,81 @@ from v2idetr.modeling.weight_rules import (
 )
 
 
-def _shared_rules(prefix: str) -> list[Rule]:
-    """Reference points, two stages and heads, which every code base names alike.
+def _layout(code_base: CodeBase, transformer: str, others: dict[str, str], **parts: Any) -> Layout:
+    """A layout with reference points, two stages and heads, which all code bases name alike.
 
     Args:
-        prefix: of the transformer.
+        code_base: of the layout.
+        transformer: prefix of the transformer's names.
+        others, parts: see ``CodeBase.layout``.
     """
-    return [
-        Rule("reference_points.", f"{prefix}reference_points."),
-        Rule("proposal_proj.", f"{prefix}enc_output."),
-        Rule("proposal_norm.", f"{prefix}enc_output_norm."),
-        Rule("query_proj.", f"{prefix}pos_trans."),
-        Rule("query_norm.", f"{prefix}pos_trans_norm."),
-        Rule("class_heads.{}.", "class_embed.{}."),
-        Rule("box_heads.{}.", "bbox_embed.{}."),
-    ]
-
-
-def _second_names(prefix: str) -> tuple[SecondName, ...]:
-    """The heads that every code base stores twice; ``prefix`` as above."""
-    return (
-        SecondName("class_embed.{}.", "class_embed.0.", "shared heads"),
-        SecondName("bbox_embed.{}.", "bbox_embed.0.", "shared heads"),
-        SecondName(f"{prefix}decoder.bbox_embed.{{}}.", "bbox_embed.{}.", "own heads"),
-        SecondName(f"{prefix}decoder.class_embed.{{}}.", "class_embed.{}.", "two stages"),
+    return code_base.layout(
+        "Deformable DETR",
+        others={
+            "reference_points.": f"{transformer}reference_points.",
+            "proposal_proj.": f"{transformer}enc_output.",
+            "proposal_norm.": f"{transformer}enc_output_norm.",
+            "query_proj.": f"{transformer}pos_trans.",
+            "query_norm.": f"{transformer}pos_trans_norm.",
+            "class_heads.{}.": "class_embed.{}.",
+            "box_heads.{}.": "bbox_embed.{}.",
+            **others,
+        },
+        own_heads_mark=f"{transformer}decoder.bbox_embed.",
+        second_names=(
+            SecondName("class_embed.{}.", "class_embed.0.", "shared heads"),
+            SecondName("bbox_embed.{}.", "bbox_embed.0.", "shared heads"),
+            SecondName(f"{transformer}decoder.bbox_embed.{{}}.", "bbox_embed.{}.", "own heads"),
+            SecondName(f"{transformer}decoder.class_embed.{{}}.", "class_embed.{}.", "two stages"),
+        ),
+        **parts,
     )
 
 
-OFFICIAL = Layout(
-    name="official",
-    title="the official code of Deformable DETR",
+OFFICIAL = _layout(
+    code_bases.OFFICIAL,
+    "transformer.",
+    {
+        "neck.projections.{}.": "input_proj.{}.0.",
+        "neck.norms.{}.": "input_proj.{}.1.",
+        "level_embed": "transformer.level_embed",
+    },
     marks=("transformer.decoder.layers.0.cross_attn.sampling_offsets.weight",),
-    rules=(
-        *names.OFFICIAL_SHARED,
-        Rule("decoder.{}.self_attention.", f"{OFFICIAL_DECODER}self_attn."),
-        Rule("decoder.{}.self_norm.", f"{OFFICIAL_DECODER}norm2."),  # 1 is the cross-attention's
-        Rule("decoder.{}.cross_attention.", f"{OFFICIAL_DECODER}cross_attn."),
-        Rule("decoder.{}.cross_norm.", f"{OFFICIAL_DECODER}norm1."),
-        Rule("neck.projections.{}.", "input_proj.{}.0."),
-        Rule("neck.norms.{}.", "input_proj.{}.1."),
-        Rule("level_embed", "transformer.level_embed"),
-        *_shared_rules("transformer."),
-    ),
-    own_heads_mark="transformer.decoder.bbox_embed.",
-    second_names=_second_names("transformer."),
+    in_decoder={
+        "self_attention.": "self_attn.",
+        "self_norm.": "norm2.",  # counted from the cross-attention
+        "cross_attention.": "cross_attn.",
+        "cross_norm.": "norm1.",
+    },
 )
-
-DETREX = Layout(
-    name="detrex",
-    title="detrex's Deformable DETR",
-    marks=("transformer.decoder.layers.0.attentions.1.sampling_offsets.weight",),
-    rules=(
-        *names.DETREX_SHARED,
-        Rule("encoder.{}.attention.", f"{DETREX_ENCODER}attentions.0."),
-        Rule("decoder.{}.cross_attention.", f"{DETREX_DECODER}attentions.1."),
+DETREX = _layout(
+    code_bases.DETREX,
+    "transformer.",
+    {
         # C3, C4 and C5, then the levels beyond the backbone
-        *[Rule(f"neck.projections.{i}.", f"neck.convs.{i}.conv.") for i in range(3)],
-        *[Rule(f"neck.norms.{i}.", f"neck.convs.{i}.norm.") for i in range(3)],
-        *[Rule(f"neck.projections.{3 + i}.", f"neck.extra_convs.{i}.conv.") for i in range(4)],
-        *[Rule(f"neck.norms.{3 + i}.", f"neck.extra_convs.{i}.norm.") for i in range(4)],
-        Rule("level_embed", "transformer.level_embeds"),
-        *_shared_rules("transformer."),
-        Rule("query_embed.", "query_embedding."),
-    ),
-    own_heads_mark="transformer.decoder.bbox_embed.",
-    second_names=_second_names("transformer."),
+        **{f"neck.projections.{i}.": f"neck.convs.{i}.conv." for i in range(3)},
+        **{f"neck.norms.{i}.": f"neck.convs.{i}.norm." for i in range(3)},
+        **{f"neck.projections.{3 + i}.": f"neck.extra_convs.{i}.conv." for i in range(4)},
+        **{f"neck.norms.{3 + i}.": f"neck.extra_convs.{i}.norm." for i in range(4)},
+        "level_embed": "transformer.level_embeds",
+        "query_embed.": "query_embedding.",
+    },
+    marks=("transformer.decoder.layers.0.attentions.1.sampling_offsets.weight",),
+    in_encoder={"attention.": "attentions.0."},
+    in_decoder={"cross_attention.": "attentions.1."},
     spellings=((r"^transformer\.enc_outpout_norm\.", "transformer.enc_output_norm."),),
-    unused=names.DETREX_UNUSED,
 )
-
-TRANSFORMERS = Layout(
-    name="transformers",
-    title="transformers' Deformable DETR",
+TRANSFORMERS = _layout(
+    code_bases.TRANSFORMERS,
+    "model.",
+    {
+        "neck.projections.{}.": "model.input_proj.{}.0.",
+        "neck.norms.{}.": "model.input_proj.{}.1.",
+        "level_embed": "model.level_embed",
+    },
     marks=("model.decoder.layers.0.encoder_attn.sampling_offsets.weight",),
-    rules=(
-        *names.TRANSFORMERS_SHARED,
-        Rule("encoder.{}.attention.", f"{TRANSFORMERS_ENCODER}self_attn."),
-        Rule("decoder.{}.cross_attention.", f"{TRANSFORMERS_DECODER}encoder_attn."),
-        Rule("neck.projections.{}.", "model.input_proj.{}.0."),
-        Rule("neck.norms.{}.", "model.input_proj.{}.1."),
-        Rule("level_embed", "model.level_embed"),
-        *_shared_rules("model."),
-    ),
-    own_heads_mark="model.decoder.bbox_embed.",
-    second_names=_second_names("model."),
-    spellings=names.TRANSFORMERS_SPELLINGS,
+    in_encoder={"attention.": "self_attn."},
+    in_decoder={"cross_attention.": "encoder_attn."},
     fills_heads=True,
 )
 
@@ -131,7 +115,7 @@ def _proposal_head(state: State) -> str:
 
 
 def _transformers_config(architecture: Architecture) -> dict[str, Any]:
-    return names.transformers_config(architecture) | {
+    return code_bases.transformers_config(architecture) | {
         "model_type": "deformable_detr",
         "architectures": ["DeformableDetrForObjectDetection"],
         "num_feature_levels": len(architecture["strides"]),

@@ -5,73 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from v2idetr.modeling import code_bases as names
-from v2idetr.modeling.code_bases import (
-    DETREX_DECODER,
-    DETREX_ENCODER,
-    OFFICIAL_DECODER,
-    TRANSFORMERS_DECODER,
-    TRANSFORMERS_ENCODER,
-)
-from v2idetr.modeling.renaming import Rule, State, joined
-from v2idetr.modeling.weight_rules import (
-    Architecture,
-    Layout,
-    WeightRules,
-    transformer_settings,
-)
+from v2idetr.modeling import code_bases
+from v2idetr.modeling.renaming import State, joined
+from v2idetr.modeling.weight_rules import Architecture, WeightRules, transformer_settings
 
-OFFICIAL = Layout(
-    name="official",
-    title="the official code of DETR",
+HEADS = {"class_head.": "class_embed.", "box_head.": "bbox_embed."}
+OFFICIAL = code_bases.OFFICIAL.layout(
+    "DETR",
     marks=("transformer.decoder.layers.0.multihead_attn.in_proj_weight",),
-    rules=(
-        *names.OFFICIAL_SHARED,
-        Rule("decoder.{}.self_attention.", f"{OFFICIAL_DECODER}self_attn."),
-        Rule("decoder.{}.self_norm.", f"{OFFICIAL_DECODER}norm1."),
-        Rule("decoder.{}.cross_attention.", f"{OFFICIAL_DECODER}multihead_attn."),
-        Rule("decoder.{}.cross_norm.", f"{OFFICIAL_DECODER}norm2."),
-        Rule("decoder_norm.", "transformer.decoder.norm."),
-        Rule("neck.projections.0.", "input_proj."),
-        Rule("class_head.", "class_embed."),
-        Rule("box_head.", "bbox_embed."),
-    ),
+    in_decoder={
+        "self_attention.": "self_attn.",
+        "self_norm.": "norm1.",
+        "cross_attention.": "multihead_attn.",
+        "cross_norm.": "norm2.",
+    },
+    others={
+        "decoder_norm.": "transformer.decoder.norm.",
+        "neck.projections.0.": "input_proj.",
+        **HEADS,
+    },
 )
-
-DETREX = Layout(
-    name="detrex",
-    title="detrex's DETR",
+DETREX = code_bases.DETREX.layout(
+    "DETR",
     marks=("transformer.decoder.layers.0.attentions.1.attn.in_proj_weight",),
-    rules=(
-        *names.DETREX_SHARED,
-        Rule("encoder.{}.attention.", f"{DETREX_ENCODER}attentions.0.attn."),
-        Rule("decoder.{}.cross_attention.", f"{DETREX_DECODER}attentions.1.attn."),
-        Rule("decoder_norm.", "transformer.decoder.post_norm_layer."),
-        Rule("neck.projections.0.", "input_proj."),
-        Rule("query_embed.", "query_embed."),
-        Rule("class_head.", "class_embed."),
-        Rule("box_head.", "bbox_embed."),
-    ),
-    unused=names.DETREX_UNUSED,
+    in_encoder={"attention.": "attentions.0.attn."},
+    in_decoder={"cross_attention.": "attentions.1.attn."},
+    others={
+        "decoder_norm.": "transformer.decoder.post_norm_layer.",
+        "neck.projections.0.": "input_proj.",
+        "query_embed.": "query_embed.",
+        **HEADS,
+    },
 )
-
-TRANSFORMERS = Layout(
-    name="transformers",
-    title="transformers' DETR",
+TRANSFORMERS = code_bases.TRANSFORMERS.layout(
+    "DETR",
     marks=(
         "model.decoder.layers.0.encoder_attn.q_proj.weight",
         "class_labels_classifier.weight",
     ),
-    rules=(
-        *names.TRANSFORMERS_SHARED,
-        *joined("encoder.{}.attention.", f"{TRANSFORMERS_ENCODER}self_attn."),
-        *joined("decoder.{}.cross_attention.", f"{TRANSFORMERS_DECODER}encoder_attn."),
-        Rule("decoder_norm.", "model.decoder.layernorm."),
-        Rule("neck.projections.0.", "model.input_projection."),
-        Rule("class_head.", "class_labels_classifier."),
-        Rule("box_head.", "bbox_predictor."),
-    ),
-    spellings=names.TRANSFORMERS_SPELLINGS,
+    others={
+        "decoder_norm.": "model.decoder.layernorm.",
+        "neck.projections.0.": "model.input_projection.",
+        "class_head.": "class_labels_classifier.",
+        "box_head.": "bbox_predictor.",
+    },
+    rules=[
+        *joined("encoder.{}.attention.", "model.encoder.layers.{}.self_attn."),
+        *joined("decoder.{}.cross_attention.", "model.decoder.layers.{}.encoder_attn."),
+    ],
 )
 
 
@@ -82,7 +63,7 @@ def _describe(state: State, known: Mapping[str, Any]) -> Architecture:
 
 def _transformers_config(architecture: Architecture) -> dict[str, Any]:
     own = {"model_type": "detr", "architectures": ["DetrForObjectDetection"]}
-    return names.transformers_config(architecture) | own
+    return code_bases.transformers_config(architecture) | own
 
 
 RULES = WeightRules(

@@ -5,70 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from v2idetr.modeling.code_bases import OFFICIAL_DECODER, OFFICIAL_SHARED
+from v2idetr.modeling import code_bases
 from v2idetr.modeling.renaming import Rule, State
 from v2idetr.modeling.weight_rules import (
     Architecture,
-    Layout,
     SecondName,
     WeightRules,
     deformable_points,
     transformer_settings,
 )
 
-
-def _attention_rules(attention: str, short: str, position: str) -> list[Rule]:
-    """Rules for one of the decoder's attentions.
-
-    Args:
-        attention: our name, and the beginning of theirs for the output.
-        short: what the names of their other projections begin with.
-        position: how the names of their position projections end.
-    """
-    ours = f"decoder.{{}}.{attention}_attention."
-    parts = {
-        "query_content": f"{short}_qcontent_proj",
-        "query_position": f"{short}_qpos{position}_proj",
-        "key_content": f"{short}_kcontent_proj",
-        "key_position": f"{short}_kpos{position}_proj",
-        "value": f"{short}_v_proj",
-        "out": f"{attention}_attn.out_proj",
-    }
-    return [Rule(f"{ours}{part}.", f"{OFFICIAL_DECODER}{name}.") for part, name in parts.items()]
-
-
-OFFICIAL = Layout(
-    name="official",
-    title="the official code of SAM-DETR",
+OFFICIAL = code_bases.OFFICIAL.layout(
+    "SAM-DETR",
     marks=("transformer.decoder.layers.0.point1.0.weight",),
-    rules=(
-        *_attention_rules("self", "sa", ""),
-        Rule("decoder.{}.self_norm.", f"{OFFICIAL_DECODER}norm1."),
+    in_decoder={
+        "self_attention.query_content.": "sa_qcontent_proj.",
+        "self_attention.query_position.": "sa_qpos_proj.",
+        "self_attention.key_content.": "sa_kcontent_proj.",
+        "self_attention.key_position.": "sa_kpos_proj.",
+        "self_attention.value.": "sa_v_proj.",
+        "self_attention.out.": "self_attn.out_proj.",
+        "self_norm.": "norm1.",
+        "aligner.region_proj.bias": "point1.0.bias",
+        # ReLUs stand between the layers of an nn.Sequential
+        **{f"aligner.salient_points.layers.{i}.": f"point2.{2 * i}." for i in range(4)},
+        "aligner.content_gate.": "attn1.",
+        "aligner.position_gate.": "attn2.",
+        "cross_attention.query_content.": "ca_qcontent_proj.",
+        "cross_attention.query_position.": "ca_qpos_sine_proj.",
+        "cross_attention.key_content.": "ca_kcontent_proj.",
+        "cross_attention.key_position.": "ca_kpos_sine_proj.",
+        "cross_attention.value.": "ca_v_proj.",
+        "cross_attention.out.": "cross_attn.out_proj.",
+        "cross_norm.": "norm2.",
+    },
+    others={
+        "neck.projections.{}.": "input_proj.{}.0.",
+        "neck.norms.{}.": "input_proj.{}.1.",
+        "class_heads.{}.": "class_embed.{}.",
+        "box_heads.{}.": "bbox_embed.{}.",
+        "level_embed": "transformer.level_embed",
+    },
+    rules=[
         Rule(
             "decoder.{}.aligner.region_proj.weight",
-            f"{OFFICIAL_DECODER}point1.0.weight",
+            "transformer.decoder.layers.{}.point1.0.weight",
             kernel=True,
-        ),
-        Rule("decoder.{}.aligner.region_proj.bias", f"{OFFICIAL_DECODER}point1.0.bias"),
-        # ReLUs stand between the layers of an nn.Sequential
-        *[
-            Rule(
-                f"decoder.{{}}.aligner.salient_points.layers.{i}.",
-                f"{OFFICIAL_DECODER}point2.{2 * i}.",
-            )
-            for i in range(4)
-        ],
-        Rule("decoder.{}.aligner.content_gate.", f"{OFFICIAL_DECODER}attn1."),
-        Rule("decoder.{}.aligner.position_gate.", f"{OFFICIAL_DECODER}attn2."),
-        *_attention_rules("cross", "ca", "_sine"),
-        Rule("decoder.{}.cross_norm.", f"{OFFICIAL_DECODER}norm2."),
-        *OFFICIAL_SHARED,
-        Rule("neck.projections.{}.", "input_proj.{}.0."),
-        Rule("neck.norms.{}.", "input_proj.{}.1."),
-        Rule("class_heads.{}.", "class_embed.{}."),
-        Rule("box_heads.{}.", "bbox_embed.{}."),
-        Rule("level_embed", "transformer.level_embed"),
-    ),
+        )
+    ],
     second_names=(SecondName("transformer.decoder.bbox_embed.{}.", "bbox_embed.{}.", "own heads"),),
 )
 
