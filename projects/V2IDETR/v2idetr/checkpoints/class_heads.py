@@ -8,21 +8,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.modeling.renaming import State
 from v2idetr.modeling.weight_rules import WeightRules, rules_of
 
-# By COCO's ids, 1 to 90; "-" for those that it does not use.
-_COCO = """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,-,
-stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,backpack,
-umbrella,-,-,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,
-baseball glove,skateboard,surfboard,tennis racket,bottle,-,wine glass,cup,fork,knife,spoon,bowl,
-banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,
--,dining table,-,-,toilet,-,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,
-refrigerator,-,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"""
-COCO_BY_ID = ["-", *_COCO.replace("\n", "").split(",")]  # 91 rows, as the official codes have them
-COCO_CLASSES = [name for name in COCO_BY_ID if name != "-"]  # 80 rows, as in detrex
+# By COCO's ids, 91 rows as the official codes have them; two words stand for ids without a class.
+COCO_BY_ID = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+UNUSED = ("__background__", "N/A")
+COCO_CLASSES = [name for name in COCO_BY_ID if name not in UNUSED]  # 80 rows, as in detrex
 
 
 def default_class_names(num_classes: int) -> list[str]:
@@ -33,7 +28,7 @@ def default_class_names(num_classes: int) -> list[str]:
     if num_classes == len(COCO_CLASSES):
         return list(COCO_CLASSES)
     if num_classes == len(COCO_BY_ID):
-        return [f"unused {i}" if name == "-" else name for i, name in enumerate(COCO_BY_ID)]
+        return [f"unused {i}" if name in UNUSED else name for i, name in enumerate(COCO_BY_ID)]
     return [f"class {index}" for index in range(num_classes)]
 
 

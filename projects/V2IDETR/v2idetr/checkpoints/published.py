@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from v2idetr.atomic_file import write_atomically
 from v2idetr.checkpoints.architecture import HIDDEN, describe
-from v2idetr.checkpoints.files import CheckpointError, sha256, write_whole
+from v2idetr.checkpoints.files import CheckpointError, sha256
 from v2idetr.modeling.preprocess import Preprocess
 from v2idetr.modeling.weight_rules import Architecture
 from v2idetr.tensor_files import packed
@@ -25,7 +26,6 @@ FORMAT, BACKBONE_FORMAT = "v2idetr-weights", "v2idetr-backbone"
 VERSION, BACKBONE_VERSION = "2", "1"
 # In place of "preprocess" in version 1, whose "input_size" is the resize in words.
 VERSION_1_PREPROCESS = ("pixel_mean", "pixel_std", "size_divisor", "input_size")
-ADVICE = "Make room, or choose another --output."
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def write_published(path: Path, state: Mapping[str, Tensor], header: Header) -> 
         header: see :class:`Header`.
 
     Raises:
-        CheckpointError: it cannot be written; what ``path`` held before is untouched.
+        OSError: it cannot be written; what ``path`` held before is untouched.
     """
     values = asdict(header) | {"preprocess": header.preprocess.to_json()}
     _write(path, state, FORMAT, VERSION, values)
@@ -86,7 +86,7 @@ def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: P
         source: the file that they are from.
 
     Raises:
-        CheckpointError: see :func:`write_published`.
+        OSError: see :func:`write_published`.
     """
     facts = {"backbone": kind, "source": source.name, "source_sha256": sha256(source)}
     facts |= {"project_version": project_version()}
@@ -98,7 +98,7 @@ def _write(
 ) -> None:
     words = {name: json.dumps(value) for name, value in values.items()}
     content = packed(state, {"format": kind, "version": version, **words})
-    write_whole(path, lambda file: file.write(content), advice=ADVICE)
+    write_atomically(path, lambda file: file.write(content))
 
 
 def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | None:

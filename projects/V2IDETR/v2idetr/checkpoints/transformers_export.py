@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from v2idetr.atomic_file import write_atomically
 from v2idetr.checkpoints.conversion import Weights
-from v2idetr.checkpoints.files import CheckpointError, write_whole
+from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.checkpoints.layouts import known_layouts, write_layout
-from v2idetr.checkpoints.published import ADVICE
 from v2idetr.checkpoints.settings_beside import CONFIG, PROCESSOR
 from v2idetr.modeling.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 from v2idetr.modeling.resnet_names import DEPTHS
@@ -30,7 +30,8 @@ def export(weights: Weights, folder: Path) -> list[str]:
 
     Raises:
         CheckpointError: transformers has no such detector, or no place for a part of it; timm,
-            whose backbones it names, has none of this kind; or a file cannot be written.
+            whose backbones it names, has none of this kind.
+        OSError: a file cannot be written.
     """
     rules, header, path = weights.rules, weights.header, weights.path
     layouts = () if rules is None else rules.layouts
@@ -71,7 +72,7 @@ def export(weights: Weights, folder: Path) -> list[str]:
     for name, settings in ((CONFIG, config), (PROCESSOR, processor)):
         content[name] = (json.dumps(settings, indent=2) + "\n").encode()
     for name, data in content.items():
-        write_whole(folder / name, lambda file, data=data: file.write(data), advice=ADVICE)
+        write_atomically(folder / name, lambda file, data=data: file.write(data))
     return remarks
 
 

@@ -26,11 +26,7 @@ class NoResize:
 
 @dataclass(frozen=True)
 class FixedSize:
-    """Every image is squashed to one size.
-
-    Attributes:
-        height_px, width_px: of the result.
-    """
+    """Every image is squashed to ``height_px`` x ``width_px``."""
 
     height_px: int
     width_px: int
@@ -42,12 +38,9 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class ShortestEdge:
-    """Images keep their aspect ratio, save for rounding.
+    """The shorter side gets ``short_edge_px``, or less where the longer passes ``max_size_px``.
 
-    Attributes:
-        short_edge_px: length of the shorter side, where the longer one allows it.
-        max_size_px: greatest length of the longer side.
-        multiple_px: both sides are rounded to the nearest multiple of this within ``max_size_px``.
+    Both sides are rounded to the nearest multiple of ``multiple_px`` within ``max_size_px``.
     """
 
     short_edge_px: int
@@ -61,21 +54,15 @@ class ShortestEdge:
         scale = short / min(height, width)
         sides = (short, scale * width) if height < width else (scale * height, short)
         if max(sides) > self.max_size_px:
-            shrink = self.max_size_px * 1.0 / max(sides)
+            shrink = self.max_size_px / max(sides)
             sides = (sides[0] * shrink, sides[1] * shrink)
         step, most = self.multiple_px, self.max_size_px // self.multiple_px
-        new_h, new_w = (
-            step * max(1, min(int(int(side + 0.5) / step + 0.5), most)) for side in sides
-        )
-        return new_h, new_w
+        steps = [min(int(int(side + 0.5) / step + 0.5), most) for side in sides]
+        return step * max(1, steps[0]), step * max(1, steps[1])
 
 
 Resize = NoResize | FixedSize | ShortestEdge
-KINDS: dict[str, type[Resize]] = {
-    "none": NoResize,
-    "fixed": FixedSize,
-    "shortest_edge": ShortestEdge,
-}
+KINDS = {"none": NoResize, "fixed": FixedSize, "shortest_edge": ShortestEdge}
 
 
 @dataclass(frozen=True)
@@ -88,7 +75,7 @@ class Preprocess:
         size_divisor: images are padded to multiples of this, px.
 
     Raises:
-        ValueError: a number that is out of range or of another type.
+        ValueError: a number that is out of range.
     """
 
     resize: Resize | None

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -24,15 +24,10 @@ from v2idetr.modeling.renaming import Rule, State
 Architecture = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class SecondName:
-    """Tensors that a file holds again under another name.
+class SecondName(NamedTuple):
+    """A pattern of names under which files of some detectors hold the tensors ``of`` another again.
 
-    Attributes:
-        name, of: patterns, see ``renaming``; without a number ``of`` is the first of several that
-            are one.
-        when: which detectors have it: those whose layers share one head, those with a head for each
-            layer, or those of two stages.
+    "shared heads" are those of detectors whose layers have one head, which stands at number 0.
     """
 
     name: str
