@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Weights of other code bases for our detectors, and of our detectors for them and for others.
+"""Weights of other code bases for our detectors, and of our detectors for others.
 
     # what is in a file?
     python tools/convert_checkpoint.py r50_deformable_detr-checkpoint.pth
@@ -12,7 +12,7 @@
     # a trained detector to give away: one safetensors file that says what it is
     python tools/convert_checkpoint.py output/v2i_sun/student/best.pth --output polyps.safetensors
 
-    # the same for transformers: a folder
+    # the same as a folder that transformers loads
     python tools/convert_checkpoint.py polyps.safetensors --to transformers --output polyps
 
     # ImageNet weights of torchvision, timm or MoCo, for model.net.weights
@@ -28,20 +28,19 @@ and two-stage queries do not show in the tensors: where nothing in or beside the
 published numbers are assumed, and a line says so.
 
 The output is read by train.init_checkpoint, teacher.init_checkpoint and teacher.checkpoint, which
-refuse it for another architecture, other classes or other pixel statistics. Files written with --to
-official or detrex also hold our header, a folder for transformers preprocessor_config.json: heads,
-classes, pixel statistics and sizes come back from all of them. What the other code does otherwise
-(padding) is printed.
+refuse it for another architecture, other classes or other pixel statistics. Its header also has the
+resize and the padding of images. A folder for transformers has them in preprocessor_config.json;
+differences that remain there (padding) are printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-LAYOUTS = ("official", "detrex", "transformers")
 FILES_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # transformers
 
 
@@ -53,7 +52,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="file, or folder of transformers")
     add("--output", type=Path, metavar="FILE", help="without it nothing is written")
-    add("--to", choices=("ours", *LAYOUTS), default="ours", help="layout to write (default: ours)")
+    add("--to", choices=("ours", "transformers"), default="ours", help="default: ours")
     add(
         "--config-file",
         metavar="CONFIG",
@@ -118,9 +117,9 @@ def convert(options: argparse.Namespace) -> list[str]:
     """
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.checkpoints import imagenet
-    from v2idetr.checkpoints.export import export
     from v2idetr.checkpoints.files import check_finite, read_weights
     from v2idetr.checkpoints.published import write_backbone, write_published
+    from v2idetr.checkpoints.transformers_export import export
     from v2idetr.checkpoints.wrappers import unwrapped
 
     source = find_file(options.source)
@@ -143,7 +142,7 @@ def convert(options: argparse.Namespace) -> list[str]:
     if options.to == "ours":
         write_published(options.output, weights.published_state(), weights.header)
     else:
-        lines += export(weights, options.to, options.output)
+        lines += export(weights, options.output)
     return [*lines, *written(options.output)]
 
 
@@ -159,33 +158,31 @@ def find_file(source: Path) -> Path:
 
 def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tuple[Any, list[str]]:
     """Weights of a detector as the options want them, and what was done to them."""
-    from v2idetr.checkpoints.architecture import network_of
-    from v2idetr.checkpoints.conversion import (
-        check_fits,
-        find_layout,
-        read_foreign,
-        read_published,
-    )
+    from v2idetr.checkpoints.conversion import check_fits, read_foreign, read_published
+    from v2idetr.checkpoints.layouts import network_of
     from v2idetr.checkpoints.published import read_header
-    from v2idetr.runs.checkpoint import load_into
+    from v2idetr.config.yaml_text import dump_yaml
+    from v2idetr.runs.checkpoint import FORMAT, load_into
 
     header = read_header(stored.metadata, source)
     bare = {name.removeprefix("net."): tensor for name, tensor in stored.state.items()}
-    if header is None and network_of(bare):
+    if header is None and (stored.beside.get("format") == FORMAT or network_of(bare)):
         weights = read_trained(source, stored, options)
         of_config = weights.header.class_names if options.new_class_head else None
         return with_classes(weights, options.classes or of_config, options.new_class_head)
-    if header is not None:
-        weights = read_published(source, bare, header)
+    detector, config = None, {}
+    if options.config_file:
+        teacher = any(name.startswith("fusion.") for name in bare)
+        detector, config = build_detector(options, "teacher" if teacher else "plain")
+    if header is None:
+        weights = read_foreign(source, stored, num_heads=options.num_heads)
     else:
-        layout = find_layout(stored.state, source)
-        weights = read_foreign(source, stored, layout, num_heads=options.num_heads)
-    if not options.config_file:
+        own = None if detector is None else type(detector.net)
+        weights = read_published(source, bare, header, own)
+    if detector is None:
         return with_classes(weights, options.classes, options.new_class_head)
-    stage = "teacher" if weights.header.architecture.get("temporal") else "plain"
-    detector, config = build_detector(options, stage)
     weights, lines = with_classes(weights, list(detector.class_names), options.new_class_head)
-    weights = check_fits(weights, detector, config)
+    weights = check_fits(weights, detector, dump_yaml(config))
     load_into(detector, weights.published_state(), source)  # every name and shape
     return weights, lines
 
@@ -193,7 +190,8 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
 def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
     """Weights of a checkpoint of train_net.py, as its config describes them."""
     from v2idetr.checkpoints.conversion import of_detector
-    from v2idetr.config.load import load_config
+    from v2idetr.config.yaml_text import dump_yaml
+    from v2idetr.modeling.preprocess import Preprocess
     from v2idetr.runs.checkpoint import load_detector
 
     options = argparse.Namespace(**vars(options))
@@ -205,25 +203,30 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
                 "--config-file (config.yaml of the run)."
             )
         options.config_file = str(beside)
-    detector, config = build_detector(options, stored.beside.get("stage", "plain"))
+    stage = stored.beside.get("stage", "plain")
+    detector, config = build_detector(options, stage)
     load_detector(detector, source, class_names=list(detector.class_names), stored=stored)
-    test = load_config(options.config_file, options.overrides).data.augmentations.test
-    return of_detector(source, detector, config, "; ".join(map(in_words, test)))
+    try:
+        preprocess, unknown = Preprocess.from_config(config, stage), ()
+    except ValueError as error:
+        preprocess = Preprocess.without_resize(config, stage)
+        unknown = (f"resize: not written down; {error}",)
+    weights = of_detector(source, detector, dump_yaml(config), preprocess)
+    return replace(weights, assumed=unknown)
 
 
-def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, str]:
-    """The detector of a config, without weights of its own, and the config as YAML."""
+def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, dict[str, Any]]:
+    """The detector of a config, without weights of its own, and the config as plain values."""
     from v2idetr.config.load import load_config, to_plain
-    from v2idetr.config.yaml_text import dump_yaml
     from v2idetr.engine.stage_models import build_stage
 
     stage = "teacher" if stage == "teacher" else "plain"  # a student is the plain detector
     try:
         config = load_config(options.config_file, options.overrides)
-        return build_stage(config, stage, pretrained=False).detector, dump_yaml(to_plain(config))
+        return build_stage(config, stage, pretrained=False).detector, to_plain(config)
     except ValueError as error:
         raise ValueError(
-            f"{options.config_file}: {error}\nMend it, or give another config with --config-file."
+            f"{options.config_file}: {error}\nFix it, or give another config with --config-file."
         ) from error
 
 
@@ -245,20 +248,15 @@ def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple
 def describe(source: Path, header: Any) -> str:
     """What a file holds, on a few lines."""
     architecture = ", ".join(f"{key} {value}" for key, value in header.architecture.items())
-    names = header.class_names
+    names, preprocess = header.class_names, header.preprocess
     shown = ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")
     return (
         f"{source}: in the layout of {header.source_layout}\n"
         f"  {architecture}\n"
         f"  classes: {shown}\n"
-        f"  pixels: mean {header.pixel_mean}, std {header.pixel_std}; {header.input_size}"
+        f"  pixels: mean {list(preprocess.pixel_mean)}, std {list(preprocess.pixel_std)}\n"
+        f"  resize: {preprocess.resize or 'not known'}; multiples of {preprocess.size_divisor} px"
     )
-
-
-def in_words(augmentation: Any) -> str:
-    """A node of a config such as "ResizeShortEdge short_edges=480"."""
-    settings = [f"{key}={value}" for key, value in augmentation.items() if key != "_target_"]
-    return " ".join([augmentation["_target_"].rpartition(".")[2], *settings])
 
 
 def written(output: Path) -> list[str]:

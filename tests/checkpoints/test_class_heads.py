@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models import ResNet50_Weights, detection
 
 from tests.checkpoints.tiny_detectors import disturbed, tiny_network
 from v2idetr.checkpoints.class_heads import (
@@ -17,7 +16,11 @@ from v2idetr.checkpoints.class_heads import (
     with_new_class_head,
 )
 from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.modeling.deformable_detr.weights import RULES as DEFORMABLE_DETR
+from v2idetr.modeling.detr.weights import RULES as DETR
+from v2idetr.modeling.sam_detr.weights import RULES as SAM_DETR
 
+RULES = {"DETR": DETR, "DeformableDETR": DEFORMABLE_DETR, "SAMDETR": SAM_DETR}
 NAMES = ["person", "cat", "dog", "polyp", "tool"]
 
 
@@ -25,17 +28,15 @@ def state_of(kind: str, **changes) -> dict[str, Tensor]:
     return dict(disturbed(tiny_network(kind, **changes)).state_dict())
 
 
-def test_cocos_classes_are_torchvisions() -> None:
-    assert ResNet50_Weights  # the same package that has the list
-    theirs = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    ours = default_class_names(91)
-    assert len(ours) == 91
-    for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        if other in ("N/A", "__background__"):
-            assert mine == f"unused {index}"
-        else:
-            assert mine == other
-    assert default_class_names(80) == COCO_CLASSES == [n for n in ours if "unused" not in n]
+def test_heads_of_cocos_sizes_have_its_classes_by_id_or_without_the_unused_ids() -> None:
+    by_id = default_class_names(91)
+    assert (by_id[0], by_id[1], by_id[12], by_id[90]) == (
+        "unused 0",
+        "person",
+        "unused 12",
+        "toothbrush",
+    )
+    assert default_class_names(80) == COCO_CLASSES == [n for n in by_id if "unused" not in n]
     assert default_class_names(2) == ["class 0", "class 1"]
 
 
@@ -43,7 +44,7 @@ def test_cocos_classes_are_torchvisions() -> None:
 def test_rows_of_chosen_classes_are_kept_in_the_chosen_order(kind: str) -> None:
     levels = {} if kind == "DeformableDETR" else {"num_heads": 8}
     state = state_of(kind, **levels)
-    small = with_classes(state, NAMES, ["polyp", "cat"], "file")
+    small = with_classes(state, RULES[kind], NAMES, ["polyp", "cat"], "file")
     for name, tensor in state.items():
         want = tensor[[3, 1]] if name.startswith("class_heads.") else tensor
         assert torch.equal(small[name], want), name
@@ -51,20 +52,20 @@ def test_rows_of_chosen_classes_are_kept_in_the_chosen_order(kind: str) -> None:
 
 def test_the_no_object_row_of_detr_stays_last() -> None:
     state = state_of("DETR")
-    small = with_classes(state, NAMES, ["polyp"], "file")
+    small = with_classes(state, DETR, NAMES, ["polyp"], "file")
     assert torch.equal(small["class_head.weight"], state["class_head.weight"][[3, 5]])
     assert torch.equal(small["class_head.bias"], state["class_head.bias"][[3, 5]])
 
 
 def test_an_unknown_class_is_refused_with_the_way_out() -> None:
     with pytest.raises(CheckpointError, match=r"detects person, cat.*not adenoma.*new-class-head"):
-        with_classes(state_of("DETR"), NAMES, ["polyp", "adenoma"], "file")
+        with_classes(state_of("DETR"), DETR, NAMES, ["polyp", "adenoma"], "file")
 
 
 def test_a_fresh_head_starts_as_before_training_and_always_the_same() -> None:
     state = state_of("DeformableDETR")
     before = torch.get_rng_state()
-    fresh, again = with_new_class_head(state, 2), with_new_class_head(state, 2)
+    fresh, again = (with_new_class_head(state, DEFORMABLE_DETR, 5, 2) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before), "other draws do not change"
     assert fresh["class_heads.0.weight"].shape == (2, 32)
     assert bool((fresh["class_heads.0.bias"] == -math.log(99)).all())
@@ -75,7 +76,7 @@ def test_a_fresh_head_starts_as_before_training_and_always_the_same() -> None:
 
 
 def test_a_fresh_head_of_detr_has_a_row_for_no_object() -> None:
-    fresh = with_new_class_head(state_of("DETR"), 1)
+    fresh = with_new_class_head(state_of("DETR"), DETR, 5, 1)
     assert fresh["class_head.weight"].shape == (2, 32)
     assert fresh["class_head.bias"].abs().max() < 1, "no prior: a softmax has none"
 
@@ -83,8 +84,10 @@ def test_a_fresh_head_of_detr_has_a_row_for_no_object() -> None:
 @pytest.mark.parametrize("new", [True, False])
 def test_the_score_of_proposals_outlives_a_change_of_classes(new: bool) -> None:
     state = state_of("DeformableDETR", box_refine=True, two_stage=True)
-    names = ["dog", "polyp"]
-    after = with_new_class_head(state, 2) if new else with_classes(state, NAMES, names, "file")
+    if new:
+        after = with_new_class_head(state, DEFORMABLE_DETR, 5, 2)
+    else:
+        after = with_classes(state, DEFORMABLE_DETR, NAMES, ["dog", "polyp"], "file")
     last = "class_heads.2"
     assert torch.equal(after[f"{last}.weight"][0], state[f"{last}.weight"][0])
     assert torch.equal(after[f"{last}.bias"][0], state[f"{last}.bias"][0])

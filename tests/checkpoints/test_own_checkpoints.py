@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
+from tests.conftest import tiny_teacher
 from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.modeling.meta_arch import Detector
@@ -74,3 +75,13 @@ def test_what_partial_loading_finds_in_another_shape_is_shown(
     with caplog.at_level(logging.WARNING):
         load_detector(tiny_detector(num_queries=9), path, partial=True)
     assert "net.query_embed.weight" in caplog.text and "the model has (9, " in caplog.text
+
+
+def test_a_teacher_of_before_msi_lay_in_a_slot_still_loads(tmp_path: Path) -> None:
+    teacher, other = tiny_teacher(d=64), tiny_teacher(d=64)
+    names = {n: n.replace("fusion.features.", "temporal.") for n in teacher.state_dict()}
+    assert any(name != former for name, former in names.items())
+    state = {names[name]: tensor for name, tensor in teacher.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "teacher.pth")
+    load_detector(other, tmp_path / "teacher.pth")
+    assert all(torch.equal(other.state_dict()[n], t) for n, t in teacher.state_dict().items())

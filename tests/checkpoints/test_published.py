@@ -16,16 +16,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
 from v2idetr.checkpoints.conversion import of_detector, read_published
 from v2idetr.checkpoints.files import CheckpointError, read_weights, sha256
 from v2idetr.checkpoints.published import Header, read_header, write_published
-from v2idetr.checkpoints.transformers_folder import hidden_settings
+from v2idetr.checkpoints.settings_beside import read_folder
 from v2idetr.modeling.meta_arch import Detector
+from v2idetr.modeling.preprocess import FixedSize, Preprocess
 from v2idetr.runs.checkpoint import load_detector
 
+PREPROCESS = Preprocess(FixedSize(height_px=48, width_px=64))
 KINDS = ("DETR", "DeformableDETR", "SAMDETR")
 
 
@@ -37,7 +38,7 @@ def published(detector: Detector, folder: Path, **changes: Any) -> Path:
     """A file of a detector's weights, parts of its header changed."""
     source = folder / "best.pth"
     torch.save({"model": detector.state_dict()}, source)
-    weights = of_detector(source, detector, "model: {}\n", "resize_fixed width=64")
+    weights = of_detector(source, detector, "model: {}\n", PREPROCESS)
     path = folder / "published.safetensors"
     write_published(path, weights.published_state(), replace(weights.header, **changes))
     return path
@@ -61,8 +62,7 @@ def test_the_header_says_what_the_tensors_do_not(tmp_path: Path) -> None:
     assert header.architecture["strides"] == [8, 16, 32, 64]
     assert header.architecture["isolate_padding"] is True
     assert header.class_names == detector.class_names
-    assert header.pixel_mean == pytest.approx([123.675, 116.28, 103.53])
-    assert (header.size_divisor, header.input_size) == (32, "resize_fixed width=64")
+    assert header.preprocess == PREPROCESS
     assert header.config == "model: {}\n"
     assert (header.source, header.source_sha256) == ("best.pth", sha256(tmp_path / "best.pth"))
 
@@ -88,7 +88,14 @@ def test_anyone_can_read_the_header_with_safetensors_alone(tmp_path: Path) -> No
     with safe_open(published(tiny_detector(), tmp_path), "pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "v2idetr-weights"
+    assert metadata["version"] == "2"
     assert '"network": "DETR"' in metadata["architecture"]
+    assert json.loads(metadata["preprocess"]) == {
+        "resize": {"kind": "fixed", "height_px": 48, "width_px": 64},
+        "pixel_mean": [123.675, 116.28, 103.53],
+        "pixel_std": [58.395, 57.12, 57.375],
+        "size_divisor": 32,
+    }
 
 
 # ------------------------------------------------------------------------- of something else
@@ -128,7 +135,8 @@ def test_a_refusal_ends_with_the_advice_of_whoever_loads(
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_other_pixel_statistics_are_refused(partial: bool, tmp_path: Path) -> None:
-    path = published(tiny_detector(), tmp_path, pixel_mean=[127.0, 127.0, 127.0])
+    other = replace(PREPROCESS, pixel_mean=(127.0, 127.0, 127.0))
+    path = published(tiny_detector(), tmp_path, preprocess=other)
     with pytest.raises(CheckpointError, match=r"pixel_mean is \[123\.675.*in the file \[127"):
         load_detector(tiny_detector(), path, partial=partial)
 
@@ -191,13 +199,14 @@ def test_padding_as_published_is_said_where_ours_differs(
     assert "isolate_padding=False" in caplog.text
 
 
-def test_the_pictures_that_weights_were_trained_on_are_said(
+def test_the_size_of_images_that_weights_were_trained_on_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = published(tiny_detector(), tmp_path, size_divisor=64)
+    path = published(tiny_detector(), tmp_path, preprocess=replace(PREPROCESS, size_divisor=64))
     with caplog.at_level(logging.INFO):
         load_detector(tiny_detector(), path)
-    assert "as by resize_fixed width=64, padded to multiples of 64 (here 32)" in caplog.text
+    assert "resized by FixedSize(height_px=48, width_px=64), padded to multip" in caplog.text
+    assert "multiples of 64 (here 32)" in caplog.text
 
 
 def test_a_file_of_another_code_base_is_sent_to_the_converter(tmp_path: Path) -> None:
@@ -241,9 +250,6 @@ def test_a_header_that_names_no_network_is_refused(tmp_path: Path) -> None:
     [
         ("class_names", 3),
         ("class_names", [1]),
-        ("pixel_mean", "x"),
-        ("pixel_std", [1.0, 2.0]),
-        ("size_divisor", "32"),
         ("config", None),
         ("architecture", {"network": 3}),
     ],
@@ -256,11 +262,69 @@ def test_a_header_of_other_types_is_refused(part: str, value: Any, tmp_path: Pat
         load_detector(tiny_detector(), path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pixel_mean": "x"},
+        {"pixel_mean": None},
+        {"pixel_std": [1.0, 2.0]},
+        {"pixel_std": [1.0, 2.0, 0.0]},
+        {"size_divisor": "32"},
+        {"size_divisor": 0},
+        {"resize": "fixed"},
+        {"resize": {"kind": "crop", "height_px": 48, "width_px": 64}},
+        {"resize": {"kind": "fixed", "height_px": 48}},
+        {"resize": {"kind": "fixed", "height_px": 48, "width_px": -64}},
+        {"resize": {"kind": "fixed", "height_px": 48, "width_px": 64.5}},
+    ],
+)
+def test_a_header_with_other_preprocessing_is_refused(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    path = published(tiny_detector(), tmp_path)
+    stored = read_weights(path)
+    content = json.dumps(PREPROCESS.to_json() | changes)
+    save_file(stored.state, path, stored.metadata | {"preprocess": content})
+    with pytest.raises(CheckpointError, match=r"published\.safetensors: its header is damaged"):
+        load_detector(tiny_detector(), path)
+
+
+def as_version_1(path: Path, **changes: Any) -> None:
+    """Turn a published file into one of before the resize was data."""
+    stored = read_weights(path)
+    metadata = {key: value for key, value in stored.metadata.items() if key != "preprocess"}
+    old = PREPROCESS.to_json() | {"input_size": "resize_fixed width=64 height=48"} | changes
+    del old["resize"]
+    words = {key: json.dumps(value) for key, value in old.items()}
+    save_file(stored.state, path, metadata | words | {"version": "1"})
+
+
+def test_a_file_of_version_1_is_loaded_and_its_resize_is_not_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = tiny_detector(), tiny_detector()
+    path = published(one, tmp_path)
+    as_version_1(path)
+    with caplog.at_level(logging.INFO):
+        assert load_detector(other, path, class_names=one.class_names) == []
+    assert torch.equal(other.net.query_embed.weight, one.net.query_embed.weight)
+    assert "version 1, its resize in words: resize_fixed width=64 height=48" in caplog.text
+    header = read_header(read_weights(path).metadata, path)
+    assert header is not None and header.preprocess == replace(PREPROCESS, resize=None)
+
+
+def test_statistics_of_a_file_of_version_1_are_compared_too(tmp_path: Path) -> None:
+    path = published(tiny_detector(), tmp_path)
+    as_version_1(path, pixel_mean=[127.0, 127.0, 127.0])
+    with pytest.raises(CheckpointError, match=r"pixel_mean is \[123\.675.*in the file \[127"):
+        load_detector(tiny_detector(), path)
+
+
 def test_a_header_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path = published(tiny_detector(), tmp_path)
     stored = read_weights(path)
-    save_file(stored.state, path, stored.metadata | {"version": "2"})
-    with pytest.raises(CheckpointError, match=r"header version 2.*reads version 1"):
+    save_file(stored.state, path, stored.metadata | {"version": "3"})
+    with pytest.raises(CheckpointError, match=r"header version 3.*reads version 2"):
         load_detector(tiny_detector(), path)
 
 
@@ -349,14 +413,8 @@ def test_a_pickle_of_arrays_is_read(tmp_path: Path) -> None:
     assert torch.equal(read_weights(tmp_path / "a.pkl").state["w"], torch.ones(2, 3))
 
 
-def test_a_foreign_network_is_described_by_its_class(tmp_path: Path) -> None:
-    from v2idetr.checkpoints.architecture import describe
-
-    assert describe(nn.Linear(2, 2)) == {"network": "Linear"}
-
-
 def test_settings_of_transformers_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"encoder_attention_heads": 4, "decoder_attention_heads": 4}', encoding="utf-8-sig"
     )
-    assert hidden_settings(tmp_path)["num_heads"] == 4
+    assert read_folder(tmp_path)["num_heads"] == 4

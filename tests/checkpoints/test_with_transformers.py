@@ -27,11 +27,18 @@ from tests.checkpoints.file_names import TINY
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
 from tests.modeling.transformers_models import batch
 from tools.convert_checkpoint import main as convert
-from v2idetr.checkpoints.conversion import Weights, of_detector
-from v2idetr.checkpoints.export import export
+from v2idetr.checkpoints.conversion import Weights, of_detector, read_foreign
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header, write_published
+from v2idetr.checkpoints.transformers_export import export
 from v2idetr.modeling.meta_arch import Detector
+from v2idetr.modeling.preprocess import (
+    FixedSize,
+    NoResize,
+    Preprocess,
+    Resize,
+    ShortestEdge,
+)
 from v2idetr.runs.checkpoint import load_detector
 
 LABELS = {0: "benign", 1: "malignant", 2: "instrument"}
@@ -235,29 +242,34 @@ def test_ours_exported_is_loaded_by_transformers_and_detects_the_same(
         if name != "backbone":
             disturbed(module)
     torch.save({"model": ours.state_dict()}, tmp_path / "best.pth")
-    weights = of_detector(tmp_path / "best.pth", ours, "", "")
-    export(weights, "transformers", tmp_path / "theirs")
+    weights = of_detector(tmp_path / "best.pth", ours, "", Preprocess(NoResize()))
+    export(weights, tmp_path / "theirs")
+    path = tmp_path / "theirs" / "model.safetensors"
+    back = read_foreign(path, read_weights(path))
+    assert back.header.architecture == weights.header.architecture
+    assert back.state.keys() == weights.state.keys()
+    assert all(torch.equal(back.state[name], t) for name, t in weights.state.items())
     kind = DetrForObjectDetection if variant == "detr" else DeformableDetrForObjectDetection
     theirs = kind.from_pretrained(tmp_path / "theirs").eval()
     assert_same_detections(theirs, ours)
 
 
-STATISTICS = {"pixel_mean": [100.0, 110.5, 120.25], "pixel_std": [50.0, 60.5, 70.0]}
+STATISTICS = {"pixel_mean": (100.0, 110.5, 120.25), "pixel_std": (50.0, 60.5, 70.0)}
+FIXED = FixedSize(height_px=48, width_px=64)
 
 
-def own_weights(folder: Path, input_size: str, **settings: Any) -> Weights:
+def own_weights(folder: Path, resize: Resize | None, **settings: Any) -> Weights:
     """Of a detector of ours with pixel statistics of its own."""
     net = build_ours("detr", resnet=instantiate(copy.deepcopy(resnet18))).net
     for key, value in settings.items():
         setattr(net, key, value)
     ours = detector_of(net, list(LABELS.values()), **STATISTICS)
     torch.save({"model": ours.state_dict()}, folder / "best.pth")
-    return of_detector(folder / "best.pth", ours, "", input_size)
+    return of_detector(folder / "best.pth", ours, "", Preprocess(resize, **STATISTICS))
 
 
-def test_transformers_shows_pictures_to_an_exported_detector_as_we_do(tmp_path: Path) -> None:
-    weights = own_weights(tmp_path, "resize_fixed width=64 height=48")
-    assert export(weights, "transformers", tmp_path / "theirs") == []
+def test_transformers_prepares_images_for_an_exported_detector_as_we_do(tmp_path: Path) -> None:
+    assert export(own_weights(tmp_path, FIXED), tmp_path / "theirs") == []
     processor = AutoImageProcessor.from_pretrained(tmp_path / "theirs")
     grey = torch.full((3, 30, 50), 127, dtype=torch.uint8)
     pixels = processor(grey, return_tensors="pt")["pixel_values"]
@@ -266,21 +278,14 @@ def test_transformers_shows_pictures_to_an_exported_detector_as_we_do(tmp_path: 
     torch.testing.assert_close(pixels[0, :, 0, 0], ours[0, :, 0, 0])
 
 
-@pytest.mark.parametrize(
-    "input_size",
-    ["resize_fixed width=64 height=48", "ResizeShortEdge short_edges=480 max_size=800"],
-)
-def test_how_pictures_are_shown_comes_back_from_transformers(
-    input_size: str, tmp_path: Path
-) -> None:
-    export(own_weights(tmp_path, input_size), "transformers", tmp_path / "theirs")
+@pytest.mark.parametrize("resize", [FIXED, ShortestEdge(480, 800), NoResize()], ids=str)
+def test_preprocessing_comes_back_from_transformers(resize: Resize, tmp_path: Path) -> None:
+    export(own_weights(tmp_path, resize), tmp_path / "theirs")
     output = tmp_path / "back.safetensors"
     assert convert([str(tmp_path / "theirs"), "--output", str(output)]) == 0
     header = read_header(read_weights(output).metadata, output)
     assert header is not None
-    assert header.pixel_mean == STATISTICS["pixel_mean"]
-    assert header.pixel_std == STATISTICS["pixel_std"]
-    assert header.input_size == input_size
+    assert header.preprocess == Preprocess(resize, **STATISTICS, size_divisor=1)
 
 
 def test_the_image_processor_beside_a_file_of_transformers_is_read(tmp_path: Path) -> None:
@@ -292,9 +297,9 @@ def test_the_image_processor_beside_a_file_of_transformers_is_read(tmp_path: Pat
     assert convert([str(tmp_path), "--output", str(output)]) == 0
     header = read_header(read_weights(output).metadata, output)
     assert header is not None
-    assert header.pixel_mean == [127.5, 127.5, 127.5]
-    assert header.pixel_std == pytest.approx([58.395, 57.12, 57.375])
-    assert header.input_size == "ResizeShortEdge short_edges=320 max_size=640"
+    assert header.preprocess.pixel_mean == (127.5, 127.5, 127.5)
+    assert header.preprocess.pixel_std == pytest.approx([58.395, 57.12, 57.375])
+    assert header.preprocess.resize == ShortestEdge(320, 640)
 
 
 def test_an_image_processor_without_statistics_is_refused(
@@ -306,20 +311,22 @@ def test_an_image_processor_without_statistics_is_refused(
     assert "preprocessor_config.json: has no pixel statistics" in capsys.readouterr().err
 
 
-def test_what_transformers_does_otherwise_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("resize", [None, ShortestEdge(480, 800, multiple_px=32)], ids=str)
+def test_differences_that_remain_in_transformers_are_said(
+    resize: Resize | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = own_weights(tmp_path, "crop size=64", isolate_padding=True)
+    weights = own_weights(tmp_path, resize, isolate_padding=True)
     path = tmp_path / "ours.safetensors"
     write_published(path, weights.published_state(), weights.header)
     assert convert([str(path), "--to", "transformers", "--output", str(tmp_path / "theirs")]) == 0
     printed = capsys.readouterr().out
     assert "net.isolate_padding is true, but transformers has no such thing" in printed
-    assert "'shortest_edge': 800, 'longest_edge': 1333}, for want of 'crop size=64'" in printed
+    assert f"'shortest_edge': 800, 'longest_edge': 1333}}, for want of {resize}" in printed
 
 
 def test_a_resnet_of_no_known_depth_is_not_exported_to_transformers(tmp_path: Path) -> None:
     ours = build_ours("detr")
     torch.save({"model": ours.state_dict()}, tmp_path / "best.pth")
+    weights = of_detector(tmp_path / "best.pth", ours, "", Preprocess(NoResize()))
     with pytest.raises(CheckpointError, match="no ResNet of a known depth"):
-        export(of_detector(tmp_path / "best.pth", ours, "", ""), "transformers", tmp_path / "out")
+        export(weights, tmp_path / "out")

@@ -11,8 +11,8 @@ from torch import nn
 
 from tests.checkpoints.file_names import TINY, Size
 from tests.conftest import criterion, softmax_criterion
-from v2idetr.checkpoints.architecture import NETWORKS
 from v2idetr.modeling.meta_arch import Detector
+from v2idetr.modeling.weight_rules import families
 
 
 def tiny_resnet(size: Size = TINY) -> ResNet:
@@ -49,7 +49,7 @@ def tiny_network(kind: str, size: Size = TINY, **changes) -> Any:
     }
     if kind == "DeformableDETR":
         settings["strides"] = (8, 16, 32, 64) if size.levels == 4 else (32,)
-    return NETWORKS[kind](**{"backbone": tiny_resnet(size)} | settings | changes)
+    return families()[kind](**{"backbone": tiny_resnet(size)} | settings | changes)
 
 
 def detector_of(net: Any, names: list[str] | None = None, **changes) -> Detector:

@@ -19,9 +19,10 @@ from tests.modeling.transformers_models import (
     labels,
     tiny_resnet,
 )
-from v2idetr.checkpoints import huggingface
+from v2idetr.checkpoints.layouts import read_layout
 from v2idetr.modeling.criterion import Targets
 from v2idetr.modeling.detr import DETR
+from v2idetr.modeling.detr.weights import TRANSFORMERS
 from v2idetr.modeling.interface import Decoded, Images, Memory
 
 D, HEADS, FFN, LAYERS = 32, 4, 48, 3
@@ -59,7 +60,7 @@ def build_ours(theirs: DetrForObjectDetection) -> DETR:
         ffn_dim=FFN,
         isolate_padding=False,  # as published
     )
-    named, _ = huggingface.DETR.to_ours(dict(theirs.state_dict()), "transformers")
+    named, _ = read_layout(TRANSFORMERS, dict(theirs.state_dict()), "transformers")
     state = {name: tensor for name, tensor in named.items() if not name.startswith("backbone.")}
     expected = {key for key in ours.state_dict() if not key.startswith("backbone.")}
     assert set(state) == expected

@@ -20,10 +20,11 @@ from tests.modeling.transformers_models import (
     labels,
     tiny_resnet,
 )
-from v2idetr.checkpoints import huggingface
+from v2idetr.checkpoints.layouts import read_layout
 from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.deformable_detr import DeformableDETR
+from v2idetr.modeling.deformable_detr.weights import TRANSFORMERS
 from v2idetr.modeling.interface import Decoded, Images, Memory
 from v2idetr.modeling.matcher import HungarianMatcher
 
@@ -89,7 +90,7 @@ def build_ours(theirs: DeformableDetrForObjectDetection) -> DeformableDETR:
         isolate_padding=False,  # as published
     )
     expected = {key for key in ours.state_dict() if not key.startswith("backbone.")}
-    named, _ = huggingface.DEFORMABLE_DETR.to_ours(dict(theirs.state_dict()), "transformers")
+    named, _ = read_layout(TRANSFORMERS, dict(theirs.state_dict()), "transformers")
     state = {key: value for key, value in named.items() if key in expected}
     assert set(state) == expected
     ours.load_state_dict(state, strict=False)

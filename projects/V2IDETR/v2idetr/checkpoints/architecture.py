@@ -1,118 +1,70 @@
-"""What a detector is, as far as weights must agree with it: a dict of its settings.
+"""A detector as far as weights must agree with it: a dict of its settings.
 
-Most of them show in the tensors, so a file of another code base says them too; the number of heads
-does so in SAM-DETR alone. All names are those of the networks' arguments, besides "network" (the
-class), "backbone" and "temporal" (has a temporal module).
+Most of them show in the tensors, so that a file of another code base says them too. See
+``modeling/weight_rules.py`` for what each family adds.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from v2idetr.checkpoints.files import CheckpointError, listed
-from v2idetr.checkpoints.layouts import Layout, count, missing_parts
-from v2idetr.checkpoints.renaming import State
-from v2idetr.checkpoints.resnets import describe_resnet, resnet_names
+from v2idetr.checkpoints.layouts import OURS, missing_parts, names_in_file
 from v2idetr.modeling.backbone import FeatureShape
-from v2idetr.modeling.deformable_detr import DeformableDETR
-from v2idetr.modeling.detr import DETR
-from v2idetr.modeling.sam_detr import SAMDETR
+from v2idetr.modeling.renaming import State
+from v2idetr.modeling.resnet_names import describe_resnet, resnet_names
+from v2idetr.modeling.weight_rules import Architecture, Layout, rules_of
 
-Architecture = dict[str, Any]
-
-NETWORKS = {"DETR": DETR, "DeformableDETR": DeformableDETR, "SAMDETR": SAMDETR}
-# Names that every file of ours has of this network and no other.
-MARKS = {
-    "DETR": ("decoder_norm.weight", "class_head.weight"),
-    "DeformableDETR": ("level_embed", "decoder.0.cross_attention.sampling_offsets.weight"),
-    "SAMDETR": ("decoder.0.aligner.region_proj.weight",),
-}
-# What tensors of the right shapes can still disagree in.
+# Settings in which tensors of the right shapes can still disagree.
 HIDDEN = ("network", "num_heads")
 
 
-def network_of(state: State) -> str:
-    """The class of ours that has tensors of these names; "" for none of them."""
-    return next((n for n, marks in MARKS.items() if all(mark in state for mark in marks)), "")
-
-
 def describe(net: nn.Module) -> Architecture:
-    """Settings of a network of ours; of any other one its class alone."""
-    network = type(net).__name__
-    if NETWORKS.get(network) is not type(net):
-        return {"network": network}
-    ours: Any = net
-    num_heads = int(ours.decoder[0].self_attention.num_heads)
-    return describe_state(network, dict(net.state_dict()), num_heads, list(ours.strides))
+    """Settings of a network; its class alone where that has no rules for weights."""
+    rules = rules_of(type(net))
+    if rules is None:
+        return {"network": type(net).__name__}
+    return describe_state(type(net), dict(net.state_dict()), rules.hidden(net))
 
 
 def describe_state(
-    network: str, state: State, num_heads: int, strides: list[int] | None = None
+    network: type[nn.Module], state: State, known: Mapping[str, Any]
 ) -> Architecture:
-    """Settings that tensors show, and those given that they do not show.
+    """Settings of a network from its tensors.
 
     Args:
-        network: our class.
+        network: its class, which has rules for weights.
         state: our tensors, named as in the network.
-        num_heads: of a layer; SAM-DETR's tensors show it themselves.
-        strides: of the levels, in pixels; None for the published detectors', whose backbones end
-            at 32. Taken as None where they are not as many as the levels.
+        known: settings that tensors do not show, such as "num_heads".
 
     Raises:
         KeyError: a tensor is missing; it is named.
     """
-    ffn = "decoder.0.ffn.linear1.weight"
-    d = state["neck.projections.0.weight"].shape[0]
-    if network == "SAMDETR":
-        num_heads = len(state["decoder.0.aligner.content_gate.weight"]) // d
-    settings: Architecture = {
-        "network": network,
-        "backbone": _backbone(state),
-        "num_classes": len(state[_class_head(network)]) - (network == "DETR"),
-        "d": d,
-        "num_heads": num_heads,
-        "num_encoder_layers": count(state, "encoder"),
-        "num_decoder_layers": count(state, "decoder"),
-        "ffn_dim": state[ffn].shape[0],
-    }
-    for learnt in ("query_embed.weight", "content_embed.weight"):
-        if learnt in state:  # two-stage queries without any are as many as one wants
-            settings["num_queries"] = len(state[learnt])
-    published = _published_strides(state)
-    fits = strides is not None and len(strides) == len(published)
-    settings["strides"] = strides if fits else published
-    if network == "DeformableDETR":
-        settings |= {
-            "num_points": _points(state, num_heads, len(published)),
-            "box_refine": count(state, "box_heads") > 1,
-            "two_stage": "proposal_proj.weight" in state,
-            "mixed_queries": "content_embed.weight" in state,
-            "temporal": any(name.startswith("fusion.") for name in state),
-        }
-    if network == "SAMDETR":
-        points = len(state["decoder.0.aligner.salient_points.layers.3.bias"])
-        multi_scale = "level_embed" in state
-        settings |= {
-            "smca": points == 4 * num_heads,
-            "multi_scale": multi_scale,
-            "neck_norm": "group" if "neck.norms.0.weight" in state else "none",
-        }
-        if multi_scale:
-            settings["num_points"] = _points(state, num_heads, len(published))
-    return settings
+    rules = rules_of(network)
+    assert rules is not None
+    backbone = describe_resnet(_in_backbone(state)) or "other"
+    return {"network": network.__name__, "backbone": backbone, **rules.describe(state, known)}
 
 
 def check_complete(
-    state: State, architecture: Architecture, layout: Layout, source: str, *, resnet: bool = True
+    network: type[nn.Module],
+    state: State,
+    architecture: Architecture,
+    layout: Layout,
+    source: str,
+    *,
+    resnet: bool = True,
 ) -> None:
     """Compare a file with what its architecture needs; a temporal module is left out of it.
 
     Args:
+        network: class of the detector's network, which has rules for weights.
         state: our tensors.
         architecture: of them.
         layout: of the file, whose names are shown.
@@ -123,7 +75,7 @@ def check_complete(
         CheckpointError: lists what is missing, has another shape or has no place.
     """
     try:
-        expected = _shapes(architecture, state)
+        expected = _shapes(network, state, architecture)
     except ValueError as error:  # numbers that no whole file has
         raise CheckpointError(f"{source}: {error}") from error
     backbone = resnet_names(_in_backbone(state)) if resnet else []
@@ -138,12 +90,12 @@ def check_complete(
         and not name.endswith(".num_batches_tracked")
     ]
     reshaped = [
-        f"{layout.missing([name])[0]} {tuple(state[name].shape)}, expected {shape} as ours"
+        f"{names_in_file(layout, [name])[0]} {tuple(state[name].shape)}, expected {shape} as ours"
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
     if missing or unexpected or reshaped:
-        raise incomplete(layout, source, missing, layout.missing(unexpected), reshaped)
+        raise incomplete(layout, source, missing, names_in_file(layout, unexpected), reshaped)
 
 
 def incomplete(
@@ -159,11 +111,11 @@ def incomplete(
         layout, source: see :func:`check_complete`.
         missing: our names.
         unexpected: their names.
-        reshaped: what is wrong, one line each.
+        reshaped: one line for each tensor of another shape.
     """
     parts = "".join(f" {sentence}" for sentence in missing_parts(unexpected))
     remedy = ""
-    if not parts and (missing or reshaped or layout.name == "ours"):
+    if not parts and (missing or reshaped or layout is OURS):
         remedy = "\nGet the file again, or save all of model.state_dict() again."
     elif not parts:
         remedy = (
@@ -173,7 +125,7 @@ def incomplete(
     return CheckpointError(
         f"{source}: has the layout of {layout.title}, but is not a whole detector that we have."
         f"{parts}"
-        + listed("missing", layout.missing(missing))
+        + listed("missing", names_in_file(layout, missing))
         + listed("unexpected", unexpected)
         + listed("of another shape", reshaped)
         + remedy
@@ -191,42 +143,19 @@ class _Channels(nn.Module):
         return self.shapes
 
 
-def _shapes(architecture: Architecture, state: State) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    network: type[nn.Module], state: State, architecture: Architecture
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes that a network of this architecture has besides its backbone."""
-    network = NETWORKS[architecture["network"]]
-    channels = {
-        stride: state[f"neck.projections.{level}.weight"].shape[1]
-        for level, stride in enumerate(architecture["strides"])
-        if stride <= 32
-    }
-    named = {"network", "backbone", "temporal"}
-    if architecture["network"] == "SAMDETR":
-        named.add("strides")  # follow from multi_scale
-    settings = {key: value for key, value in architecture.items() if key not in named}
+    rules = rules_of(network)
+    assert rules is not None
+    taken = inspect.signature(network).parameters.keys() - {"backbone", "fusion"}
+    settings = {key: value for key, value in architecture.items() if key in taken}
+    backbone = _Channels(rules.backbone_channels(state, architecture))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*meta", category=UserWarning)
-        net = network(backbone=_Channels(channels), weights=None, **settings)
+        net = network(backbone=backbone, weights=None, **settings)
     return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-
-
-def _class_head(network: str) -> str:
-    return "class_head.weight" if network == "DETR" else "class_heads.0.weight"
-
-
-def _published_strides(state: State) -> list[int]:
-    """Strides of the levels: 1x1 convolutions end at 32, those of 3x3 go on from there."""
-    levels = count(state, "neck.projections")
-    sides = [state[f"neck.projections.{i}.weight"].shape[-1] for i in range(levels)]
-    last = sides.count(1) - 1  # of stride 32
-    return [int(32 * 2.0 ** (level - last)) for level in range(levels)]
-
-
-def _points(state: State, num_heads: int, levels: int) -> int:
-    return len(state["encoder.0.attention.attention_weights.bias"]) // (num_heads * levels)
-
-
-def _backbone(state: State) -> str:
-    return describe_resnet(_in_backbone(state)) or "other"
 
 
 def _in_backbone(state: State) -> State:

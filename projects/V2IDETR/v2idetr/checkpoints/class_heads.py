@@ -8,21 +8,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.checkpoints.layouts import count
-from v2idetr.checkpoints.renaming import State
+from v2idetr.modeling.renaming import State
+from v2idetr.modeling.weight_rules import WeightRules, rules_of
 
-# By COCO's ids, 1 to 90; "-" for those that it does not use.
-_COCO = """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,-,
-stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,backpack,
-umbrella,-,-,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,
-baseball glove,skateboard,surfboard,tennis racket,bottle,-,wine glass,cup,fork,knife,spoon,bowl,
-banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,
--,dining table,-,-,toilet,-,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,
-refrigerator,-,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"""
-COCO_BY_ID = ["-", *_COCO.replace("\n", "").split(",")]  # 91 rows, as the official codes have them
-COCO_CLASSES = [name for name in COCO_BY_ID if name != "-"]  # 80 rows, as in detrex
+# By COCO's ids, 91 rows as the official codes have them; two words stand for ids without a class.
+COCO_BY_ID = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+UNUSED = ("__background__", "N/A")
+COCO_CLASSES = [name for name in COCO_BY_ID if name not in UNUSED]  # 80 rows, as in detrex
 
 
 def default_class_names(num_classes: int) -> list[str]:
@@ -33,22 +28,31 @@ def default_class_names(num_classes: int) -> list[str]:
     if num_classes == len(COCO_CLASSES):
         return list(COCO_CLASSES)
     if num_classes == len(COCO_BY_ID):
-        return [f"unused {i}" if name == "-" else name for i, name in enumerate(COCO_BY_ID)]
+        return [f"unused {i}" if name in UNUSED else name for i, name in enumerate(COCO_BY_ID)]
     return [f"class {index}" for index in range(num_classes)]
 
 
-def is_class_head(name: str) -> bool:
-    """Whether a tensor of ours belongs to a class head."""
-    return name.startswith(("class_head.", "class_heads."))
+def class_head_prefixes(net: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of a network's class heads.
+
+    A network without rules is taken to name them as the families here do.
+    """
+    rules = rules_of(type(net))
+    return ("class_head.", "class_heads.") if rules is None else (rules.class_heads,)
 
 
 def with_classes(
-    state: State, have: Sequence[str], wanted: Sequence[str], source: str | Path
+    state: State,
+    rules: WeightRules,
+    have: Sequence[str],
+    wanted: Sequence[str],
+    source: str | Path,
 ) -> State:
     """The detector for some of its classes, in the wanted order.
 
     Args:
         state: our tensors.
+        rules: of the network class.
         have: its class names.
         wanted: class names.
         source: for messages.
@@ -68,41 +72,44 @@ def with_classes(
         no_object = [len(have)] if len(head) > len(have) else []
         return head[rows + no_object]
 
-    heads = {name: select(tensor) for name, tensor in state.items() if is_class_head(name)}
-    return _with_objectness({**state, **heads}, state)
+    heads = {n: select(t) for n, t in state.items() if n.startswith(rules.class_heads)}
+    return _with_proposal_row({**state, **heads}, state, rules)
 
 
-def with_new_class_head(state: State, num_classes: int) -> State:
+def with_new_class_head(
+    state: State, rules: WeightRules, num_classes: int, new_num_classes: int
+) -> State:
     """The detector with class heads as before training, always the same ones.
 
-    Of the encoder's own head in two-stage detectors the first row stays: it does not tell classes
-    apart but proposals from background.
+    The first row of a two-stage encoder's own head stays: it does not tell classes apart but
+    proposals from background.
 
     Args:
         state: our tensors.
-        num_classes: K.
+        rules: of the network class.
+        num_classes: K that it has.
+        new_num_classes: K that it gets.
     """
-    softmax = "class_head.weight" in state
-    weight = state["class_head.weight" if softmax else "class_heads.0.weight"]
+    old = {n: t for n, t in state.items() if n.startswith(rules.class_heads)}
+    weight = next(tensor for name, tensor in old.items() if name.endswith(".weight"))
+    no_object = len(weight) > num_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        head = nn.Linear(weight.shape[1], num_classes + softmax, dtype=weight.dtype)
-    if not softmax:
+        head = nn.Linear(weight.shape[1], new_num_classes + no_object, dtype=weight.dtype)
+    if not no_object:
         nn.init.constant_(head.bias, -math.log(99))  # focal loss: a prior of 1 %
-    fresh = {f".{kind}": tensor.detach() for kind, tensor in head.named_parameters()}
-    heads = {name: fresh[name[name.rindex(".") :]].clone() for name in state if is_class_head(name)}
-    return _with_objectness({**state, **heads}, state)
+    fresh = {kind: tensor.detach() for kind, tensor in head.named_parameters()}
+    heads = {name: fresh[name.rpartition(".")[2]].clone() for name in old}
+    return _with_proposal_row({**state, **heads}, state, rules)
 
 
-def _with_objectness(state: State, before: State) -> State:
-    """Put back the one row that a two-stage encoder's head uses, see ``deformable_detr.py``."""
-    if "proposal_proj.weight" not in before:
-        return state
-    last = count(before, "class_heads") - 1
-    for kind in ("weight", "bias"):
-        name = f"class_heads.{last}.{kind}"
-        state[name] = state[name].clone()
-        state[name][0] = before[name][0]
+def _with_proposal_row(state: State, before: State, rules: WeightRules) -> State:
+    """Put back the one row that scores the proposals of two stages."""
+    head = rules.proposal_head(before)
+    for name in before if head else ():
+        if name.startswith(head):
+            state[name] = state[name].clone()
+            state[name][0] = before[name][0]
     return state
 
 

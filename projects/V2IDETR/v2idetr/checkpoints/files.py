@@ -25,6 +25,7 @@ MAX_LISTED = 10  # names shown of each kind of mismatch
 # What training programs keep beside the weights and torch does not know to be harmless: a record of
 # the command line (DETR, Deformable DETR, SAM-DETR). It has no code of its own to run.
 HARMLESS = (argparse.Namespace,)
+FORMER = re.compile(r"^((?:.*\.)?)temporal\.(?=levels\.)")  # of MSI, now in a slot of the network
 USUAL = ("model", "state_dict")  # where weights are looked for first
 
 
@@ -86,7 +87,13 @@ def read_weights(path: str | Path, key: str = "") -> Stored:
     others = [name for name, other in sets.items() if name != taken and _alike(state, other)]
     first = taken.partition(".")[0]
     beside = {name: value for name, value in content.items() if name != first} if taken else {}
-    return Stored(_without_module(state), beside, taken=taken, others=tuple(others))
+    state = with_current_names(_without_module(state))
+    return Stored(state, beside, taken=taken, others=tuple(others))
+
+
+def with_current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of files that were written before a module moved, under their names of today."""
+    return {FORMER.sub(r"\1fusion.features.", name): tensor for name, tensor in state.items()}
 
 
 def read_torch(path: str | Path) -> Any:
@@ -218,7 +225,7 @@ def _read_safetensors(path: Path) -> Stored:
         state, metadata = read_safetensors(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(_damaged(path, error)) from error
-    return Stored(state, metadata=metadata)
+    return Stored(with_current_names(state), metadata=metadata)
 
 
 def _check_sums(path: Path) -> None:

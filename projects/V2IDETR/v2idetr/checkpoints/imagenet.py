@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from v2idetr.checkpoints import renaming
 from v2idetr.checkpoints.files import CheckpointError, listed
-from v2idetr.checkpoints.renaming import State
-from v2idetr.checkpoints.resnets import (
+from v2idetr.modeling import renaming
+from v2idetr.modeling.renaming import State
+from v2idetr.modeling.resnet_names import (
     DEPTHS,
     PLAIN,
     describe_resnet,

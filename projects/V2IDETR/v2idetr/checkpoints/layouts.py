@@ -1,197 +1,163 @@
-"""A layout: what a detector's tensors are called in the files of one code base.
+"""Reading files of other code bases by the layouts of all detector families, and writing them.
 
-Reading goes layout -> ours, writing ours -> layout. Files also hold some tensors twice, under
-second names; these must agree, are dropped on reading and made again on writing.
+Files hold some tensors twice, under second names; these must agree and are dropped when a file is
+read.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
+from torch import nn
 
-from v2idetr.checkpoints import renaming
 from v2idetr.checkpoints.files import CheckpointError, listed
-from v2idetr.checkpoints.renaming import Rule, State, fill
+from v2idetr.modeling import renaming
+from v2idetr.modeling.renaming import State, fill
+from v2idetr.modeling.weight_rules import Layout, WeightRules, count, families, rules_of
 
-# When tensors have second names: the heads of all layers are one, or one for each layer.
-When = Literal["shared heads", "own heads", "two stages", "always"]
-
-
-@dataclass(frozen=True)
-class SecondName:
-    """Tensors that a file holds again under another name.
-
-    Attributes:
-        name, of: see ``renaming``; without a number ``of`` is the first of several that are one.
-        when: which files have it.
-    """
-
-    name: str
-    of: str
-    when: When = "always"
+OURS = Layout("ours", "this project")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Names of one detector's tensors in the files of one code base.
-
-    Attributes:
-        name: of the code base: "official", "detrex" or "transformers".
-        network: our class.
-        title: for messages.
-        marks: names that every such file has and, together, no other.
-        rules: ours and theirs.
-        own_heads_mark: what names begin with where, and only where, each layer has heads of its
-            own; "" where that is always or never so.
-        second_names: see :class:`SecondName`.
-        spellings: earlier or later ways to write parts of names, as regular expressions, and the
-            one that the rules know.
-        unused: names, as regular expressions, of tensors that detection does not need.
-        fills_heads: heads that are equal in all layers are written once.
-    """
-
-    name: str
-    network: str
-    title: str
-    marks: tuple[str, ...]
-    rules: tuple[Rule, ...]
-    own_heads_mark: str = ""
-    second_names: tuple[SecondName, ...] = ()
-    spellings: tuple[tuple[str, str], ...] = ()
-    unused: tuple[str, ...] = (r"\.num_batches_tracked$",)
-    fills_heads: bool = False
-
-    def respelled(self, state: State) -> State:
-        """The tensors that matter, spelled as the rules know them."""
-        result = {}
-        for name, tensor in state.items():
-            if any(re.search(pattern, name) for pattern in self.unused):
-                continue
-            for pattern, spelling in self.spellings:
-                name = re.sub(pattern, spelling, name)
-            result[name] = tensor
-        return result
-
-    def knows(self, state: State) -> int:
-        """How many of a file's names are of this layout."""
-        return sum(renaming.is_known(self.rules, name) for name in self.respelled(state))
-
-    def to_ours(self, state: State, source: str | Path) -> tuple[State, list[str]]:
-        """Our tensors, and the names of those that we have no place for.
-
-        Args:
-            state: of a file in this layout.
-            source: for messages.
-
-        Raises:
-            CheckpointError: tensors that must be one differ.
-        """
-        state = self.respelled(state)
-        mark = self.own_heads_mark
-        own = bool(mark) and any(name.startswith(mark) for name in state)
-        # Without two stages there are no such names, and dropping them does nothing.
-        active = [row for row in self.second_names if _applies(row.when, own, two_stage=True)]
-        state = _without_second_names(state, active, source)
-        ours, unknown = renaming.to_ours(self.rules, state)
-        if self.fills_heads and own:
-            ours = _with_all_heads(ours)
-        return ours, unknown
-
-    def from_ours(self, state: State, source: str | Path) -> State:
-        """A file's tensors in this layout.
-
-        Args:
-            state: our tensors, of a detector of :attr:`network`.
-            source: for messages.
-
-        Raises:
-            CheckpointError: the layout has no place for some of them.
-        """
-        theirs, unknown = renaming.to_theirs(self.rules, state)
-        if unknown:
-            parts = "".join(f" {sentence}" for sentence in missing_parts(unknown))
-            raise CheckpointError(
-                f"{source}: has tensors that the layout of {self.title} has no place for.{parts}"
-                + listed("without a place", unknown)
-            )
-        heads, layers = count(state, "class_heads"), count(state, "decoder")
-        own, two_stage = heads > 1, "proposal_proj.weight" in state
-        for row in self.second_names:
-            if not _applies(row.when, own, two_stage):
-                continue
-            for index in range(heads if own or row.when == "always" else layers):
-                first, second = row.of.format(index), row.name.format(index)
-                if first != second:
-                    theirs |= _under_another_name(theirs, first, second)
-        return theirs
-
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Our names as the file would have them."""
-        return [part for name in names for part in renaming.their_names(self.rules, name) or [name]]
+def known_layouts() -> list[tuple[type[nn.Module], Layout]]:
+    """Every layout of every family, with the network class that it is of."""
+    return [(network, layout) for network, rules in _families() for layout in rules.layouts]
 
 
-def deformable_rules(prefix: str) -> list[Rule]:
-    """What every code base of Deformable DETR calls alike: reference points, two stages, heads.
+def network_of(state: State) -> str:
+    """Name of the network class that has tensors of these names; "" for none of the families."""
+    found = (net for net, rules in _families() if all(mark in state for mark in rules.marks))
+    return next((network.__name__ for network in found), "")
+
+
+def layout_of(state: State) -> tuple[type[nn.Module], Layout] | None:
+    """Network class and layout of a file of another code base, recognised from its names."""
+    return next((pair for pair in known_layouts() if all(m in state for m in pair[1].marks)), None)
+
+
+def find_layout(state: State, source: str | Path) -> tuple[type[nn.Module], Layout]:
+    """As :func:`layout_of`.
 
     Args:
-        prefix: of the transformer.
+        state: of the file.
+        source: for messages.
+
+    Raises:
+        CheckpointError: the file is in no known layout.
     """
-    return [
-        Rule("reference_points.", f"{prefix}reference_points."),
-        Rule("proposal_proj.", f"{prefix}enc_output."),
-        Rule("proposal_norm.", f"{prefix}enc_output_norm."),
-        Rule("query_proj.", f"{prefix}pos_trans."),
-        Rule("query_norm.", f"{prefix}pos_trans_norm."),
-        Rule("class_heads.{}.", "class_embed.{}."),
-        Rule("box_heads.{}.", "bbox_embed.{}."),
-    ]
-
-
-def deformable_second_names(prefix: str) -> tuple[SecondName, ...]:
-    """The heads that every code base of Deformable DETR writes twice; ``prefix`` as above."""
-    return (
-        SecondName("class_embed.{}.", "class_embed.0.", "shared heads"),
-        SecondName("bbox_embed.{}.", "bbox_embed.0.", "shared heads"),
-        SecondName(f"{prefix}decoder.bbox_embed.{{}}.", "bbox_embed.{}.", "own heads"),
-        SecondName(f"{prefix}decoder.class_embed.{{}}.", "class_embed.{}.", "two stages"),
+    found = layout_of(state)
+    if found is not None:
+        return found
+    layouts = [layout for _, layout in known_layouts()]
+    parts = missing_parts(list(state))
+    if not parts:
+        known = {layout.title: _count_known(layout, state) for layout in layouts}
+        nearest = max(layouts, key=lambda layout: known[layout.title])
+        lacking = [mark for mark in nearest.marks if mark not in state]
+        parts = ["It has names such as " + ", ".join([*state][:3]) + "."]
+        if known[nearest.title]:
+            parts.append(
+                f"It is nearest to {nearest.title}, but has no {' and no '.join(lacking)}."
+            )
+    titles = ", ".join(layout.title for layout in layouts)
+    raise CheckpointError(
+        f"{source}: is in no layout known here ({titles}, this project). {' '.join(parts)}"
     )
 
 
-def count(state: State, stack: str) -> int:
-    """How many numbered modules a stack of ours has."""
-    numbers = (re.match(rf"{stack}\.(\d+)\.", name) for name in state)
-    return max((int(match[1]) + 1 for match in numbers if match), default=0)
+def read_layout(layout: Layout, state: State, source: str | Path) -> tuple[State, list[str]]:
+    """Our tensors, and the names of those that we have no place for.
+
+    Args:
+        layout: of the file.
+        state: of the file.
+        source: for messages.
+
+    Raises:
+        CheckpointError: tensors that must be one differ.
+    """
+    state = _respelled(layout, state)
+    mark = layout.own_heads_mark
+    own = bool(mark) and any(name.startswith(mark) for name in state)
+    for row in layout.second_names:
+        if not (own and row.when == "shared heads"):
+            state = _without_second_name(state, row.name, row.of, source)
+    ours, unknown = renaming.to_ours(layout.rules, state)
+    if layout.fills_heads and own:
+        ours = _with_all_heads(ours)
+    return ours, unknown
 
 
-def _applies(when: When, own: bool, two_stage: bool) -> bool:
-    return {
-        "shared heads": not own,
-        "own heads": own,
-        "two stages": two_stage,
-        "always": True,
-    }[when]
+def write_layout(layout: Layout, state: State, source: str | Path) -> State:
+    """A file's tensors in a layout.
+
+    Args:
+        layout: of the file; for the same network as the tensors.
+        state: our tensors.
+        source: for messages.
+
+    Raises:
+        CheckpointError: the layout has no place for some of them.
+    """
+    theirs, unknown = renaming.to_theirs(layout.rules, state)
+    if unknown:
+        parts = "".join(f" {sentence}" for sentence in missing_parts(unknown))
+        raise CheckpointError(
+            f"{source}: has tensors that the layout of {layout.title} has no place for.{parts}"
+            + listed("without a place", unknown)
+        )
+    heads, layers = count(state, "class_heads"), count(state, "decoder")
+    two_stage = "proposal_proj.weight" in state
+    applies = {"shared heads": heads == 1, "own heads": heads > 1, "two stages": two_stage}
+    for row in layout.second_names:
+        for index in range(max(heads, layers) if applies[row.when] else 0):
+            first, second = row.of.format(index), row.name.format(index)
+            if first != second:
+                theirs |= _under_another_name(theirs, first, second)
+    return theirs
 
 
-def _without_second_names(state: State, rows: Sequence[SecondName], source: str | Path) -> State:
+def names_in_file(layout: Layout, names: Sequence[str]) -> list[str]:
+    """Our names as the file would have them."""
+    return [part for name in names for part in renaming.their_names(layout.rules, name) or [name]]
+
+
+def _families() -> list[tuple[type[nn.Module], WeightRules]]:
+    pairs = ((network, rules_of(network)) for network in families().values())
+    return [(network, rules) for network, rules in pairs if rules is not None]
+
+
+def _respelled(layout: Layout, state: State) -> State:
+    """The tensors that matter, spelled as the rules know them."""
+    result = {}
+    for name, tensor in state.items():
+        if any(re.search(pattern, name) for pattern in layout.unused):
+            continue
+        for pattern, spelling in layout.spellings:
+            name = re.sub(pattern, spelling, name)
+        result[name] = tensor
+    return result
+
+
+def _count_known(layout: Layout, state: State) -> int:
+    """Number of names of a file that are of a layout."""
+    return sum(renaming.is_known(layout.rules, name) for name in _respelled(layout, state))
+
+
+def _without_second_name(state: State, second: str, first: str, source: str | Path) -> State:
     result = dict(state)
-    for row in rows:
-        for name in state:
-            first = fill(row.name, row.of, name)
-            if first is None or first == name:
-                continue
-            tensor = result.pop(name)
-            if first not in result:
-                result[first] = tensor
-            elif not torch.equal(tensor, result[first]):
-                raise CheckpointError(
-                    f"{source}: {name} and {first} should be one tensor, but they differ; the "
-                    "file was put together from several, or is of a detector that we do not have."
-                )
+    for name, tensor in state.items():
+        kept = fill(second, first, name)
+        if kept is None or kept == name:
+            continue
+        del result[name]
+        if not torch.equal(tensor, result.setdefault(kept, tensor)):
+            raise CheckpointError(
+                f"{source}: {name} and {kept} should be one tensor, but they differ; the file was "
+                "put together from several, or is of a detector that we do not have."
+            )
     return result
 
 

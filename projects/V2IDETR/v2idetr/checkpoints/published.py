@@ -1,7 +1,4 @@
-"""Published weights: a safetensors file whose header says what detector they are of.
-
-Files that are written for other code bases hold the same header, of which these know nothing.
-"""
+"""Published weights: a safetensors file whose header describes the detector."""
 
 from __future__ import annotations
 
@@ -16,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from v2idetr.checkpoints.architecture import HIDDEN, Architecture, describe
-from v2idetr.checkpoints.files import CheckpointError, sha256, write_whole
+from v2idetr.atomic_file import write_atomically
+from v2idetr.checkpoints.architecture import HIDDEN, describe
+from v2idetr.checkpoints.files import CheckpointError, sha256
+from v2idetr.modeling.preprocess import Preprocess
+from v2idetr.modeling.weight_rules import Architecture
 from v2idetr.tensor_files import packed
 
 logger = logging.getLogger(__name__)
 
 FORMAT, BACKBONE_FORMAT = "v2idetr-weights", "v2idetr-backbone"
-VERSION = 1
-BESIDE = "v2idetr"  # what the header is called beside the tensors of a torch file
-ADVICE = "Make room, or choose another --output."
+VERSION, BACKBONE_VERSION = "2", "1"
+# In place of "preprocess" in version 1, whose "input_size" is the resize in words.
+VERSION_1_PREPROCESS = ("pixel_mean", "pixel_std", "size_divisor", "input_size")
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,9 @@ class Header:
     """What the tensors alone do not say.
 
     Attributes:
-        architecture: see ``architecture.py``; "isolate_padding" with it.
+        architecture: see ``architecture.describe``; "num_queries" and "isolate_padding" with it.
         class_names: by class index.
-        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
-        input_size: the sizes that pictures were shown in, in words.
-        size_divisor: pictures were padded to multiples of this.
+        preprocess: of images.
         config: YAML of the run that trained it; "" if none did.
         source: name of the file that it was made from.
         source_sha256: of that file's content.
@@ -47,10 +45,7 @@ class Header:
 
     architecture: Architecture
     class_names: list[str]
-    pixel_mean: list[float]
-    pixel_std: list[float]
-    input_size: str
-    size_divisor: int
+    preprocess: Preprocess
     config: str
     source: str
     source_sha256: str
@@ -75,15 +70,10 @@ def write_published(path: Path, state: Mapping[str, Tensor], header: Header) -> 
         header: see :class:`Header`.
 
     Raises:
-        CheckpointError: it cannot be written; what ``path`` held before is untouched.
+        OSError: it cannot be written; what ``path`` held before is untouched.
     """
-    _write(path, state, words_of(header))
-
-
-def words_of(header: Header) -> dict[str, str]:
-    """A header as :func:`read_header` reads it."""
-    words = {name: json.dumps(value) for name, value in asdict(header).items()}
-    return {"format": FORMAT, "version": str(VERSION), **words}
+    values = asdict(header) | {"preprocess": header.preprocess.to_json()}
+    _write(path, state, FORMAT, VERSION, values)
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: Path) -> None:
@@ -96,17 +86,19 @@ def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: P
         source: the file that they are from.
 
     Raises:
-        CheckpointError: see :func:`write_published`.
+        OSError: see :func:`write_published`.
     """
     facts = {"backbone": kind, "source": source.name, "source_sha256": sha256(source)}
     facts |= {"project_version": project_version()}
-    words = {name: json.dumps(value) for name, value in facts.items()}
-    _write(path, state, {"format": BACKBONE_FORMAT, "version": str(VERSION), **words})
+    _write(path, state, BACKBONE_FORMAT, BACKBONE_VERSION, facts)
 
 
-def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    content = packed(state, metadata)
-    write_whole(path, lambda file: file.write(content), advice=ADVICE)
+def _write(
+    path: Path, state: Mapping[str, Tensor], kind: str, version: str, values: dict[str, Any]
+) -> None:
+    words = {name: json.dumps(value) for name, value in values.items()}
+    content = packed(state, {"format": kind, "version": version, **words})
+    write_atomically(path, lambda file: file.write(content))
 
 
 def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | None:
@@ -121,16 +113,25 @@ def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | Non
         )
     if metadata.get("format") != FORMAT:
         return None
-    if metadata.get("version") != str(VERSION):
+    version = metadata.get("version")
+    if version not in ("1", VERSION):
         raise CheckpointError(
-            f"{source}: has header version {metadata.get('version')}, but this program reads "
-            f"version {VERSION}; use the program that wrote it."
+            f"{source}: has header version {version}, but this program reads version {VERSION} and "
+            "earlier; use the program that wrote it."
         )
-    known = {"format", "version", *(field.name for field in fields(Header))}
-    if unknown := sorted(metadata.keys() - known):
+    names = [field.name for field in fields(Header)]
+    if version == "1":
+        names = [name for name in names if name != "preprocess"] + [*VERSION_1_PREPROCESS]
+    if unknown := sorted(metadata.keys() - {"format", "version", *names}):
         raise CheckpointError(f"{source}: its header is damaged (it has {', '.join(unknown)}).")
     try:
-        values = {field.name: json.loads(metadata[field.name]) for field in fields(Header)}
+        values = {name: json.loads(metadata[name]) for name in names}
+        if version == "1":
+            values["preprocess"] = {key: values.pop(key) for key in VERSION_1_PREPROCESS}
+            words = values["preprocess"].pop("input_size")
+            values["preprocess"]["resize"] = None
+            logger.info("%s: has a header of version 1, its resize in words: %s", source, words)
+        values["preprocess"] = Preprocess.from_json(values["preprocess"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: its header is damaged ({error}).") from error
     for name, value in values.items():
@@ -145,10 +146,7 @@ def _is_of_type(name: str, value: Any) -> bool:
         return isinstance(value, dict) and isinstance(value.get("network"), str)
     if name == "class_names":
         return isinstance(value, list) and all(isinstance(word, str) for word in value)
-    if name in ("pixel_mean", "pixel_std"):
-        numbers = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
-        return numbers and len(value) == 3
-    return isinstance(value, int if name == "size_divisor" else str)
+    return isinstance(value, Preprocess if name == "preprocess" else str)
 
 
 def check_header(
@@ -166,24 +164,25 @@ def check_header(
     Raises:
         CheckpointError: lists what differs.
     """
-    pixels = []
+    pixels, preprocess = [], header.preprocess
     for key in ("pixel_mean", "pixel_std"):
-        own, theirs = getattr(detector, key).flatten().cpu(), torch.tensor(getattr(header, key))
+        own = getattr(detector, key).flatten().cpu()
+        theirs = torch.tensor(getattr(preprocess, key))
         if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-3):
             pixels.append(f"{key} is {_short(own)}, in the file {_short(theirs)}")
     want = header.architecture
     check_architecture(want, detector, source, partial=partial, advice=advice, also=pixels)
     logger.info(
-        "%s was trained on pictures as by %s, padded to multiples of %d (here %d).",
+        "%s was trained on images resized by %s, padded to multiples of %d (here %d).",
         source,
-        header.input_size or "(not known)",
-        header.size_divisor,
+        preprocess.resize or "(not known)",
+        preprocess.size_divisor,
         detector.size_divisor,
     )
     isolated = getattr(detector.net, "isolate_padding", None)
     if isolated != want.get("isolate_padding", isolated):
         logger.info(
-            "%s was trained with net.isolate_padding=%s and is used with %s: padded pictures give "
+            "%s was trained with net.isolate_padding=%s and is used with %s: padded images give "
             "slightly other features.",
             source,
             want["isolate_padding"],

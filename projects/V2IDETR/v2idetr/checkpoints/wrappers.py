@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from v2idetr.checkpoints import imagenet
-from v2idetr.checkpoints.architecture import network_of
-from v2idetr.checkpoints.conversion import layout_of
 from v2idetr.checkpoints.files import USUAL, Stored
-from v2idetr.checkpoints.renaming import State
+from v2idetr.checkpoints.layouts import layout_of, network_of
+from v2idetr.modeling.renaming import State
 
 
 def unwrapped(stored: Stored) -> tuple[Stored, list[str]]:

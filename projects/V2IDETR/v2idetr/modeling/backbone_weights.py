@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from v2idetr.modeling.backbone import TimmBackbone
+from v2idetr.modeling.renaming import to_ours
+from v2idetr.modeling.resnet_names import torchvision_rules
 from v2idetr.tensor_files import read_safetensors
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
     if isinstance(backbone, TimmBackbone):
         state = _by_order(state, expected) if path.stem.startswith("efficientnet") else state
     else:
-        state = {_detectron2_name(key): value for key, value in state.items()}
+        renamed, kept = to_ours(torchvision_rules("", ""), state)  # Detectron2's own names stay
+        state = renamed | {key: state[key] for key in kept}
     stages = {_stage_of(key) for key in expected}
     unused = [
         key
@@ -135,18 +138,6 @@ def read_numpy_pickle(path: Path) -> Any:
             return NumpyOnly(file, encoding="latin1").load()
         except (pickle.UnpicklingError, EOFError) as error:
             raise ValueError(f"{path} is not a readable pickle of arrays: {error}") from error
-
-
-def _detectron2_name(key: str) -> str:
-    """torchvision's name of a ResNet tensor -> Detectron2's; Detectron2's own names stay."""
-    if key.startswith(("stem.", "res", "fc.", "stem_fc")):
-        return key
-    if not key.startswith("layer"):
-        key = key if key.startswith("fc") else f"stem.{key}"
-    for index in range(1, 5):
-        key = key.replace(f"layer{index}.", f"res{index + 1}.")
-        key = key.replace(f"bn{index}.", f"conv{index}.norm.")
-    return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
 
 def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from v2idetr.checkpoints.architecture import Architecture, network_of
-from v2idetr.checkpoints.class_heads import is_class_head
-from v2idetr.checkpoints.conversion import layout_of
+from v2idetr.checkpoints.class_heads import class_head_prefixes
 from v2idetr.checkpoints.files import (
     CheckpointError,
     Stored,
@@ -22,8 +20,10 @@ from v2idetr.checkpoints.files import (
     read_weights,
     write_whole,
 )
+from v2idetr.checkpoints.layouts import layout_of, network_of
 from v2idetr.checkpoints.published import check_architecture, check_header, read_header
 from v2idetr.checkpoints.wrappers import unwrapped
+from v2idetr.modeling.weight_rules import Architecture
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +134,12 @@ def load_detector(
     header = read_header(stored.metadata, path)
     if header is not None:
         check_header(header, detector, path, partial=partial, advice=advice)
-    elif (layout := layout_of(stored.state)) is not None:
+    elif (found := layout_of(stored.state)) is not None:
         raise CheckpointError(
-            f"{path}: has the layout of {layout.title}. Convert it first: "
+            f"{path}: has the layout of {found[1].title}. Convert it first: "
             f"python tools/convert_checkpoint.py {path} --output weights.safetensors"
         )
-    elif known := stored.beside.get("architecture") or _named_network(stored.state):
+    elif known := stored.beside.get("architecture") or _named_network(stored.state, detector):
         check_architecture(known, detector, path, partial=partial, advice=advice)
     state = stored.state
     trained_on = header.class_names if header else stored.beside.get("class_names")
@@ -150,14 +150,21 @@ def load_detector(
                 f"{class_names}. tools/convert_checkpoint.py --new-class-head gives it a fresh "
                 "class head for other classes." + (f" Or {advice}." if advice else "")
             )
-        state = {n: t for n, t in state.items() if not is_class_head(n.removeprefix("net."))}
+        heads = class_head_prefixes(getattr(detector, "net", detector))
+        state = {n: t for n, t in state.items() if not n.removeprefix("net.").startswith(heads)}
     return load_into(detector, state, path, partial=partial, advice=advice)
 
 
-def _named_network(state: Mapping[str, Tensor]) -> Architecture:
-    """What the names of a bare state dict say of its detector."""
-    network = network_of({name.removeprefix("net."): tensor for name, tensor in state.items()})
-    return {"network": network} if network else {}
+def _named_network(state: Mapping[str, Tensor], detector: nn.Module) -> Architecture:
+    """The family that the names of a bare state dict are of, where the detector's are of another.
+
+    A network of the user's own may have the names of a family of ours.
+    """
+    theirs, own = (
+        network_of({name.removeprefix("net."): tensor for name, tensor in names.items()})
+        for names in (state, detector.state_dict())
+    )
+    return {"network": theirs} if theirs not in ("", own) else {}
 
 
 def load_into(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from v2idetr.modeling.deformable_attention import DeformableAttention
+from v2idetr.modeling.deformable_detr.weights import RULES
 from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.heads import MLP, DetectionHeads
@@ -63,6 +64,8 @@ class DeformableDETR(DetectionTransformer):
     Raises:
         ValueError: options that need each other, widths, levels or ``fusion`` do not fit.
     """
+
+    weight_rules = RULES
 
     def __init__(
         self,

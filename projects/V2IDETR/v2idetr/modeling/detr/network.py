@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
+from v2idetr.modeling.detr.weights import RULES
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.heads import MLP
 from v2idetr.modeling.interface import Context, Decoded, Features, Memory, Place, Queries
@@ -46,6 +47,8 @@ class DETR(DetectionTransformer):
     Raises:
         ValueError: more than one level; heads do not share ``d`` out; unknown ``query_content``.
     """
+
+    weight_rules = RULES
 
     def __init__(
         self,

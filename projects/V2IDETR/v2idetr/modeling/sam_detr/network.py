@@ -21,6 +21,7 @@ from v2idetr.modeling.position import position_maps
 from v2idetr.modeling.references import token_centres, valid_ratios
 from v2idetr.modeling.sam_detr.decoder import reset_biases, sam_decoder_layer
 from v2idetr.modeling.sam_detr.semantics_aligner import Level
+from v2idetr.modeling.sam_detr.weights import RULES
 from v2idetr.modeling.token_attention import GlobalAttention, LocalAttention, TokenGrid
 from v2idetr.modeling.transformer import (
     DecoderLayer,
@@ -60,6 +61,8 @@ class SAMDETR(DetectionTransformer):
     Raises:
         ValueError: depth does not fit ``multi_scale``, or heads ``d``; unknown ``neck_norm``.
     """
+
+    weight_rules = RULES
 
     def __init__(
         self,

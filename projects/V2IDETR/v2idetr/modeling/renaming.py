@@ -1,4 +1,4 @@
-"""Renaming as data: a table of rules maps the tensors of another layout to ours, and back.
+"""Renaming as data: a table of rules maps tensors of another code base to ours, and back.
 
 A name in a rule may hold ``{}``, any number; the numbers of both sides are the same ones in the
 same order. A name that ends with "." stands for all that begin so.
@@ -7,7 +7,7 @@ same order. A name that ends with "." stands for all that begin so.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,7 +24,8 @@ class Rule:
     Attributes:
         ours: name.
         theirs: name; or the names of several tensors that make ours, one below the other.
-        kernel: theirs is a convolution of one cell, (out, in, 1, 1), ours a linear layer.
+        kernel: theirs is a convolution of one cell, (out, in, 1, 1), ours a linear layer; such
+            rules are for reading alone.
     """
 
     ours: str
@@ -40,11 +41,14 @@ def joined(ours: str, theirs: str) -> list[Rule]:
     """Rules for an ``nn.MultiheadAttention`` of ours whose query, key and value theirs has apart.
 
     Args:
-        ours, theirs: modules; theirs has ``q_proj``, ``k_proj`` and ``v_proj``.
+        ours, theirs: modules; theirs has ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
     """
     return [
-        Rule(f"{ours}in_proj_{kind}", tuple(f"{theirs}{part}_proj.{kind}" for part in "qkv"))
-        for kind in ("weight", "bias")
+        Rule(f"{ours}out_proj.", f"{theirs}out_proj."),
+        *[
+            Rule(f"{ours}in_proj_{kind}", tuple(f"{theirs}{part}_proj.{kind}" for part in "qkv"))
+            for kind in ("weight", "bias")
+        ],
     ]
 
 
@@ -57,7 +61,7 @@ def to_ours(rules: Sequence[Rule], theirs: State) -> tuple[State, list[str]]:
     parts: dict[str, dict[int, Tensor]] = {}
     unknown = []
     for name, tensor in theirs.items():
-        found = next(_matches(rules, name), None)
+        found = _match(rules, name)
         if found is None:
             unknown.append(name)
             continue
@@ -79,12 +83,10 @@ def to_theirs(rules: Sequence[Rule], ours: State) -> tuple[State, list[str]]:
     state: State = {}
     unknown = []
     for name, tensor in ours.items():
-        rule, names = _rule_for(rules, name)
-        if rule is None:
+        names = their_names(rules, name)
+        if not names:
             unknown.append(name)
             continue
-        if rule.kernel:
-            tensor = tensor[..., None, None]
         for part, chunk in zip(names, tensor.chunk(len(names)), strict=True):
             # A part by itself, since formats write storages and not views of them.
             state[part] = chunk.clone() if len(names) > 1 else chunk
@@ -93,12 +95,16 @@ def to_theirs(rules: Sequence[Rule], ours: State) -> tuple[State, list[str]]:
 
 def is_known(rules: Sequence[Rule], theirs: str) -> bool:
     """Whether a rule knows a name of theirs."""
-    return next(_matches(rules, theirs), None) is not None
+    return _match(rules, theirs) is not None
 
 
 def their_names(rules: Sequence[Rule], ours: str) -> list[str]:
-    """What a tensor of ours is called in the other layout; empty if nothing is."""
-    return _rule_for(rules, ours)[1]
+    """Names of the tensors that make one of ours in the other layout; empty for none."""
+    for rule in rules:
+        names = [name for part in rule.parts if (name := fill(rule.ours, part, ours)) is not None]
+        if names:
+            return names
+    return []
 
 
 def fill(pattern: str, other: str, name: str) -> str | None:
@@ -110,22 +116,14 @@ def fill(pattern: str, other: str, name: str) -> str | None:
     return other.format(*numbers) + rest
 
 
-def _rule_for(rules: Sequence[Rule], ours: str) -> tuple[Rule | None, list[str]]:
-    """The first rule for a name of ours, and the names that it gives."""
-    for rule in rules:
-        names = [name for part in rule.parts if (name := fill(rule.ours, part, ours)) is not None]
-        if names:
-            return rule, names
-    return None, []
-
-
-def _matches(rules: Sequence[Rule], theirs: str) -> Iterator[tuple[Rule, str, int]]:
-    """Rules for a name of theirs, what it makes of ours, and which part of that it is."""
+def _match(rules: Sequence[Rule], theirs: str) -> tuple[Rule, str, int] | None:
+    """The first rule for a name of theirs, our name, and which part of that tensor theirs is."""
     for rule in rules:
         for index, part in enumerate(rule.parts):
             ours = fill(part, rule.ours, theirs)
             if ours is not None:
-                yield rule, ours, index
+                return rule, ours, index
+    return None
 
 
 @cache

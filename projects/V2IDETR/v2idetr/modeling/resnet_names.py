@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from v2idetr.checkpoints.renaming import Rule, State
+from v2idetr.modeling.renaming import Rule, State
 
 NORM = ("weight", "bias", "running_mean", "running_var")  # frozen batch normalisation
 STAGES = (2, 3, 4, 5)

@@ -1,0 +1,171 @@
+"""Tensor names that the detectors of one code base share: official codes, detrex, transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from v2idetr.modeling.renaming import Rule, joined
+from v2idetr.modeling.resnet_names import torchvision_rules, transformers_rules
+from v2idetr.modeling.weight_rules import Architecture, Layout
+
+
+@dataclass(frozen=True)
+class CodeBase:
+    """Names that all detectors of a code base share.
+
+    Attributes:
+        name, spellings, unused: see ``weight_rules.Layout``.
+        title: with ``{}`` for the detector.
+        encoder, decoder: patterns of their layers.
+        in_encoder, in_decoder: names in such a layer, ours to theirs.
+        rules: for names outside of it, or of another form.
+    """
+
+    name: str
+    title: str
+    encoder: str
+    decoder: str
+    in_encoder: Mapping[str, str]
+    in_decoder: Mapping[str, str]
+    rules: Sequence[Rule]
+    spellings: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = (r"\.num_batches_tracked$",)
+
+    def layout(
+        self,
+        detector: str,
+        *,
+        in_encoder: Mapping[str, str] = {},
+        in_decoder: Mapping[str, str] = {},
+        others: Mapping[str, str] = {},
+        rules: Sequence[Rule] = (),
+        **settings: Any,
+    ) -> Layout:
+        """Names of one detector.
+
+        Args:
+            detector: for messages.
+            in_encoder, in_decoder: names in a layer, ours to theirs, besides the shared ones.
+            others: names outside the layers, ours to theirs.
+            rules: of another form.
+            settings: further ones of ``weight_rules.Layout``.
+        """
+        places = (
+            ("encoder.{}.", self.encoder, {**self.in_encoder, **in_encoder}),
+            ("decoder.{}.", self.decoder, {**self.in_decoder, **in_decoder}),
+            ("", "", others),
+        )
+        own = [Rule(a + x, b + y) for a, b, names in places for x, y in names.items()]
+        return Layout(
+            **{"spellings": self.spellings, "unused": self.unused, **settings},
+            name=self.name,
+            title=self.title.format(detector),
+            rules=(*self.rules, *own, *rules),
+        )
+
+
+OFFICIAL = CodeBase(
+    name="official",
+    title="the official code of {}",
+    encoder="transformer.encoder.layers.{}.",
+    decoder="transformer.decoder.layers.{}.",
+    in_encoder={
+        "attention.": "self_attn.",
+        "attention_norm.": "norm1.",
+        "ffn.linear1.": "linear1.",
+        "ffn.linear2.": "linear2.",
+        "ffn.norm.": "norm2.",
+    },
+    in_decoder={
+        "ffn.linear1.": "linear1.",
+        "ffn.linear2.": "linear2.",
+        "ffn.norm.": "norm3.",
+    },
+    rules=[
+        *torchvision_rules("backbone.", "backbone.0.body."),
+        Rule("query_embed.", "query_embed."),
+    ],
+)
+DETREX = CodeBase(
+    name="detrex",
+    title="detrex's {}",
+    encoder="transformer.encoder.layers.{}.",
+    decoder="transformer.decoder.layers.{}.",
+    in_encoder={
+        "attention_norm.": "norms.0.",
+        "ffn.linear1.": "ffns.0.layers.0.0.",
+        "ffn.linear2.": "ffns.0.layers.1.",
+        "ffn.norm.": "norms.1.",
+    },
+    in_decoder={
+        "self_attention.": "attentions.0.attn.",
+        "self_norm.": "norms.0.",
+        "cross_norm.": "norms.1.",
+        "ffn.linear1.": "ffns.0.layers.0.0.",
+        "ffn.linear2.": "ffns.0.layers.1.",
+        "ffn.norm.": "norms.2.",
+    },
+    # Its backbones are Detectron2's, as ours.
+    rules=[
+        Rule(f"backbone.{p}.", f"backbone.{p}.") for p in ("stem", "res2", "res3", "res4", "res5")
+    ],
+    unused=(r"\.num_batches_tracked$", r"^criterion\."),
+)
+# Files of transformers keep the names of its version 4 (``fc1``, ``out_proj``), though its modules
+# have had others since version 5. Both are read, the former are written.
+_BACKBONE = "model.backbone.conv_encoder.model."
+TRANSFORMERS = CodeBase(
+    name="transformers",
+    title="transformers' {}",
+    encoder="model.encoder.layers.{}.",
+    decoder="model.decoder.layers.{}.",
+    in_encoder={
+        "attention_norm.": "self_attn_layer_norm.",
+        "ffn.linear1.": "fc1.",
+        "ffn.linear2.": "fc2.",
+        "ffn.norm.": "final_layer_norm.",
+    },
+    in_decoder={
+        "self_norm.": "self_attn_layer_norm.",
+        "cross_norm.": "encoder_attn_layer_norm.",
+        "ffn.linear1.": "fc1.",
+        "ffn.linear2.": "fc2.",
+        "ffn.norm.": "final_layer_norm.",
+    },
+    rules=[
+        # timm's ResNet, as in the published files and as we write it, or transformers' own
+        *torchvision_rules("backbone.", _BACKBONE),
+        *transformers_rules("backbone.", _BACKBONE),
+        *joined("decoder.{}.self_attention.", "model.decoder.layers.{}.self_attn."),
+        Rule("query_embed.", "model.query_position_embeddings."),
+    ],
+    spellings=(
+        (r"^model\.backbone\.model\.", _BACKBONE),
+        (r"attn\.o_proj\.", "attn.out_proj."),
+        (r"\.mlp\.fc(\d)\.", r".fc\1."),
+    ),
+)
+
+
+def transformers_config(architecture: Architecture) -> dict[str, Any]:
+    """The part of ``config.json`` that all detectors of transformers share."""
+    config = {"d_model": architecture["d"], "num_queries": architecture["num_queries"]}
+    for stack in ("encoder", "decoder"):
+        config |= {
+            f"{stack}_layers": architecture[f"num_{stack}_layers"],
+            f"{stack}_attention_heads": architecture["num_heads"],
+            f"{stack}_ffn_dim": architecture["ffn_dim"],
+        }
+    stages = {8: 2, 16: 3, 32: 4}
+    return config | {
+        "backbone_config": {
+            "model_type": "timm_backbone",
+            "backbone": architecture["backbone"],
+            "out_indices": [stages[stride] for stride in architecture["strides"] if stride <= 32],
+            "use_pretrained_backbone": False,
+            "features_only": True,
+            "num_channels": 3,
+        }
+    }

@@ -1,0 +1,195 @@
+"""How an image becomes the input of a detector: resized, normalised, padded. As plain data.
+
+The resize is that of a run's evaluation, the size it gives that of the Detectron2 transform there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+# RGB, for pixels in [0, 255].
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class NoResize:
+    """Every image keeps its size."""
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after the resize, px."""
+        return height, width
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """Every image is squashed to ``height_px`` x ``width_px``."""
+
+    height_px: int
+    width_px: int
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after the resize, px."""
+        return self.height_px, self.width_px
+
+
+@dataclass(frozen=True)
+class ShortestEdge:
+    """The shorter side gets ``short_edge_px``, or less where the longer passes ``max_size_px``.
+
+    Both sides are rounded to the nearest multiple of ``multiple_px`` within ``max_size_px``.
+    """
+
+    short_edge_px: int
+    max_size_px: int
+    multiple_px: int = 1
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after the resize, px."""
+        # In the order of Detectron2's ResizeShortestEdge: rounding must fall to the same side.
+        short = float(self.short_edge_px)
+        scale = short / min(height, width)
+        sides = (short, scale * width) if height < width else (scale * height, short)
+        if max(sides) > self.max_size_px:
+            shrink = self.max_size_px / max(sides)
+            sides = (sides[0] * shrink, sides[1] * shrink)
+        step, most = self.multiple_px, self.max_size_px // self.multiple_px
+        steps = [min(int(int(side + 0.5) / step + 0.5), most) for side in sides]
+        return step * max(1, steps[0]), step * max(1, steps[1])
+
+
+Resize = NoResize | FixedSize | ShortestEdge
+KINDS = {"none": NoResize, "fixed": FixedSize, "shortest_edge": ShortestEdge}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, then ``(pixel - mean) / std``, then zeros at the right and at the bottom.
+
+    Attributes:
+        resize: None where it is not known.
+        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
+        size_divisor: images are padded to multiples of this, px.
+
+    Raises:
+        ValueError: a number that is out of range.
+    """
+
+    resize: Resize | None
+    pixel_mean: tuple[float, ...] = IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = IMAGENET_STD
+    size_divisor: int = 32
+
+    def __post_init__(self) -> None:
+        for key, numbers in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
+            if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{key} is {list(numbers)}, but must be three numbers")
+        if min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_std is {list(self.pixel_std)}, but must be above 0")
+        sizes = {} if self.resize is None else asdict(self.resize)
+        for key, size in {**sizes, "size_divisor": self.size_divisor}.items():
+            if size < 1:
+                raise ValueError(f"{key} is {size}, but must be at least 1")
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of an image after the resize, before padding.
+
+        Args:
+            height, width: of the image, px.
+
+        Returns:
+            (height, width), px.
+
+        Raises:
+            ValueError: the resize is not known.
+        """
+        if self.resize is None:
+            raise ValueError(
+                "the size that images must have is not known: the weights do not say it. Publish "
+                "them again from the run that trained them (tools/convert_checkpoint.py)."
+            )
+        return self.resize.size(height, width)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values, for :meth:`from_json`."""
+        content = asdict(self)
+        for kind, cls in KINDS.items():
+            if isinstance(self.resize, cls):
+                content["resize"] = {"kind": kind, **content["resize"]}
+        return content | {key: list(content[key]) for key in ("pixel_mean", "pixel_std")}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Preprocess:
+        """The preprocessing of which :meth:`to_json` has given this.
+
+        Raises:
+            ValueError: it has not.
+        """
+        try:
+            resize = content["resize"]
+            if resize is not None:
+                sizes = {key: _whole(size) for key, size in resize.items() if key != "kind"}
+                resize = KINDS[resize["kind"]](**sizes)
+            mean, std = _numbers(content["pixel_mean"]), _numbers(content["pixel_std"])
+            return cls(resize, mean, std, _whole(content["size_divisor"]))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{content!r:.200} is no preprocessing: {error}") from error
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], stage: str = "plain") -> Preprocess:
+        """Preprocessing of a run's evaluation.
+
+        Args:
+            config: of the run; ``data.augmentations.test`` and the detector's statistics are read.
+            stage: whose detector it is, "teacher" or another.
+
+        Raises:
+            ValueError: the resize is none of those above; names the key.
+        """
+        resize = _resize_of(config["data"]["augmentations"]["test"])
+        return replace(cls.without_resize(config, stage), resize=resize)
+
+    @classmethod
+    def without_resize(cls, config: Mapping[str, Any], stage: str = "plain") -> Preprocess:
+        """As :meth:`from_config`, with a resize that is not known."""
+        model = config["teacher"]["model"] if stage == "teacher" else config["model"]
+        given = {key: _numbers(model[key]) for key in ("pixel_mean", "pixel_std") if key in model}
+        return cls(None, **given, size_divisor=model.get("size_divisor", 32))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if not all(type(value) in (int, float) for value in values):
+        raise TypeError(f"{values!r} are no numbers")
+    return tuple(float(value) for value in values)
+
+
+def _resize_of(test: Sequence[Mapping[str, Any]]) -> Resize:
+    """The resize that a config's augmentations for evaluation are."""
+    if not test:
+        return NoResize()
+    node, target = test[0], str(test[0]["_target_"])
+    if len(test) == 1 and target == "v2idetr.data.augmentation.resize_fixed":
+        return FixedSize(node["height"], node["width"])
+    if len(test) == 1 and target == "v2idetr.data.augmentation.ResizeShortEdge":
+        edges = node["short_edges"]
+        edges = [edges] if isinstance(edges, int) else list(edges)
+        if len(edges) == 1:
+            return ShortestEdge(edges[0], node["max_size"], node.get("size_divisor", 1))
+        raise ValueError(
+            f"data.augmentations.test[0].short_edges is {edges}, of which one is drawn for each "
+            "image: give one length for evaluation."
+        )
+    names = ", ".join(str(node["_target_"]) for node in test)
+    raise ValueError(
+        f"data.augmentations.test is {names}, which cannot be written down for others: use one of "
+        "v2idetr.data.augmentation.resize_fixed and ResizeShortEdge, or nothing."
+    )

@@ -1,0 +1,1 @@
+from tests.tiny_fixtures import *  # noqa: F403 (fixtures)

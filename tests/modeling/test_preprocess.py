@@ -1,0 +1,108 @@
+"""Preprocessing as data gives the sizes of evaluation, and comes back from JSON as it was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.common.data import buv, clinicdb, sun, synthetic
+from v2idetr.data.augmentation import ResizeShortEdge, resize_fixed
+from v2idetr.modeling.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
+
+SIDES = st.integers(1, 3000)
+SHORT_EDGE = "v2idetr.data.augmentation.ResizeShortEdge"
+
+
+def size_in_evaluation(augmentation: T.Augmentation, height: int, width: int) -> tuple[int, int]:
+    image = np.broadcast_to(np.uint8(0), (height, width, 3))  # takes no memory
+    resize: Any = augmentation.get_transform(image)
+    return getattr(resize, "new_h", height), getattr(resize, "new_w", width)  # a no-op has none
+
+
+def config_of(test: list[dict[str, Any]], **model: Any) -> dict[str, Any]:
+    return {"data": {"augmentations": {"test": test}}, "model": model}
+
+
+@given(SIDES, SIDES, st.integers(1, 900), st.integers(0, 700), st.integers(1, 64))
+def test_the_shortest_edge_is_resized_as_in_evaluation(
+    height: int, width: int, short: int, more: int, multiple: int
+) -> None:
+    multiple = min(multiple, short)
+    node = {"short_edges": short, "max_size": short + more, "size_divisor": multiple}
+    preprocess = Preprocess.from_config(config_of([{"_target_": SHORT_EDGE, **node}]))
+    assert preprocess.resize == ShortestEdge(short, short + more, multiple)
+    want = size_in_evaluation(ResizeShortEdge(**node), height, width)
+    assert preprocess.resized_size(height, width) == want
+
+
+@given(SIDES, SIDES, st.integers(1, 900), st.integers(1, 900))
+def test_a_fixed_size_is_that_of_evaluation(
+    height: int, width: int, new_height: int, new_width: int
+) -> None:
+    node = {"height": new_height, "width": new_width}
+    target = "v2idetr.data.augmentation.resize_fixed"
+    preprocess = Preprocess.from_config(config_of([{"_target_": target, **node}]))
+    want = size_in_evaluation(resize_fixed(**node), height, width)
+    assert preprocess.resized_size(height, width) == want == (new_height, new_width)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [(sun, (480, 640)), (buv, (480, 640)), (clinicdb, (144, 192)), (synthetic, (96, 128))],
+)
+def test_the_resize_of_every_dataset_is_known(data: Any, size: tuple[int, int]) -> None:
+    config = {"data": data.data, "model": {"size_divisor": 16}}
+    assert Preprocess.from_config(config).resized_size(960, 1280) == size
+
+
+def test_without_augmentations_images_keep_their_size() -> None:
+    preprocess = Preprocess.from_config(config_of([]))
+    assert preprocess.resize == NoResize()
+    assert preprocess.resized_size(31, 47) == (31, 47)
+
+
+def test_statistics_are_those_of_the_detector_that_the_stage_trains() -> None:
+    config = config_of([], pixel_mean=[1, 2, 3], pixel_std=[4, 5, 6], size_divisor=16)
+    config["teacher"] = {"model": {"pixel_mean": [7, 8, 9]}}
+    plain, teacher = Preprocess.from_config(config), Preprocess.from_config(config, "teacher")
+    assert (plain.pixel_mean, plain.pixel_std) == ((1, 2, 3), (4, 5, 6))
+    assert (plain.size_divisor, teacher.size_divisor) == (16, 32)
+    assert teacher.pixel_mean == (7, 8, 9)
+
+
+ONE, DRAWN = ({"_target_": SHORT_EDGE, "short_edges": n, "max_size": 9} for n in (3, [3, 4]))
+FOREIGN = {"_target_": "detectron2.data.transforms.Resize", "shape": 3}
+
+
+@pytest.mark.parametrize(
+    ("test", "sentence"),
+    [
+        ([FOREIGN], r" is detectron2\.data\.transforms\.Resize, which .* use one of"),
+        ([ONE, ONE], r" is .*ShortEdge, .*ShortEdge, which .* use one of"),
+        ([DRAWN], r"\[0\]\.short_edges is \[3, 4\].* give one length"),
+    ],
+)
+def test_a_resize_that_is_not_known_is_refused_with_its_key(
+    test: list[dict[str, Any]], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^data\.augmentations\.test{sentence}"):
+        Preprocess.from_config(config_of(test))
+
+
+@pytest.mark.parametrize(
+    "resize", [None, NoResize(), FixedSize(48, 64), ShortestEdge(480, 800, 32)], ids=str
+)
+def test_json_gives_back_the_same_preprocessing(resize: Any) -> None:
+    preprocess = Preprocess(resize, (1.5, 2.0, 3.25), (4.0, 5.0, 6.0), size_divisor=16)
+    assert Preprocess.from_json(json.loads(json.dumps(preprocess.to_json()))) == preprocess
+
+
+def test_a_size_is_not_guessed_where_the_resize_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"not known.*convert_checkpoint\.py"):
+        Preprocess(None).resized_size(48, 64)
