@@ -24,6 +24,8 @@ SECONDS_A_STEP = {"teacher": 1.0, "plain": 0.5, "student": 1.1}
 SECONDS_OTHERWISE = {"annotations": 5.0, "evaluation": 15.0, "report": 15.0}
 TRUST_S = 60.0  # so many seconds count for the figures above before this machine outweighs them
 
+TEXT = "{desc}, about {remaining} left"
+BAR, LINE = "{percentage:3.0f} % |{bar:20}| " + TEXT, "[{percentage:3.0f}%] " + TEXT
 LAST_COUNT = re.compile(r"(\d+)/(\d+) \[")
 
 
@@ -57,7 +59,12 @@ class Progress:
         part = next((p for p in parts if p.step == step and p.done < 1), None)
         doing = ": ".join(filter(None, [title, part.name if part else ""]))
         if self._bar is None:
-            self._bar = self._begin(done)
+            # As if TRUST_S of work had just taken as long as is usual, and nothing before it: the
+            # estimate begins as usual and follows this machine in this session.
+            settings = {"initial": done - TRUST_S, "delay": TRUST_S, "bar_format": BAR}
+            self._bar = progress_bar(line=LINE, **settings)
+            self._bar.start_t -= TRUST_S
+            self._bar.n = done
         self._bar.total = total
         self._bar.desc = ", ".join(filter(None, [doing, part.count if part else ""]))
         if doing == self._doing:
@@ -75,22 +82,6 @@ class Progress:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
-
-    def _begin(self, done: float) -> tqdm:
-        """As if `TRUST_S` of work had just taken as long as is usual, and nothing before it.
-
-        So the estimate begins as usual and follows the machine; what an earlier session did says
-        nothing about its speed.
-        """
-        bar = progress_bar(
-            initial=done - TRUST_S,
-            delay=TRUST_S,
-            bar_format="{percentage:3.0f} % |{bar:20}| {desc}, about {remaining} left",
-            line="[{percentage:3.0f}%] {desc}, about {remaining} left",
-        )
-        bar.start_t -= TRUST_S
-        bar.n = done
-        return bar
 
 
 def data_part(data: Path, log: Path) -> Part:

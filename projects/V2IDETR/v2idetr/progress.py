@@ -32,10 +32,7 @@ class _Lines(tqdm):
 
 
 def progress_bar(
-    *args: Any,
-    line: str = LINE,
-    say: Callable[[str], object] = print_now,
-    **settings: Any,
+    *args: Any, line: str = LINE, say: Callable[[str], object] = print_now, **settings: Any
 ) -> tqdm:
     """A `tqdm` of these arguments, which estimates by the average speed.
 
