@@ -76,14 +76,13 @@ class Report:
 
     def ended(self, job: Job, failure: Failure | None, seconds: float) -> None:
         """Say what came out of a run, and write the table with it."""
-        self._progress.close()
         self._ended += 1
         run = self.runs[job.name]
         self._parts[job.name] = _parts_of(run)
         if failure is not None:
-            print(f"FAILED  {job.name}: {failure.reason}", flush=True)
+            self._progress.write(f"FAILED  {job.name}: {failure.reason}")
             return
-        print(f"done    {job.name}: {_headline(run)} ({clock(seconds)})", flush=True)
+        self._progress.write(f"done    {job.name}: {_headline(run)} ({clock(seconds)})")
         self.write()
 
     def close(self) -> None:

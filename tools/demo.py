@@ -21,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -217,21 +218,20 @@ def run_demo(demo: Demo, lock: int, run_program: Callable[..., None] = run_logge
         ValueError: see `Record`. Interrupted, ProgramError: see `run_logged`.
     """
     record = Record(demo)
-    progress = Progress()
-    for step in steps_of(demo):
-        if record.finished(step):
-            continue
-        if step.key == "report":
-            write_facts(demo, record)
-        start, finished = time.monotonic(), False
-        try:
-            show(progress, step, demo)
-            tick = partial(show, progress, step, demo)
-            run_program(step.command, demo.log(step.key), tick, [lock])
-            finished = True
-        finally:
-            progress.close()
-            record.add(step, time.monotonic() - start, finished=finished)
+    with closing(Progress()) as progress:
+        for step in steps_of(demo):
+            if record.finished(step):
+                continue
+            if step.key == "report":
+                write_facts(demo, record)
+            start, finished = time.monotonic(), False
+            try:
+                show(progress, step, demo)
+                tick = partial(show, progress, step, demo)
+                run_program(step.command, demo.log(step.key), tick, [lock])
+                finished = True
+            finally:
+                record.add(step, time.monotonic() - start, finished=finished)
 
 
 def show(progress: Progress, step: Step, demo: Demo) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
+
+from v2idetr.config.yaml_text import parse_yaml
+from v2idetr.progress import progress_bar
 
 TITLES = {"teacher": "teacher", "plain": "plain student", "student": "V2I student"}
 
@@ -23,7 +24,8 @@ SECONDS_A_STEP = {"teacher": 1.0, "plain": 0.5, "student": 1.1}
 SECONDS_OTHERWISE = {"annotations": 5.0, "evaluation": 15.0, "report": 15.0}
 TRUST_S = 60.0  # so many seconds count for the figures above before this machine outweighs them
 
-LINE_PERIOD_S = 30.0  # where there is no terminal
+TEXT = "{desc}, about {remaining} left"
+BAR, LINE = "{percentage:3.0f} % |{bar:20}| " + TEXT, "[{percentage:3.0f}%] " + TEXT
 LAST_COUNT = re.compile(r"(\d+)/(\d+) \[")
 
 
@@ -42,11 +44,8 @@ class Progress:
     """One line about the whole: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._start: float | None = None
-        self._done_before = 0.0
-        self._last_line = ""
-        self._last_time = 0.0
         self._bar: Any = None
+        self._doing = ""
 
     def show(self, step: str, title: str, parts: Sequence[Part]) -> None:
         """Say how far it is; may be called often.
@@ -55,43 +54,34 @@ class Progress:
             step, title: what is running.
             parts: of all steps.
         """
-        now = time.monotonic()
         total = sum(part.seconds for part in parts)
         done = sum(part.seconds * part.done for part in parts)
-        if self._start is None:  # what an earlier session did says nothing about speed
-            self._start, self._done_before = now, done
-        left = remaining(total - done, done - self._done_before, now - self._start)
         part = next((p for p in parts if p.step == step and p.done < 1), None)
         doing = ": ".join(filter(None, [title, part.name if part else ""]))
-        line = ", ".join(filter(None, [doing, part.count if part else ""]))
-        if sys.stderr.isatty():
-            self._draw(line, done / total, left)
-        elif doing != self._last_line or now - self._last_time > LINE_PERIOD_S:
-            self._last_line, self._last_time = doing, now
-            print(f"[{done / total:4.0%}] {line}, about {clock(left)} left", flush=True)
+        if self._bar is None:
+            # As if TRUST_S of work had just taken as long as is usual, and nothing before it: the
+            # estimate begins as usual and follows this machine in this session.
+            settings = {"initial": done - TRUST_S, "delay": TRUST_S, "bar_format": BAR}
+            self._bar = progress_bar(line=LINE, **settings)
+            self._bar.start_t -= TRUST_S
+            self._bar.n = done
+        self._bar.total = total
+        self._bar.desc = ", ".join(filter(None, [doing, part.count if part else ""]))
+        if doing == self._doing:
+            self._bar.update(done - self._bar.n)
+        else:  # at once
+            self._doing, self._bar.n = doing, done
+            self._bar.refresh()
+
+    def write(self, text: str) -> None:
+        """Print above the bar."""
+        tqdm.write(text)
+        sys.stdout.flush()
 
     def close(self) -> None:
-        """Leave the line."""
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
-
-    def _draw(self, line: str, share: float, left: float) -> None:
-        if self._bar is None:
-            form = "{percentage:3.0f} % |{bar:20}| {desc}"
-            self._bar = tqdm(total=1.0, bar_format=form, leave=False)
-        self._bar.n = min(share, 1.0)
-        self._bar.set_description_str(f"{line}, about {clock(left)} left")
-
-
-def remaining(seconds_left: float, seconds_done: float, elapsed_s: float) -> float:
-    """Seconds to go: what is usual, times how slow this machine has been in this session.
-
-    Args:
-        seconds_left, seconds_done: usual seconds of what is to do, and was done in this session.
-        elapsed_s: seconds of this session.
-    """
-    return seconds_left * (elapsed_s + TRUST_S) / (seconds_done + TRUST_S)
 
 
 def data_part(data: Path, log: Path) -> Part:
@@ -162,5 +152,5 @@ def _steps_done(stage: Path) -> int:
 def _yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = parse_yaml(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}

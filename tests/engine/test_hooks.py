@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +148,17 @@ def test_the_log_has_means_and_forgets_what_a_resumed_run_does_again(tmp_path) -
     # Losses are 0, -1, -2 ... The mean at step 4 holds step 3, which an earlier process took.
     assert losses == {2: -0.5, 4: -2.5, 5: -4.0}
     assert [line["iteration"] for line in later.lines() if "val/AP" in line] == [1, 2, 3, 4, 5]
+
+
+def test_without_a_terminal_training_is_followed_in_the_log(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("v2idetr.progress.LINE_PERIOD_S", 0.0)
+    stage = Stage(tmp_path, dict.fromkeys(range(1, 5), 0.1), period=1)
+    with caplog.at_level(logging.INFO):
+        stage.trainer.train(0, 4)
+    lines = [record.message for record in caplog.records if "left" in record.message]
+    assert re.fullmatch(
+        r"plain: step 4 of 4, loss .*, lr .*, .* s a step, .* 00:00 left", lines[-1]
+    )
 
 
 def test_after_a_signal_no_evaluation_begins_and_a_resumed_run_makes_up_for_it(tmp_path) -> None:

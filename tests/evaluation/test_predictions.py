@@ -16,7 +16,6 @@ from torch import nn
 
 from v2idetr.data.audit import AuditReport
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.evaluation import predictions as module
 from v2idetr.evaluation.frames import label_frames
 from v2idetr.evaluation.predictions import (
     FramePrediction,
@@ -102,10 +101,10 @@ def test_output_that_is_not_finite_names_the_frame():
 
 
 def test_progress_without_a_terminal_is_log_lines(monkeypatch, caplog, capsys):
-    monkeypatch.setattr(module, "LOG_PERIOD_S", 0.0)
+    monkeypatch.setattr("v2idetr.progress.LINE_PERIOD_S", 0.0)
     with caplog.at_level(logging.INFO):
         predict(BoxAtId(), batches_of(range(4)), progress=True)
-    assert "batch 1 of 2, about 0:00:00 left" in caplog.text
+    assert "evaluation: batch 1 of 2, about 00:00 left" in caplog.text
     assert capsys.readouterr().err == ""
 
 

@@ -1,19 +1,26 @@
-"""Lines, axes and ticks of the page's charts."""
+"""Lines, axes and legend of the page's charts, and the SVG that becomes part of the page."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from v2idetr.plot_style import COLOURS
 from v2idetr.report import charts
+from v2idetr.report.charts import Chart, Line, Point
 
 
-def points_of(chart: charts.Chart) -> list[tuple[float, float]]:
-    path = re.search(r'<path class="line[^"]*" d="M([^"]+)"', chart.svg())
-    assert path is not None
-    return [tuple(map(float, place.split())) for place in path[1].split("L")]  # type: ignore[misc]
+def chart_of(points: list[Point], *, log: bool = False, ring: Point | None = None) -> Chart:
+    return Chart("Chart", "", [Line("Plain student", COLOURS["plain"], points, ring)], log=log)
+
+
+def points_of(chart: Chart) -> np.ndarray:
+    ((_, points),) = chart.drawable()
+    return points
 
 
 def test_a_chart_that_is_alone_is_no_wider_than_one_of_several() -> None:
@@ -23,47 +30,59 @@ def test_a_chart_that_is_alone_is_no_wider_than_one_of_several() -> None:
     assert "auto-fill" in rule
 
 
-def test_a_line_ends_at_the_corners_of_its_chart() -> None:
-    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", [(0.0, 0.0), (100.0, 1.0)])])
-    bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
-    assert points_of(chart) == [(charts.LEFT, bottom), (charts.WIDTH - charts.RIGHT, top)]
-
-
-def test_equal_ratios_are_equal_heights_on_a_logarithmic_axis() -> None:
-    points = [(0.0, 1.0), (1.0, 10.0), (2.0, 100.0)]
-    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=True)
-    (_, low), (_, middle), (_, high) = points_of(chart)
-    assert low - middle == pytest.approx(middle - high)
+def test_a_metric_is_drawn_from_zero_and_its_best_has_a_ring() -> None:
+    points = [(50.0, 0.4), (100.0, 0.9)]
+    (axes,) = chart_of(points, ring=points[1]).draw().axes
+    line, ring = axes.lines
+    assert line.get_xydata() == pytest.approx(np.array(points))
+    assert ring.get_xydata() == pytest.approx(np.array(points[1:]))
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] > 0.9
 
 
 def test_values_that_cannot_be_drawn_are_left_out() -> None:
     points = [(1.0, float("nan")), (2.0, 0.0), (3.0, 2.0), (4.0, 3.0)]
-    chart = charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=True)
-    assert len(points_of(chart)) == 2
-    assert (
-        charts.Chart("c", "", [charts.Series("plain", "Plain", points[:2])], log=True).svg() == ""
-    )
+    assert points_of(chart_of(points, log=True)).tolist() == [[3.0, 2.0], [4.0, 3.0]]
+    assert chart_of(points[:2], log=True).drawable() == []
 
 
 def test_long_lines_are_thinned_by_means() -> None:
-    points = [(float(step), float(step % 2)) for step in range(24 * charts.MAX_POINTS)]
-    drawn = points_of(charts.Chart("c", "", [charts.Series("plain", "Plain", points)], log=False))
-    assert len(drawn) == charts.MAX_POINTS
-    assert len({y for _, y in drawn[1:-1]}) == 1  # each the mean of as many zeros as ones
+    points = [(float(step), float(step % 2)) for step in range(24 * charts.MOST_POINTS)]
+    thinned = points_of(chart_of(points))
+    assert len(thinned) == charts.MOST_POINTS
+    assert set(thinned[:, 1]) == {0.5}  # each the mean of as many zeros as ones
 
 
 @pytest.mark.parametrize(
-    ("span", "most", "step"),
-    [(1.0, 5, 0.2), (500.0, 5, 100), (0.9, 5, 0.2), (7.0, 5, 2), (23.0, 5, 5)],
+    "limits", [(0.5, 0.9), (9.0, 18.0), (1.0, 1.3), (0.7, 40.0), (0.01, 300.0), (1e-9, 5.0)]
 )
-def test_steps_of_an_axis_are_round_numbers(span: float, most: int, step: float) -> None:
-    assert charts.nice_step(span, most) == pytest.approx(step)
-
-
-@pytest.mark.parametrize("limits", [(0.5, 0.9), (9.0, 18.0), (1.0, 1.3), (0.01, 300.0)])
 def test_a_logarithmic_axis_has_a_few_ticks_inside(limits: tuple[float, float]) -> None:
-    series = charts.Series("plain", "Plain", [(0.0, limits[0]), (1.0, limits[1])])
-    svg = charts.Chart("c", "", [series], log=True).svg()
-    ticks = [float(t) for t in re.findall(r'text-anchor="end">([^<]+)<', svg)]
-    inside = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
+    figure = chart_of([(0.0, limits[0]), (1.0, limits[1])], log=True).draw()
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_ylim()
+    inside = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
     assert 2 <= len(inside) <= 8
+
+
+def test_labels_are_inside_the_drawing_and_do_not_overlap() -> None:
+    points = [(1000.0, 0.3), (90_000.0, 0.9)]
+    lines = [Line(f"embeddings ({n})", COLOURS["plain"], points) for n in range(5)]
+    figure = Chart("Chart", "", lines).draw()
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend = [text.get_window_extent() for text in figure.legends[0].get_texts()]
+    shown = [tick.label1 for tick in axes.xaxis.get_major_ticks() if tick.get_loc() <= 95_000]
+    labels = [text.get_window_extent() for text in [*shown, axes.xaxis.label]]
+    assert len(legend) == 5
+    assert all(one.x0 >= 0 and one.x1 <= figure.bbox.x1 for one in [*legend, *labels])
+    assert not any(a.overlaps(b) for a, b in itertools.combinations([*legend, *labels], 2))
+
+
+def test_charts_of_a_page_share_no_ids_and_have_its_colours() -> None:
+    chart = chart_of([(1.0, 0.5), (2.0, 0.6)])
+    other = Chart("Other", "", chart.lines)
+    assert chart.svg() == chart.svg()
+    ids = re.findall(r' id="([^"]+)"', chart.svg() + other.svg())
+    assert len(ids) == len(set(ids)) > 0
+    assert "var(--plain)" in chart.svg()
+    assert not any(colour in chart.svg() for colour in charts.VARIABLES)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from v2idetr import child_processes, output_folder, process_setup
 from v2idetr.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,11 +41,6 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def process(demo: ModuleType) -> ModuleType:
-    return sys.modules["v2idetr.programs"]
-
-
-@pytest.fixture
 def progress(demo: ModuleType) -> ModuleType:
     return sys.modules["progress"]
 
@@ -62,7 +58,7 @@ class Programs:
         self.ran.append(log.stem)
         tick()
         if log.stem == self.fails_at:
-            raise sys.modules["v2idetr.programs"].Interrupted(signal.SIGINT)
+            raise child_processes.Interrupted(signal.SIGINT)
         self.results[log.stem].parent.mkdir(parents=True, exist_ok=True)
         self.results[log.stem].write_text("{}")
 
@@ -189,16 +185,18 @@ def test_restart_removes_the_earlier_demo(demo: ModuleType, tmp_path: Path) -> N
 # ---------------------------------------------------------------- processes
 
 
-def test_a_program_that_fails_shows_the_end_of_its_log(process: ModuleType, tmp_path: Path) -> None:
+def test_a_program_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("print('line ' * 3); raise SystemExit('no such folder')")
-    with pytest.raises(process.ProgramError, match=r"code 1(.|\n)*no such folder(.|\n)*log\.txt"):
-        process.run_logged([str(program)], tmp_path / "log.txt", lambda: None)
+    with pytest.raises(
+        child_processes.ProgramError, match=r"code 1(.|\n)*no such folder(.|\n)*log\.txt"
+    ):
+        child_processes.run_logged([str(program)], tmp_path / "log.txt", lambda: None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_and_the_program_may_finish(
-    process: ModuleType, tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals
 ) -> None:
     """The program takes a while after the signal, as train_net.py does for its checkpoint."""
     program, ready, saved = (tmp_path / name for name in ("program.py", "ready", "saved"))
@@ -217,8 +215,8 @@ def test_a_signal_is_passed_on_and_the_program_may_finish(
             sent.append(number)
             os.kill(os.getpid(), number)
 
-    with pytest.raises(process.Interrupted) as stop:
-        process.run_logged([str(program)], tmp_path / "log.txt", tick)
+    with pytest.raises(child_processes.Interrupted) as stop:
+        child_processes.run_logged([str(program)], tmp_path / "log.txt", tick)
     assert stop.value.exit_code == 128 + number
     assert saved.read_text() == str(int(number))
     assert signal.getsignal(number) is before
@@ -241,11 +239,11 @@ class Told:
     ("before", "told"), [(signal.SIG_DFL, [signal.SIGTERM]), (signal.SIG_IGN, [])]
 )
 def test_a_terminal_that_closes_stops_a_program_once_and_below_nohup_never(
-    process: ModuleType, before: signal.Handlers, told: list[int]
+    before: signal.Handlers, told: list[int]
 ) -> None:
     program, outside = Told(), signal.signal(signal.SIGHUP, before)
     try:
-        with process.forwarded(lambda: [program]):
+        with child_processes.forwarded(lambda: [program]):
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGHUP)
         assert program.signals == told
@@ -254,7 +252,7 @@ def test_a_terminal_that_closes_stops_a_program_once_and_below_nohup_never(
         signal.signal(signal.SIGHUP, outside)
 
 
-def test_a_killed_demo_takes_its_program_along(process: ModuleType, tmp_path: Path) -> None:
+def test_a_killed_demo_takes_its_program_along(tmp_path: Path) -> None:
     pid_file, program = tmp_path / "pid", tmp_path / "program.py"
     program.write_text(
         "import os, pathlib, time\n"
@@ -264,7 +262,7 @@ def test_a_killed_demo_takes_its_program_along(process: ModuleType, tmp_path: Pa
     parent = os.fork()
     if parent == 0:
         try:
-            process.run_logged([str(program)], tmp_path / "log.txt", lambda: None)
+            child_processes.run_logged([str(program)], tmp_path / "log.txt", lambda: None)
         finally:
             os._exit(0)
     until(pid_file.exists)
@@ -275,48 +273,47 @@ def test_a_killed_demo_takes_its_program_along(process: ModuleType, tmp_path: Pa
 
 @pytest.mark.parametrize(("parent_of_child", "code"), [(1, 0), (77, 1)])
 def test_a_program_runs_below_process_1_but_not_without_its_parent(
-    process: ModuleType,
     parent_of_child: int,
     code: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """A container's first process is number 1; 77 adopted the child of a parent that died."""
-    monkeypatch.setattr(process.os, "getpid", lambda: 1)
-    monkeypatch.setattr(process.os, "getppid", lambda: parent_of_child)
-    child = process.start_logged(["-c", "pass"], tmp_path / "log.txt")
+    monkeypatch.setattr(child_processes.os, "getpid", lambda: 1)
+    monkeypatch.setattr(child_processes.os, "getppid", lambda: parent_of_child)
+    child = child_processes.start_logged(["-c", "pass"], tmp_path / "log.txt")
     assert child.wait(60) == code
 
 
-def test_of_future_warnings_only_torch_jits_is_ignored(process: ModuleType) -> None:
+def test_of_future_warnings_only_torch_jits_is_ignored() -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        process.ignore_torch_jit()
+        process_setup.ignore_torch_jit()
         warnings.warn("`torch.jit.script` is deprecated", FutureWarning, stacklevel=1)
         warnings.warn("another one", FutureWarning, stacklevel=1)
     assert [str(warning.message) for warning in shown] == ["another one"]
 
 
-def test_two_demos_do_not_share_a_folder(process: ModuleType, tmp_path: Path) -> None:
+def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
     lock = tmp_path / "demo" / ".lock"
     with (
-        process.sole_user(lock, "A demo"),
+        output_folder.sole_user(lock, "A demo"),
         pytest.raises(ValueError, match="A demo is running"),
-        process.sole_user(lock, "A demo", patience_s=0.0),
+        output_folder.sole_user(lock, "A demo", patience_s=0.0),
     ):
         pass
-    with process.sole_user(lock, "A demo", patience_s=0.0):
+    with output_folder.sole_user(lock, "A demo", patience_s=0.0):
         pass
 
 
 def test_a_file_system_without_locks_holds_nobody_off(
-    process: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(process.fcntl, "flock", flock)
-    with process.sole_user(tmp_path / ".lock", "A demo") as descriptor:
+    monkeypatch.setattr(output_folder.fcntl, "flock", flock)
+    with output_folder.sole_user(tmp_path / ".lock", "A demo") as descriptor:
         os.fstat(descriptor)
 
 
@@ -339,9 +336,19 @@ def is_running(pid: int) -> bool:
 # ---------------------------------------------------------------- progress
 
 
-def test_the_estimate_starts_as_usual_and_follows_the_machine(progress: ModuleType) -> None:
-    assert progress.remaining(600, 0, 0) == 600
-    assert progress.remaining(600, 1e6, 2e6) == pytest.approx(1200, rel=1e-3)
+def test_the_estimate_starts_as_usual_and_follows_the_machine(
+    progress: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    shown, total = progress.Progress(), 2e5 + 600
+    for done in (1e5, 2e5):  # the first by an earlier session
+        shown.show("training", "3/4 training", [progress.Part("training", total, done / total)])
+        now += 2e5  # half as fast as usual
+    assert [line.split("about ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        "27:56:40 left",
+        "19:59 left",
+    ]
 
 
 def test_progress_is_read_from_the_run(progress: ModuleType, tmp_path: Path) -> None:
@@ -373,6 +380,7 @@ def test_without_a_terminal_there_is_a_line_for_each_thing_that_begins(
     progress: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = progress.Progress()
+    shown.write("two runs, one at a time")
     for step in range(5):
         parts = [
             progress.Part("training", 10.0, step / 4, "teacher", f"step {step} of 4"),
@@ -381,6 +389,7 @@ def test_without_a_terminal_there_is_a_line_for_each_thing_that_begins(
         shown.show("training", "3/4 training", parts)
     lines = capsys.readouterr().out.splitlines()
     assert [re.sub(r", about .*", "", line) for line in lines] == [
+        "two runs, one at a time",
         "[  0%] 3/4 training: teacher, step 0 of 4",
         "[ 50%] 3/4 training: plain student, step 0 of 4",
     ]

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from v2idetr.ablation.runs import Run, listed_by_row
 from v2idetr.config.load import to_plain
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stages import build_to_train, check_models
+from v2idetr.progress import progress_bar
 
 
 def new_students(runs: Sequence[Run]) -> list[Run]:
@@ -88,7 +88,7 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     """
     problems: dict[str, list[str]] = {}
     title = "trying the students"
-    for student in tqdm(students, title, unit="row", leave=False, disable=not students):
+    for student in progress_bar(students, desc=title, unit="row", disable=not students):
         config = copy.deepcopy(student.config)
         config.teacher.checkpoint = ""  # an untrained one does
         run = RunContext(config, torch.device("cpu"), dict(splits), StopSignals())

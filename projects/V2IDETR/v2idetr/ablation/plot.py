@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from v2idetr import plot_style
 from v2idetr.ablation.markdown import metric_title
+from v2idetr.plot_style import COLOURS, INK, SOFT
 
-if TYPE_CHECKING:  # imported where a plot is drawn, so that --help is quick
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"plain": "#d98200", "student": "#009d8c", "teacher": "#7a5af0"}
-TEXT, SOFT, WARNING, GRID = "#1a1d23", "#5b6370", "#b3382c", "#dfe3e8"
+WARNING = "#b3382c"
 LETTER, PANEL, ROW, AROUND = 0.085, 3.6, 0.3, 1.4  # inches
 SMOKE = "smoke test: these numbers mean nothing"
 LEAST_SPAN = 2.5  # of an axis, percent: figures that are nearly equal look so
@@ -24,23 +24,12 @@ Figures = Mapping[str, Mapping[str, Any]]  # by metric
 
 def to_svg(content: Mapping[str, Any]) -> str:
     """The plot as text; the same content gives the same text."""
-    return _as_text(draw, content)
+    return plot_style.to_svg(lambda: draw(content), content["heading"])
 
 
 def curves_to_svg(content: Mapping[str, Any]) -> str:
     """The learning curves as text, see `draw_curves`."""
-    return _as_text(draw_curves, content)
-
-
-def _as_text(drawn: Callable[[Mapping[str, Any]], Figure], content: Mapping[str, Any]) -> str:
-    import matplotlib
-
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": content["key"]}):
-        drawn(content).savefig(
-            file, format="svg", metadata={"Date": None, "Title": content["heading"]}
-        )
-    return file.getvalue()
+    return plot_style.to_svg(lambda: draw_curves(content), content["heading"])
 
 
 def draw_curves(content: Mapping[str, Any]) -> Figure:
@@ -63,9 +52,6 @@ def draw_curves(content: Mapping[str, Any]) -> Figure:
             axes.plot(steps, values, color=COLOURS[_kind(line)], linewidth=1)
         words = f"{line.get('number', '')}  {line['title']}".strip()
         axes.set_title("\n".join(textwrap.wrap(words, 40)), fontsize="small", loc="left")
-        axes.grid(color=GRID)
-        axes.tick_params(colors=SOFT)
-        axes.spines[["right", "top"]].set_visible(False)
     for axes in panels.flat[len(lines) :]:
         axes.set_visible(False)
     for axes in panels.flat[max(0, len(lines) - across) : len(lines)]:  # the lowest of a column
@@ -104,10 +90,9 @@ def draw(content: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(f"{metric_title(metric)}, %")
         axes.set_yticks(range(len(lines)), titles)
         axes.set_ylim(max(len(lines), 1) - 0.5, -0.5)
-        axes.tick_params(left=False, colors=SOFT, labelcolor=TEXT)
-        axes.grid(axis="x", color=GRID)
-        axes.set_axisbelow(True)
-        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.tick_params(axis="y", left=False, labelcolor=INK)
+        axes.grid(False, axis="y")
+        axes.spines["left"].set_visible(False)
     return figure
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
-import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
-from tqdm import tqdm
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.distillation.knowledge import Knowledge
@@ -23,6 +19,7 @@ from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Sample, TrainerHook
+from v2idetr.progress import progress_bar
 from v2idetr.runs.checkpoint import Checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -82,20 +79,19 @@ class MetricsLog(TrainerHook):
         self.path, self.period, self.learning_rate = path, period, learning_rate
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._start_s = 0.0
         self._bar: Any = None
 
     def before_train(self) -> None:
-        self._start_s = time.monotonic()
         if comm.is_main_process():
             truncate_metrics(self.path, self.trainer.start_iter)
-            if sys.stderr.isatty():
-                self._bar = tqdm(
-                    total=self.trainer.max_iter,
-                    initial=self.trainer.start_iter,
-                    desc=self.trainer.stage,
-                    unit="step",
-                )
+            self._bar = progress_bar(
+                total=self.trainer.max_iter,
+                initial=self.trainer.start_iter,
+                desc=self.trainer.stage,
+                unit="step",
+                leave=True,
+                say=logger.info,
+            )
 
     def after_step(self) -> None:
         for name, value in self.trainer.step_metrics.items():
@@ -109,7 +105,12 @@ class MetricsLog(TrainerHook):
             means = {name: value / self._count for name, value in self._sums.items()}
             self._sums, self._count = {}, 0
             self.append({"iteration": done, **means, "lr": self.learning_rate.value})
-            self._show(done, means)
+            if self._bar is not None:
+                self._bar.set_postfix_str(
+                    f"loss {means['total_loss']:.3f}, lr {self.learning_rate.value:.2g}, "
+                    f"{means['time_s']:.2f} s a step",
+                    refresh=False,
+                )
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line; a value that is not finite becomes null."""
@@ -130,24 +131,6 @@ class MetricsLog(TrainerHook):
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def _show(self, done: int, means: dict[str, float]) -> None:
-        trainer = self.trainer
-        if self._bar is not None:
-            self._bar.set_postfix(loss=f"{means['total_loss']:.3f}")
-            return
-        per_step_s = (time.monotonic() - self._start_s) / (done - trainer.start_iter)
-        left = timedelta(seconds=round(per_step_s * (trainer.max_iter - done)))
-        logger.info(
-            "%s: step %d of %d, loss %.3f, lr %.2g, %.2f s a step, about %s left",
-            trainer.stage,
-            done,
-            trainer.max_iter,
-            means["total_loss"],
-            self.learning_rate.value,
-            means["time_s"],
-            left,
-        )
 
 
 class TensorBoard(TrainerHook):

@@ -10,13 +10,10 @@ import gzip
 import json
 import logging
 import os
-import sys
-import time
 import zlib
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import chain
 from typing import Any, BinaryIO, cast
 
@@ -27,10 +24,10 @@ from detectron2.utils import comm
 from jaxtyping import Float, Int
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from v2idetr.atomic_file import write_atomically
 from v2idetr.data.coco_vid import SplitData
+from v2idetr.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +35,6 @@ BOX_DECIMALS = 2
 SCORE_DECIMALS = 6
 MOST_CLASSES = 2**31 - 1
 LARGEST = 1e12  # of a coordinate or score: far from any real one, and rounded without overflow
-LOG_PERIOD_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -122,8 +118,10 @@ def predict(
     """
     model = unwrap(model)
     mine: list[FramePrediction] = []
+    if progress and comm.is_main_process():
+        loader = progress_bar(loader, desc="evaluation", unit="batch", say=logger.info)
     with evaluating(model):
-        for batch in _with_progress(loader, show=progress and comm.is_main_process()):
+        for batch in loader:
             outputs = model(batch)
             assert len(outputs) == len(batch), "one output a sample"
             mine += [
@@ -132,26 +130,6 @@ def predict(
             ]
     shares = cast(list[list[FramePrediction]], comm.all_gather(mine))
     return sorted(chain.from_iterable(shares), key=lambda prediction: prediction.image_id)
-
-
-def _with_progress(batches: Iterable[Any], *, show: bool) -> Iterator[Any]:
-    """Pass batches on; show how far it is and how long it will take."""
-    total = len(batches) if isinstance(batches, Sized) else None
-    if show and sys.stderr.isatty():
-        yield from tqdm(batches, total=total, desc="evaluation", unit="batch", leave=False)
-        return
-    start = last = time.monotonic()
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        now = time.monotonic()
-        if show and now - last >= LOG_PERIOD_S:
-            last = now
-            left = "" if total is None else _time_left(now - start, done, total)
-            logger.info("evaluation: batch %d of %s%s", done, total or "unknown", left)
-
-
-def _time_left(elapsed_s: float, done: int, total: int) -> str:
-    return f", about {timedelta(seconds=round(elapsed_s / done * (total - done)))} left"
 
 
 def write_predictions(

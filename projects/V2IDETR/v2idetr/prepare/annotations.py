@@ -20,12 +20,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tabulate import tabulate
-from tqdm import tqdm
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, Findings, audit_boxes
 from v2idetr.data.coco_vid import RAW, write_split
 from v2idetr.data.image_files import ImageFileError, image_size
+from v2idetr.progress import progress_bar
 from v2idetr.wording import counted
 
 # What a converter says of a frame whose file cannot be used.
@@ -330,9 +330,9 @@ class Conversion:
 def in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], what: str
 ) -> list[Result]:
-    """``function`` of every item, in order, several at once, with a progress bar on a terminal."""
+    """``function`` of every item, in order, several at once, and how far it is."""
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), desc=what, disable=None))
+        return list(progress_bar(pool.map(function, items), total=len(items), desc=what))
 
 
 def printable(text: str) -> str:
