@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "checkpoints": {"modeling"},
     "evaluation": {"data", "modeling"},
     "config": {"data", "distillation", "evaluation"},  # their names, none that needs torch
-    "runs": {"data", "checkpoints", "config", "evaluation"},
+    "runs": {"data", "modeling", "checkpoints", "config", "evaluation"},
     "engine": {"data", "modeling", "distillation", "checkpoints", "evaluation", "config", "runs"},
     "report": {"data", "distillation", "evaluation", "config", "runs"},
     "ablation": {"data", "evaluation", "config", "runs", "engine"},
