@@ -13,7 +13,6 @@ would.
 import io
 import logging
 import pickle
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -23,8 +22,15 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from v2idetr.data.clip_mapper import ClipMapper, Record, is_lesion_free
+from v2idetr.data.clip_mapper import (
+    ClipMapper,
+    Record,
+    is_lesion_free,
+    run_around,
+    run_bounds,
+)
 from v2idetr.data.coco_vid import SplitData
+from v2idetr.data.reference_sampler import VideoFrames
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ def build_train_loader(
         negative_share=negative_share,
     )
     logger.info("training on %s: %s", split.json_path, order.describe())
-    _warn_of_short_scenes(split.records, dataset, mapper.num_frames)
+    _warn_of_short_scenes(split.records, dataset)
     batches = _TrainingBatches(order, batch_size, start_iteration, rank, world_size)
     return _loader(dataset, batches, num_workers, pin_memory)
 
@@ -101,7 +107,7 @@ def build_eval_loader(
     if mapper.is_train:
         raise ValueError("an evaluation loader needs a ClipMapper with is_train=False")
     dataset = ClipDataset(split.records, mapper)
-    _warn_of_short_scenes(split.records, dataset, mapper.num_frames)
+    _warn_of_short_scenes(split.records, dataset)
     first, last = (len(dataset) * r // world_size for r in (rank, rank + 1))
     draws = [(index, index) for index in range(first, last)]
     batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
@@ -115,7 +121,11 @@ class ClipDataset(Dataset):
         if not records:
             raise ValueError("the split has no frames")
         self.mapper = mapper
-        self.scene_bounds = [*_scene_starts(records), len(records)]
+        places = [(r["video_id"], r["frame_index"]) for r in records]
+        assert places == sorted(places), "records must be sorted by video_id, frame_index"
+        self._frame_indices = np.array([frame_index for _, frame_index in places])
+        self.scene_bounds = run_bounds(records, "video_id", "scene_id")
+        self.video_bounds = run_bounds(records, "video_id")
         # As bytes: reference counts would copy Python objects into every worker.
         self._records = DatasetFromList(list(records), copy=False, serialize=True)
 
@@ -124,9 +134,13 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index, seed = draw
-        scene = bisect_right(self.scene_bounds, index) - 1
-        start, stop = self.scene_bounds[scene : scene + 2]
-        return self.mapper(self._records[index], seed, _Slice(self._records, start, stop))
+        video, scene = (run_around(b, index) for b in (self.video_bounds, self.scene_bounds))
+        frames = VideoFrames(
+            self._frame_indices[video.start : video.stop],
+            range(scene.start - video.start, scene.stop - video.start),
+        )
+        records = _Slice(self._records, video.start, video.stop)
+        return self.mapper(self._records[index], seed, records, frames)
 
 
 class _Slice(Sequence[Record]):
@@ -342,17 +356,10 @@ def _unpack(data: torch.Tensor, rest: bytes) -> list[dict[str, Any]]:
     return _TensorsBack(data, rest).load()
 
 
-def _scene_starts(records: Sequence[Record]) -> list[int]:
-    """First index of each run of records of one video and scene."""
-    keys = [(r["video_id"], r["scene_id"]) for r in records]
-    frames = [(r["video_id"], r["frame_index"]) for r in records]
-    assert frames == sorted(frames), "records must be sorted by video_id, frame_index"
-    return [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
-
-
-def _warn_of_short_scenes(records: Sequence[Record], dataset: ClipDataset, num_frames: int) -> None:
+def _warn_of_short_scenes(records: Sequence[Record], dataset: ClipDataset) -> None:
     """One line on scenes that cannot fill a clip with different frames."""
-    bounds = dataset.scene_bounds
+    sampler, bounds = dataset.mapper.sampler, dataset.scene_bounds
+    num_frames = sampler.num_frames - sampler.num_global
     short = [i for i in range(len(bounds) - 1) if bounds[i + 1] - bounds[i] < num_frames]
     if short:
         videos = {records[bounds[i]]["video_id"] for i in short}
