@@ -144,7 +144,9 @@ def stopped_as_by_torchrun(folder: Path, *given: str) -> int:
         processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=-1, stderr=-1))
     end = time.monotonic() + 120
     while not log.exists() or log.stat().st_size <= before:
-        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        assert time.monotonic() < end
+        ended = [p.communicate() for p in processes if p.poll() is not None]
+        assert not ended, ended
         time.sleep(0.1)
     for process in processes:
         process.send_signal(signal.SIGTERM)
@@ -157,7 +159,7 @@ def stopped_as_by_torchrun(folder: Path, *given: str) -> int:
 @pytest.mark.slow
 def test_processes_that_torchrun_stops_leave_a_checkpoint_to_resume(tiny_config, tmp_path) -> None:
     given = ["--config-file", str(tiny_config), "train.stages=[plain]", "train.max_iter=5000"]
-    given += ["train.eval_period=0", "train.checkpoint_period=5000"]
+    given += ["train.eval_period=5000", "train.checkpoint_period=5000"]
     first = stopped_as_by_torchrun(tmp_path / "run", *given)
     second = stopped_as_by_torchrun(tmp_path / "run", "--resume", *given)
     assert 0 < first < second < 5000
