@@ -38,8 +38,8 @@ def complete_processes(options: argparse.Namespace) -> None:
             )
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         machine = int(os.environ["RANK"]) // local
-        values = {"num_gpus": local, "num_machines": world // local, "machine_rank": machine}
-        values["dist_url"] = "env://"
+        machines = {"num_machines": world // local, "machine_rank": machine}
+        values = {"num_gpus": local, **machines, "dist_url": "env://"}
     for name, value in values.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -190,8 +190,12 @@ def eval_loader(
     num_frames: int,
     *,
     sampler: ReferenceSampler | None = None,
+    whole_videos: bool = False,
 ) -> DataLoader:
-    """Every frame of a split once, in order, this process's share; see `train_loader`."""
+    """Every frame of a split once, in order, this process's share; see `train_loader`.
+
+    `whole_videos` for a detector with `order = "video"`, see `build_eval_loader`.
+    """
     return build_eval_loader(
         split,
         _mapper(run, split, num_frames, sampler, is_train=False),
@@ -200,6 +204,7 @@ def eval_loader(
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         pin_memory=run.device.type == "cuda",
+        whole_videos=whole_videos,
     )
 
 
