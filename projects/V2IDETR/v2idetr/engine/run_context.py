@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from v2idetr.config.checks import batch_size_key, stages_to_train
 from v2idetr.config.load import build
 from v2idetr.data.audit import Findings
+from v2idetr.data.catalog import register_splits
 from v2idetr.data.clip_mapper import ClipMapper, FrameCache
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
@@ -84,7 +85,9 @@ class RunContext:
 
 
 def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]:
-    """Read and check all splits of a run, each and together.
+    """Read and check all splits of a run, each and together; Detectron2 finds them by name.
+
+    The names are ``v2idetr/<folder of the training JSON>/<split>``, see `register_splits`.
 
     Raises:
         ValueError: all that is wrong with any of them, see `load_split` and `data.split_set`.
@@ -113,6 +116,7 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
     problems += _problems_together(splits)
     if problems:
         raise ValueError("\n".join(problems))
+    register_splits(splits, f"v2idetr/{Path(config.data.train.json).resolve().parent.name}")
     return splits
 
 
