@@ -4,6 +4,7 @@ teacher.
 
     python train_net.py --config-file configs/v2i_synthetic.yaml
     python train_net.py --config-file configs/v2i_sun.yaml --num-gpus 4 train.amp=bf16
+    torchrun --nproc_per_node 4 train_net.py --config-file configs/v2i_sun.yaml
     python train_net.py --config-file configs/v2i_sun.yaml --resume
     python train_net.py --config-file configs/v2i_sun.yaml \\
         --layer configs/ablations/table4/02_fd.yaml train.output_dir=output/table4/02_fd
@@ -20,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+
+from v2idetr.engine.command_line import USER_ERROR, UserError, complete_processes
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -56,16 +59,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FOLDER",
         help="with --eval-only: where to write (default train.output_dir/evaluation)",
     )
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
-    add(
+    processes = parser.add_argument_group("processes", "for torchrun to say where it starts them")
+    processes.add_argument("--num-gpus", type=int, metavar="N", help="on this machine (default 1)")
+    processes.add_argument(
         "--num-machines",
         type=int,
-        default=1,
         metavar="N",
         help="machines of the run; train.output_dir must be a folder that they share",
     )
-    add("--machine-rank", type=int, default=0, metavar="R", help="this machine, from 0")
-    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT for several machines")
+    processes.add_argument("--machine-rank", type=int, metavar="R", help="this machine, from 0")
+    processes.add_argument(
+        "--dist-url", metavar="URL", help="tcp://HOST:PORT of machine 0, for several machines"
+    )
     add(
         "overrides",
         nargs="*",
@@ -73,6 +78,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="changes to the config, such as train.max_iter=500; +key=value adds a key",
     )
     options = parser.parse_intermixed_args(arguments)  # overrides anywhere
+    try:
+        complete_processes(options)
+    except UserError as error:
+        parser.error(str(error))
     if options.num_gpus < 1 or not 0 <= options.machine_rank < options.num_machines:
         parser.error("--num-gpus must be 1 or more, --machine-rank in 0 .. --num-machines - 1")
     if options.resume and options.eval_only:
@@ -93,13 +102,13 @@ def main(options: argparse.Namespace) -> int:
     from v2idetr.process_setup import ignore_torch_jit
 
     ignore_torch_jit()
-    from v2idetr.engine.launch import UserError, launch_run
+    from v2idetr.engine.launch import launch_run
 
     try:
         return launch_run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return USER_ERROR
 
 
 if __name__ == "__main__":

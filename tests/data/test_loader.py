@@ -17,6 +17,7 @@ from v2idetr.data.augmentation import ScaleJitter, color_jitter, horizontal_flip
 from v2idetr.data.clip_mapper import ClipMapper
 from v2idetr.data.coco_vid import SplitData, load_split, write_split
 from v2idetr.data.loader import ClipDataset, TrainingOrder, build_eval_loader, build_train_loader
+from v2idetr.data.reference_sampler import GlobalSampler, WindowSampler
 
 # Frames a video; those with an odd index have a lesion. Video 3 has one frame, video 4 a cut.
 VIDEO_LENGTHS = {1: 7, 2: 5, 3: 1, 4: 6}
@@ -74,9 +75,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> SplitData:
 @pytest.fixture
 def train_mapper() -> ClipMapper:
     return ClipMapper(
-        num_frames=3,
-        window=3,
-        sampling="random",
+        sampler=WindowSampler(num_frames=3, window=3, sampling="random"),
         augmentations=[horizontal_flip(), ScaleJitter(32, 24), color_jitter()],
         is_train=True,
     )
@@ -85,9 +84,7 @@ def train_mapper() -> ClipMapper:
 @pytest.fixture
 def eval_mapper() -> ClipMapper:
     return ClipMapper(
-        num_frames=3,
-        window=2,
-        sampling="fixed",
+        sampler=WindowSampler(num_frames=3, window=2, sampling="fixed"),
         augmentations=[resize_fixed(32, 24)],
         is_train=False,
         cache_frames=5,
@@ -328,6 +325,18 @@ def test_references_stop_at_cuts_and_videos(split, eval_mapper) -> None:
     assert clips[3, 0] == [(3, 0), (3, 0), (3, 0)]
     assert clips[4, CUT - 1] == [(4, 0), (4, 1), (4, 1)]
     assert clips[4, CUT] == [(4, 2), (4, 2), (4, 4)]
+
+
+def test_global_references_stay_in_the_video_and_reach_all_of_it(split) -> None:
+    sampler = GlobalSampler(num_references=6)
+    mapper = ClipMapper(sampler=sampler, augmentations=[], is_train=True)
+    dataset = ClipDataset(split.records, mapper)
+    for index, record in enumerate(split.records):
+        clips = [dataset[index, seed]["clip"] for seed in range(8)]
+        assert all(clip[0]["image_id"] == record["image_id"] for clip in clips)
+        assert {f["video_id"] for clip in clips for f in clip} == {record["video_id"]}
+        seen = {f["frame_index"] for clip in clips for f in clip}
+        assert seen == set(range(VIDEO_LENGTHS[record["video_id"]]))
 
 
 def test_scenes_shorter_than_a_clip_are_counted(split, eval_mapper, caplog) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from v2idetr.data.augmentation import color_jitter, horizontal_flip
 from v2idetr.data.clip_mapper import ClipMapper, FrameCache
 from v2idetr.data.loader import build_train_loader
+from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.data.shared_frames import SharedFrames, SharedFrameStore
 
 SIZES = [(30, 40), (20, 50), (30, 40)]  # (h, w) of the videos
@@ -48,9 +49,7 @@ def split(tmp_path: Path):
 
 def batches(split, shared: SharedFrames | None, num_workers: int = 2) -> list[list[dict]]:
     mapper = ClipMapper(
-        num_frames=3,
-        window=2,
-        sampling="random",
+        sampler=WindowSampler(num_frames=3, window=2, sampling="random"),
         augmentations=[horizontal_flip(), color_jitter()],
         is_train=True,
         shared=shared,

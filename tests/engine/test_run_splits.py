@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog
 
 from v2idetr.config.load import load_config
 from v2idetr.engine.run_context import load_splits
@@ -50,6 +51,14 @@ def test_sizes_within_a_scene_stop_stages_that_look_at_several_frames(
         return
     with pytest.raises(ValueError, match=rf"data\.{split}: .*\n.*one scene have different sizes"):
         load_splits(config, with_train=True)
+
+
+def test_detectron2_knows_the_splits_by_name(tiny_config) -> None:
+    config = load_config(tiny_config, [])
+    splits = load_splits(config, with_train=True)
+    folder = Path(config.data.train.json).parent.name
+    for name in ("train", "val", "test/held_out"):
+        assert DatasetCatalog.get(f"v2idetr/{folder}/{name}") == splits[name].records
 
 
 def test_a_training_split_without_boxes_is_refused(tiny_config) -> None:

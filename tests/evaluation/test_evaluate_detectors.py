@@ -11,6 +11,7 @@ from v2idetr.data.augmentation import resize_fixed
 from v2idetr.data.clip_mapper import ClipMapper
 from v2idetr.data.coco_vid import SplitData, load_split, write_split
 from v2idetr.data.loader import build_eval_loader
+from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.evaluation.evaluator import evaluate
 from v2idetr.evaluation.predictions import predict, read_predictions
 from v2idetr.evaluation.table import format_table
@@ -49,9 +50,7 @@ def split(tmp_path_factory) -> SplitData:
 
 def loader_of(split, *, num_frames=1, batch_size=3):
     mapper = ClipMapper(
-        num_frames=num_frames,
-        window=1,
-        sampling="fixed",
+        sampler=WindowSampler(num_frames=num_frames, window=1, sampling="fixed"),
         augmentations=[resize_fixed(96, 64)],
         is_train=False,
     )

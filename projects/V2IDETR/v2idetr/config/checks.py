@@ -14,7 +14,7 @@ from v2idetr.config.key_types import (
     PROGRAM_KEYS,
     TEACHER_KEYS,
 )
-from v2idetr.data.clip_sampler import ClipSampler
+from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.evaluation.rule_names import RULE_NAMES
 
@@ -201,7 +201,7 @@ def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
 def _check_clips(config: dict[str, Any], problems: list[str]) -> None:
     data = config["data"]
     try:
-        ClipSampler(**{key: data[key] for key in ("num_frames", "window", "sampling", "side")})
+        WindowSampler(**{key: data[key] for key in ("num_frames", "window", "sampling", "side")})
     except ValueError as error:
         problems.append(str(error))
 

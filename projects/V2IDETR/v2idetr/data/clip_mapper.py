@@ -1,12 +1,13 @@
-"""Record of one frame -> sample: the frame in a clip of T frames of its scene, with its boxes.
+"""Record of one frame -> sample: the frame in a clip of T frames of its video, with its boxes.
 
     ClipMapper    reads the frames and gives all of them one and the same drawn transform
 
 Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in px.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from fvcore.transforms.transform import BlendTransform
 from jaxtyping import Bool, Float, UInt8
 
 from v2idetr.data.augmentation import numpy_seeded
-from v2idetr.data.clip_sampler import ClipSampler, Sampling, Side
 from v2idetr.data.image_files import read_frame
+from v2idetr.data.reference_sampler import ReferenceSampler, VideoFrames
 from v2idetr.data.shared_frames import SharedFrames
 
 Record = dict[str, Any]
@@ -62,7 +63,7 @@ class ClipMapper:
     """Record -> sample: a dict of the current frame with its clip.
 
     Args:
-        num_frames, window, sampling, side: see `ClipSampler`.
+        sampler: chooses the frames of a clip, at random only in training.
         augmentations: drawn once a clip, on the current frame, and applied to every frame and its
             boxes. In evaluation they may only resize, since predicted boxes are scaled back to the
             original.
@@ -76,7 +77,7 @@ class ClipMapper:
     A sample has the keys of the current frame: `image` (uint8 RGB tensor (3, H, W)), those of its
     record (`height`, `width` in original px, `file_name`, `image_id`, `video_id`, `frame_index`,
     `scene_id`) and, in training, `instances` with `gt_boxes` (xyxy px of the transformed image) and
-    `gt_classes`. `clip` holds the same for each of the T frames, in temporal order, all of one
+    `gt_classes`. `clip` holds the same for each of the T frames, in the sampler's order, all of one
     size; `clip[clip_index]` is the current frame; `seed` is what everything random about the sample
     was drawn from, for whoever draws more for it. Crowd annotations are no instances, as everywhere
     in Detectron2.
@@ -85,38 +86,37 @@ class ClipMapper:
     def __init__(
         self,
         *,
-        num_frames: int,
-        window: int,
-        sampling: Sampling,
+        sampler: ReferenceSampler,
         augmentations: Sequence[T.Augmentation],
         is_train: bool,
         min_visible: float = 0.25,
-        side: Side = "both",
         cache_frames: int = 0,
         shared: SharedFrames | None = None,
     ) -> None:
         if not 0 <= min_visible <= 1:
             raise ValueError(f"min_visible={min_visible} must lie in [0, 1]")
-        self.sampler = ClipSampler(
-            num_frames=num_frames, window=window, sampling=sampling, side=side
-        )
-        self.num_frames, self.is_train = num_frames, is_train
+        self.sampler, self.is_train = sampler, is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.min_visible = min_visible
         self.cache = FrameCache(cache_frames) if shared is None else shared
 
     def __call__(
-        self, record: Record, seed: int, scene: Sequence[Record] | None = None
+        self,
+        record: Record,
+        seed: int,
+        video: Sequence[Record] | None = None,
+        frames: VideoFrames | None = None,
     ) -> dict[str, Any]:
         """The sample of `record`; the same arguments always give the same sample.
 
         Args:
             record: dataset dict of the current frame.
             seed: of everything random about this sample.
-            scene: records of the same video and scene in temporal order, `record` among them; the
-                references are taken from it. Needed unless T = 1.
+            video: records of the same video in temporal order, `record` among them; the references
+                are taken from it. Needed unless T = 1.
+            frames: the numbers of `video`, so that packed records need not all be read for them.
         """
-        clip_records = self._clip_records(record, seed, scene)
+        clip_records = self._clip_records(record, seed, video, frames)
         clip_index = self.sampler.clip_index
         self._check_one_size(clip_records)
         with numpy_seeded(seed):
@@ -124,33 +124,35 @@ class ClipMapper:
             transforms = self.augmentations(current)
         assert isinstance(current.image, np.ndarray)
         self._check_transforms(transforms, record, current.image)
-        frames = {record["image_id"]: self._frame(record, current.image, transforms)}
+        seen = {record["image_id"]: self._frame(record, current.image, transforms)}
         for other in clip_records:
-            if other["image_id"] not in frames:
+            if other["image_id"] not in seen:
                 image = transforms.apply_image(self.cache.read(other))
-                frames[other["image_id"]] = self._frame(other, image, transforms)
-        clip = [dict(frames[r["image_id"]]) for r in clip_records]
+                seen[other["image_id"]] = self._frame(other, image, transforms)
+        clip = [dict(seen[r["image_id"]]) for r in clip_records]
         return {**clip[clip_index], "clip": clip, "clip_index": clip_index, "seed": seed}
 
     def _clip_records(
-        self, record: Record, seed: int, scene: Sequence[Record] | None
+        self,
+        record: Record,
+        seed: int,
+        video: Sequence[Record] | None,
+        frames: VideoFrames | None,
     ) -> list[Record]:
-        if self.num_frames == 1:
+        if self.sampler.num_frames == 1:
             return [record]
-        if scene is None:
+        if video is None:
             raise ValueError(
-                f"a clip of num_frames={self.num_frames} needs the scene around the frame: "
-                "pass scene=, as build_train_loader and build_eval_loader do"
+                f"a clip of num_frames={self.sampler.num_frames} needs the video around the frame: "
+                "pass video=, as build_train_loader and build_eval_loader do"
             )
-        position = bisect_left(scene, record["frame_index"], key=lambda r: r["frame_index"])
-        assert scene[position]["image_id"] == record["image_id"], "record is not part of the scene"
-        # The scene may be long and its records packed: look only at those that can be chosen.
-        first = max(0, position - self.sampler.window)
-        last = min(len(scene) - 1, position + self.sampler.window)
-        near = [scene[p] for p in range(first, last + 1)]
-        frame_indices = [r["frame_index"] for r in near]
-        rng = np.random.default_rng(seed)
-        return [near[p] for p in self.sampler(frame_indices, position - first, rng)]
+        position = bisect_left(video, record["frame_index"], key=lambda r: r["frame_index"])
+        assert video[position]["image_id"] == record["image_id"], "record is not part of the video"
+        if frames is None:
+            scene = run_around(run_bounds(video, "scene_id"), position)
+            frames = VideoFrames([r["frame_index"] for r in video], scene)
+        rng = np.random.default_rng(seed) if self.is_train else None
+        return [video[p] for p in self.sampler(frames, position, rng)]
 
     def _frame(self, record: Record, image: np.ndarray, transforms: T.TransformList) -> Record:
         """Dict of one frame after the transforms."""
@@ -203,9 +205,21 @@ class ClipMapper:
             if (other["height"], other["width"]) != (first["height"], first["width"]):
                 raise ValueError(
                     f"{first['file_name']} is {first['width']} x {first['height']} px, but "
-                    f"{other['file_name']} of the same scene is {other['width']} x "
-                    f"{other['height']}; frames of one scene must have one size"
+                    f"{other['file_name']} of the same clip is {other['width']} x "
+                    f"{other['height']}; all frames of a clip must have one size"
                 )
+
+
+def run_bounds(records: Sequence[Record], *keys: str) -> list[int]:
+    """First index of each run of records that agree in these keys, and the number of records."""
+    runs = groupby(range(len(records)), key=lambda i: [records[i][key] for key in keys])
+    return [*(next(run) for _, run in runs), len(records)]
+
+
+def run_around(bounds: Sequence[int], index: int) -> range:
+    """The run that an index lies in."""
+    run = bisect_right(bounds, index)
+    return range(bounds[run - 1], bounds[run])
 
 
 def clip_boxes(

@@ -10,21 +10,26 @@ would.
     TrainingOrder    draw number -> (record index, seed)
 """
 
-import io
 import logging
-import pickle
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from v2idetr.data.clip_mapper import ClipMapper, Record, is_lesion_free
+from v2idetr.data.clip_mapper import (
+    ClipMapper,
+    Record,
+    is_lesion_free,
+    run_around,
+    run_bounds,
+)
 from v2idetr.data.coco_vid import SplitData
+from v2idetr.data.packed_batches import Collate
+from v2idetr.data.reference_sampler import VideoFrames
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +81,7 @@ def build_train_loader(
         negative_share=negative_share,
     )
     logger.info("training on %s: %s", split.json_path, order.describe())
-    _warn_of_short_scenes(split.records, dataset, mapper.num_frames)
+    _warn_of_short_scenes(split.records, dataset)
     batches = _TrainingBatches(order, batch_size, start_iteration, rank, world_size)
     return _loader(dataset, batches, num_workers, pin_memory)
 
@@ -90,32 +95,70 @@ def build_eval_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    whole_videos: bool = False,
 ) -> DataLoader:
     """Batches of every frame once, in the order of the split; the last batch may be smaller.
 
     With several processes each gets one run of consecutive frames, of equal length to within one
     frame, so that a video stays together except at the world_size - 1 cuts; references are read
     across a cut.
+
+    With `whole_videos`, for detectors that remember earlier frames, each process gets whole videos,
+    so that all have about as many frames, a batch holds frames of one video only, and samples have
+    `starts_video`, True for the first frame of each video.
     """
     _check_sizes(batch_size, num_workers, rank, world_size)
     if mapper.is_train:
         raise ValueError("an evaluation loader needs a ClipMapper with is_train=False")
-    dataset = ClipDataset(split.records, mapper)
-    _warn_of_short_scenes(split.records, dataset, mapper.num_frames)
-    first, last = (len(dataset) * r // world_size for r in (rank, rank + 1))
-    draws = [(index, index) for index in range(first, last)]
-    batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
+    dataset = ClipDataset(split.records, mapper, mark_starts=whole_videos)
+    _warn_of_short_scenes(split.records, dataset)
+    if whole_videos:
+        runs = share_videos(dataset.video_bounds, world_size)[rank]
+    else:
+        first, last = (len(dataset) * r // world_size for r in (rank, rank + 1))
+        runs = [range(first, last)]
+    batches = [
+        [(index, index) for index in run[i : i + batch_size]]
+        for run in runs
+        for i in range(0, len(run), batch_size)
+    ]
     return _loader(dataset, batches, num_workers, pin_memory)
 
 
-class ClipDataset(Dataset):
-    """(record index, seed) -> sample. Holds records in memory shared with workers; no images."""
+def share_videos(bounds: Sequence[int], world_size: int) -> list[list[range]]:
+    """Record indices of the videos of each process, in the order of the split.
 
-    def __init__(self, records: Sequence[Record], mapper: ClipMapper) -> None:
+    The longest video left goes to the process with the fewest frames, which is never more than a
+    third above the best that can be (Graham, 1969).
+
+    Args:
+        bounds: first index of each video, then the number of records.
+        world_size: number of processes.
+    """
+    videos = [range(*pair) for pair in pairwise(bounds)]
+    shares: list[list[range]] = [[] for _ in range(world_size)]
+    for video in sorted(videos, key=len, reverse=True):
+        min(shares, key=lambda share: sum(map(len, share))).append(video)
+    return [sorted(share, key=lambda video: video.start) for share in shares]
+
+
+class ClipDataset(Dataset):
+    """(record index, seed) -> sample. Holds records in memory shared with workers; no images.
+
+    With `mark_starts` samples have `starts_video`.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], mapper: ClipMapper, *, mark_starts: bool = False
+    ) -> None:
         if not records:
             raise ValueError("the split has no frames")
-        self.mapper = mapper
-        self.scene_bounds = [*_scene_starts(records), len(records)]
+        self.mapper, self._mark_starts = mapper, mark_starts
+        places = [(r["video_id"], r["frame_index"]) for r in records]
+        assert places == sorted(places), "records must be sorted by video_id, frame_index"
+        self._frame_indices = np.array([frame_index for _, frame_index in places])
+        self.scene_bounds = run_bounds(records, "video_id", "scene_id")
+        self.video_bounds = run_bounds(records, "video_id")
         # As bytes: reference counts would copy Python objects into every worker.
         self._records = DatasetFromList(list(records), copy=False, serialize=True)
 
@@ -124,9 +167,14 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index, seed = draw
-        scene = bisect_right(self.scene_bounds, index) - 1
-        start, stop = self.scene_bounds[scene : scene + 2]
-        return self.mapper(self._records[index], seed, _Slice(self._records, start, stop))
+        video, scene = (run_around(b, index) for b in (self.video_bounds, self.scene_bounds))
+        frames = VideoFrames(
+            self._frame_indices[video.start : video.stop],
+            range(scene.start - video.start, scene.stop - video.start),
+        )
+        records = _Slice(self._records, video.start, video.stop)
+        sample = self.mapper(self._records[index], seed, records, frames)
+        return {**sample, "starts_video": index == video.start} if self._mark_starts else sample
 
 
 class _Slice(Sequence[Record]):
@@ -241,7 +289,7 @@ def _loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=_Collate(pin_memory),
+        collate_fn=Collate(pin_memory),
         num_workers=num_workers,
         pin_memory=pin_memory,
         # Its own, or starting an iteration would advance torch's global random state.
@@ -249,110 +297,10 @@ def _loader(
     )
 
 
-class _Collate:
-    """Samples -> a batch, packed where it will leave a worker or be pinned."""
-
-    def __init__(self, pin_memory: bool) -> None:
-        self._pin_memory = pin_memory
-
-    def __call__(self, samples: list[dict[str, Any]]) -> "list[dict[str, Any]] | _Packed":
-        if self._pin_memory:
-            return _Pinnable(samples)
-        return samples if get_worker_info() is None else _Packed(samples)
-
-
-class _Packed:
-    """A batch on its way out of a worker, unpacked into the `list[dict]` on arrival.
-
-    It travels as one tensor, and the tensors of the samples are views of it. Left to itself every
-    tensor of every frame takes a file descriptor: four workers with 16 clips of 5 frames exceed
-    the usual limit of 1024 and end the run.
-    """
-
-    def __init__(self, samples: list[dict[str, Any]]) -> None:
-        rest = io.BytesIO()
-        pickler = _TensorsApart(rest, protocol=5)
-        pickler.dump(samples)
-        self._rest = rest.getvalue()
-        self._data = torch.empty(pickler.size, dtype=torch.uint8)
-        for tensor, (start, *_) in pickler.tensors.values():
-            flat = tensor.contiguous().view(-1).view(torch.uint8)
-            self._data[start : start + len(flat)] = flat
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (self._data, self._rest)
-
-
-class _Pinnable(_Packed):
-    """A batch that the loader puts into page-locked memory: one copy, whatever it holds."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _pinnable, (self._data, self._rest)
-
-    def pin_memory(self) -> list[dict[str, Any]]:
-        """Called by the loader."""
-        return _unpack(self._data.pin_memory(), self._rest)
-
-
-def _pinnable(data: torch.Tensor, rest: bytes) -> _Pinnable:
-    packed = object.__new__(_Pinnable)
-    packed._data, packed._rest = data, rest
-    return packed
-
-
-class _TensorsApart(pickle.Pickler):
-    """Leaves tensors out and plans where each lies in a buffer."""
-
-    def __init__(self, file: io.BytesIO, protocol: int) -> None:
-        super().__init__(file, protocol)
-        self.size = 0
-        # By id, with the tensor, which must live as long as its id is used.
-        self.tensors: dict[int, tuple[torch.Tensor, tuple[int, torch.Size, torch.dtype]]] = {}
-
-    def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, torch.Tensor):
-            return None
-        if id(obj) not in self.tensors:
-            self.tensors[id(obj)] = obj, (self.size, obj.shape, obj.dtype)
-            # Views of other types begin at multiples of their size.
-            self.size += -(-obj.numel() * obj.element_size() // 16) * 16
-        return self.tensors[id(obj)][1]
-
-
-class _TensorsBack(pickle.Unpickler):
-    """Gives back views of the buffer.
-
-    Views by torch: a copy to a GPU then keeps the buffer from being used again until it is done.
-    """
-
-    def __init__(self, data: torch.Tensor, rest: bytes) -> None:
-        super().__init__(io.BytesIO(rest))
-        self._data, self._views = data, {}
-
-    def persistent_load(self, pid: tuple[int, torch.Size, torch.dtype]) -> torch.Tensor:
-        # One place is one tensor, unless that is empty.
-        if pid not in self._views:
-            start, shape, dtype = pid
-            end = start + shape.numel() * dtype.itemsize
-            self._views[pid] = self._data[start:end].view(dtype).view(shape)
-        return self._views[pid]
-
-
-def _unpack(data: torch.Tensor, rest: bytes) -> list[dict[str, Any]]:
-    return _TensorsBack(data, rest).load()
-
-
-def _scene_starts(records: Sequence[Record]) -> list[int]:
-    """First index of each run of records of one video and scene."""
-    keys = [(r["video_id"], r["scene_id"]) for r in records]
-    frames = [(r["video_id"], r["frame_index"]) for r in records]
-    assert frames == sorted(frames), "records must be sorted by video_id, frame_index"
-    return [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
-
-
-def _warn_of_short_scenes(records: Sequence[Record], dataset: ClipDataset, num_frames: int) -> None:
+def _warn_of_short_scenes(records: Sequence[Record], dataset: ClipDataset) -> None:
     """One line on scenes that cannot fill a clip with different frames."""
-    bounds = dataset.scene_bounds
+    sampler, bounds = dataset.mapper.sampler, dataset.scene_bounds
+    num_frames = sampler.num_frames - sampler.num_global
     short = [i for i in range(len(bounds) - 1) if bounds[i + 1] - bounds[i] < num_frames]
     if short:
         videos = {records[bounds[i]]["video_id"] for i in short}

@@ -1,4 +1,8 @@
-"""From the command line's options to the processes that run the stages."""
+"""From the command line's options to the processes that run the stages.
+
+The processes are started here (--num-gpus) or, one by one, by torchrun; from there on they do the
+same, see `process.run_worker`.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,17 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 import torch
-from omegaconf import DictConfig
 
 from v2idetr.child_processes import stop_signals
 from v2idetr.config.load import ConfigError, load_run_config
+from v2idetr.engine.command_line import UserError, under_torchrun
 from v2idetr.output_folder import check_writable
-from v2idetr.runs.folder import EVALUATION
+from v2idetr.runs.folder import output_folder
 
 logger = logging.getLogger(__name__)
-
-USER_ERROR = 2  # exit code
-
-
-class UserError(Exception):
-    """Something that the user can mend; the message is all there is to show."""
 
 
 def launch_run(options: argparse.Namespace) -> int:
@@ -49,21 +46,21 @@ def launch_run(options: argparse.Namespace) -> int:
         )
     except ConfigError as error:
         raise UserError(str(error)) from error
-    if options.machine_rank == 0:  # a folder that all machines share
+    is_first = options.machine_rank == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if is_first:  # a folder that all machines share
         given = "--output" if options.eval_only else "train.output_dir"
         try:
-            check_writable(output_folder(options, config), given)
+            check_writable(output_folder(config, options), given)
         except ValueError as error:
             raise UserError(str(error)) from error
     device_type = config.train.device
     if device_type == "auto":
         device_type = "cuda" if gpus else "cpu"
     if device_type == "cuda" and options.num_gpus > gpus:
-        raise UserError(f"--num-gpus {options.num_gpus}: this machine has {gpus}.")
-    if device_type == "cpu" and options.num_gpus > 1:
+        raise UserError(f"{options.num_gpus} processes need a GPU each: this machine has {gpus}.")
+    if device_type == "cpu" and options.num_gpus > 1 and is_first:
         logger.warning(
-            "no GPU: --num-gpus %d starts so many processes on the CPU, which takes their memory "
-            "and is seldom faster than one",
+            "no GPU: %d processes on the CPU take their memory and are seldom faster than one",
             options.num_gpus,
         )
     # Imported here, so that a config is refused without waiting for all that it would have used.
@@ -74,6 +71,10 @@ def launch_run(options: argparse.Namespace) -> int:
 
     if world == 1:
         return run_process(options, config, device_type)
+    if under_torchrun():
+        _join(options.num_gpus, device_type)
+        run_worker(options, config, device_type)
+        return 0
     if device_type == "cpu":  # detectron2 would choose NCCL where there is a GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with _signals_forwarded():
@@ -91,10 +92,18 @@ def launch_run(options: argparse.Namespace) -> int:
     return 0
 
 
-def output_folder(options: argparse.Namespace, config: DictConfig) -> Path:
-    """Where the program writes: the run's folder, or that of an evaluation alone."""
-    folder = Path(config.train.output_dir)
-    return Path(options.output or folder / EVALUATION) if options.eval_only else folder
+def _join(processes_here: int, device_type: str) -> None:
+    """Make this process, which torchrun has started, one of the group, as `launch` does."""
+    import torch.distributed as dist
+    from detectron2.engine.launch import DEFAULT_TIMEOUT
+    from detectron2.utils import comm
+
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, init_method="env://", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(processes_here)
+    comm.synchronize()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from v2idetr.engine.launch import USER_ERROR, UserError, output_folder
+from v2idetr.engine.command_line import USER_ERROR, UserError, start_of_command
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.stages import evaluate_only, run_stages
@@ -33,11 +33,11 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
     """What every process does: prepare, run the stages; returns the exit code.
 
     Raises:
-        UserError: see `launch_run`.
+        UserError: see `launch.launch_run`.
     """
     _log_to_terminal()
     keep_freed_memory()
-    folder = output_folder(options, config)
+    folder = run_folder.output_folder(config, options)
     before = run_folder.Before.of(folder)
     with StopSignals() as signals, contextlib.ExitStack() as until_end:
         try:
@@ -92,7 +92,7 @@ def _prepare(
     until_end: contextlib.ExitStack,
 ) -> RunContext:
     """Data, folder and device, checked before training; the folder is ours `until_end`."""
-    folder = output_folder(options, config)
+    folder = run_folder.output_folder(config, options)
     splits = load_splits(config, with_train=not options.eval_only)
     index = comm.get_local_rank() if device_type == "cuda" else None
     device = torch.device(device_type, index) if index is not None else torch.device(device_type)
@@ -197,4 +197,5 @@ def _what_to_do_next(options: argparse.Namespace, folder: Path) -> str:
     aim, arguments = "begin again", [a for a in arguments if a != "--resume"]
     if not options.eval_only and run_folder.holds_results(folder):
         aim, arguments = "continue from the last checkpoint", ["--resume", *arguments]
-    return f"to {aim}:\n  {shlex.join(['python', program, *arguments])}"
+    command = [*start_of_command(options), program, *arguments]
+    return f"to {aim}:\n  {shlex.join(command)}"

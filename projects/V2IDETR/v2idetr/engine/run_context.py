@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader
 from v2idetr.config.checks import batch_size_key, stages_to_train
 from v2idetr.config.load import build
 from v2idetr.data.audit import Findings
+from v2idetr.data.catalog import register_splits
 from v2idetr.data.clip_mapper import ClipMapper, FrameCache
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
+from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
 from v2idetr.data.shared_frames import SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.signals import StopSignals
@@ -83,7 +85,9 @@ class RunContext:
 
 
 def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]:
-    """Read and check all splits of a run, each and together.
+    """Read and check all splits of a run, each and together; Detectron2 finds them by name.
+
+    The names are ``v2idetr/<folder of the training JSON>/<split>``, see `register_splits`.
 
     Raises:
         ValueError: all that is wrong with any of them, see `load_split` and `data.split_set`.
@@ -112,6 +116,7 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
     problems += _problems_together(splits)
     if problems:
         raise ValueError("\n".join(problems))
+    register_splits(splits, f"v2idetr/{Path(config.data.train.json).resolve().parent.name}")
     return splits
 
 
@@ -153,16 +158,25 @@ def _in_clips(config: DictConfig, split: str, *, training: bool) -> bool:
 
 
 def train_loader(
-    run: RunContext, stage: str, num_frames: int, start_iteration: int, *, rehearsal: bool = False
+    run: RunContext,
+    stage: str,
+    num_frames: int,
+    start_iteration: int,
+    *,
+    rehearsal: bool = False,
+    sampler: ReferenceSampler | None = None,
 ) -> DataLoader:
     """Endless batches of clips of `num_frames` frames, this process's share.
 
     For a rehearsal, batches of one clip, prepared in this process.
+
+    Raises:
+        ValueError: the detector's own `sampler` makes clips of another length.
     """
     world = comm.get_world_size()
     return build_train_loader(
         run.splits["train"],
-        _mapper(run, run.splits["train"], num_frames, is_train=True, keep=not rehearsal),
+        _mapper(run, run.splits["train"], num_frames, sampler, is_train=True, keep=not rehearsal),
         batch_size=1 if rehearsal else run.batch_size(stage) // world,
         seed=run.config.train.seed,
         start_iteration=start_iteration,
@@ -174,36 +188,58 @@ def train_loader(
     )
 
 
-def eval_loader(run: RunContext, split: SplitData, num_frames: int) -> DataLoader:
-    """Every frame of a split once, in order, this process's share."""
+def eval_loader(
+    run: RunContext,
+    split: SplitData,
+    num_frames: int,
+    *,
+    sampler: ReferenceSampler | None = None,
+    whole_videos: bool = False,
+) -> DataLoader:
+    """Every frame of a split once, in order, this process's share; see `train_loader`.
+
+    `whole_videos` for a detector with `order = "video"`, see `build_eval_loader`.
+    """
     return build_eval_loader(
         split,
-        _mapper(run, split, num_frames, is_train=False),
+        _mapper(run, split, num_frames, sampler, is_train=False),
         batch_size=run.config.evaluation.batch_size,
         num_workers=run.config.train.num_workers,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         pin_memory=run.device.type == "cuda",
+        whole_videos=whole_videos,
     )
 
 
 def _mapper(
-    run: RunContext, split: SplitData, num_frames: int, *, is_train: bool, keep: bool = True
+    run: RunContext,
+    split: SplitData,
+    num_frames: int,
+    sampler: ReferenceSampler | None,
+    *,
+    is_train: bool,
+    keep: bool = True,
 ) -> ClipMapper:
     config = run.config
     data: Any = config.data
-    sampling: Literal["random", "fixed"] = data.sampling if is_train else "fixed"
+    if sampler is None:
+        sampler = WindowSampler(
+            num_frames=num_frames, window=data.window, sampling=data.sampling, side=data.side
+        )
+    if sampler.num_frames != num_frames:
+        raise ValueError(
+            f"{type(sampler).__name__} makes clips of {sampler.num_frames} frames, but the "
+            f"detector has num_frames={num_frames}: make them equal"
+        )
     return ClipMapper(
-        num_frames=num_frames,
-        window=data.window,
-        sampling=sampling,
-        side=data.side,
+        sampler=sampler,
         augmentations=build(config, f"data.augmentations.{'train' if is_train else 'test'}"),
         is_train=is_train,
         min_visible=data.min_visible,
         # In order, each worker decodes a frame once (batches of several workers overlap); in
         # random order a cache would hardly ever hit.
-        cache_frames=0 if is_train or num_frames == 1 else 2 * data.window + 1,
+        cache_frames=0 if is_train or num_frames == 1 else max(2 * data.window + 1, 2 * num_frames),
         shared=run.frames.of(str(split.json_path), split.records, FrameCache(0).read)
         if keep
         else None,

@@ -109,20 +109,28 @@ def predict(
     Every rank must call this, each with its own share of the split; each gets all predictions.
 
     Args:
-        model: Detectron2 contract, batch of samples -> ``[{"instances": Instances}]``.
-        loader: batches of samples (see ``build_eval_loader``).
+        model: Detectron2 contract, batch of samples -> ``[{"instances": Instances}]``. One with
+            ``order = "video"`` remembers earlier frames: it gets the frames of a video one by one
+            in order of time, and ``model.reset()`` is called before the first.
+        loader: batches of samples (see ``build_eval_loader``), by ``whole_videos`` for such a
+            model.
         progress: on the main rank, a bar on a terminal and log lines elsewhere.
 
     Returns:
         One prediction a frame, from all ranks, sorted by ``image_id``.
+
+    Raises:
+        ValueError: the model needs whole videos and the loader does not give them; an output is not
+            finite.
     """
     model = unwrap(model)
+    in_order = getattr(model, "order", "any") == "video"
     mine: list[FramePrediction] = []
     if progress and comm.is_main_process():
         loader = progress_bar(loader, desc="evaluation", unit="batch", say=logger.info)
     with evaluating(model):
         for batch in loader:
-            outputs = model(batch)
+            outputs = _in_order(model, batch) if in_order else model(batch)
             assert len(outputs) == len(batch), "one output a sample"
             mine += [
                 FramePrediction.from_instances(sample, output["instances"])
@@ -130,6 +138,21 @@ def predict(
             ]
     shares = cast(list[list[FramePrediction]], comm.all_gather(mine))
     return sorted(chain.from_iterable(shares), key=lambda prediction: prediction.image_id)
+
+
+def _in_order(model: Any, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    """Outputs of a model that sees one frame of a video after the other."""
+    outputs = []
+    for sample in batch:
+        if "starts_video" not in sample:
+            raise ValueError(
+                f"{type(model).__name__} looks at videos in order, but the loader cuts them: use "
+                "build_eval_loader(..., whole_videos=True)"
+            )
+        if sample["starts_video"]:
+            model.reset()
+        outputs += model([sample])
+    return outputs
 
 
 def write_predictions(

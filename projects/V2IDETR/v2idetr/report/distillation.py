@@ -14,6 +14,7 @@ from torch import Tensor
 from v2idetr.config.load import build
 from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
 from v2idetr.data.coco_vid import SplitData
+from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.distillation.spatial_masks import gaussian_mask
 from v2idetr.report.frame_images import Album, Box, Picture
 from v2idetr.report.heldout import HeldOutFrame, read
@@ -122,7 +123,7 @@ def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | 
         == (frame.record["video_id"], frame.record["scene_id"])
     ]
     num_frames = int(run.settings["teacher"]["model"].get("num_frames", data["num_frames"]))
-    sample = _mapper(run, num_frames=num_frames)(dict(frame.record), seed=0, scene=scene)
+    sample = _mapper(run, num_frames=num_frames)(dict(frame.record), seed=0, video=scene)
     lesions = {record["image_id"]: record["annotations"] for record in scene}
     shown = []
     for index, seen in enumerate(sample["clip"]):
@@ -146,10 +147,9 @@ def _mapper(run: RunFiles, *, num_frames: int, is_train: bool = False) -> ClipMa
     """As in evaluation: nothing drawn at random."""
     data = run.settings["data"]
     return ClipMapper(
-        num_frames=num_frames,
-        window=data["window"],
-        sampling="fixed",
-        side=data["side"],
+        sampler=WindowSampler(
+            num_frames=num_frames, window=data["window"], sampling="fixed", side=data["side"]
+        ),
         augmentations=build(run.config, "data.augmentations.test"),
         is_train=is_train,
     )

@@ -7,6 +7,7 @@ output_dir/evaluation/  config.yaml  log.txt  results.json  <stage>/evaluation.j
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import importlib.metadata
@@ -48,6 +49,12 @@ PACKAGES = [
     "sal-detectron2",
     "detectron2",
 ]
+
+
+def output_folder(config: DictConfig, options: argparse.Namespace) -> Path:
+    """Where train_net.py writes: the run's folder, or that of an evaluation alone."""
+    folder = Path(config.train.output_dir)
+    return Path(options.output or folder / EVALUATION) if options.eval_only else folder
 
 
 def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:

@@ -1,0 +1,239 @@
+"""Which T frames a clip has: the current frame and the references that a detector asks for.
+
+    WindowSampler     references inside a window around the current frame
+    AdjacentSampler   the listed frames next to the current one
+    GlobalSampler     frames of the whole video
+    MixedSampler      window or adjacent references, then global ones
+
+References of a window and adjacent ones never leave the scene, global ones never leave the video.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+
+Sampling = Literal["random", "fixed"]
+Side = Literal["both", "past"]
+FixedOrder = Literal["spaced", "shuffled"]
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """The listed frames of one video, as numbers.
+
+    Attributes:
+        frame_indices: their `frame_index`, ascending.
+        scene: positions among them of the frames of the current frame's scene.
+    """
+
+    frame_indices: Sequence[int] | np.ndarray
+    scene: range
+
+
+@runtime_checkable
+class ReferenceSampler(Protocol):
+    """Chooses the frames of a clip.
+
+    Attributes:
+        num_frames: T, at least 1, the same for every clip.
+        clip_index: place of the current frame in the clip.
+        num_global: frames at the end of the clip that come from anywhere in the video, in no order;
+            the frames before these are in temporal order.
+        look_ahead: largest number of listed frames by which a reference may be later than the
+            current frame, 0 for a live system without delay; None for the whole video.
+    """
+
+    # Properties, so that a sampler may be immutable.
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def clip_index(self) -> int: ...
+    @property
+    def num_global(self) -> int: ...
+    @property
+    def look_ahead(self) -> int | None: ...
+
+    def __call__(
+        self, video: VideoFrames, position: int, rng: np.random.Generator | None
+    ) -> list[int]:
+        """Positions in `video` of the T frames of the clip around `position`.
+
+        Args:
+            video: the frames to choose from.
+            position: place of the current frame, inside `video.scene`.
+            rng: source of all that is random; None in evaluation, where nothing is.
+        """
+        ...
+
+
+class WindowSampler:
+    """The current frame and T-1 references inside a window around it, in temporal order.
+
+    Args:
+        num_frames: T, at least 1.
+        window: largest distance between a reference and the current frame, in frames of the video:
+            by `frame_index`, also where only every n-th frame is listed. 0 repeats the current
+            frame: a clip without neighbours, to see what a video detector owes to them.
+        sampling: "fixed" takes the listed frames nearest to distances that are evenly spaced up to
+            the edge of the window, always the same; "random" draws different listed frames. In
+            evaluation every sampling is fixed.
+        side: "both" takes half of the references from the past and half from the future (of an odd
+            number one more from the past), "past" looks back only, as a live system must.
+
+    A reference beyond the first or last frame of the scene becomes that frame, so clips of a border
+    and of scenes shorter than T repeat frames and never leave the scene. So do clips where fewer
+    frames of the window are listed than there are references; where none is, the references of that
+    side are the nearest frame outside.
+    """
+
+    num_global = 0
+
+    def __init__(
+        self, *, num_frames: int, window: int, sampling: Sampling, side: Side = "both"
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1")
+        if sampling not in get_args(Sampling) or side not in get_args(Side):
+            raise ValueError(
+                f"sampling={sampling!r} must be 'random' or 'fixed', side={side!r} 'both' or 'past'"
+            )
+        self.num_frames, self.window, self.sampling, self.side = num_frames, window, sampling, side
+        num_future = 0 if side == "past" else (num_frames - 1) // 2
+        self.clip_index = num_frames - 1 - num_future
+        self.look_ahead = window if num_future else 0
+        needed = max(1, self.clip_index, num_future)
+        if window < needed and window != 0:
+            raise ValueError(
+                f"data.window={window} must be at least {needed} for num_frames={num_frames} and "
+                f"side={side!r}, or the references could not be different frames; 0 repeats the "
+                "current frame"
+            )
+
+    def __call__(
+        self, video: VideoFrames, position: int, rng: np.random.Generator | None
+    ) -> list[int]:
+        """See `ReferenceSampler`."""
+        # The scene may be long: no frame further away than `window` places can be chosen.
+        first = max(video.scene.start, position - self.window)
+        stop = min(video.scene.stop, position + self.window + 1)
+        current = int(video.frame_indices[position])
+        before = [current - int(f) for f in video.frame_indices[first:position]][::-1]
+        after = [int(f) - current for f in video.frame_indices[position + 1 : stop]]
+        past = self._places(before, self.clip_index, rng)[::-1]
+        future = self._places(after, self.num_frames - 1 - self.clip_index, rng)
+        return [position - p for p in past] + [position] + [position + p for p in future]
+
+    def _places(
+        self, distances: list[int], count: int, rng: np.random.Generator | None
+    ) -> list[int]:
+        """`count` frames of one side, by how many places they are from the current one, ascending.
+
+        `distances` are those of the listed frames of that side, ascending.
+        """
+        if self.window == 0 or count == 0:
+            return [0] * count
+        num_inside = bisect_right(distances, self.window)
+        places = list(range(1, num_inside + 1)) or [min(1, len(distances))]
+        if self.sampling == "fixed" or rng is None:
+            spaced = [(2 * self.window * k + count) // (2 * count) for k in range(1, count + 1)]
+            # The first of equally near ones: the one nearer to the current frame.
+            away = [0, *distances]
+            return [min(places, key=lambda p, d=d: abs(away[p] - d)) for d in spaced]
+        if num_inside == len(distances):
+            # What is left of the window lies beyond the border: each frame of it is the border's.
+            places = places[:num_inside]
+            places += [num_inside] * (self.window - max(distances, default=0))
+        repeats = (count - 1) // len(places)
+        drawn = rng.choice(len(places), count - repeats * len(places), replace=False)
+        return sorted(places * repeats + [places[i] for i in drawn])
+
+
+class AdjacentSampler:
+    """The `before` and `after` listed frames next to the current one, in temporal order.
+
+    The same in training and in evaluation. Beyond the border of the scene its last frame is
+    repeated.
+    """
+
+    num_global = 0
+
+    def __init__(self, *, before: int, after: int) -> None:
+        if before < 0 or after < 0:
+            raise ValueError(f"before={before} and after={after} must be 0 or more")
+        self.num_frames, self.clip_index, self.look_ahead = before + 1 + after, before, after
+
+    def __call__(
+        self, video: VideoFrames, position: int, rng: np.random.Generator | None
+    ) -> list[int]:
+        """See `ReferenceSampler`."""
+        first, last = video.scene.start, video.scene.stop - 1
+        wanted = range(position - self.clip_index, position + self.look_ahead + 1)
+        return [min(max(p, first), last) for p in wanted]
+
+
+class GlobalSampler:
+    """The current frame first, then `num_references` frames of the whole video.
+
+    Args:
+        num_references: at least 1.
+        in_evaluation: "spaced" takes the same evenly spaced frames for every frame of a video;
+            "shuffled" goes through a fixed shuffled order of the video, one frame further for every
+            frame, as MEGA does (Chen et al., 2020), so that n - 1 of n references stay.
+
+    In training different frames are drawn, other than the current one; videos with fewer repeat
+    them.
+    """
+
+    clip_index = 0
+    look_ahead = None
+
+    def __init__(self, *, num_references: int, in_evaluation: FixedOrder = "spaced") -> None:
+        if num_references < 1 or in_evaluation not in get_args(FixedOrder):
+            raise ValueError(
+                f"num_references={num_references} must be at least 1, in_evaluation="
+                f"{in_evaluation!r} 'spaced' or 'shuffled'"
+            )
+        self.num_frames, self.num_global = 1 + num_references, num_references
+        self.in_evaluation = in_evaluation
+
+    def __call__(
+        self, video: VideoFrames, position: int, rng: np.random.Generator | None
+    ) -> list[int]:
+        """See `ReferenceSampler`."""
+        length, count = len(video.frame_indices), self.num_global
+        if rng is not None:
+            others = np.delete(np.arange(length), position) if length > 1 else np.array([position])
+            drawn = rng.choice(others, min(count, len(others)), replace=False)
+            references = np.resize(drawn, count)
+        elif self.in_evaluation == "spaced":
+            references = (2 * np.arange(count) + 1) * length // (2 * count)
+        else:
+            order = np.random.default_rng(length).permutation(length)
+            references = order[(position + np.arange(count)) % length]
+        return [position, *references.tolist()]
+
+
+class MixedSampler:
+    """The clip of `local`, then the references of `distant`.
+
+    Args:
+        local: window or adjacent frames, among them the current one.
+        distant: global frames.
+    """
+
+    look_ahead = None
+
+    def __init__(self, *, local: WindowSampler | AdjacentSampler, distant: GlobalSampler) -> None:
+        self.local, self.distant = local, distant
+        self.num_global, self.clip_index = distant.num_global, local.clip_index
+        self.num_frames = local.num_frames + distant.num_global
+
+    def __call__(
+        self, video: VideoFrames, position: int, rng: np.random.Generator | None
+    ) -> list[int]:
+        """See `ReferenceSampler`."""
+        references = self.distant(video, position, rng)[1:]
+        return self.local(video, position, rng) + references
