@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from v2idetr.config.keys import walk
 from v2idetr.config.run_keys import (
     DISTILLATION_KEYS,
     LEAST_ARGUMENTS,
@@ -61,9 +62,9 @@ def validate_config(
         expected |= DISTILLATION_KEYS
     found = [kind.problem(key, _get(config, key, MISSING)) for key, kind in expected.items()]
     problems = [problem for problem in found if problem is not None]
-    for key, least in LEAST_ARGUMENTS.items():
-        value = _get(config, key)
-        if isinstance(value, int | float) and value < least:
+    for key, value in walk(config):
+        least = LEAST_ARGUMENTS.get(key.rpartition(".")[2])
+        if least is not None and isinstance(value, int | float) and value < least:
             problems.append(f"{key} must be at least {least}, but is {value}.")
     if not problems:  # the relations read keys that must be there and have their type
         relations: tuple[Callable[[dict[str, Any], list[str]], None], ...] = (

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,51 +23,39 @@ from v2idetr.config.merge import merge
 from v2idetr.config.yaml_text import parse_yaml
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConfigFile:
-    """A config file with its bases, read once for several runs.
+    """A config file on its bases, read once for several runs.
+
+    What is wrong with files is collected and not raised: `load_config` tells it.
 
     Attributes:
         path: of the file.
+        parts: contents of `.py` files by path, filled and used: configs have some in common.
         content: merged, references unresolved.
-        problems: what it has wrong.
-        unreadable: files that cannot be used.
+        problems: sentences about what files have wrong.
+        unreadable: sentences about files that cannot be used.
     """
 
     path: Path
-    content: dict[str, Any]
-    problems: tuple[str, ...]
-    unreadable: tuple[str, ...]
-
-
-def read_config(path: Path, parts: dict[Path, dict[str, Any]] | None = None) -> ConfigFile:
-    """A config file for `load_config` or `load_run_config`, which tell what is wrong with it.
-
-    Args:
-        path: of the file.
-        parts: what its `.py` bases hold, filled and used: several files have some in common.
-    """
-    reader = Reader({} if parts is None else parts)
-    content = reader.config(path)
-    return ConfigFile(path, content, tuple(reader.problems), tuple(reader.unreadable))
-
-
-@dataclass
-class Reader:
-    """Reads files, and collects what is wrong with them instead of raising it.
-
-    Attributes:
-        parts: contents of `.py` files by path, filled and used.
-        problems: what files have wrong.
-        unreadable: files that cannot be used.
-    """
-
     parts: dict[Path, dict[str, Any]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    content: dict[str, Any] = field(init=False)
+    problems: list[str] = field(init=False, default_factory=list)
+    unreadable: list[str] = field(init=False, default_factory=list)
 
-    def config(self, path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-        """A file on its bases, references unresolved; `chain` are the files that led to it."""
+    def __post_init__(self) -> None:
+        self.content = self._on_its_bases(self.path, ())
+
+    def with_layers(self, layers: Iterable[Path]) -> ConfigFile:
+        """A copy with layers on it: `.yaml` that changes keys, `.py` as in a list of bases."""
+        config = copy.copy(self)
+        config.problems, config.unreadable = [*self.problems], [*self.unreadable]
+        for layer in layers:
+            config.content = config._with_layer(layer)
+        return config
+
+    def _on_its_bases(self, path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+        """A file's content merged; `chain` are the files that led to it."""
         if path.resolve() in chain:
             return self._unusable(f"{path}: its _base_ leads back to itself.")
         if not path.is_file():
@@ -85,26 +74,25 @@ class Reader:
             return self._unusable(f"{path}: _base_ must be a file name or a list of file names.")
         config: dict[str, Any] = {}
         for base in bases:
-            part = self.config(path.parent / base, (*chain, path.resolve()))
+            part = self._on_its_bases(path.parent / base, (*chain, path.resolve()))
             config = self._with(config, part, str(path.parent / base))
         return merge(config, layer, source=str(path), problems=self.problems)
 
-    def on(self, config: dict[str, Any], path: Path) -> dict[str, Any]:
-        """A config with a layer on it; a `.py` is applied as in a list of bases."""
+    def _with_layer(self, path: Path) -> dict[str, Any]:
         if not path.is_file() or path.suffix not in (".yaml", ".yml", ".py"):
             others = sorted(o.name for o in path.parent.glob("*") if o.suffix in (".yaml", ".py"))
             there = f" In {path.parent} there are {', '.join(others)}." if others else ""
-            self._unusable(
+            return self._unusable(
                 f"{path}: a layer is a .yaml or .py file, and there is none of this name.{there}"
             )
-            return config
         if path.suffix == ".py":
-            return self._with(config, self._python(path.resolve()), str(path))
+            return self._with(self.content, self._python(path.resolve()), str(path))
         layer = self._yaml(path)
         if "_base_" in layer:
-            self._unusable(f"{path}: has a _base_, so it is a config of its own, not a layer.")
-            return config
-        return merge(config, layer, source=str(path), problems=self.problems)
+            return self._unusable(
+                f"{path}: has a _base_, so it is a config of its own, not a layer."
+            )
+        return merge(self.content, layer, source=str(path), problems=self.problems)
 
     def _with(self, config: dict[str, Any], part: dict[str, Any], source: str) -> dict[str, Any]:
         """A config with the sections of a part that it lacks, and its others changed."""

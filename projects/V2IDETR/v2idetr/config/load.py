@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.config.checks import validate_config
-from v2idetr.config.files import ConfigFile, Reader, read_config
+from v2idetr.config.files import ConfigFile
 from v2idetr.config.keys import dereferenced, select, walk
 from v2idetr.config.merge import apply_override
 from v2idetr.config.targets import check_targets
@@ -61,7 +61,7 @@ def load_config(
     """Config file, layers on it and command-line overrides to the resolved config.
 
     Args:
-        path: a `.py` LazyConfig or a `.yaml` file, or what `read_config` made of it.
+        path: a `.py` LazyConfig or a `.yaml` file, or one that has been read.
         layers: `.yaml` files with keys to change and `.py` parts, applied in this order before the
             overrides. They name no `_base_`, so that they fit on any config that has these keys.
         overrides: `a.b.c=value` changes a key, `+a.b.c=value` adds one; values are YAML.
@@ -78,23 +78,14 @@ def load_config(
 
 
 def load_run_config(
-    path: str | Path | ConfigFile,
-    overrides: Sequence[str],
-    *,
-    world_size: int,
-    has_gpu: bool,
-    layers: Sequence[str | Path] = (),
-    training: bool = True,
+    path: str | Path | ConfigFile, overrides: Sequence[str], **options: Any
 ) -> DictConfig:
-    """`load_config` for a run of train_net.py: also has all keys of one, and they agree.
+    """`load_plain_run_config`, which has the options, as OmegaConf.
 
     Raises:
-        ConfigError: what `load_config` and `validate_config` find, together.
+        ConfigError: see `load_plain_run_config`.
     """
-    plain = load_plain_run_config(
-        path, overrides, world_size=world_size, has_gpu=has_gpu, layers=layers, training=training
-    )
-    return OmegaConf.create(plain)
+    return OmegaConf.create(load_plain_run_config(path, overrides, **options))
 
 
 def load_plain_run_config(
@@ -106,10 +97,17 @@ def load_plain_run_config(
     layers: Sequence[str | Path] = (),
     training: bool = True,
 ) -> dict[str, Any]:
-    """`load_run_config` as dicts and lists, which are made in a fraction of the time.
+    """`load_config` for a run of train_net.py: also has all keys of one, and they agree.
+
+    Args:
+        path, overrides, layers: see `load_config`.
+        world_size, has_gpu, training: see `validate_config`.
+
+    Returns:
+        dicts and lists, which are made in a fraction of the time of OmegaConf's.
 
     Raises:
-        ConfigError: see `load_run_config`.
+        ConfigError: what `load_config` and `validate_config` find, together.
     """
     resolved, problems, complete = _load(path, overrides, layers)
     if complete:
@@ -175,13 +173,11 @@ def _load(
     path: str | Path | ConfigFile, overrides: Sequence[str], layers: Sequence[str | Path]
 ) -> tuple[dict[str, Any], list[str], bool]:
     """The resolved config without what is wrong, what is wrong, and whether all files were read."""
-    file = path if isinstance(path, ConfigFile) else read_config(Path(path))
-    reader = Reader(problems=[*file.problems], unreadable=[*file.unreadable])
-    config, problems = file.content, reader.problems
-    for layer in layers:
-        config = reader.on(config, Path(layer))
-    if reader.unreadable:  # what else is wrong would only be a consequence
-        return {}, reader.unreadable, False
+    file = path if isinstance(path, ConfigFile) else ConfigFile(Path(path))
+    file = file.with_layers(map(Path, layers))
+    if file.unreadable:  # what else is wrong would only be a consequence
+        return {}, file.unreadable, False
+    config, problems = file.content, file.problems
     for override in overrides:
         config = apply_override(config, override, problems)
     resolved = _resolve({**config, CONFIG_NAME: file.path.stem}, problems)

@@ -36,7 +36,7 @@ class Kind:
 
     type: type
     optional: bool = False
-    least: float | None = None
+    least: int | None = None
     words: tuple[str, ...] = ()
 
     def problem(self, key: str, value: Any) -> str | None:
@@ -130,18 +130,8 @@ OPTIONAL_KEYS: dict[str, type] = {
     for key, kind in (PROGRAM_KEYS | TEACHER_KEYS | DISTILLATION_KEYS).items()
     if kind.optional
 }
-# Arguments of L(...) nodes, where there are any of these names.
+# Least values of arguments of L(...) nodes, wherever they are called this.
 LEAST_ARGUMENTS: dict[str, int] = {
-    **{f"distillation.{name}.weight": 0 for name in LOSSES},
-    **{
-        f"{section}.{name}": 0
-        for section in ("optimizer", "teacher.optimizer")
-        for name in ("lr", "backbone_lr", "slow_factor", "weight_decay")
-    },
-    **{
-        f"{section}.{name}": 1
-        for section in ("model.net", "teacher.model.net")
-        for name in ("num_queries", "num_encoder_layers", "num_decoder_layers")
-    },
-    "model.score_topk": 1,
+    **dict.fromkeys(("lr", "backbone_lr", "slow_factor", "weight_decay", "weight"), 0),
+    **dict.fromkeys(("num_queries", "num_encoder_layers", "num_decoder_layers", "score_topk"), 1),
 }
