@@ -283,8 +283,9 @@ def test_a_new_loss_is_named_in_one_place(monkeypatch) -> None:
     assert keys["OPTIONAL_KEYS"]["distillation.new"] is dict
 
 
-def test_a_key_of_a_loss_that_is_null_is_explained(tiny_config) -> None:
-    problem = only_problem(tiny_config, "distillation.fd.weight=1")
+@pytest.mark.parametrize("way", [".weight=1", "={weight: 1}"])
+def test_a_key_of_a_loss_that_is_null_is_explained(tiny_config, way) -> None:
+    problem = only_problem(tiny_config, f"distillation.fd{way}")
     assert "distillation.fd is null; give it as a whole: distillation.fd={_target_: " in problem
 
 
@@ -382,6 +383,7 @@ def test_a_parameter_that_the_base_does_not_mention_can_be_set(base) -> None:
 def test_a_reference_that_leads_nowhere_is_an_error(base) -> None:
     problem = only_problem(base, "other.length=${train.nothing}")
     assert "other.length" in problem and "train.nothing" in problem
+    assert "train.amp: cannot be read as a reference" in only_problem(base, "train.amp=${a")
 
 
 def test_a_library_that_a_target_needs_and_that_is_missing_is_named_with_the_key(

@@ -201,7 +201,11 @@ def _resolve(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """References such as "${model.dim}" replaced by their values, each bad one reported."""
     with contextlib.suppress(KeyError):
         return dereferenced(config, config)
-    node = OmegaConf.create(config)
+    try:
+        node = OmegaConf.create(config)
+    except OmegaConfBaseException as error:  # "${" without "}", of the key that it names
+        key, reason = error.full_key, str(error).splitlines()[0]
+        raise ConfigError([*problems, f"{key}: cannot be read as a reference: {reason}"]) from error
     for key, value in walk(config):
         if isinstance(value, str) and "${" in value:
             try:

@@ -125,6 +125,9 @@ class _Merge:
             like = "" if old is None else f", as {_short(old)}"
             self.problem(f"{key} must be {kind}{like}, but is {_describe(new)}.")
             return old
+        if old is None and expected is dict and "_target_" not in new:
+            self.null(key)
+            return old
         if isinstance(old, list) and not _items_fit(old, new):
             self.problem(f"{key} must be a list like {_short(old)}, but is {_short(new)}.")
             return old
@@ -140,7 +143,7 @@ class _Merge:
         if path.keys() <= items.keys():
             return [*self.mapping(items, path, key).values()]
         if old is None:
-            self.problem(f"{key} is null; give it as a whole: {key}={{_target_: ...}}.")
+            self.null(key)
         else:
             (name,) = path
             self.unknown(f"{key}.{name}", path[name], {})
@@ -157,6 +160,10 @@ class _Merge:
             key = f"{key}.{name}"
         near = nearest_key(key, [known for known, _ in walk(self.root)])
         self.problem(f"{key} does not exist.{f' Did you mean {near}?' if near else ''}")
+
+    def null(self, key: str) -> None:
+        """A part of a node that is not there."""
+        self.problem(f"{key} is null; give it as a whole: {key}={{_target_: ...}}.")
 
     def problem(self, sentence: str) -> None:
         """Note what is wrong with this layer."""

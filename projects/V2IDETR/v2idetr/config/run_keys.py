@@ -49,10 +49,10 @@ class Kind:
         if not fits(value, self.type):
             return f"{key} must be {kind}, but is {value!r} ({type(value).__name__})."
         if self.words and value not in self.words:
-            near = difflib.get_close_matches(value, self.words, n=1)
+            near = difflib.get_close_matches(str(value), self.words, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             return f"{key} must be one of {', '.join(self.words)}, but is {value!r}.{hint}"
-        if self.least is not None and value < self.least:
+        if self.least is not None and self.least > value:
             return f"{key} must be at least {self.least}, but is {value}."
         return None
 
