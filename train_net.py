@@ -15,6 +15,18 @@ teacher.
 Each stage writes output_dir/<stage>/ (metrics.jsonl, last.pth, best.pth, final.pth,
 evaluation.json), the run writes output_dir/results.json. --eval-only writes the same results,
 with the config, into output_dir/evaluation/ or --output, and overwrites no other evaluation there.
+
+A config is composed of a recipe, a model and a data set; configs/v2i_sun_detr.yaml is
+
+    _base_: [recipes/paper.py, models/detr.py, data/sun.py]
+
+Each file adds sections and changes keys of those before it. On top come the keys of the config file
+itself, then every --layer FILE, then key=value. train.output_dir is output/NAME for NAME.yaml.
+A new student is configs/models/NEW.py (and NEW_small.py for small data sets), a new data set
+configs/data/NEW.py with its classes, files, augmentations and steps; write a line as above, or
+
+    python train_net.py --config-file configs/recipes/paper.py --layer configs/models/NEW.py \\
+        --layer configs/data/sun.py train.output_dir=output/new
 """
 
 from __future__ import annotations
@@ -37,8 +49,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE",
-        help=".yaml with changes to the config, such as configs/ablations/table4/02_fd.yaml; "
-        "several are applied in order, before the overrides",
+        help=".yaml with changes to the config, such as configs/ablations/table4/02_fd.yaml, or a "
+        ".py part; several are applied in order, before the overrides",
     )
     add("--resume", action="store_true", help="continue the run in train.output_dir")
     add(

@@ -107,8 +107,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
-    """configs/common with a tiny model: 6 steps a stage, evaluated at 3 and 6."""
-    common = ROOT / "configs" / "common"
+    """The paper's recipe with a tiny model: 6 steps a stage, evaluated at 3 and 6."""
     net = {
         "backbone": {"_target_": "tiny_parts.TinyBackbone", "width": 8},
         "weights": "",
@@ -121,14 +120,15 @@ def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
     }
     config = {
         "_base_": [
-            str(common / part)
-            for part in ("train.py", "optim.py", "data/sun.py", "models/deformable_detr.py")
+            str(ROOT / "configs" / part)
+            for part in ("recipes/paper.py", "models/deformable_detr.py", "data/sun.py")
         ],
         "train": {
             "output_dir": str(tmp_path / "run"),
             "device": "cpu",
             "max_iter": 6,
             "batch_size": 4,
+            "clips_at_once": 16,
             "eval_period": 3,
             "checkpoint_period": 2,
             "log_period": 2,

@@ -132,7 +132,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         add(f"--{name}", action="store_true", help=(cases.__doc__ or "").split("\n")[0])
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 ...")
     add("--size", nargs=2, type=int, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
-    add("--backbone", default="resnet50", help="a name in configs/common/models/backbones.py")
+    add("--backbone", default="resnet50", help="a name in configs/models/backbones.py")
     add("--batch", nargs="+", type=int, default=[1], help="images at once in inference (1)")
     add("--clips", type=int, default=1, help="clips of a training step (default 1)")
     add("--warm-up", type=int, default=3, help="untimed calls of each variant (default 3)")

@@ -31,7 +31,7 @@ class Setting:
     Attributes:
         device: torch's.
         size: height and width of an image, in pixels.
-        backbone: a key of ``configs/common/models/backbones.py``.
+        backbone: a key of ``configs/models/backbones.py``.
         batches: batch sizes of inference.
         clips: of one training step.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "configs" / "common" / "models"
+MODELS = ROOT / "configs" / "models"
 NUM_FRAMES = 3
 ROLES = {"model": "plain or student", "teacher": f"teacher, {NUM_FRAMES} frames"}
 
@@ -26,7 +26,7 @@ OFFICIAL_TOTALS: list[tuple[str, dict[str, Any], int]] = [
 
 
 def parameter_table() -> list[dict[str, Any]]:
-    """Parameters of every detector of ``configs/common/models`` with every backbone, in total.
+    """Parameters of every detector of ``configs/models`` with every backbone, in total.
 
     A teacher of several students stands once, with the first of them.
     """
@@ -67,7 +67,7 @@ def official_table() -> list[dict[str, Any]]:
 
 
 def families() -> list[list[str]]:
-    """The files of ``configs/common/models`` with a detector, by the teacher that they have."""
+    """The files of ``configs/models`` with a detector, by the teacher that they have."""
     from omegaconf import OmegaConf
 
     found: dict[str, list[str]] = {}
@@ -91,9 +91,9 @@ def build(
     """A detector as training would build it, with random weights.
 
     Args:
-        name: a file of ``configs/common/models``.
+        name: a file of ``configs/models``.
         role: "model" (plain detector and student) or "teacher".
-        backbone: a key of ``configs/common/models/backbones.py``.
+        backbone: a key of ``configs/models/backbones.py``.
         roles: of MSI's levels; the configured ones by default.
         num_frames: T.
         num_queries: N; the configured number by default.
@@ -121,14 +121,14 @@ def _ending_at(backbone: Any, stride: int) -> Any:
 
 
 def with_data(name: str, num_frames: int = NUM_FRAMES) -> Any:
-    """A file of ``configs/common/models`` with the keys of a data set that it refers to."""
+    """A file of ``configs/models`` with the keys of a data set that it refers to."""
     config = load(name)
     config.data = {"class_names": ["lesion"], "num_frames": num_frames}
     return config
 
 
 def load(name: str) -> Any:
-    """A file of ``configs/common/models``."""
+    """A file of ``configs/models``."""
     from detectron2.config import LazyConfig
 
     return LazyConfig.load(str(MODELS / f"{name}.py"))

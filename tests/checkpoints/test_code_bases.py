@@ -15,7 +15,7 @@ import torchvision
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
-from configs.common.models.backbones import resnet50
+from configs.models.backbones import resnet50
 from tests.checkpoints import file_names
 from tests.checkpoints.file_names import TINY, Shapes, Size, tensors
 from tests.checkpoints.tiny_detectors import detector_of, tiny_network

@@ -15,7 +15,7 @@ from detectron2.config import instantiate
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from configs.common.models.backbones import resnet18
+from configs.models.backbones import resnet18
 from tests.checkpoints import file_names
 from tests.checkpoints.file_names import Size
 from tools.convert_checkpoint import main as convert

@@ -22,7 +22,7 @@ from transformers import (
     ResNetConfig,
 )
 
-from configs.common.models.backbones import resnet18
+from configs.models.backbones import resnet18
 from tests.checkpoints.file_names import TINY
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
 from tests.modeling.transformers_models import batch

@@ -10,8 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from v2idetr.config import checks as config_checks
-from v2idetr.config import key_types
+from v2idetr.config import run_keys
 from v2idetr.config.load import (
     ConfigError,
     build,
@@ -205,8 +204,25 @@ def test_a_config_is_put_together_from_several_bases(base) -> None:
     path = base.with_name("whole.yaml")
     path.write_text("_base_: [base.py, part.py]\ndata: {frames: 5}\n")
     assert load_config(path).data.frames == 5
-    path.write_text("_base_: [base.py, base.py]\n")
-    assert any("two of its _base_ files define the section train" in p for p in problems_of(path))
+
+
+def test_a_part_changes_the_sections_of_those_before_it(base) -> None:
+    part = base.with_name("part.py")
+    part.write_text("data = dict(frames=3)\ntrain = dict(max_iter=7)\n")
+    path = base.with_name("whole.yaml")
+    path.write_text("_base_: [base.py, part.py]\n")
+    for config in (load_config(path), load_config(base, layers=[part])):
+        assert (config.data.frames, config.train.max_iter, config.train.lr) == (3, 7, 0.1)
+        assert config.other.length == 7, "references see the change"
+    part.write_text("train = dict(max_itr=7)\n")
+    assert "part.py: train.max_itr does not exist" in only_problem(path)
+
+
+def test_an_output_folder_is_named_after_the_config_unless_it_says_another(base) -> None:
+    base.write_text('train = dict(output_dir="output/${config_name}", seed=0)\n')
+    assert load_config(derive(base, "train: {seed: 1}\n")).train.output_dir == "output/derived"
+    assert load_config(base, ["train.output_dir=runs #2"]).train.output_dir == "runs #2"
+    assert "config_name" not in load_config(base)
 
 
 def test_layers_are_put_on_a_config_in_their_order_and_below_the_overrides(base) -> None:
@@ -225,7 +241,7 @@ def test_layers_are_put_on_a_config_in_their_order_and_below_the_overrides(base)
         ("train: {seed: x}\n", "layer.yaml: train.seed must be an integer"),
         ("_base_: base.py\n", "layer.yaml: has a _base_, so it is a config of its own"),
         ("- a\n", "layer.yaml: must hold a mapping"),
-        (None, "layer.yaml: a layer is a .yaml file, and there is none"),
+        (None, "layer.yaml: a layer is a .yaml or .py file, and there is none"),
     ],
 )
 def test_a_layer_is_read_as_strictly_as_a_config(base, text, expected) -> None:
@@ -262,14 +278,14 @@ def test_a_loss_that_is_null_can_be_set(tiny_config, way) -> None:
 
 def test_a_new_loss_is_named_in_one_place(monkeypatch) -> None:
     monkeypatch.setattr("v2idetr.distillation.loss_names.LOSSES", ("new",))
-    types, checks = (runpy.run_path(str(m.__file__)) for m in (key_types, config_checks))
-    assert "distillation.new" in types["DISTILLATION_KEYS"]
-    assert types["OPTIONAL_KEYS"]["distillation.new"] is dict
-    assert checks["AT_LEAST"]["distillation.new.weight"] == 0
+    keys = runpy.run_path(str(run_keys.__file__))
+    assert "distillation.new" in keys["DISTILLATION_KEYS"]
+    assert keys["OPTIONAL_KEYS"]["distillation.new"] is dict
 
 
-def test_a_key_of_a_loss_that_is_null_is_explained(tiny_config) -> None:
-    problem = only_problem(tiny_config, "distillation.fd.weight=1")
+@pytest.mark.parametrize("way", [".weight=1", "={weight: 1}"])
+def test_a_key_of_a_loss_that_is_null_is_explained(tiny_config, way) -> None:
+    problem = only_problem(tiny_config, f"distillation.fd{way}")
     assert "distillation.fd is null; give it as a whole: distillation.fd={_target_: " in problem
 
 
@@ -367,6 +383,7 @@ def test_a_parameter_that_the_base_does_not_mention_can_be_set(base) -> None:
 def test_a_reference_that_leads_nowhere_is_an_error(base) -> None:
     problem = only_problem(base, "other.length=${train.nothing}")
     assert "other.length" in problem and "train.nothing" in problem
+    assert "train.amp: cannot be read as a reference" in only_problem(base, "train.amp=${a")
 
 
 def test_a_library_that_a_target_needs_and_that_is_missing_is_named_with_the_key(
@@ -374,9 +391,17 @@ def test_a_library_that_a_target_needs_and_that_is_missing_is_named_with_the_key
 ) -> None:
     (tmp_path / "needs_more.py").write_text("import no_such_library\n\ndef part(size): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    config = load_config(base, ["+part={_target_: needs_more.part, size: 3}"])
-    with pytest.raises(ValueError, match=r"^part: .*no_such_library"):
-        build(config, "part")
+    problem = only_problem(base, "+part={_target_: needs_more.part, size: 3}")
+    assert "part._target_" in problem and "no_such_library" in problem
+
+
+@pytest.mark.parametrize("override", ["model.net.smca=true", "+model.net.smca=true"])
+def test_an_argument_of_another_family_is_told_with_who_has_it(tiny_detr_config, override) -> None:
+    problem = only_problem(tiny_detr_config, override)
+    assert "model.net.smca: v2idetr.modeling.detr.DETR has no such argument." in problem
+    assert "It takes backbone, " in problem
+    assert "v2idetr.modeling.sam_detr.SAMDETR has it." in problem
+    assert "modeling.deformable_detr" not in problem
 
 
 @pytest.mark.parametrize("target", ["''", ".", "..x", "__main__.x"])

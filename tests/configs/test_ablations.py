@@ -11,8 +11,9 @@ import pytest
 from omegaconf import DictConfig
 
 from v2idetr.ablation.tables import EQUAL
+from v2idetr.config.files import ConfigFile
 from v2idetr.config.keys import select
-from v2idetr.config.load import build, load_run_config, to_plain
+from v2idetr.config.load import build, load_plain_run_config, load_run_config
 from v2idetr.config.merge import merge
 from v2idetr.config.yaml_text import parse_yaml
 from v2idetr.distillation.student import LOSSES
@@ -25,14 +26,20 @@ DATA = ["sun", "buv", "clinicdb", "synthetic"]
 
 
 @functools.cache
+def file(data: str) -> ConfigFile:
+    return ConfigFile(CONFIGS / f"v2i_{data}.yaml")
+
+
+@functools.cache
 def load(data: str, *rows: str) -> DictConfig:
-    path, layers = CONFIGS / f"v2i_{data}.yaml", [ABLATIONS / row for row in rows]
-    return load_run_config(path, [], world_size=1, has_gpu=False, layers=layers)
+    layers = [ABLATIONS / row for row in rows]
+    return load_run_config(file(data), [], world_size=1, has_gpu=False, layers=layers)
 
 
 @functools.cache
 def plain(data: str, *rows: str) -> dict[str, Any]:
-    return to_plain(load(data, *rows))
+    layers = [ABLATIONS / row for row in rows]
+    return load_plain_run_config(file(data), [], world_size=1, has_gpu=False, layers=layers)
 
 
 def read(row: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from v2idetr.config.load import build, load_run_config
+from v2idetr.config.load import build, fingerprint, load_config, load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # What each student's configs are called: v2i_DATA + this, and the key for its baselines.
@@ -27,6 +27,21 @@ def load(name: str, *overrides: str):
 def test_every_config_loads_and_its_settings_agree(name) -> None:
     config = load(name)
     assert config.train.output_dir == f"output/{Path(name).stem}"
+
+
+def test_a_config_file_is_the_same_as_its_parts_one_after_the_other() -> None:
+    parts = [CONFIGS / "models" / "detr_small.py", CONFIGS / "data" / "clinicdb.py"]
+    config = load_config(
+        CONFIGS / "recipes" / "small.py", ["distillation.tfd.weight=0.6"], layers=parts
+    )
+    assert fingerprint(config) == fingerprint(load("v2i_clinicdb_detr.yaml"))
+
+
+def test_a_student_can_be_put_on_another_config() -> None:
+    # ultrasound's part once more, because it changes the model
+    parts = [CONFIGS / "models" / "detr.py", CONFIGS / "data" / "buv.py"]
+    config = load_config(CONFIGS / "v2i_buv.yaml", layers=parts)
+    assert fingerprint(config) == fingerprint(load("v2i_buv_detr.yaml"))
 
 
 @pytest.mark.parametrize("data", ["sun", "buv", "clinicdb", "synthetic"])

@@ -22,7 +22,7 @@ from tests.tiny_fixtures import (  # noqa: F401 (fixtures)
     tiny_data,
 )
 
-MODELS = Path(__file__).resolve().parents[2] / "configs" / "common" / "models"
+MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
 FAMILIES = ("deformable_detr_small", "detr_small", "sam_detr_small")
 DRY_RUN = os.environ.get("V2I_GPU_TEST_DEVICE") == "cpu"
 
@@ -57,7 +57,7 @@ def other_rounding() -> Iterator[None]:
 
 
 def demo_detector(family: str, role: str) -> torch.nn.Module:
-    """A detector of configs/common/models ("model" or "teacher"), its backbone from ImageNet.
+    """A detector of configs/models ("model" or "teacher"), its backbone from ImageNet.
 
     Without dropout, which no two devices draw alike, and with noise on all new weights: as they
     are initialised, scores are equal and reads lie exactly on the centres of cells, where rounding

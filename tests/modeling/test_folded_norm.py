@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d as FrozenBatchNorm2dOfTorchvision
 from v2idetr.modeling.backbone import TimmBackbone
 from v2idetr.modeling.folded_norm import FoldedConv2d, fold_frozen_norms
 
-BACKBONES = Path(__file__).parents[2] / "configs" / "common" / "models" / "backbones.py"
+BACKBONES = Path(__file__).parents[2] / "configs" / "models" / "backbones.py"
 
 
 @pytest.fixture(name="pair")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load(name: str) -> DictConfig:
     """The model's part of a configuration, with what the other parts would give it."""
-    config = LazyConfig.load(str(ROOT / "configs/common/models" / name))
+    config = LazyConfig.load(str(ROOT / "configs/models" / name))
     config.data = {"class_names": ["lesion"], "num_frames": 3}
     config.train = {"max_iter": 10, "batch_size": 2}
     return config

@@ -10,7 +10,7 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from torch import nn
 
-from configs.common.models.backbones import efficientnet_lite0, resnet18
+from configs.models.backbones import efficientnet_lite0, resnet18
 from tests.conftest import criterion, make_sample, tiny_detector, tiny_net, tiny_teacher
 from v2idetr.modeling.backbone import TimmBackbone, padding_isolated
 from v2idetr.modeling.deformable_detr import DeformableDETR

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import instantiate
 from torch import nn
 
-from configs.common.models.backbones import efficientnet_lite0, resnet18, resnet50
+from configs.models.backbones import efficientnet_lite0, resnet18, resnet50
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.detr import DETR
 from v2idetr.modeling.sam_detr import SAMDETR

@@ -12,13 +12,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from v2idetr.ablation.tables import RECIPE, STUDENTS, Row
+from v2idetr.config.files import ConfigFile
 from v2idetr.config.load import (
     ConfigError,
-    ConfigFile,
     fingerprint,
     load_config,
     load_plain_run_config,
-    read_config,
     to_plain,
 )
 from v2idetr.config.yaml_text import parse_yaml
@@ -137,7 +136,7 @@ _PARTS: dict[Path, dict[str, Any]] = {}  # of the config files
 
 @functools.cache
 def _file(path: Path) -> ConfigFile:
-    return read_config(path, _PARTS)
+    return ConfigFile(path, _PARTS)
 
 
 @functools.cache

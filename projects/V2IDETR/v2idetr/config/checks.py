@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from v2idetr.config.key_types import (
+from v2idetr.config.keys import walk
+from v2idetr.config.run_keys import (
     DISTILLATION_KEYS,
-    KIND_NAMES,
+    LEAST_ARGUMENTS,
+    MISSING,
     PROGRAM_KEYS,
     TEACHER_KEYS,
 )
 from v2idetr.data.reference_sampler import WindowSampler
-from v2idetr.distillation.loss_names import LOSSES
 from v2idetr.evaluation.rule_names import RULE_NAMES
 
 STAGES = ("teacher", "plain", "student")
 COCO_METRICS = ("AP", "AP50", "AP75")
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "train.device": ("auto", "cpu", "cuda"),
-    "train.amp": ("off", "bf16", "fp16"),
-    "data.sampling": ("random", "fixed"),
-    "data.side": ("both", "past"),
-    "data.on_bad_box": ("raise", "clip", "drop"),
-    "evaluation.checkpoint": ("best", "final"),
-    "distillation.frames": ("current", "all"),
-}
-AT_LEAST: dict[str, int] = {
-    "train.seed": 0,
-    "train.max_iter": 1,
-    "train.batch_size": 1,
-    "train.clips_at_once": 1,
-    "train.clip_grad_norm": 0,
-    "train.eval_period": 0,
-    "train.patience": 0,
-    "train.cooldown": 0,
-    "train.checkpoint_period": 1,
-    "train.log_period": 1,
-    "train.num_workers": 0,
-    "teacher.max_iter": 1,
-    "teacher.batch_size": 1,
-    **{f"distillation.{name}.weight": 0 for name in LOSSES},
-    "data.num_frames": 1,
-    "data.window": 0,
-    "data.cache_mib": 0,
-    "evaluation.batch_size": 1,
-    **{
-        f"{section}.{name}": 0
-        for section in ("optimizer", "teacher.optimizer")
-        for name in ("lr", "backbone_lr", "slow_factor", "weight_decay")
-    },
-    "model.score_topk": 1,
-    "model.net.num_queries": 1,
-    "model.net.num_encoder_layers": 1,
-    "model.net.num_decoder_layers": 1,
-    "teacher.model.net.num_queries": 1,
-    "teacher.model.net.num_encoder_layers": 1,
-    "teacher.model.net.num_decoder_layers": 1,
-}
-
 
 # The sections that say what stages start from.
 _SECTIONS_OF = {"train": ("plain", "student"), "teacher": ("teacher",)}
@@ -96,7 +53,6 @@ def validate_config(
         training: whether anything is trained; else batches, mixed precision and files to start from
             do not matter.
     """
-    problems: list[str] = []
     stages = config.get("train", {}).get("stages")
     stages = stages if isinstance(stages, list) else []
     expected = dict(PROGRAM_KEYS)
@@ -104,17 +60,11 @@ def validate_config(
         expected |= TEACHER_KEYS
     if "student" in stages:
         expected |= DISTILLATION_KEYS
-    for key, kind in expected.items():
-        _check_type(config, key, kind, problems)
-    for key, choices in CHOICES.items():
-        value = _get(config, key)
-        if isinstance(value, str) and value not in choices:
-            near = difflib.get_close_matches(value, choices, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            problems.append(f"{key} must be one of {', '.join(choices)}, but is {value!r}.{hint}")
-    for key, least in AT_LEAST.items():
-        value = _get(config, key)
-        if isinstance(value, int | float) and value < least:
+    found = [kind.problem(key, _get(config, key, MISSING)) for key, kind in expected.items()]
+    problems = [problem for problem in found if problem is not None]
+    for key, value in walk(config):
+        least = LEAST_ARGUMENTS.get(key.rpartition(".")[2])
+        if least is not None and isinstance(value, int | float) and value < least:
             problems.append(f"{key} must be at least {least}, but is {value}.")
     if not problems:  # the relations read keys that must be there and have their type
         relations: tuple[Callable[[dict[str, Any], list[str]], None], ...] = (
@@ -302,18 +252,6 @@ def _check_batches(config: dict[str, Any], world_size: int, problems: list[str])
 def _check_precision(train: dict[str, Any], has_gpu: bool, problems: list[str]) -> None:
     if train["amp"] == "fp16" and (train["device"] == "cpu" or not has_gpu):
         problems.append("train.amp=fp16 needs a GPU; on a CPU use bf16 or off.")
-
-
-def _check_type(
-    config: dict[str, Any], key: str, kind: type | tuple[type, ...], problems: list[str]
-) -> None:
-    value = _get(config, key, missing := object())
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    names = " or ".join(KIND_NAMES.get(k, k.__name__) for k in kinds)
-    if value is missing:
-        problems.append(f"{key} is missing; it must be {names} (see configs/common).")
-    elif type(value) not in kinds and not (float in kinds and type(value) is int):
-        problems.append(f"{key} must be {names}, but is {value!r} ({type(value).__name__}).")
 
 
 def _get(config: Any, key: str, default: Any = None) -> Any:

@@ -1,96 +1,117 @@
-"""Every `_target_` of a config names installed code, and its other keys bind to it."""
+"""Callables that a `_target_` of a config names: their signatures, and whether its keys bind."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
+import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from detectron2.utils.registry import locate
 
-from v2idetr.config.signatures import read_signature
+from v2idetr.config.keys import walk
 
 _PLAIN_BUILTINS = ("builtins.dict", "builtins.list", "builtins.tuple", "builtins.set")
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def check_targets(config: dict[str, Any], problems: list[str]) -> None:
-    """Each `_target_` must name a callable of an installed library, and the other keys bind to it.
+@functools.cache
+def signature_of(target: str) -> inspect.Signature | None:
+    """Signature of the callable with this dotted name, which is imported; None if it has none.
 
     The standard library is refused because a YAML from somewhere could otherwise name `os.system`;
     a config still chooses which installed code is built, so run only configs that you trust.
+
+    Raises:
+        ValueError: there is no such callable, or a config cannot call it.
     """
-    for key, node in _nodes(config, ""):
-        target = node["_target_"]
-        where = f"{key}._target_" if key else "_target_"
-        if not isinstance(target, str):
-            problems.append(f"{where} must be the dotted name of a callable, but is {target!r}.")
-            continue
-        if _is_standard_library(target):
-            problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
-            continue
-        signature = read_signature(target) or _imported_signature(where, target, problems)
-        if signature is not None:
-            _check_arguments(key, target, signature, node, problems)
-
-
-def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All L(...) nodes with their full keys, outer ones first."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield key, value
-        for name, item in value.items():
-            yield from _nodes(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _nodes(item, f"{key}.{index}")
-
-
-def _is_standard_library(target: str) -> bool:
-    return target.split(".")[0] in sys.stdlib_module_names and target not in _PLAIN_BUILTINS
-
-
-def _imported_signature(where: str, target: str, problems: list[str]) -> inspect.Signature | None:
-    """Signature of a target that the source alone does not settle; None if it has none."""
+    if _is_standard_library(target):
+        raise ValueError(f"{target} belongs to Python itself; a config cannot call it.")
     try:
         found = locate(target)
     except Exception as error:  # importing a stranger's module can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        problems.append(f"{where}: {target} cannot be imported: {reason}")
-        return None
+        raise ValueError(f"{target} cannot be imported: {reason}") from error
     if not callable(found):
-        problems.append(f"{where}: {target} {'is not callable' if found else 'does not exist'}.")
-        return None
+        raise ValueError(f"{target} {'is not callable' if found else 'does not exist'}.")
     if _is_standard_library(f"{getattr(found, '__module__', '') or ''}.x"):
-        problems.append(f"{where}: {target} belongs to Python itself; a config cannot call it.")
-        return None
+        raise ValueError(f"{target} belongs to Python itself; a config cannot call it.")
     try:
         return inspect.signature(found)
     except (TypeError, ValueError):
         return None  # some C callables have none
 
 
-def _check_arguments(
-    key: str,
-    target: str,
-    signature: inspect.Signature,
-    node: dict[str, Any],
-    problems: list[str],
-) -> None:
-    """The keys must be parameters of the callable, all required parameters among them."""
-    parameters = signature.parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    named = {
-        name: p
-        for name, p in parameters.items()
-        if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    }
-    for name in node.keys() - named.keys() - {"_target_"}:
-        if not takes_any:
-            near = difflib.get_close_matches(name, list(named), n=1)
-            hint = f" Did you mean {key}.{near[0]}?" if near else f" It takes {', '.join(named)}."
-            problems.append(f"{key}.{name}: {target} has no such argument.{hint}")
-    for name, parameter in named.items():
-        if parameter.default is inspect.Parameter.empty and name not in node:
-            problems.append(f"{key}: {target} needs the argument {name}.")
+def parameter_of(node: Any, name: str) -> inspect.Parameter | None:
+    """The parameter that a key of an L(...) node binds to; None without such a one."""
+    return arguments_of(node).get(name)
+
+
+def arguments_of(node: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of an L(...) node by the names of their keys; {} of anything else."""
+    target = node.get("_target_") if isinstance(node, dict) else None
+    try:
+        signature = signature_of(target) if isinstance(target, str) else None
+    except ValueError:  # `check_targets` tells it
+        return {}
+    return _named(signature) if signature else {}
+
+
+def check_targets(config: dict[str, Any], problems: list[str]) -> None:
+    """Each `_target_` must name a callable that can be imported, and the other keys bind to it."""
+    for key, node in walk(config):
+        if not isinstance(node, dict) or "_target_" not in node:
+            continue
+        target, where = node["_target_"], f"{key}._target_"
+        if not isinstance(target, str):
+            problems.append(f"{where} must be the dotted name of a callable, but is {target!r}.")
+            continue
+        try:
+            signature = signature_of(target)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        if signature is None:
+            continue
+        named = _named(signature)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        for name in () if takes_any else node.keys() - named.keys() - {"_target_"}:
+            problems.append(no_such_argument(key, node, name))
+        for name, parameter in named.items():
+            if parameter.default is parameter.empty and name not in node:
+                problems.append(f"{key}: {target} needs the argument {name}.")
+
+
+def no_such_argument(key: str, node: dict[str, Any], name: str) -> str:
+    """Sentence about a key of the L(...) node at `key` that its callable has no parameter for."""
+    target, named = node["_target_"], arguments_of(node)
+    near = difflib.get_close_matches(name, list(named), n=1)
+    hint = f"Did you mean {key}.{near[0]}?" if near else f"It takes {', '.join(named)}."
+    others = ", ".join(_families_with(name, node))
+    return f"{key}.{name}: {target} has no such argument. {hint}{others and f' {others} has it.'}"
+
+
+def _families_with(name: str, node: dict[str, Any]) -> Iterator[str]:
+    """Public callables of the packages beside that of a node's, which take it and most else."""
+    above, _, own = node["_target_"].rpartition(".")[0].rpartition(".")
+    packages = pkgutil.iter_modules(getattr(sys.modules.get(above), "__path__", ()))
+    for package in (p.name for p in packages if "." in above and p.ispkg and p.name != own):
+        with contextlib.suppress(ImportError):
+            for public in getattr(importlib.import_module(f"{above}.{package}"), "__all__", ()):
+                arguments = arguments_of({"_target_": f"{above}.{package}.{public}"})
+                if name in arguments and len(arguments.keys() & node.keys()) > len(node) // 2:
+                    yield f"{above}.{package}.{public}"
+
+
+def _named(signature: inspect.Signature | None) -> dict[str, inspect.Parameter]:
+    parameters = signature.parameters if signature else {}
+    return {name: p for name, p in parameters.items() if p.kind in _NAMED}
+
+
+def _is_standard_library(target: str) -> bool:
+    return target.split(".")[0] in sys.stdlib_module_names and target not in _PLAIN_BUILTINS

@@ -1,5 +1,6 @@
 """For a laptop: SAM-DETR of the size of deformable_detr_small.py, which is its teacher."""
 
+from ..recipes.small import optimizer as _optimizer
 from .backbones import efficientnet_lite0
 from .deformable_detr_small import model as _deformable_detr
 from .deformable_detr_small import teacher
@@ -7,6 +8,9 @@ from .sam_detr import distillation, model  # noqa: F401 (parts of this config)
 from .teachers import on_its_own
 
 teacher = on_its_own(teacher, _deformable_detr)
+teacher.optimizer = _optimizer  # as for the other students
+
+optimizer = dict(lr=3e-4)  # at 1e-3 a single-scale one did not fit even a dozen images
 
 model.net.backbone = efficientnet_lite0
 model.net.weights = "package:efficientnet-lite0"  # ImageNet

@@ -1,13 +1,21 @@
-"""How a run is trained and evaluated; everything but the data, the model and the optimiser."""
+"""How a run is trained and evaluated: the paper; where it is silent, Deformable DETR and SAM-DETR.
+
+Steps and periods are those of a data set: see configs/data.
+"""
+
+from detectron2.config import LazyCall as L
 
 train = dict(
-    output_dir="output/run",  # one folder per run, one folder per stage in it
+    # One folder per run, one folder per stage in it; by default named after the config file.
+    output_dir="output/${config_name}",
     seed=0,
     device="auto",  # auto | cpu | cuda; auto is the GPU if there is one
     stages=["teacher", "plain", "student"],  # run in this order; leave out what is not wanted
     max_iter=1000,
     batch_size=16,  # clips per step, over all processes and micro-batches (paper, section III)
-    clips_at_once=16,  # what a process has memory for; it cuts a larger share of a batch up
+    # What a process has memory for; it cuts a larger share of a batch up, with the same gradient.
+    # The teacher needs some 4 GiB a clip of full size.
+    clips_at_once=2,
     amp="off",  # off | bf16 | fp16 (GPU only)
     clip_grad_norm=0.1,  # of all gradients together, as DETR; 0 switches it off
     # steps between evaluations on the validation split; 0: none, with evaluation.checkpoint=final
@@ -32,4 +40,17 @@ evaluation = dict(
     coco_ap=True,
     batch_size=8,  # frames or clips
     checkpoint="best",  # best | final: which weights of a stage are evaluated and teach
+)
+
+optimizer = L("v2idetr.engine.optimizer.AdamWRecipe")(
+    lr=1e-4,  # paper, section III
+    backbone_lr=1e-5,  # SAM-DETR, whose 12-epoch recipe the paper's numbers agree with
+    slow_factor=0.1,  # Deformable DETR: sampling offsets and reference points learn slowly
+    slow_names=["sampling_offsets", "reference_points"],
+    weight_decay=1e-4,
+)
+
+# Relative to the length of the run: 12 epochs, drop by 10 at epoch 10.
+lr_multiplier = L("fvcore.common.param_scheduler.MultiStepParamScheduler")(
+    values=[1.0, 0.1], milestones=[10], num_updates=12
 )

@@ -2,6 +2,8 @@
 
 from copy import deepcopy
 
+from ..recipes.small import optimizer as _optimizer
+from ..recipes.small import train as _train
 from .backbones import efficientnet_lite0
 from .deformable_detr_small import model as _deformable_detr
 from .deformable_detr_small import teacher
@@ -10,6 +12,11 @@ from .teachers import on_its_own
 
 teacher = on_its_own(teacher, _deformable_detr)
 teacher.model.net.backbone = efficientnet_lite0  # DETR's own ends at stride 16
+teacher.max_iter = _train.max_iter  # as for the other students
+teacher.optimizer = _optimizer
+
+train = dict(max_iter=1500)  # DETR learns slowly: its box error still falls
+optimizer = dict(lr=3e-4)
 
 model.net.backbone = deepcopy(efficientnet_lite0)
 model.net.backbone.strides = [16]

@@ -2,7 +2,12 @@
 
 from detectron2.config import LazyCall as L
 
-from .optim import optimizer
+from .paper import evaluation, optimizer, train  # noqa: F401 (parts of this config)
+
+train.max_iter = 400
+train.clips_at_once = 16
+train.eval_period = 100
+train.checkpoint_period = 50
 
 optimizer.lr = 1e-3
 optimizer.backbone_lr = 2e-4

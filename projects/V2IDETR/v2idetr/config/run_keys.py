@@ -1,0 +1,137 @@
+"""The keys that the program itself reads, and what each may hold.
+
+Arguments of L(...) nodes are checked against the signatures of their callables instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from v2idetr.distillation.loss_names import LOSSES
+
+KIND_NAMES: dict[type, str] = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    float: "a number",
+    int: "an integer",
+    bool: "true or false",
+    type(None): "null",
+}
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a key may hold.
+
+    Attributes:
+        type: of its values; an integer is a number, too.
+        optional: whether it may be null.
+        least: the least number.
+        words: the texts to choose from; () for any text.
+    """
+
+    type: type
+    optional: bool = False
+    least: int | None = None
+    words: tuple[str, ...] = ()
+
+    def problem(self, key: str, value: Any) -> str | None:
+        """What is wrong with a value of the key, or with `MISSING`; None if nothing is."""
+        if value is None and self.optional:
+            return None
+        kind = KIND_NAMES[self.type] + " or null" * self.optional
+        if value is MISSING:
+            return f"{key} is missing; it must be {kind} (see configs/recipes and configs/data)."
+        if not fits(value, self.type):
+            return f"{key} must be {kind}, but is {value!r} ({type(value).__name__})."
+        if self.words and value not in self.words:
+            near = difflib.get_close_matches(str(value), self.words, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            return f"{key} must be one of {', '.join(self.words)}, but is {value!r}.{hint}"
+        if self.least is not None and self.least > value:
+            return f"{key} must be at least {self.least}, but is {value}."
+        return None
+
+
+def fits(value: Any, expected: type) -> bool:
+    """Whether a value is of a type; true is not an integer here, and an integer is a number."""
+    return type(value) is expected or (expected is float and type(value) is int)
+
+
+TEXT, FLAG, LIST, MAPPING, NUMBER = (Kind(kind) for kind in (str, bool, list, dict, float))
+AMOUNT, COUNT = Kind(int, least=0), Kind(int, least=1)
+
+PROGRAM_KEYS: dict[str, Kind] = {
+    "train.output_dir": TEXT,
+    "train.seed": AMOUNT,
+    "train.device": Kind(str, words=("auto", "cpu", "cuda")),
+    "train.stages": LIST,
+    "train.max_iter": COUNT,
+    "train.batch_size": COUNT,
+    "train.clips_at_once": COUNT,
+    "train.amp": Kind(str, words=("off", "bf16", "fp16")),
+    "train.clip_grad_norm": Kind(float, least=0),
+    "train.eval_period": AMOUNT,
+    "train.patience": AMOUNT,
+    "train.cooldown": Kind(float, least=0),
+    "train.checkpoint_period": COUNT,
+    "train.log_period": COUNT,
+    "train.num_workers": AMOUNT,
+    "train.init_checkpoint": TEXT,
+    "train.init_partial": FLAG,
+    "train.best_metric": TEXT,
+    "train.deterministic": FLAG,
+    "train.tensorboard": FLAG,
+    "train.find_unused_parameters": FLAG,
+    "optimizer": MAPPING,
+    "lr_multiplier": MAPPING,
+    "data.class_names": LIST,
+    "data.train.json": TEXT,
+    "data.train.image_root": TEXT,
+    "data.val.json": TEXT,
+    "data.val.image_root": TEXT,
+    "data.test": MAPPING,
+    "data.num_frames": COUNT,
+    "data.window": AMOUNT,
+    "data.sampling": Kind(str, words=("random", "fixed")),
+    "data.side": Kind(str, words=("both", "past")),
+    "data.min_visible": NUMBER,
+    "data.augmentations.train": LIST,
+    "data.augmentations.test": LIST,
+    "data.on_bad_box": Kind(str, words=("raise", "clip", "drop")),
+    "data.cache_mib": AMOUNT,
+    "data.negative_share": Kind(float, optional=True),
+    "model": MAPPING,
+    "evaluation.rules": LIST,
+    "evaluation.coco_ap": FLAG,
+    "evaluation.batch_size": COUNT,
+    "evaluation.checkpoint": Kind(str, words=("best", "final")),
+}
+TEACHER_KEYS: dict[str, Kind] = {
+    "teacher.model": MAPPING,
+    "teacher.init_checkpoint": TEXT,
+    "teacher.init_partial": FLAG,
+    "teacher.checkpoint": TEXT,
+    "teacher.max_iter": Kind(int, optional=True, least=1),
+    "teacher.batch_size": Kind(int, optional=True, least=1),
+    "teacher.optimizer": MAPPING,
+}
+DISTILLATION_KEYS: dict[str, Kind] = {
+    "distillation.frames": Kind(str, words=("current", "all")),
+    **{f"distillation.{name}": Kind(dict, optional=True) for name in LOSSES},
+}
+# Types of the keys that may be null.
+OPTIONAL_KEYS: dict[str, type] = {
+    key: kind.type
+    for key, kind in (PROGRAM_KEYS | TEACHER_KEYS | DISTILLATION_KEYS).items()
+    if kind.optional
+}
+# Least values of arguments of L(...) nodes, wherever they are called this.
+LEAST_ARGUMENTS: dict[str, int] = {
+    **dict.fromkeys(("lr", "backbone_lr", "slow_factor", "weight_decay", "weight"), 0),
+    **dict.fromkeys(("num_queries", "num_encoder_layers", "num_decoder_layers", "score_topk"), 1),
+}
