@@ -9,7 +9,7 @@ import torch
 from v2idetr.config.load import load_config
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
-from v2idetr.engine.stage_models import build_stage, split_state
+from v2idetr.engine.stage import build_stage, split_state
 from v2idetr.runs.checkpoint import (
     Checkpoint,
     save_checkpoint,

@@ -175,13 +175,13 @@ def run_table(
     runs = plan.runs(rows, range(options.seeds))
     check_starts(runs)
     # Before anything is written, where nothing has to be made.
-    splits = {} if to_make else read_and_rehearse(base, runs)
+    splits = {} if to_make else read_and_check(base, runs)
     shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}
     with sole_user(plan.folder / LOCK, "An ablation") as lock:
         claim(plan.folder, shared, base)
         if to_make:
             make_data(to_make, plan.folder, lock)
-            splits = read_and_rehearse(base, runs)
+            splits = read_and_check(base, runs)
         data = {name: data_fingerprint(split) for name, split in splits.items()}
         seeds = sorted({*range(options.seeds), *earlier_seeds(plan.folder)})
         check_earlier_runs(plan.runs(table.rows, seeds))
@@ -209,19 +209,19 @@ def run_table(
     return 1 if failures else 0
 
 
-def read_and_rehearse(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
+def read_and_check(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
     """The splits that all runs share; on them one student of every row is tried.
 
     Raises:
         ValueError: the data cannot be used, is too little for a row, or a student does not fit its
             teacher.
     """
-    from v2idetr.ablation.dry_run import check_batches, new_students, rehearse
+    from v2idetr.ablation.dry_run import check_batches, check_students, new_students
     from v2idetr.engine.run_context import load_splits
 
     splits = load_splits(base, with_train=True)
     check_batches(runs, splits)
-    rehearse(new_students(runs), splits)
+    check_students(new_students(runs), splits)
     return splits
 
 

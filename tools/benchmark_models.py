@@ -170,6 +170,6 @@ def build_student(name: str, backbone: str, **sizes: Any) -> tuple[Any, Any, Any
     plain = build(name, "model", backbone, **sizes).train()
     teacher = build(name, "teacher", backbone, **sizes).eval().requires_grad_(False)
     losses = with_data(name).distillation
-    tfd, cqd = (cast(Any, instantiate(loss)) for loss in (losses.tfd, losses.cqd))
-    student = DistilledStudent(student=plain, tfd=tfd, cqd=cqd)
+    built = {key: cast(Any, instantiate(losses[key])) for key in ("cqd", "tfd")}
+    student = DistilledStudent(student=plain, losses=built)
     return plain, student.train(), teacher

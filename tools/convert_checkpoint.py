@@ -173,7 +173,7 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
     detector, config = None, {}
     if options.config_file:
         teacher = any(name.startswith("fusion.") for name in bare)
-        detector, config = build_detector(options, "teacher" if teacher else "plain")
+        detector, config, _ = build_detector(options, "teacher" if teacher else "plain")
     if header is None:
         weights = read_foreign(source, stored, num_heads=options.num_heads)
     else:
@@ -203,27 +203,28 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
                 "--config-file (config.yaml of the run)."
             )
         options.config_file = str(beside)
-    stage = stored.beside.get("stage", "plain")
-    detector, config = build_detector(options, stage)
+    detector, config, model = build_detector(options, stored.beside.get("stage", "plain"))
     load_detector(detector, source, class_names=list(detector.class_names), stored=stored)
     try:
-        preprocess, unknown = Preprocess.from_config(config, stage), ()
+        preprocess, unknown = Preprocess.from_config(config, model), ()
     except ValueError as error:
-        preprocess = Preprocess.without_resize(config, stage)
+        preprocess = Preprocess.without_resize(config, model)
         unknown = (f"resize: not written down; {error}",)
     weights = of_detector(source, detector, dump_yaml(config), preprocess)
     return replace(weights, assumed=unknown)
 
 
-def build_detector(options: argparse.Namespace, stage: str) -> tuple[Any, dict[str, Any]]:
-    """The detector of a config, without weights of its own, and the config as plain values."""
+def build_detector(options: argparse.Namespace, name: str) -> tuple[Any, dict[str, Any], str]:
+    """The detector of a stage, without weights, the config as plain values, the detector's key."""
     from v2idetr.config.load import load_config, to_plain
-    from v2idetr.engine.stage_models import build_stage
+    from v2idetr.engine.stage import DetectorStage, resolve_stages
 
-    stage = "teacher" if stage == "teacher" else "plain"  # a student is the plain detector
     try:
         config = load_config(options.config_file, options.overrides)
-        return build_stage(config, stage, pretrained=False).detector, to_plain(config)
+        stage = resolve_stages(config).get(name)
+        if not isinstance(stage, DetectorStage):
+            raise ValueError(f"it has no stage {name!r} that trains a detector.")
+        return stage.detector(config, pretrained=False), to_plain(config), stage.model
     except ValueError as error:
         raise ValueError(
             f"{options.config_file}: {error}\nFix it, or give another config with --config-file."

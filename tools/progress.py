@@ -101,12 +101,11 @@ def run_parts(run: Path, config: Path) -> list[Part]:
         config: file whose number of steps counts until the run has its own.
     """
     settings = _yaml(run / "config.yaml") or _yaml(config)
-    train, teacher = settings.get("train") or {}, settings.get("teacher") or {}
+    train, stages = settings.get("train") or {}, settings.get("stages") or {}
     parts = []
     for stage in train.get("stages") or list(TITLES):
-        steps = train.get("max_iter") or 1
-        if stage == "teacher":
-            steps = teacher.get("max_iter") or steps
+        own = settings.get((stages.get(stage) or {}).get("settings") or "train") or {}
+        steps = own.get("max_iter") or train.get("max_iter") or 1
         parts += stage_parts("training", run / stage, stage, steps, TITLES[stage])
     return parts
 

@@ -35,6 +35,16 @@ train = dict(
     find_unused_parameters=False,  # DistributedDataParallel's switch, for models of your own
 )
 
+# What train.stages can name: a stage's settings are those of `train`, or first of its own section;
+# `given` is the key of a trained file that replaces it; `needs` are earlier stages and their roles.
+stages = dict(
+    teacher=L("v2idetr.engine.stage.DetectorStage")(
+        model="teacher.model", settings="teacher", given="teacher.checkpoint"
+    ),
+    plain=L("v2idetr.engine.stage.DetectorStage")(model="model"),
+    student=L("v2idetr.engine.stage.StudentStage")(model="model", needs=dict(teacher="teacher")),
+)
+
 evaluation = dict(
     rules=["endovis_center", "iou50"],  # what counts as a hit, see evaluation/lesion_metrics.py
     coco_ap=True,

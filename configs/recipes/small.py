@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from .paper import evaluation, optimizer, train  # noqa: F401 (parts of this config)
+from .paper import evaluation, optimizer, stages, train  # noqa: F401 (parts of this config)
 
 train.max_iter = 400
 train.clips_at_once = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_fixtures import make_split
-from v2idetr.ablation.dry_run import check_starts, new_students, rehearse
+from v2idetr.ablation.dry_run import check_starts, check_students, new_students
 from v2idetr.ablation.row_configs import Settings
 from v2idetr.ablation.runs import Plan
 from v2idetr.ablation.tables import find_tables
@@ -35,7 +35,7 @@ def refusal(plan: Plan, *keys: str) -> str:
     splits = load_splits(base, with_train=True)
     students = new_students(plan.runs([plan.rows[key] for key in keys], range(2)))
     with pytest.raises(ValueError) as caught:
-        rehearse(students, splits)
+        check_students(students, splits)
     return str(caught.value)
 
 
@@ -60,7 +60,7 @@ def test_the_students_of_the_papers_rows_fit_their_teachers(tmp_path: Path, stud
     base.data.test = {}
     students = new_students(plan.runs(rows, [0]))
     assert {"table3/5_tfd_msi_cqd", "table4/02_fd"} <= {run.row.key for run in students}
-    rehearse(students, load_splits(base, with_train=True))
+    check_students(students, load_splits(base, with_train=True))
 
 
 def test_missing_weights_are_seen_before_any_run_and_with_all_their_rows(tmp_path: Path) -> None:

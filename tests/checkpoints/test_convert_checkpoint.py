@@ -24,7 +24,7 @@ from tools.convert_checkpoint import main
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header
 from v2idetr.config.load import load_config
-from v2idetr.engine.stage_models import build_stage
+from v2idetr.engine.stage import build_stage
 from v2idetr.engine.stage_training import load_initial_weights
 from v2idetr.modeling.preprocess import FixedSize, Preprocess
 from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
@@ -54,7 +54,7 @@ def coco_file(folder: Path, size: Size = SIZE, **variant: bool) -> Path:
 
 
 def detector_of(config: Path, *overrides: str, stage: str = "plain") -> Any:
-    return build_stage(load_config(config, list(overrides)), stage, pretrained=False).detector
+    return build_stage(load_config(config, list(overrides)), stage, pretrained=False).model
 
 
 def header_of(path: Path) -> Any:

@@ -24,7 +24,7 @@ from v2idetr.checkpoints.conversion import (
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header, write_published
 from v2idetr.config.load import load_config
-from v2idetr.engine.stage_models import build_stage
+from v2idetr.engine.stage import build_stage
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.preprocess import NoResize, Preprocess
@@ -205,7 +205,7 @@ def test_the_converter_publishes_it_and_reads_it_with_its_config(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best, path = tmp_path / "best.pth", tmp_path / "toy.safetensors"
-    detector = build_stage(load_config(config, []), "plain").detector
+    detector = build_stage(load_config(config, []), "plain").model
     assert type(detector.net).__name__ == "ToyNetwork"
     save_checkpoint(
         Checkpoint("plain", 6, dict(detector.state_dict()), class_names=["polyp"]), best

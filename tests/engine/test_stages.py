@@ -15,7 +15,7 @@ from v2idetr.config.checks import stages_to_train
 from v2idetr.config.load import load_config, load_run_config
 from v2idetr.engine import process
 from v2idetr.engine.run_context import load_splits
-from v2idetr.engine.stage_models import build_stage
+from v2idetr.engine.stage import build_stage
 from v2idetr.engine.stage_training import train_stage
 from v2idetr.engine.stages import run_stages
 from v2idetr.runs.checkpoint import (
@@ -74,7 +74,7 @@ def test_a_student_as_teacher_is_refused(tiny_config) -> None:
 
 def test_initial_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path, caplog) -> None:
     path = tmp_path / "weights.pth"
-    detector = build_stage(make_run(tiny_config).config, "plain").detector
+    detector = build_stage(make_run(tiny_config).config, "plain").model
     state = {n: t + 1 for n, t in detector.state_dict().items() if "backbone" in n}
     torch.save(state, path)
     settings = ("train.stages=[plain]", f"train.init_checkpoint={path}", "optimizer.lr=0.0")
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_no_stage_reads_is_refused(tiny_config) -> None:
 def test_what_a_partial_start_leaves_out_is_said(tiny_config, tmp_path, caplog) -> None:
     run = make_run(tiny_config)
     path = write_weights(run, "teacher")
-    plain = build_stage(run.config, "plain").detector
+    plain = build_stage(run.config, "plain").model
     assert load_detector(plain, path, partial=True) == []
     assert "not in the model" in caplog.text and "net.fusion." in caplog.text
 
@@ -139,7 +139,7 @@ def test_a_teacher_can_have_an_optimizer_of_its_own(tiny_config, tmp_path) -> No
     run_stages(run)
     for stage in ("teacher", "plain"):
         final = load_checkpoint(run.stage_folder(stage) / "final.pth").model
-        first = build_stage(run.config, stage).detector.state_dict()
+        first = build_stage(run.config, stage).model.state_dict()
         unmoved = all(torch.equal(final[name], value) for name, value in first.items())
         assert unmoved == (stage == "teacher"), stage
 
@@ -206,9 +206,7 @@ def test_a_teacher_of_more_frames_than_a_clip_has_is_refused(tiny_config) -> Non
 
 def test_students_start_from_the_same_weights(tiny_config) -> None:
     config = load_config(tiny_config)
-    one, other = (
-        build_stage(config, stage).detector.state_dict() for stage in ("plain", "student")
-    )
+    one, other = (build_stage(config, stage).model.state_dict() for stage in ("plain", "student"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -216,7 +214,7 @@ def test_students_start_from_the_same_weights(tiny_config) -> None:
 def test_a_teacher_starts_as_its_student_but_for_msi(tiny_config) -> None:
     config = load_config(tiny_config)
     teacher, student = (
-        build_stage(config, stage).detector.state_dict() for stage in ("teacher", "student")
+        build_stage(config, stage).model.state_dict() for stage in ("teacher", "student")
     )
     assert all(".fusion." in name for name in teacher.keys() - student.keys())
     assert all(torch.equal(teacher[name], value) for name, value in student.items())

@@ -17,7 +17,7 @@ from v2idetr.config.load import load_config
 from v2idetr.engine.hooks import DistillationHook
 from v2idetr.engine.run_context import RunContext, load_splits, train_loader
 from v2idetr.engine.signals import StopSignals
-from v2idetr.engine.stage_models import build_stage
+from v2idetr.engine.stage import build_stage
 from v2idetr.engine.trainer import NonFiniteLossError, Trainer, seed_step, split_batch
 
 
@@ -157,7 +157,7 @@ def one_step(config_path: Path, stage: str, *, world: int = 1, **settings) -> tu
     if models.teacher is not None:
         # A trained teacher is no copy of its student, where the L1 of TFD would have a kink.
         other = load_config(config_path, ["train.seed=1"])
-        models.teacher.load_state_dict(build_stage(other, "teacher").detector.state_dict())
+        models.teacher.load_state_dict(build_stage(other, "teacher").model.state_dict())
         step.register_hooks([DistillationHook(models.teacher, models.trained.knowledge)])
     step.train(0, 1)
     losses = {name: value for name, value in step.step_metrics.items() if "time" not in name}

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs.common.data import buv, clinicdb, sun, synthetic
 from detectron2.data import transforms as T
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.common.data import buv, clinicdb, sun, synthetic
 from v2idetr.data.augmentation import ResizeShortEdge, resize_fixed
 from v2idetr.modeling.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 
@@ -70,7 +70,7 @@ def test_without_augmentations_images_keep_their_size() -> None:
 def test_statistics_are_those_of_the_detector_that_the_stage_trains() -> None:
     config = config_of([], pixel_mean=[1, 2, 3], pixel_std=[4, 5, 6], size_divisor=16)
     config["teacher"] = {"model": {"pixel_mean": [7, 8, 9]}}
-    plain, teacher = Preprocess.from_config(config), Preprocess.from_config(config, "teacher")
+    plain, teacher = Preprocess.from_config(config), Preprocess.from_config(config, "teacher.model")
     assert (plain.pixel_mean, plain.pixel_std) == ((1, 2, 3), (4, 5, 6))
     assert (plain.size_divisor, teacher.size_divisor) == (16, 32)
     assert teacher.pixel_mean == (7, 8, 9)

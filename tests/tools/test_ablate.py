@@ -49,7 +49,7 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "make_data", lambda *_: None)
     (tmp_path / "train.json").touch()
     monkeypatch.setattr("v2idetr.engine.run_context.load_splits", _splits)
-    monkeypatch.setattr("v2idetr.ablation.dry_run.rehearse", lambda *_: None)
+    monkeypatch.setattr("v2idetr.ablation.dry_run.check_students", lambda *_: None)
     monkeypatch.setattr("v2idetr.ablation.dry_run.check_starts", lambda *_: None)
     monkeypatch.setattr("v2idetr.runs.folder.data_fingerprint", _fingerprint)
     monkeypatch.setattr(module, "find_tables", _only_table_3)
@@ -121,7 +121,7 @@ def test_a_student_that_does_not_fit_stops_the_table_before_anything_is_written(
         assert [run.row.name for run in students] == ["2_tfd", "4_tfd_cqd"] and splits
         raise ValueError("no such level")
 
-    monkeypatch.setattr("v2idetr.ablation.dry_run.rehearse", refuse)
+    monkeypatch.setattr("v2idetr.ablation.dry_run.check_students", refuse)
     monkeypatch.setattr(ablate, "data_to_make", lambda *_: [])
     arguments = ["--table", "III", "--output", "out", "--seeds", "2", "--rows", "1,2,4"]
     assert ablate.main(arguments) == 2

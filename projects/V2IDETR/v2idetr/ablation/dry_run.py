@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from v2idetr.ablation.runs import Run, listed_by_row
+from v2idetr.ablation.runs import PLAIN, STUDENT, TEACHER, Run, listed_by_row
 from v2idetr.config.load import to_plain
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.signals import StopSignals
@@ -45,7 +45,7 @@ def check_starts(runs: Sequence[Run]) -> None:
     said: dict[str, str] = {}  # by detector; "" where nothing is wrong
     waiting = [run for run in runs if not run.begun]
     for run in waiting:
-        stage = "teacher" if run.stage == "teacher" else "plain"  # a student is the plain detector
+        stage = TEACHER if run.trains_teacher else PLAIN  # a student is the plain detector
         detector = _detector_of(run, stage)
         if detector not in said:
             said[detector] = _refusal(run, stage)
@@ -76,7 +76,7 @@ def check_batches(runs: Sequence[Run], splits: Mapping[str, Any]) -> None:
             )
 
 
-def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
+def check_students(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
     """Build each student with an untrained teacher, and compute its losses of one clip.
 
     Args:
@@ -94,7 +94,7 @@ def rehearse(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
         run = RunContext(config, torch.device("cpu"), dict(splits), StopSignals())
         try:
             with _quiet():
-                check_models(run, ["student"])
+                check_models(run, [STUDENT])
         except ValueError as error:
             problems.setdefault(str(error), []).append(student.row.name)
     if problems:
@@ -115,7 +115,7 @@ def _refusal(run: Run, stage: str) -> str:
 def _detector_of(run: Run, stage: str) -> str:
     """What a stage's detector is and starts from, as text to compare."""
     config = to_plain(run.config)
-    parts = [stage, config["teacher"] if stage == "teacher" else config["model"]]
+    parts = [stage, config["teacher"] if stage == TEACHER else config["model"]]
     parts += [config["train"][key] for key in ("init_checkpoint", "init_partial")]
     return json.dumps(parts)
 

@@ -28,8 +28,12 @@ from v2idetr.ablation.row_configs import (
 )
 from v2idetr.ablation.tables import Equal, Row, Table
 from v2idetr.config.load import ConfigError, fingerprint, to_plain
-from v2idetr.runs.folder import steps_of, weights_of
+from v2idetr.config.stage_settings import steps_of
+from v2idetr.runs.folder import weights_of
 from v2idetr.runs.training_log import TrainingCost, training_cost, validation_curve
+
+# Stages of a config: a table trains each in a run of its own.
+TEACHER, PLAIN, STUDENT = "teacher", "plain", "student"
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,14 @@ class Run:
     budget: Budget | None = None
 
     @property
+    def trains_teacher(self) -> bool:
+        """Whether it trains the teacher of other runs."""
+        return self.stage == TEACHER
+
+    @property
     def name(self) -> str:
         """What it is called on the terminal."""
-        what = "teacher of " if self.stage == "teacher" else ""
+        what = "teacher of " if self.trains_teacher else ""
         return f"{what}{self.row.key}, seed {self.seed}"
 
     @property
@@ -239,7 +248,7 @@ class Plan:
         if teacher is not None:
             overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
         # The method's configs have both: a row is a student unless it says otherwise.
-        stage = "student" if "student" in self._plain(row)["train"]["stages"] else "plain"
+        stage = STUDENT if STUDENT in self._plain(row)["train"]["stages"] else PLAIN
         budget = None
         if first.equal is not None and first.equal.to:
             to, pace = (self.run(self.rows[k], seed) for k in (first.equal.to, first.equal.pace))
@@ -252,7 +261,7 @@ class Plan:
         first = self.first_taught_like(row)
         if first is None:
             return None
-        return self._run(first, seed, "teacher", Path("teachers", first.key), None, [], None)
+        return self._run(first, seed, TEACHER, Path("teachers", first.key), None, [], None)
 
     def runs(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[Run]:
         """All runs of some rows, each once: seed by seed, each after those that it needs."""
@@ -281,7 +290,7 @@ class Plan:
                 continue
             budget = row.equal if row.equal is not None and row.equal.to else None
             student, teacher = students.setdefault((fingerprint(config), budget), row), None
-            if "student" in config["train"]["stages"] and not config["teacher"]["checkpoint"]:
+            if STUDENT in config["train"]["stages"] and not config["teacher"]["checkpoint"]:
                 teacher = teachers.setdefault(teacher_fingerprint(config), row)
             firsts[row.key] = student, teacher
         return firsts

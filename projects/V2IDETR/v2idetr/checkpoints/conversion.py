@@ -139,9 +139,8 @@ def read_published(
     rules = rules_of(network)
     if rules is None:
         return Weights(state, header, path, None)
-    known = {key: described[key] for key in ("num_heads", "strides") if key in described}
     resnet = described.get("backbone") != "other"
-    shown = _architecture_of(path, network, state, OURS, known, resnet=resnet)
+    shown = _architecture_of(path, network, state, OURS, described, resnet=resnet)
     differing = [
         f"{key} is {described[key]!r}, the tensors show {value!r}"
         for key, value in shown.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,20 @@ from v2idetr.config.run_keys import (
     PROGRAM_KEYS,
     TEACHER_KEYS,
 )
+from v2idetr.config.stage_settings import (
+    batch_size_key,
+    check_stages,
+    given_key,
+    needs_of,
+    settings_of,
+    stage_names,
+    stages_to_train,
+    steps_of,
+)
 from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.evaluation.rule_names import RULE_NAMES
 
-STAGES = ("teacher", "plain", "student")
 COCO_METRICS = ("AP", "AP50", "AP75")
-
-# The sections that say what stages start from.
-_SECTIONS_OF = {"train": ("plain", "student"), "teacher": ("teacher",)}
-
-
-def stages_to_train(config: Mapping[str, Any]) -> list[str]:
-    """The run's stages, without the teacher's where a trained teacher is given."""
-    given = (config.get("teacher") or {}).get("checkpoint")
-    return [s for s in config["train"]["stages"] if not (s == "teacher" and given)]
-
-
-def batch_size_key(config: Mapping[str, Any], stage: str) -> str:
-    """The key with the clips of a step of a stage, over all processes."""
-    own = stage == "teacher" and config["teacher"]["batch_size"]
-    return "teacher.batch_size" if own else "train.batch_size"
 
 
 def validate_config(
@@ -53,12 +47,10 @@ def validate_config(
         training: whether anything is trained; else batches, mixed precision and files to start from
             do not matter.
     """
-    stages = config.get("train", {}).get("stages")
-    stages = stages if isinstance(stages, list) else []
     expected = dict(PROGRAM_KEYS)
-    if "teacher" in stages or "student" in stages:
+    if "teacher" in config and _uses_teacher(config):
         expected |= TEACHER_KEYS
-    if "student" in stages:
+    if "distillation" in config:
         expected |= DISTILLATION_KEYS
     found = [kind.problem(key, _get(config, key, MISSING)) for key, kind in expected.items()]
     problems = [problem for problem in found if problem is not None]
@@ -68,17 +60,17 @@ def validate_config(
             problems.append(f"{key} must be at least {least}, but is {value}.")
     if not problems:  # the relations read keys that must be there and have their type
         relations: tuple[Callable[[dict[str, Any], list[str]], None], ...] = (
-            _check_stages,
             _check_classes,
             _check_splits,
             _check_evaluation,
         )
         for relation in relations:
             relation(config, problems)
+        problems += check_stages(config, training=training)
+    if not problems:
         if config["train"]["device"] == "cuda" and not has_gpu:
             problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
         if training:
-            _check_teacher(config, problems)
             _check_frames(config, problems)
             _check_files(config, problems)
             _check_batches(config, world_size, problems)
@@ -87,29 +79,19 @@ def validate_config(
     return problems
 
 
-def _check_stages(config: dict[str, Any], problems: list[str]) -> None:
-    stages = config["train"]["stages"]
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if not stages or unknown:
-        problems.append(f"train.stages must name some of {', '.join(STAGES)}, but is {stages}.")
-    elif sorted(set(stages), key=STAGES.index) != stages:
-        problems.append(
-            f"train.stages must be in the order {', '.join(STAGES)}, each once, but is {stages}."
-        )
-
-
-def _check_teacher(config: dict[str, Any], problems: list[str]) -> None:
-    stages = config["train"]["stages"]
-    if "student" in stages and "teacher" not in stages and not config["teacher"]["checkpoint"]:
-        problems.append(
-            "train.stages has the student, who needs a teacher: add teacher to train.stages, or "
-            "name a trained one, such as teacher.checkpoint=output/my_run/teacher/best.pth."
-        )
+def _uses_teacher(config: dict[str, Any]) -> bool:
+    """Whether a stage that is chosen has its settings below `teacher`, or needs one that has."""
+    chosen = config.get("train", {}).get("stages")
+    known = set(stage_names(config))
+    chosen = {s for s in chosen if s in known} if isinstance(chosen, list) else set()
+    chosen |= {need for stage in chosen for need in needs_of(config, stage).values()} & known
+    return any(settings_of(config, stage) == "teacher" for stage in chosen)
 
 
 def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
     """Every frame of a clip can only be learnt from where the teacher looks at all of several."""
-    if "student" not in config["train"]["stages"] or config["distillation"]["frames"] != "all":
+    learning = any("teacher" in needs_of(config, s) for s in config["train"]["stages"])
+    if not learning or config["distillation"]["frames"] != "all":
         return
     T, watched = config["data"]["num_frames"], _get(config, "teacher.model.num_frames", 1)
     if T == 1:
@@ -201,8 +183,7 @@ def _check_patience(config: dict[str, Any]) -> list[str]:
     """Early stopping needs evaluations enough before the rate has to fall anyway."""
     train = config["train"]
     needed = (train["patience"] + 1) * train["eval_period"]
-    own = {"teacher": _get(config, "teacher.max_iter")}
-    steps = min(own.get(stage) or train["max_iter"] for stage in stages_to_train(config))
+    steps = min(steps_of(config, stage) for stage in stages_to_train(config))
     latest = latest_fall(steps, train["cooldown"])
     if needed <= latest:
         return []
@@ -214,11 +195,11 @@ def _check_patience(config: dict[str, Any]) -> list[str]:
 
 
 def _check_files(config: dict[str, Any], problems: list[str]) -> None:
-    trained = stages_to_train(config)
-    sections = [s for s, runs in _SECTIONS_OF.items() if any(stage in trained for stage in runs)]
+    trained, chosen = stages_to_train(config), config["train"]["stages"]
+    sections = list(dict.fromkeys(settings_of(config, stage) for stage in trained))
     keys = [f"{section}.init_checkpoint" for section in sections]
-    if {"teacher", "student"} & set(config["train"]["stages"]):
-        keys.append("teacher.checkpoint")
+    looked_at = {*chosen, *(need for s in chosen for need in needs_of(config, s).values())}
+    keys += [key for s in stage_names(config) if s in looked_at and (key := given_key(config, s))]
     missing: dict[str, str] = {}
     for key in keys:
         path = _get(config, key)
@@ -229,12 +210,12 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
         key = f"{section}.init_checkpoint"
         if _get(config, f"{section}.init_partial") and not _get(config, key):
             problems.append(f"{section}.init_partial is true, but {key} names no file.")
-    given, stages = config["train"]["init_checkpoint"], config["train"]["stages"]
-    if given and stages == ["teacher"] and not _get(config, "teacher.init_checkpoint"):
+    given = config["train"]["init_checkpoint"]
+    if given and trained and not any(_get(config, f"{s}.init_checkpoint") for s in sections):
+        own = ", ".join(f"{section}.init_checkpoint" for section in sections)
         problems.append(
-            f"train.init_checkpoint={given} is for plain detectors and students, but train.stages "
-            "has only the teacher: set teacher.init_checkpoint to train it from there, or leave "
-            "train.init_checkpoint empty."
+            f"train.init_checkpoint={given} is not what {', '.join(trained)} starts from: set "
+            f"{own} to train from there, or leave train.init_checkpoint empty."
         )
 
 

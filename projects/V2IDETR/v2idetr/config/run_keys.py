@@ -52,7 +52,7 @@ class Kind:
             near = difflib.get_close_matches(str(value), self.words, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             return f"{key} must be one of {', '.join(self.words)}, but is {value!r}.{hint}"
-        if self.least is not None and self.least > value:
+        if self.least is not None and value is not None and value < self.least:
             return f"{key} must be at least {self.least}, but is {value}."
         return None
 
@@ -87,6 +87,7 @@ PROGRAM_KEYS: dict[str, Kind] = {
     "train.deterministic": FLAG,
     "train.tensorboard": FLAG,
     "train.find_unused_parameters": FLAG,
+    "stages": MAPPING,
     "optimizer": MAPPING,
     "lr_multiplier": MAPPING,
     "data.class_names": LIST,

@@ -84,7 +84,8 @@ class CrossViewQueryDistillation(DistillationLoss):
         one_of("cqd.reference", reference, Reference)
         one_of("cqd.layers", layers, Layers)
         self.weight, self.per_frame, self.sampling = weight, per_frame, sampling
-        self.mask, self.source, self.reference = mask, source, reference
+        self.source, self.reference = source, reference
+        self.mask: Visibility = mask
         self.layers: Layers = layers
         self.content_in = translation(teacher_dim, student_dim)
         self.position_in = translation(teacher_dim, student_dim)

@@ -54,16 +54,15 @@ class DistillationHook(TrainerHook):
 
     Args:
         teacher: a trained detector of clips; set to evaluation mode and frozen here.
-        ask: (teacher, micro-batch) -> what its student needs to know.
+        ask: micro-batch -> what its student needs to know.
     """
 
-    def __init__(
-        self, teacher: nn.Module, ask: Callable[[nn.Module, list[Sample]], Knowledge]
-    ) -> None:
-        self.teacher, self.ask = teacher.eval().requires_grad_(False), ask
+    def __init__(self, teacher: nn.Module, ask: Callable[[list[Sample]], Knowledge]) -> None:
+        teacher.eval().requires_grad_(False)
+        self.ask = ask
 
     def before_forward(self, batch: list[Sample]) -> dict[str, Any]:
-        return {"knowledge": self.ask(self.teacher, batch)}
+        return {"knowledge": self.ask(batch)}
 
 
 class MetricsLog(TrainerHook):

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from v2idetr.config.checks import batch_size_key, stages_to_train
 from v2idetr.config.load import build
+from v2idetr.config.stage_settings import batch_size_key, stages_to_train, value_at
 from v2idetr.data.audit import Findings
 from v2idetr.data.catalog import register_splits
 from v2idetr.data.clip_mapper import ClipMapper, FrameCache
@@ -25,7 +25,7 @@ from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
 from v2idetr.data.shared_frames import SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.signals import StopSignals
-from v2idetr.runs.folder import weights_of
+from v2idetr.engine.stage import Stage, StageModels, resolve_stages
 
 logger = logging.getLogger(__name__)
 
@@ -65,23 +65,94 @@ class RunContext:
         """Where a stage writes."""
         return self.folder / stage
 
-    def weights(self, stage: str) -> Path:
-        """The file of a trained stage that is evaluated, and that teaches."""
-        if stage == "teacher" and self.config.teacher.checkpoint:
-            return Path(self.config.teacher.checkpoint)
-        return weights_of(self.config, stage)
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """The stages that the config defines."""
+        return resolve_stages(self.config)
 
-    def batch_size(self, stage: str) -> int:
+    def batch_size(self, stage: Stage) -> int:
         """Clips a step, over all processes."""
-        return OmegaConf.select(self.config, batch_size_key(self.config, stage))
+        return value_at(self.config, batch_size_key(self.config, stage.name))
 
-    def micro_batches(self, stage: str) -> int:
+    def micro_batches(self, stage: Stage) -> int:
         """Into how many equal parts, of at most `train.clips_at_once` clips, a process cuts its
         share of a batch."""
         share = self.batch_size(stage) // comm.get_world_size()
         limit = self.config.train.clips_at_once
         at_once = next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
         return share // at_once
+
+    def train_loader(
+        self, stage: Stage, models: StageModels, start_iteration: int, *, dry_run: bool = False
+    ) -> DataLoader:
+        """Endless batches of clips of the training split, this process's share.
+
+        For a dry run, batches of one clip, prepared in this process.
+
+        Raises:
+            ValueError: the sampler of a detector makes clips of another length than it looks at.
+        """
+        split, world = self.splits["train"], comm.get_world_size()
+        looking = models.model if models.teacher is None else models.teacher
+        return build_train_loader(
+            split,
+            self._mapper(split, looking, is_train=True, keep=not dry_run),
+            batch_size=1 if dry_run else self.batch_size(stage) // world,
+            seed=self.config.train.seed,
+            start_iteration=start_iteration,
+            negative_share=self.config.data.negative_share,
+            num_workers=0 if dry_run else self.config.train.num_workers,
+            rank=comm.get_rank(),
+            world_size=world,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def eval_loader(self, split: SplitData, detector: object) -> DataLoader:
+        """Every frame of a split once, in order, this process's share; see `train_loader`.
+
+        In whole videos for a detector with `order = "video"`, see `build_eval_loader`.
+        """
+        return build_eval_loader(
+            split,
+            self._mapper(split, detector, is_train=False),
+            batch_size=self.config.evaluation.batch_size,
+            num_workers=self.config.train.num_workers,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            pin_memory=self.device.type == "cuda",
+            whole_videos=getattr(detector, "order", "any") == "video",
+        )
+
+    def _mapper(
+        self, split: SplitData, detector: object, *, is_train: bool, keep: bool = True
+    ) -> ClipMapper:
+        data: Any = self.config.data
+        num_frames: int = getattr(detector, "num_frames", 1)
+        sampler: ReferenceSampler | None = getattr(detector, "reference_sampler", None)
+        if sampler is None:
+            sampler = WindowSampler(
+                num_frames=num_frames, window=data.window, sampling=data.sampling, side=data.side
+            )
+        if sampler.num_frames != num_frames:
+            raise ValueError(
+                f"{type(sampler).__name__} makes clips of {sampler.num_frames} frames, but the "
+                f"detector has num_frames={num_frames}: make them equal"
+            )
+        store = self.frames if keep else None
+        return ClipMapper(
+            sampler=sampler,
+            augmentations=build(
+                self.config, f"data.augmentations.{'train' if is_train else 'test'}"
+            ),
+            is_train=is_train,
+            min_visible=data.min_visible,
+            # In order, each worker decodes a frame once (batches of several workers overlap); in
+            # random order a cache would hardly ever hit.
+            cache_frames=0
+            if is_train or num_frames == 1
+            else max(2 * data.window + 1, 2 * num_frames),
+            shared=store and store.of(str(split.json_path), split.records, FrameCache(0).read),
+        )
 
 
 def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]:
@@ -92,6 +163,9 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
     Raises:
         ValueError: all that is wrong with any of them, see `load_split` and `data.split_set`.
     """
+    names = stages_to_train(config) if with_train else list(config.train.stages)
+    known = resolve_stages(config)
+    stages = [known[name] for name in names]
     wanted = {"train": config.data.train} if with_train else {}
     wanted["val"] = config.data.val
     wanted |= {f"test/{name}": paths for name, paths in config.data.test.items()}
@@ -104,26 +178,27 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
                 on_bad_box=config.data.on_bad_box,
                 expected_classes=len(config.data.class_names),
                 class_names=list(config.data.class_names),
-                in_clips=_in_clips(config, name, training=with_train),
+                in_clips=_in_clips(config, stages, name),
             )
         except (ValueError, OSError) as error:
             problems.append(f"{_key(name)}: {error}")
-    if "val" in splits and not splits["val"].report.boxes:
+    with_boxes = any(stage.with_boxes for stage in stages)
+    if with_boxes and "val" in splits and not splits["val"].report.boxes:
         problems.append(
             f"data.val: {config.data.val.json} has no lesion, so neither a score threshold nor the "
             "best checkpoint can be chosen from it; give a split with lesions."
         )
-    problems += _problems_together(splits)
+    problems += _problems_together(splits, with_boxes)
     if problems:
         raise ValueError("\n".join(problems))
     register_splits(splits, f"v2idetr/{Path(config.data.train.json).resolve().parent.name}")
     return splits
 
 
-def _problems_together(splits: dict[str, SplitData]) -> list[str]:
+def _problems_together(splits: dict[str, SplitData], with_boxes: bool) -> list[str]:
     """What is wrong with splits that are sound one by one."""
     unlearnable, notes, shared = Findings(), Findings(), Findings()
-    if "train" in splits:
+    if with_boxes and "train" in splits:
         check_training_boxes(splits["train"], unlearnable, notes)
     for line in notes.lines():
         logger.warning("data.train: %s", line)
@@ -147,100 +222,7 @@ def _key(name: str) -> str:
     return f"data.{name.replace('/', '.')}"
 
 
-def _in_clips(config: DictConfig, split: str, *, training: bool) -> bool:
-    """Whether a stage that runs looks at several frames of a split together."""
-    stages = set(stages_to_train(config) if training else config.train.stages)
-    watching = {"model" for stage in stages if stage != "teacher"}
-    if "teacher" in stages or (split == "train" and "student" in stages):
-        watching.add("teacher.model")
-    frames = [OmegaConf.select(config, f"{key}.num_frames", default=1) for key in watching]
+def _in_clips(config: DictConfig, stages: list[Stage], split: str) -> bool:
+    """Whether a stage looks at several frames of a split together."""
+    frames = [stage.clip_frames(config, split) for stage in stages]
     return config.data.window > 0 and max(frames, default=1) > 1
-
-
-def train_loader(
-    run: RunContext,
-    stage: str,
-    num_frames: int,
-    start_iteration: int,
-    *,
-    rehearsal: bool = False,
-    sampler: ReferenceSampler | None = None,
-) -> DataLoader:
-    """Endless batches of clips of `num_frames` frames, this process's share.
-
-    For a rehearsal, batches of one clip, prepared in this process.
-
-    Raises:
-        ValueError: the detector's own `sampler` makes clips of another length.
-    """
-    world = comm.get_world_size()
-    return build_train_loader(
-        run.splits["train"],
-        _mapper(run, run.splits["train"], num_frames, sampler, is_train=True, keep=not rehearsal),
-        batch_size=1 if rehearsal else run.batch_size(stage) // world,
-        seed=run.config.train.seed,
-        start_iteration=start_iteration,
-        negative_share=run.config.data.negative_share,
-        num_workers=0 if rehearsal else run.config.train.num_workers,
-        rank=comm.get_rank(),
-        world_size=world,
-        pin_memory=run.device.type == "cuda",
-    )
-
-
-def eval_loader(
-    run: RunContext,
-    split: SplitData,
-    num_frames: int,
-    *,
-    sampler: ReferenceSampler | None = None,
-    whole_videos: bool = False,
-) -> DataLoader:
-    """Every frame of a split once, in order, this process's share; see `train_loader`.
-
-    `whole_videos` for a detector with `order = "video"`, see `build_eval_loader`.
-    """
-    return build_eval_loader(
-        split,
-        _mapper(run, split, num_frames, sampler, is_train=False),
-        batch_size=run.config.evaluation.batch_size,
-        num_workers=run.config.train.num_workers,
-        rank=comm.get_rank(),
-        world_size=comm.get_world_size(),
-        pin_memory=run.device.type == "cuda",
-        whole_videos=whole_videos,
-    )
-
-
-def _mapper(
-    run: RunContext,
-    split: SplitData,
-    num_frames: int,
-    sampler: ReferenceSampler | None,
-    *,
-    is_train: bool,
-    keep: bool = True,
-) -> ClipMapper:
-    config = run.config
-    data: Any = config.data
-    if sampler is None:
-        sampler = WindowSampler(
-            num_frames=num_frames, window=data.window, sampling=data.sampling, side=data.side
-        )
-    if sampler.num_frames != num_frames:
-        raise ValueError(
-            f"{type(sampler).__name__} makes clips of {sampler.num_frames} frames, but the "
-            f"detector has num_frames={num_frames}: make them equal"
-        )
-    return ClipMapper(
-        sampler=sampler,
-        augmentations=build(config, f"data.augmentations.{'train' if is_train else 'test'}"),
-        is_train=is_train,
-        min_visible=data.min_visible,
-        # In order, each worker decodes a frame once (batches of several workers overlap); in
-        # random order a cache would hardly ever hit.
-        cache_frames=0 if is_train or num_frames == 1 else max(2 * data.window + 1, 2 * num_frames),
-        shared=run.frames.of(str(split.json_path), split.records, FrameCache(0).read)
-        if keep
-        else None,
-    )

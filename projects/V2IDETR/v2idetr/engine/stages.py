@@ -12,21 +12,19 @@ from detectron2.utils import comm
 
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.config.checks import stages_to_train
 from v2idetr.config.load import save_config
-from v2idetr.engine.run_context import RunContext, eval_loader
-from v2idetr.engine.stage_models import StageModels, build_stage
+from v2idetr.config.stage_settings import given_file, stages_to_train
+from v2idetr.engine.run_context import RunContext
+from v2idetr.engine.stage import Stage, StageModels
 from v2idetr.engine.stage_training import (
+    dry_run,
     load_initial_weights,
-    load_teacher,
-    rehearse,
     started,
     starts_from_imagenet,
     train_stage,
 )
-from v2idetr.evaluation.evaluator import evaluate, write_evaluation
+from v2idetr.evaluation.evaluator import write_evaluation
 from v2idetr.evaluation.table import format_table
-from v2idetr.runs.checkpoint import load_detector
 from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation, is_finished
 
 logger = logging.getLogger(__name__)
@@ -36,46 +34,50 @@ Result = dict[str, Any]
 
 def run_stages(run: RunContext) -> dict[str, Result]:
     """Train and evaluate every stage that is not finished; returns the evaluations by stage."""
-    stages = stages_to_train(run.config)
-    check_models(run, stages)
+    names = stages_to_train(run.config)
+    check_models(run, names)
     results: dict[str, Result] = {}
-    for number, stage in enumerate(stages, start=1):
-        logger.info("stage %d of %d: %s", number, len(stages), stage)
-        folder = run.stage_folder(stage)
-        if is_finished(folder):
-            logger.info("%s: finished already", stage)
-            results[stage] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-            continue
-        if not (folder / "final.pth").exists():
-            train_stage(run, stage)
+    for number, name in enumerate(names, start=1):
+        logger.info("stage %d of %d: %s", number, len(names), name)
+        stage, folder = run.stages[name], run.stage_folder(name)
+        if is_finished(folder, evaluated=stage.reported):
+            logger.info("%s: finished already", name)
+        elif not (folder / "final.pth").exists():
+            train_stage(run, name)
             gc.collect()  # the trainer and its hooks know each other; evaluation wants the memory
-        results[stage] = _evaluate(run, stage, run.weights(stage), folder)
+        if is_finished(folder) and stage.reported:
+            text = (folder / "evaluation.json").read_text(encoding="utf-8")
+            results[name] = json.loads(text)
+        elif stage.reported:
+            results[name] = _evaluate(run, stage, stage.artefact(run.config), folder)
     return _finish(results, run.folder)
 
 
-def check_models(run: RunContext, stages: list[str]) -> None:
+def check_models(run: RunContext, names: list[str]) -> None:
     """Before hours of training: build what will be trained, load what it starts from, try it.
 
     Raises:
         ValueError, CheckpointError: models, losses or given weights do not fit.
     """
-    for stage in stages:
-        models = build_to_train(run, stage)
-        if models.teacher is not None and run.config.teacher.checkpoint:
-            load_teacher(run, models.teacher)
+    for name in names:
+        stage = run.stages[name]
+        models = build_to_train(run, name)
+        if all(given_file(run.config, earlier.name) for earlier in stage.earlier.values()):
+            stage.load_needs(run, models)
         if not started(run, stage):
-            rehearse(run, stage, models)
+            dry_run(run, stage, models)
 
 
-def build_to_train(run: RunContext, stage: str) -> StageModels:
+def build_to_train(run: RunContext, name: str) -> StageModels:
     """The models of a stage with the weights that it starts from, unless it has begun.
 
     Raises:
-        ValueError, CheckpointError: see `build_stage` and `load_initial_weights`.
+        ValueError, CheckpointError: see `Stage.build` and `load_initial_weights`.
     """
-    models = build_stage(run.config, stage, pretrained=starts_from_imagenet(run, stage))
+    stage = run.stages[name]
+    models = stage.build(run.config, pretrained=starts_from_imagenet(run, stage))
     if not started(run, stage):
-        load_initial_weights(run.config, stage, models.detector)
+        load_initial_weights(run.config, stage, models.model)
     return models
 
 
@@ -91,11 +93,13 @@ def evaluate_only(run: RunContext, folder: Path, weights: str = "") -> dict[str,
         CheckpointError: there is none, or it does not fit.
         ValueError: the folder holds something else, see `check_evaluation`.
     """
-    stages = list(run.config.train.stages)
+    stages = [stage for n in run.config.train.stages if (stage := run.stages[n]).reported]
+    if not stages:
+        raise ValueError(f"none of train.stages={list(run.config.train.stages)} can be evaluated.")
     # Row of the table: stage that says which detector it is, and the file.
-    rows = {stage: (stage, run.weights(stage)) for stage in stages}
+    rows = {stage.name: (stage, stage.artefact(run.config)) for stage in stages}
     if weights:
-        logger.info("evaluating %s with the detector of the %s", weights, stages[-1])
+        logger.info("evaluating %s with the detector of the %s", weights, stages[-1].name)
         rows = {Path(weights).stem: (stages[-1], Path(weights))}
     missing = [str(file) for _, file in rows.values() if not file.exists()]
     if missing:
@@ -113,30 +117,13 @@ def evaluate_only(run: RunContext, folder: Path, weights: str = "") -> dict[str,
     return _finish(results, folder)
 
 
-def _evaluate(run: RunContext, stage: str, weights: Path, folder: Path) -> Result:
+def _evaluate(run: RunContext, stage: Stage, weights: Path, folder: Path) -> Result:
     """Evaluate a trained stage on the test splits, thresholds from the validation split.
 
     Writes evaluation.json and the predictions into the folder.
     """
-    kind = "teacher" if stage == "teacher" else "plain"
-    detector = build_stage(run.config, kind, pretrained=False).detector
-    names = list(run.config.data.class_names)
-    load_detector(detector, weights, class_names=names)
-    detector.to(run.device)
-
-    def with_loader(split: Any) -> tuple[Any, Any]:
-        return split, eval_loader(run, split, detector.num_frames)
-
-    result = evaluate(
-        detector,
-        val=with_loader(run.splits["val"]),
-        tests={name: with_loader(split) for name, split in run.tests.items()},
-        rules=list(run.config.evaluation.rules),
-        coco_ap=run.config.evaluation.coco_ap,
-        progress=True,
-        predictions_dir=folder,
-    )
-    result = {"stage": stage, "checkpoint": str(weights), **result}
+    result = stage.evaluate(run, weights, folder)
+    result = {"stage": stage.name, "checkpoint": str(weights), **result}
     if comm.is_main_process():
         write_evaluation(folder / "evaluation.json", result)
     return result
@@ -144,7 +131,7 @@ def _evaluate(run: RunContext, stage: str, weights: Path, folder: Path) -> Resul
 
 def _finish(results: dict[str, Result], folder: Path) -> dict[str, Result]:
     """Write results.json into the folder and show the table."""
-    table = format_table(results)
+    table = format_table(results) if results else "no stage is evaluated on test splits"
     if comm.is_main_process():
         text = json.dumps({"stages": results, "table": table}, indent=1, allow_nan=False)
         write_text_atomically(folder / RESULTS, text + "\n")

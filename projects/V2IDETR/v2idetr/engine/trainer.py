@@ -13,7 +13,7 @@ import contextlib
 import random
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -27,9 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from v2idetr.modeling.criterion import mean_over_processes
+from v2idetr.modeling.trainable import Sample, Trainable
 
 Amp = Literal["off", "bf16", "fp16"]
-Sample = dict[str, Any]
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_LOSS_SCALE = 2.0**-10
 MAX_FRAMES_NAMED = 16
@@ -83,7 +83,9 @@ class Trainer(TrainerBase):
     ) -> None:
         super().__init__()
         self.model, self.optimizer, self.batches = model, optimizer, batches
-        self.network: Any = model.module if isinstance(model, DistributedDataParallel) else model
+        network = model.module if isinstance(model, DistributedDataParallel) else model
+        assert isinstance(network, Trainable), type(network)
+        self.network: Trainable = network
         self.stage, self.seed = stage, seed
         self.accumulate, self.amp, self.clip_grad_norm = accumulate, amp, clip_grad_norm
         self.device = next(model.parameters()).device
@@ -154,7 +156,9 @@ class Trainer(TrainerBase):
             processor_time_s = time_s - data_time_s
         self.step_metrics["processor_time_s"] = processor_time_s
 
-    def _losses(self, model: nn.Module, batch: list[Sample], num_boxes: float) -> dict[str, Tensor]:
+    def _losses(
+        self, model: Callable[..., Any], batch: list[Sample], num_boxes: float
+    ) -> dict[str, Tensor]:
         with torch.autocast(
             self.device.type, dtype=AMP_DTYPES.get(self.amp), enabled=self.amp != "off"
         ):

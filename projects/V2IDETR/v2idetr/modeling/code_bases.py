@@ -66,6 +66,10 @@ class CodeBase:
         )
 
 
+def _ffn(linear1: str, linear2: str, norm: str) -> dict[str, str]:
+    return {"ffn.linear1.": linear1, "ffn.linear2.": linear2, "ffn.norm.": norm}
+
+
 OFFICIAL = CodeBase(
     name="official",
     title="the official code of {}",
@@ -74,15 +78,9 @@ OFFICIAL = CodeBase(
     in_encoder={
         "attention.": "self_attn.",
         "attention_norm.": "norm1.",
-        "ffn.linear1.": "linear1.",
-        "ffn.linear2.": "linear2.",
-        "ffn.norm.": "norm2.",
+        **_ffn("linear1.", "linear2.", "norm2."),
     },
-    in_decoder={
-        "ffn.linear1.": "linear1.",
-        "ffn.linear2.": "linear2.",
-        "ffn.norm.": "norm3.",
-    },
+    in_decoder=_ffn("linear1.", "linear2.", "norm3."),
     rules=[
         *torchvision_rules("backbone.", "backbone.0.body."),
         Rule("query_embed.", "query_embed."),
@@ -95,17 +93,13 @@ DETREX = CodeBase(
     decoder="transformer.decoder.layers.{}.",
     in_encoder={
         "attention_norm.": "norms.0.",
-        "ffn.linear1.": "ffns.0.layers.0.0.",
-        "ffn.linear2.": "ffns.0.layers.1.",
-        "ffn.norm.": "norms.1.",
+        **_ffn("ffns.0.layers.0.0.", "ffns.0.layers.1.", "norms.1."),
     },
     in_decoder={
         "self_attention.": "attentions.0.attn.",
         "self_norm.": "norms.0.",
         "cross_norm.": "norms.1.",
-        "ffn.linear1.": "ffns.0.layers.0.0.",
-        "ffn.linear2.": "ffns.0.layers.1.",
-        "ffn.norm.": "norms.2.",
+        **_ffn("ffns.0.layers.0.0.", "ffns.0.layers.1.", "norms.2."),
     },
     # Its backbones are Detectron2's, as ours.
     rules=[
@@ -123,16 +117,12 @@ TRANSFORMERS = CodeBase(
     decoder="model.decoder.layers.{}.",
     in_encoder={
         "attention_norm.": "self_attn_layer_norm.",
-        "ffn.linear1.": "fc1.",
-        "ffn.linear2.": "fc2.",
-        "ffn.norm.": "final_layer_norm.",
+        **_ffn("fc1.", "fc2.", "final_layer_norm."),
     },
     in_decoder={
         "self_norm.": "self_attn_layer_norm.",
         "cross_norm.": "encoder_attn_layer_norm.",
-        "ffn.linear1.": "fc1.",
-        "ffn.linear2.": "fc2.",
-        "ffn.norm.": "final_layer_norm.",
+        **_ffn("fc1.", "fc2.", "final_layer_norm."),
     },
     rules=[
         # timm's ResNet, as in the published files and as we write it, or transformers' own

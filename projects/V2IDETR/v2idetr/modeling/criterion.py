@@ -135,14 +135,13 @@ class SetCriterion(nn.Module):
 
     def _matches(self, output: LayerOutput, targets: Targets, pairs: Pairs | None) -> Matches:
         device = output.logits.device
-        if pairs is None:
-            pairs = self.matcher(
-                output.logits, output.boxes, targets.labels, targets.boxes, self.classification
-            )
+        found: Pairs = pairs or self.matcher(
+            output.logits, output.boxes, targets.labels, targets.boxes, self.classification
+        )
         first = accumulate((len(boxes) for boxes in targets.boxes), initial=0)
         triples = [
             torch.stack([torch.full_like(q, b), q, m + before])
-            for b, ((q, m), before) in enumerate(zip(pairs, first, strict=False))
+            for b, ((q, m), before) in enumerate(zip(found, first, strict=False))
         ]
         image, query, lesion = torch.cat(triples, 1).to(device)  # at once: a GPU waits for each
         boxes = torch.cat(targets.boxes)[lesion].float()

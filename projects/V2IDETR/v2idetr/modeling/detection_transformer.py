@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -55,7 +55,7 @@ class DetectionTransformer(nn.Module):
         d: int,
         num_queries: int,
         reference_dim: int,
-        neck_norm: str,
+        neck_norm: Literal["group", "none"],
         isolate_padding: bool,
         fusion: Fusion | None,
     ) -> None:

@@ -139,25 +139,27 @@ class Preprocess:
             raise ValueError(f"{content!r:.200} is no preprocessing: {error}") from error
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], stage: str = "plain") -> Preprocess:
+    def from_config(cls, config: Mapping[str, Any], model: str = "model") -> Preprocess:
         """Preprocessing of a run's evaluation.
 
         Args:
             config: of the run; ``data.augmentations.test`` and the detector's statistics are read.
-            stage: whose detector it is, "teacher" or another.
+            model: key of the detector.
 
         Raises:
             ValueError: the resize is none of those above; names the key.
         """
         resize = _resize_of(config["data"]["augmentations"]["test"])
-        return replace(cls.without_resize(config, stage), resize=resize)
+        return replace(cls.without_resize(config, model), resize=resize)
 
     @classmethod
-    def without_resize(cls, config: Mapping[str, Any], stage: str = "plain") -> Preprocess:
+    def without_resize(cls, config: Mapping[str, Any], model: str = "model") -> Preprocess:
         """As :meth:`from_config`, with a resize that is not known."""
-        model = config["teacher"]["model"] if stage == "teacher" else config["model"]
-        given = {key: _numbers(model[key]) for key in ("pixel_mean", "pixel_std") if key in model}
-        return cls(None, **given, size_divisor=model.get("size_divisor", 32))
+        node: Any = config
+        for part in model.split("."):
+            node = node[part]
+        given = {key: _numbers(node[key]) for key in ("pixel_mean", "pixel_std") if key in node}
+        return cls(None, **given, size_divisor=node.get("size_divisor", 32))
 
 
 def _whole(value: Any) -> int:

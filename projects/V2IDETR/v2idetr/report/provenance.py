@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from v2idetr.config.load import differing_keys, load_config
+from v2idetr.config.stage_settings import steps_of
 from v2idetr.config.yaml_text import dump_yaml
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.report.curves import best_validation
-from v2idetr.runs.folder import steps_of
 from v2idetr.runs.reading import TITLES, RunFiles
 
 SYNTHETIC_RECORD = "generator.json"  # of datasets/make_synthetic.py

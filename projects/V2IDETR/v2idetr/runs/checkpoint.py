@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from v2idetr.checkpoints.architecture import Architecture
 from v2idetr.checkpoints.class_heads import class_head_prefixes
 from v2idetr.checkpoints.files import (
     CheckpointError,
@@ -23,7 +25,6 @@ from v2idetr.checkpoints.files import (
 from v2idetr.checkpoints.layouts import layout_of, network_of
 from v2idetr.checkpoints.published import check_architecture, check_header, read_header
 from v2idetr.checkpoints.wrappers import unwrapped
-from v2idetr.modeling.weight_rules import Architecture
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Checkpoint:
     """What is known about a stage after `iteration` completed steps.
 
     Attributes:
-        stage: "teacher", "plain" or "student".
+        stage: its name, such as "teacher", "plain" or "student".
         iteration: completed steps.
         model: state dict of the detector (of a distilled student: the student's own).
         adapters: state of what surrounds it in training only.
@@ -165,6 +166,15 @@ def _named_network(state: Mapping[str, Tensor], detector: nn.Module) -> Architec
         for names in (state, detector.state_dict())
     )
     return {"network": theirs} if theirs not in ("", own) else {}
+
+
+@contextlib.contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """Errors about a file in this block begin with the key that names it; "" for none."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}: {error}" if key else str(error)) from error
 
 
 def load_into(

@@ -26,8 +26,8 @@ import torch
 from omegaconf import DictConfig
 
 from v2idetr.atomic_file import read_record, write_text_atomically
-from v2idetr.config.checks import STAGES
 from v2idetr.config.load import differing_keys, fingerprint, load_config, save_config
+from v2idetr.config.stage_settings import stage_names
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.output_folder import LOCK
 
@@ -78,14 +78,15 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
         if existing.exists():
             _check_same(load_config(existing), config, folder)
     else:
-        _check_nothing_else(folder, {CONFIG, RECORD, EVALUATION, *STAGES}, "train.output_dir=...")
+        ours = {CONFIG, RECORD, EVALUATION, *stage_names(config)}
+        _check_nothing_else(folder, ours, "train.output_dir=...")
         if resume:
             logger.info(
                 "there is nothing to resume in %s: the run starts from the beginning", folder
             )
         (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for part in (folder, *(folder / stage for stage in STAGES)):
+    for part in (folder, *(folder / stage for stage in stage_names(config))):
         for leftover in part.glob(".*.tmp"):  # of writes that were killed
             leftover.unlink()
     save_config(config, existing)
@@ -93,7 +94,7 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
 
 def holds_results(folder: Path) -> bool:
     """Whether a run has a checkpoint, or an evaluation, of any of its stages."""
-    stages = [folder / stage for stage in STAGES]
+    stages = [part for part in folder.iterdir() if part.is_dir()] if folder.is_dir() else []
     return any((s / "evaluation.json").exists() or any(s.glob("*.pth")) for s in stages)
 
 
@@ -227,20 +228,15 @@ def record(
     write_text_atomically(path, json.dumps(history, indent=1) + "\n")
 
 
-def steps_of(config: DictConfig, stage: str) -> int:
-    """How long a stage is trained."""
-    own = config.teacher.max_iter if stage == "teacher" else 0
-    return own or config.train.max_iter
-
-
 def weights_of(config: DictConfig, stage: str) -> Path:
     """The file of a stage that is evaluated when it is trained, and that teaches."""
     return Path(config.train.output_dir) / stage / f"{config.evaluation.checkpoint}.pth"
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a stage was trained to its end and evaluated."""
-    return (folder / "final.pth").exists() and (folder / "evaluation.json").exists()
+def is_finished(folder: Path, *, evaluated: bool = True) -> bool:
+    """Whether a stage was trained to its end and, where it is to be, evaluated."""
+    done = (folder / "evaluation.json").exists() or not evaluated
+    return (folder / "final.pth").exists() and done
 
 
 def data_fingerprint(split: SplitData) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from v2idetr.config.checks import STAGES
 from v2idetr.config.load import load_config, to_plain
+from v2idetr.config.stage_settings import stage_names
 
 # What a reader calls the stages.
 TITLES = {"teacher": "Teacher", "plain": "Plain student", "student": "V2I student"}
@@ -108,10 +108,12 @@ def read_run(folder: str | Path) -> RunFiles:
             f"{folder}: there is no run.json in it, so it is the folder of an evaluation or of "
             "a stage; give the train.output_dir of train_net.py."
         )
-    begun = [name for name in STAGES if (folder / name).is_dir()]
+    settings = load_config(config)
+    known = stage_names(settings) or settings.train.stages  # of before stages were in the config
+    begun = [name for name in known if (folder / name).is_dir()]
     return RunFiles(
         folder=folder,
-        config=load_config(config),
+        config=settings,
         stages={name: _read_stage(folder / name) for name in begun},
         starts=list(record.get("starts", [])),
     )

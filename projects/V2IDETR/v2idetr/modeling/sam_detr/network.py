@@ -7,6 +7,7 @@ The decoder's attentions are in ``decoder.py``, what aligns its queries in
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class SAMDETR(DetectionTransformer):
         smca: bool = False,
         multi_scale: bool = False,
         num_points: int = 4,
-        neck_norm: str = "group",
+        neck_norm: Literal["group", "none"] = "group",
         fusion: Fusion | None = None,
         isolate_padding: bool = True,
     ) -> None:

@@ -1,0 +1,329 @@
+"""A stage: a training of a run, what it needs, and what it hands to later stages.
+
+The config defines stages below ``stages``, see ``config/stage_settings.py``. A stage of one's own
+is a subclass of :class:`Stage` that a config names; ``+stages.NAME={_target_: ...}`` adds it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from v2idetr.config.load import build
+from v2idetr.config.stage_settings import given_file, steps_of, value_at
+from v2idetr.distillation.loss import DistillationLoss
+from v2idetr.distillation.student import DistilledStudent
+from v2idetr.engine.hooks import DistillationHook
+from v2idetr.engine.trainer import TrainerHook, seed_step
+from v2idetr.evaluation.evaluator import evaluate, validate
+from v2idetr.modeling.trainable import Trainable, TrainableDetector
+from v2idetr.modeling.training import TransformerDetector
+from v2idetr.runs.checkpoint import blaming, load_detector
+from v2idetr.runs.folder import weights_of
+
+if TYPE_CHECKING:  # it has the stages of its run
+    from v2idetr.engine.run_context import RunContext
+
+
+@dataclass(frozen=True)
+class StageModels:
+    """Models of one stage.
+
+    Attributes:
+        model: what is saved, and evaluated; in most stages a ``TrainableDetector``.
+        trained: what is trained, a ``Trainable``: the model itself, or it with what surrounds it.
+        teacher: whom it learns from; None without one.
+    """
+
+    model: nn.Module
+    trained: nn.Module
+    teacher: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.trained, Trainable), type(self.trained)
+
+
+class Stage:
+    """A training of a run.
+
+    Args:
+        settings, given, needs: see ``config/stage_settings.py``.
+
+    Attributes:
+        name: its key below ``stages``.
+        earlier: the stages that it needs, by their roles.
+        with_boxes: whether it learns from boxes, and cannot without any.
+        reported: whether its model is evaluated on the test splits and has a row in the results.
+    """
+
+    name = ""
+    with_boxes = True
+    reported = True
+
+    def __init__(
+        self, *, settings: str = "train", given: str = "", needs: Mapping[str, str] | None = None
+    ) -> None:
+        self.settings, self.given, self.needs = settings, given, dict(needs or {})
+        self.earlier: dict[str, Stage] = {}
+
+    # ------------------------------------------------------------------ for subclasses
+
+    def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
+        """Models with freshly drawn weights, the same ones on every call.
+
+        Args:
+            config: of the run.
+            pretrained: give backbones their ImageNet weights; not needed, nor the file with them,
+                where a checkpoint is loaded next.
+
+        Raises:
+            ValueError: a module refuses its settings, names the key; models do not fit each other.
+        """
+        raise NotImplementedError
+
+    def clip_frames(self, config: DictConfig, split: str) -> int:
+        """How many frames of a split ("train", "val", "test/...") it looks at together."""
+        return 1
+
+    def load_needs(self, run: RunContext, models: StageModels) -> None:
+        """Give models what earlier stages have made.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+
+    def hooks(self, models: StageModels) -> Sequence[TrainerHook]:
+        """What the stage adds to every step of its training."""
+        return []
+
+    def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
+        """Metrics on the validation split by name, the same on all processes; higher is better."""
+        raise NotImplementedError
+
+    def best_metric(self, config: DictConfig) -> str:
+        """The one that chooses best.pth."""
+        return str(config.train.best_metric)
+
+    def evaluate(self, run: RunContext, weights: Path, folder: Path) -> dict[str, Any]:
+        """Metrics of the trained model on the test splits; predictions go into the folder."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ the same for all
+
+    def artefact(self, config: DictConfig) -> Path:
+        """The file that it hands to later stages, and that is evaluated."""
+        return Path(given_file(config, self.name) or weights_of(config, self.name))
+
+    def steps(self, config: DictConfig) -> int:
+        """How many steps it is trained at most."""
+        return steps_of(config, self.name)
+
+
+class DetectorStage(Stage):
+    """Trains a detector by its own losses.
+
+    Args:
+        model: key of the detector in the config.
+        settings, given, needs: see :class:`Stage`. An earlier stage in the role "backbone" gives
+            the backbone its weights: its model's state dict must have their names.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "model",
+        settings: str = "train",
+        given: str = "",
+        needs: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(settings=settings, given=given, needs=needs)
+        self.model = model
+
+    def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
+        detector = self.detector(config, pretrained=pretrained)
+        return StageModels(detector, detector)
+
+    def detector(self, config: DictConfig, *, pretrained: bool) -> nn.Module:
+        """The detector with freshly drawn weights.
+
+        Detectors of all stages are drawn from one seed: plain and distilled student start from the
+        same weights and differ by the distillation alone.
+        """
+        key = self.model
+        seed_step(config.train.seed, "initial weights", 0, 0)
+        if not pretrained and value_at(config, f"{key}.net.weights") is not None:
+            config = copy.deepcopy(config)
+            OmegaConf.update(config, f"{key}.net.weights", None)
+        detector = build(config, key)
+        if not (isinstance(detector, nn.Module) and isinstance(detector, TrainableDetector)):
+            raise ValueError(
+                f"{key}: {type(detector).__name__} is no detector that can be trained here: it "
+                "lacks members of modeling/trainable.py. Detectron2's own models are adapted by "
+                "v2idetr.modeling.detectron2_models.Detectron2Detector."
+            )
+        if not 1 <= detector.num_frames <= config.data.num_frames:
+            raise ValueError(
+                f"{key} looks at {detector.num_frames} frames, but data.num_frames is "
+                f"{config.data.num_frames}."
+            )
+        if list(detector.class_names) != list(config.data.class_names):
+            raise ValueError(
+                f"{key} has the classes {list(detector.class_names)}, but data.class_names is "
+                f"{list(config.data.class_names)}."
+            )
+        return detector
+
+    def clip_frames(self, config: DictConfig, split: str) -> int:
+        return int(value_at(config, f"{self.model}.num_frames") or 1)
+
+    def load_needs(self, run: RunContext, models: StageModels) -> None:
+        if (backbone := self.earlier.get("backbone")) is not None:
+            network: Any = getattr(models.model, "net", models.model)
+            load_detector(network.backbone, backbone.artefact(run.config))
+
+    def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
+        split, settings = run.splits["val"], run.config.evaluation
+        return validate(
+            models.model,
+            split,
+            run.eval_loader(split, models.model),
+            rules=list(settings.rules),
+            coco_ap=settings.coco_ap,
+        )
+
+    def evaluate(self, run: RunContext, weights: Path, folder: Path) -> dict[str, Any]:
+        detector = self.detector(run.config, pretrained=False)
+        load_detector(detector, weights, class_names=list(run.config.data.class_names))
+        detector.to(run.device)
+        val = run.splits["val"]
+        return evaluate(
+            detector,
+            val=(val, run.eval_loader(val, detector)),
+            tests={n: (split, run.eval_loader(split, detector)) for n, split in run.tests.items()},
+            rules=list(run.config.evaluation.rules),
+            coco_ap=run.config.evaluation.coco_ap,
+            progress=True,
+            predictions_dir=folder,
+        )
+
+
+class StudentStage(DetectorStage):
+    """Trains a detector by its own losses and those below ``distillation``.
+
+    Args:
+        model, settings, given, needs: see :class:`DetectorStage`; ``needs`` has a "teacher".
+    """
+
+    def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
+        student = self.detector(config, pretrained=pretrained)
+        teacher = self._teacher_stage.detector(config, pretrained=False)
+        own = _with_queries(self.model, student)
+        theirs = _with_queries(self._teacher_stage.model, teacher)
+        losses: dict[str, DistillationLoss] = {
+            str(name): build(config, f"distillation.{name}")
+            for name, settings in config.distillation.items()
+            if isinstance(settings, DictConfig)
+        }
+        try:
+            distilled = DistilledStudent(
+                student=own, losses=losses, frames=config.distillation.frames
+            )
+        except ValueError as error:
+            raise ValueError(f"distillation: {error}") from error
+        for name, loss in losses.items():
+            if loss.compares_features and not list(loss.parameters()):  # nothing translates them
+                _check_scales(name, own.net, theirs.net)
+        return StageModels(student, distilled, teacher)
+
+    def clip_frames(self, config: DictConfig, split: str) -> int:
+        looking = self._teacher_stage if split == "train" else super()
+        return looking.clip_frames(config, split)
+
+    def load_needs(self, run: RunContext, models: StageModels) -> None:
+        super().load_needs(run, models)
+        names = list(run.config.data.class_names)
+        key = self._teacher_stage.given if given_file(run.config, self._teacher_stage.name) else ""
+        assert models.teacher is not None
+        with blaming(key):
+            file = self._teacher_stage.artefact(run.config)
+            load_detector(models.teacher, file, class_names=names)
+
+    def hooks(self, models: StageModels) -> Sequence[TrainerHook]:
+        assert models.teacher is not None and isinstance(models.trained, DistilledStudent)
+        teacher = _with_queries(self._teacher_stage.model, models.teacher)
+        return [DistillationHook(models.teacher, partial(models.trained.knowledge, teacher))]
+
+    @property
+    def _teacher_stage(self) -> DetectorStage:
+        teacher = self.earlier.get("teacher")
+        if not isinstance(teacher, DetectorStage):
+            raise ValueError(
+                f"stages.{self.name}.needs must name a stage that trains a detector as teacher, "
+                f"such as {{teacher: teacher}}, but is {self.needs}."
+            )
+        return teacher
+
+
+def resolve_stages(config: DictConfig) -> dict[str, Stage]:
+    """The stages that a config defines, tied to those that they need.
+
+    Raises:
+        ValueError: one of them is no :class:`Stage`.
+    """
+    stages: dict[str, Stage] = {}
+    for name in config.stages:
+        stage = build(config, f"stages.{name}")
+        if not isinstance(stage, Stage):
+            raise ValueError(f"stages.{name}: {type(stage).__name__} is no Stage.")
+        stage.name = str(name)
+        stages[stage.name] = stage
+    for stage in stages.values():
+        stage.earlier = {role: stages[need] for role, need in stage.needs.items()}
+    return stages
+
+
+def build_stage(config: DictConfig, name: str, *, pretrained: bool = True) -> StageModels:
+    """The models of a stage, see :meth:`Stage.build`."""
+    return resolve_stages(config)[name].build(config, pretrained=pretrained)
+
+
+def split_state(models: StageModels) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State of the model that is saved, and of what surrounds it in training."""
+    state = dict(models.model.state_dict())
+    if models.trained is models.model:
+        return state, {}
+    own = {id(tensor) for tensor in models.model.state_dict(keep_vars=True).values()}
+    everything = models.trained.state_dict(keep_vars=True)
+    around = {name: t.detach() for name, t in everything.items() if id(t) not in own}
+    return state, around
+
+
+def _with_queries(key: str, detector: nn.Module) -> TransformerDetector:
+    """The detector, which must have what is distilled."""
+    if not isinstance(detector, TransformerDetector):
+        raise ValueError(
+            f"{key}: {type(detector).__name__} has no queries and no memory to distil; teacher and "
+            "student are detection transformers."
+        )
+    return detector
+
+
+def _check_scales(loss: str, student: Any, teacher: Any) -> None:
+    """Refuse to compare projected features as they are where only one network normalises them."""
+
+    def normalised(net: Any) -> bool:
+        return any(isinstance(part, nn.GroupNorm) for part in getattr(net, "neck", net).modules())
+
+    if normalised(student) != normalised(teacher):
+        one, other = ("teacher", "student") if normalised(teacher) else ("student", "teacher")
+        raise ValueError(
+            f"The {one} normalises its features and the {other} does not, so their scales differ: "
+            f"set distillation.{loss}.align=conv1x1."
+        )
