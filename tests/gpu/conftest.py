@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.tiny_fixtures import (  # noqa: F401 (fixtures)
-    _cost_is_not_measured,
+    cost_is_not_measured,
     fresh_log,
     tiny_config,
     tiny_data,

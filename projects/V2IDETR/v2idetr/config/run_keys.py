@@ -41,7 +41,7 @@ class Kind:
 
     def problem(self, key: str, value: Any) -> str | None:
         """What is wrong with a value of the key, or with `MISSING`; None if nothing is."""
-        if value is None and self.optional:
+        if self.optional and fits(value, type(None)):
             return None
         kind = KIND_NAMES[self.type] + " or null" * self.optional
         if value is MISSING:
