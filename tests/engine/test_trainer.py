@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from v2idetr.config.load import load_config
-from v2idetr.engine.hooks import DistillationHook
-from v2idetr.engine.run_context import RunContext, load_splits, train_loader
+from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stage import build_stage
 from v2idetr.engine.trainer import NonFiniteLossError, Trainer, seed_step, split_batch
@@ -144,21 +143,22 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
 # ------------------------------------------------------------------------------- real detectors
 
 
-def one_step(config_path: Path, stage: str, *, world: int = 1, **settings) -> tuple[dict, dict]:
+def one_step(config_path: Path, name: str, *, world: int = 1, **settings) -> tuple[dict, dict]:
     """Losses and gradients of the first step of a stage, dropout apart."""
     config = load_config(config_path, ["model.net.dropout=0"])
-    models = build_stage(config, stage)
+    models = build_stage(config, name)
     splits = load_splits(config, with_train=True)
     run = RunContext(config, torch.device("cpu"), splits, StopSignals())
-    loader = train_loader(run, stage, 1 if stage == "plain" else 3, 0)
+    stage = run.stages[name]
+    loader = run.train_loader(stage, models, 0)
     network = DistributedDataParallel(models.trained) if world > 1 else models.trained
     optimizer = torch.optim.SGD(models.trained.parameters(), lr=0.0)
-    step = Trainer(network, loader, optimizer, stage=stage, seed=0, **settings)
+    step = Trainer(network, loader, optimizer, stage=name, seed=0, **settings)
     if models.teacher is not None:
         # A trained teacher is no copy of its student, where the L1 of TFD would have a kink.
         other = load_config(config_path, ["train.seed=1"])
         models.teacher.load_state_dict(build_stage(other, "teacher").model.state_dict())
-        step.register_hooks([DistillationHook(models.teacher, models.trained.knowledge)])
+        step.register_hooks(stage.hooks(models))
     step.train(0, 1)
     losses = {name: value for name, value in step.step_metrics.items() if "time" not in name}
     gradients = {n: p.grad for n, p in models.trained.named_parameters() if p.grad is not None}
