@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
+from v2idetr.data.frame_files import image_names, natural_key
 from v2idetr.data.text_files import read_text
 from v2idetr.prepare.annotations import (
     Frame,
@@ -21,9 +22,7 @@ from v2idetr.prepare.annotations import (
     Video,
     even_share,
     in_threads,
-    natural_key,
     numbered_pictures,
-    picture_files,
 )
 from v2idetr.prepare.command_line import check_folder, converter_parser, run_converter
 
@@ -59,7 +58,7 @@ def read_videos(part: Path, source: Path, notes: Findings) -> list[Video]:
     for folder in sorted(folders, key=lambda path: natural_key(path.name)):
         texts = part / "Annotations" / folder.name
         root = folder.relative_to(source)
-        names = picture_files(folder)
+        names = image_names(folder)
         found = in_threads(
             lambda name, texts=texts: read_boxes(texts / f"{Path(name).stem}.txt"),
             names,

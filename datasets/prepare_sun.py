@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
+from v2idetr.data.frame_files import image_names
 from v2idetr.data.text_files import read_text
-from v2idetr.prepare.annotations import Frame, Lesion, Video, even_share, picture_files
+from v2idetr.prepare.annotations import Frame, Lesion, Video, even_share
 from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
 from v2idetr.prepare.sun_names import case_folders, in_time, lesion_free_videos
 
@@ -93,7 +94,7 @@ def read_case(number: int, folder: Path, boxes: Boxes, source: Path, notes: Find
     """The frames of a case in order of time; a case of SUN has one polyp: its instance."""
     root = folder.relative_to(source)
     frames = []
-    for name, scene in in_time(picture_files(folder), folder.name, notes):
+    for name, scene in in_time(image_names(folder), folder.name, notes):
         lesions = boxes.pop(name, None)
         if lesions is None:
             notes.add("frame of a positive case without a row is left out", f"{root / name}")

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.prepare.annotations import Frame, Video, even_share, evenly_spaced, picture_files
+from v2idetr.data.frame_files import image_names
+from v2idetr.prepare.annotations import Frame, Video, even_share, evenly_spaced
 from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
 from v2idetr.prepare.sun_names import case_number, in_time, lesion_free_videos
 from v2idetr.prepare.sunseg_boxes import ORDERS, add_boxes
@@ -104,7 +105,7 @@ def read_folder(
     videos = []
     for clip in clips:
         root = clip.relative_to(source)
-        ordered = in_time(picture_files(clip), str(root), notes)
+        ordered = in_time(image_names(clip), str(root), notes)
         frames = [Frame((root / name).as_posix(), scene_id=scene) for name, scene in ordered]
         if frames:
             videos.append(Video(clip.name, frames))

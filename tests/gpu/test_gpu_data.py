@@ -10,8 +10,9 @@ import torch
 
 from tests.conftest import tiny_detector
 from v2idetr.config.load import load_config
-from v2idetr.engine.run_context import RunContext, eval_loader, load_splits, train_loader
+from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
+from v2idetr.engine.stage import StageModels
 
 pytestmark = pytest.mark.gpu
 
@@ -23,10 +24,16 @@ def make_run(request, tiny_config: Path):
     return lambda device: RunContext(config, device, splits, StopSignals())
 
 
+def clips_of(run: RunContext, num_frames: int):
+    """Batches of the plain stage in clips of this length."""
+    detector = tiny_detector()
+    detector.num_frames = num_frames
+    return run.train_loader(run.stages["plain"], StageModels(detector, detector), 0)
+
+
 def test_batches_are_page_locked_and_the_same(make_run, device) -> None:
     ours, theirs = (
-        islice(iter(train_loader(make_run(on), "plain", 3, 0)), 5)
-        for on in (torch.device("cpu"), device)
+        islice(iter(clips_of(make_run(on), 3)), 5) for on in (torch.device("cpu"), device)
     )
     for batch, other in zip(ours, theirs, strict=True):
         for sample, same in zip(batch, other, strict=True):
@@ -42,10 +49,10 @@ def test_a_batch_that_is_dropped_while_it_is_copied_arrives_whole(make_run, devi
     model = tiny_detector().to(device)
     want = [
         torch.stack([frame["image"] for sample in batch for frame in sample["clip"]])
-        for batch in islice(iter(train_loader(make_run(torch.device("cpu")), "plain", 3, 0)), 40)
+        for batch in islice(iter(clips_of(make_run(torch.device("cpu")), 3)), 40)
     ]
     have = []
-    for batch in islice(iter(train_loader(make_run(device), "plain", 3, 0)), 40):
+    for batch in islice(iter(clips_of(make_run(device), 3)), 40):
         frames = [frame for sample in batch for frame in sample["clip"]]
         pixels = model.images(frames).pixels
         del batch, frames  # their memory may be used again by the next batch
@@ -57,7 +64,7 @@ def test_a_batch_that_is_dropped_while_it_is_copied_arrives_whole(make_run, devi
 
 
 def test_targets_are_those_of_the_cpu(make_run, device) -> None:
-    batch = next(iter(train_loader(make_run(torch.device("cpu")), "plain", 1, 0)))
+    batch = next(iter(clips_of(make_run(torch.device("cpu")), 1)))
     here, there = tiny_detector().targets(batch), tiny_detector().to(device).targets(batch)
     for ours, theirs in zip(here.boxes + here.labels, there.boxes + there.labels, strict=True):
         assert theirs.device.type == device.type
@@ -66,7 +73,7 @@ def test_targets_are_those_of_the_cpu(make_run, device) -> None:
 
 def test_evaluation_batches_reach_the_device(make_run, device) -> None:
     run, model = make_run(device), tiny_detector().to(device).eval()
-    batches = list(eval_loader(run, run.splits["val"], 1))
+    batches = list(run.eval_loader(run.splits["val"], model))
     detections = [result for batch in batches for result in model(batch)]
     assert len(detections) == len(run.splits["val"].records)
     assert all(d["instances"].scores.device.type == device.type for d in detections)

@@ -19,7 +19,6 @@ from v2idetr.prepare.annotations import (
     Video,
     even_share,
     evenly_spaced,
-    natural_key,
 )
 from v2idetr.prepare.command_line import numbers_of
 from v2idetr.prepare.mask_boxes import boxes_of_mask, read_mask
@@ -53,11 +52,6 @@ def test_lists_and_ranges_of_numbers():
     assert numbers_of("") == []
     with pytest.raises(ValueError, match="'a' is neither"):
         numbers_of("1,a")
-
-
-def test_natural_order_reads_numbers():
-    names = ["a10.jpg", "b1.jpg", "a9.jpg"]
-    assert sorted(names, key=natural_key) == ["a9.jpg", "a10.jpg", "b1.jpg"]
 
 
 def test_parts_of_a_mask_touch_at_corners():

@@ -1,5 +1,6 @@
 """Files of a split's frames, without decoding them: which cannot be images, and why.
 
+image_names       the image files of a folder, in natural order
 check_files       one listing a folder and one stat a frame
 explain_size      a size other than the annotation file's -> its likely cause and the remedy
 """
@@ -7,6 +8,7 @@ explain_size      a size other than the annotation file's -> its likely cause an
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Mapping
@@ -23,9 +25,22 @@ POINTERS = {
     b"/annex/objects/": "a git-annex pointer: fetch it, `git annex get .`",
 }
 LONGEST_POINTER = 1024  # bytes, exclusive: specification of Git LFS
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 Size = tuple[int, int]
+
+
+def image_names(folder: Path) -> list[str]:
+    """Names of the image files in a folder, in natural order (``image9`` before ``image10``)."""
+    names = (n for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != ".")
+    return sorted(names, key=natural_key)
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that reads runs of digits as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def check_files(frames: Mapping[int, Any], image_root: Path, report: AuditReport) -> None:

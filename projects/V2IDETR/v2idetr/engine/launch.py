@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import torch
+from omegaconf import DictConfig
 
 from v2idetr.child_processes import stop_signals
 from v2idetr.config.load import ConfigError, load_run_config
@@ -46,35 +47,46 @@ def launch_run(options: argparse.Namespace) -> int:
         )
     except ConfigError as error:
         raise UserError(str(error)) from error
-    is_first = options.machine_rank == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0
+    is_first = int(os.environ["RANK"] if under_torchrun() else options.machine_rank) == 0
     if is_first:  # a folder that all machines share
         given = "--output" if options.eval_only else "train.output_dir"
         try:
             check_writable(output_folder(config, options), given)
         except ValueError as error:
             raise UserError(str(error)) from error
-    device_type = config.train.device
-    if device_type == "auto":
-        device_type = "cuda" if gpus else "cpu"
-    if device_type == "cuda" and options.num_gpus > gpus:
-        raise UserError(f"{options.num_gpus} processes need a GPU each: this machine has {gpus}.")
-    if device_type == "cpu" and options.num_gpus > 1 and is_first:
-        logger.warning(
-            "no GPU: %d processes on the CPU take their memory and are seldom faster than one",
-            options.num_gpus,
-        )
+    device_type = _choose_device(config.train.device, options.num_gpus, gpus, warn=is_first)
     # Imported here, so that a config is refused without waiting for all that it would have used.
-    from detectron2.engine import launch
-    from torch.multiprocessing import ProcessExitedException
-
     from v2idetr.engine.process import run_process, run_worker
 
     if world == 1:
         return run_process(options, config, device_type)
-    if under_torchrun():
-        _join(options.num_gpus, device_type)
-        run_worker(options, config, device_type)
-        return 0
+    if not under_torchrun():
+        return _spawn(options, config, device_type)
+    _join(options.num_gpus, device_type)
+    run_worker(options, config, device_type)
+    return 0
+
+
+def _choose_device(given: str, processes_here: int, gpus: int, *, warn: bool) -> str:
+    """Device type of all processes, cuda or cpu; UserError where GPUs are too few for them."""
+    device_type = ("cuda" if gpus else "cpu") if given == "auto" else given
+    if device_type == "cuda" and processes_here > gpus:
+        raise UserError(f"{processes_here} processes need a GPU each: this machine has {gpus}.")
+    if device_type == "cpu" and processes_here > 1 and warn:
+        logger.warning(
+            "no GPU: %d processes on the CPU take their memory and are seldom faster than one",
+            processes_here,
+        )
+    return device_type
+
+
+def _spawn(options: argparse.Namespace, config: DictConfig, device_type: str) -> int:
+    """Start the processes of this machine and wait for them; the exit code."""
+    from detectron2.engine import launch
+    from torch.multiprocessing import ProcessExitedException
+
+    from v2idetr.engine.process import run_worker
+
     if device_type == "cpu":  # detectron2 would choose NCCL where there is a GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with _signals_forwarded():

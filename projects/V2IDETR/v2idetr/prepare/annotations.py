@@ -10,8 +10,6 @@ A converter never drops anything without a note: notes end up in ``audit.json`` 
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,14 +22,13 @@ from tabulate import tabulate
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, Findings, audit_boxes
 from v2idetr.data.coco_vid import RAW, write_split
+from v2idetr.data.frame_files import image_names
 from v2idetr.data.image_files import ImageFileError, image_size
 from v2idetr.progress import progress_bar
 from v2idetr.wording import counted
 
 # What a converter says of a frame whose file cannot be used.
 LEFT_OUT = "frame cannot be used and is left out"
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -340,21 +337,10 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def picture_files(folder: Path) -> list[str]:
-    """Names of the pictures in a folder, in natural order (``image9`` before ``image10``)."""
-    names = (n for n in os.listdir(folder) if n.lower().endswith(PICTURES) and n[0] != ".")
-    return sorted(names, key=natural_key)
-
-
 def numbered_pictures(folder: Path) -> dict[int, str]:
     """Pictures of a folder whose names are numbers, by number; none where there is no folder."""
-    names = picture_files(folder) if folder.is_dir() else []
+    names = image_names(folder) if folder.is_dir() else []
     return {int(Path(name).stem): name for name in names if Path(name).stem.isdecimal()}
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key that reads runs of digits as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:

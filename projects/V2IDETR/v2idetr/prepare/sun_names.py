@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2idetr.data.audit import Findings
-from v2idetr.prepare.annotations import Frame, Video, natural_key, picture_files
+from v2idetr.data.frame_files import image_names, natural_key
+from v2idetr.prepare.annotations import Frame, Video
 
 FRAME_NAME = re.compile(r"^([^-]*?(\d+)-.*?_a(\d+)_).*image(\d+)$")
 CASE_FOLDER = re.compile(r"^case(\d+)$")
@@ -65,7 +66,7 @@ def lesion_free_videos(
     videos: dict[int, list[Video]] = {}
     for parent in parents:
         for number, folder in case_folders(parent).items():
-            ordered = in_time(picture_files(folder), folder.name, notes)
+            ordered = in_time(image_names(folder), folder.name, notes)
             root = Path(os.path.relpath(folder, image_root))
             frames = [Frame((root / name).as_posix(), scene_id=scene) for name, scene in ordered]
             name = f"negative_case{number}"
