@@ -17,8 +17,8 @@ from v2idetr.engine.signals import StopSignals
     [
         ("train.stages=[]", "must name some of teacher, plain, student"),
         ("train.stages=[techer]", "must name some of teacher, plain, student"),
-        ("train.stages=[student, teacher]", "must be in the order"),
-        ("train.stages=[plain, student]", "needs a teacher"),
+        ("train.stages=[student, teacher]", "add teacher to train.stages before it"),
+        ("train.stages=[plain, student]", "whose teacher is the stage teacher: add"),
         ("train.batch_size=5", "which 2 processes cannot share equally"),
         ("train.max_iter=0", "must be at least 1"),
         ("data.num_frames=0", "must be at least 1"),
@@ -84,7 +84,7 @@ def test_clips_at_once_is_a_limit(tiny_config, batch, limit, parts) -> None:
     ]
     config = load_run_config(tiny_config, overrides, world_size=1, has_gpu=False)
     run = RunContext(config, torch.device("cpu"), {}, StopSignals())
-    assert run.micro_batches("plain") == parts
+    assert run.micro_batches(run.stages["plain"]) == parts
 
 
 def test_a_missing_file_that_two_stages_start_from_is_one_error(tiny_config) -> None:

@@ -12,7 +12,10 @@ from v2idetr.config.targets import arguments_of, parameter_of, signature_of
     [
         ("detectron2.modeling.ResNet.make_default_stages", ["depth", "block_class", "kwargs"]),
         ("v2idetr.data.augmentation.horizontal_flip", ["probability"]),
-        ("v2idetr.data.clip_sampler.ClipSampler", ["num_frames", "window", "sampling", "side"]),
+        (
+            "v2idetr.data.reference_sampler.WindowSampler",
+            ["num_frames", "window", "sampling", "side"],
+        ),
     ],
 )
 def test_classes_functions_and_methods_have_signatures(target: str, names: list[str]) -> None:

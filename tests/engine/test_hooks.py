@@ -181,7 +181,7 @@ def test_after_a_signal_no_evaluation_begins_and_a_resumed_run_makes_up_for_it(t
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     teacher = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    hook = hooks.DistillationHook(teacher.train(), lambda model, batch: (model, batch))
-    assert hook.before_forward([{}]) == {"knowledge": (teacher, [{}])}
+    hook = hooks.DistillationHook(teacher.train(), lambda batch: batch)
+    assert hook.before_forward([{}]) == {"knowledge": [{}]}
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())

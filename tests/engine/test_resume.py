@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from v2idetr.config.load import load_config
-from v2idetr.engine import process, stage_training
-from v2idetr.engine import stages as run_order
+from v2idetr.engine import process
+from v2idetr.engine import stage as stage_module
 from v2idetr.engine.trainer import Trainer
 from v2idetr.runs.checkpoint import load_checkpoint
 
@@ -167,7 +167,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_repeats_it(
             threading.Timer(0.0, send(signal.SIGTERM)).start()
             signal.pause()
 
-        stage_training.validate = validate
+        stage_module.validate = validate
         return run(tiny_config, output)
 
     assert in_child(stopped) == 143
@@ -186,7 +186,7 @@ def test_a_signal_in_the_last_evaluation_costs_only_that_evaluation(
         def evaluate(*arguments, **named):
             os.kill(os.getpid(), signal.SIGINT)
 
-        run_order.evaluate = evaluate
+        stage_module.evaluate = evaluate
         return run(tiny_config, output)
 
     def resumed() -> int:

@@ -48,7 +48,7 @@ def validate_config(
             do not matter.
     """
     expected = dict(PROGRAM_KEYS)
-    if "teacher" in config and _uses_teacher(config):
+    if _uses_teacher(config):
         expected |= TEACHER_KEYS
     if "distillation" in config:
         expected |= DISTILLATION_KEYS
@@ -196,7 +196,7 @@ def _check_patience(config: dict[str, Any]) -> list[str]:
 
 def _check_files(config: dict[str, Any], problems: list[str]) -> None:
     trained, chosen = stages_to_train(config), config["train"]["stages"]
-    sections = list(dict.fromkeys(settings_of(config, stage) for stage in trained))
+    sections = sorted({settings_of(config, stage) for stage in trained}, key="train".__ne__)
     keys = [f"{section}.init_checkpoint" for section in sections]
     looked_at = {*chosen, *(need for s in chosen for need in needs_of(config, s).values())}
     keys += [key for s in stage_names(config) if s in looked_at and (key := given_key(config, s))]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from v2idetr.checkpoints.files import read_weights
 from v2idetr.config.load import build
 from v2idetr.config.stage_settings import given_file, steps_of, value_at
 from v2idetr.distillation.loss import DistillationLoss
@@ -25,7 +26,7 @@ from v2idetr.engine.trainer import TrainerHook, seed_step
 from v2idetr.evaluation.evaluator import evaluate, validate
 from v2idetr.modeling.trainable import Trainable, TrainableDetector
 from v2idetr.modeling.training import TransformerDetector
-from v2idetr.runs.checkpoint import blaming, load_detector
+from v2idetr.runs.checkpoint import blaming, load_detector, load_into
 from v2idetr.runs.folder import weights_of
 
 if TYPE_CHECKING:  # it has the stages of its run
@@ -186,7 +187,8 @@ class DetectorStage(Stage):
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         if (backbone := self.earlier.get("backbone")) is not None:
             network: Any = getattr(models.model, "net", models.model)
-            load_detector(network.backbone, backbone.artefact(run.config))
+            file = backbone.artefact(run.config)
+            load_into(network.backbone, read_weights(file).state, file)
 
     def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
         split, settings = run.splits["val"], run.config.evaluation
