@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from v2idetr.config.yaml_text import parse_yaml
 from v2idetr.progress import progress_bar
+from v2idetr.runs.stage_folder import StageFolder, read_metrics
 
 TITLES = {"teacher": "teacher", "plain": "plain student", "student": "V2I student"}
 
@@ -119,9 +119,10 @@ def stage_parts(step: str, folder: Path, stage: str, steps: int, name: str) -> l
         stage: teacher, plain or student.
         steps: of its training.
     """
-    done = _steps_done(folder)
-    finished = (folder / "evaluation.json").exists()
-    trained = finished or (folder / "final.pth").exists()
+    files = StageFolder(folder)
+    done = max((line["iteration"] for line in read_metrics(files.metrics)), default=0)
+    finished = files.evaluation.exists()
+    trained = finished or files.final.exists()
     share = 1.0 if trained else min(done / steps, 0.99)
     count = f"step {min(done, steps)} of {steps}"
     evaluation = SECONDS_OTHERWISE["evaluation"]
@@ -137,15 +138,6 @@ def clock(seconds: float) -> str:
         return f"{max(seconds, 0):.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def _steps_done(stage: Path) -> int:
-    """The last step in metrics.jsonl, 0 where there is none."""
-    try:
-        lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return max(int(json.loads(line)["iteration"]) for line in lines if line[-1:] == "}")
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 def _yaml(path: Path) -> dict[str, Any]:

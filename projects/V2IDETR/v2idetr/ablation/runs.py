@@ -30,6 +30,7 @@ from v2idetr.ablation.tables import Equal, Row, Table
 from v2idetr.config.load import ConfigError, fingerprint, to_plain
 from v2idetr.config.stage_settings import steps_of
 from v2idetr.runs.folder import weights_of
+from v2idetr.runs.stage_folder import StageFolder
 from v2idetr.runs.training_log import TrainingCost, training_cost, validation_curve
 
 # Stages of a config: a table trains each in a run of its own.
@@ -99,9 +100,14 @@ class Run:
         return f"{what}{self.row.key}, seed {self.seed}"
 
     @property
+    def files(self) -> StageFolder:
+        """The folder of its stage."""
+        return StageFolder(self.folder / self.stage)
+
+    @property
     def evaluation(self) -> Path:
         """What it writes last."""
-        return self.folder / self.stage / "evaluation.json"
+        return self.files.evaluation
 
     @property
     def log(self) -> Path:
@@ -128,13 +134,12 @@ class Run:
     @property
     def cost(self) -> TrainingCost:
         """What its training has cost so far."""
-        return training_cost(self.folder / self.stage / "metrics.jsonl")
+        return training_cost(self.files.metrics)
 
     @property
     def curve(self) -> list[tuple[int, float]]:
         """Steps and validation metric, see `validation_curve`."""
-        metrics = self.folder / self.stage / "metrics.jsonl"
-        return validation_curve(metrics, self.config.train.best_metric)
+        return validation_curve(self.files.metrics, self.config.train.best_metric)
 
     @property
     def cost_with_teacher(self) -> TrainingCost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
-from v2idetr.atomic_file import write_text_atomically
 from v2idetr.distillation.knowledge import Knowledge
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.optimizer import set_learning_rates
@@ -21,6 +19,7 @@ from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Sample, TrainerHook
 from v2idetr.progress import progress_bar
 from v2idetr.runs.checkpoint import Checkpoint, save_checkpoint
+from v2idetr.runs.stage_folder import BEST, FINAL, LAST, append_metrics, truncate_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -112,14 +111,9 @@ class MetricsLog(TrainerHook):
                 )
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line; a value that is not finite becomes null."""
+        """Write one line."""
         if comm.is_main_process():
-            finite = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in line.items()
-            }
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite) + "\n")
+            append_metrics(self.path, line)
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": dict(self._sums), "count": self._count}
@@ -170,15 +164,15 @@ class CheckpointWriter(TrainerHook):
             self.write_last()
 
     def after_train(self) -> None:
-        self._write("final.pth", self.trainer.max_iter, resumable=False)
+        self._write(FINAL, self.trainer.max_iter, resumable=False)
 
     def write_last(self) -> None:
         """Everything needed to continue after the current step."""
-        self._write("last.pth", self.trainer.iter + 1, resumable=True)
+        self._write(LAST, self.trainer.iter + 1, resumable=True)
 
     def write_best(self, iteration: int) -> None:
         """The weights alone."""
-        self._write("best.pth", iteration, resumable=False)
+        self._write(BEST, iteration, resumable=False)
 
     def _write(self, name: str, iteration: int, *, resumable: bool) -> None:
         if comm.is_main_process():
@@ -291,18 +285,3 @@ class Interruption(TrainerHook):
 
 def _or_worst(value: float | None) -> float:
     return -math.inf if value is None else value
-
-
-def truncate_metrics(path: Path, iteration: int) -> None:
-    """Drop the lines after `iteration`, and a last line that was cut off in writing."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["iteration"] > iteration:
-                continue
-        except (ValueError, KeyError, TypeError):
-            continue
-        kept.append(line + "\n")
-    write_text_atomically(path, "".join(kept))

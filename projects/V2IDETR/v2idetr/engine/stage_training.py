@@ -28,10 +28,9 @@ from v2idetr.runs.checkpoint import (
     load_into,
 )
 from v2idetr.runs.folder import CONFIG, git_commit
+from v2idetr.runs.stage_folder import LAST, StageFolder
 
 logger = logging.getLogger(__name__)
-
-LAST = "last.pth"
 
 
 def train_stage(run: RunContext, name: str) -> None:
@@ -171,7 +170,7 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
         )
     multiplier = build(run.config, "lr_multiplier")
     learning_rate = hooks.LearningRate(multiplier, steps, early_stopping)
-    log = hooks.MetricsLog(folder / "metrics.jsonl", train.log_period, learning_rate)
+    log = hooks.MetricsLog(StageFolder(folder).metrics, train.log_period, learning_rate)
     commit, digest = git_commit(), fingerprint(run.config)
     architecture = describe(getattr(models.model, "net", models.model))
     validation: hooks.Validation | None = None

@@ -25,7 +25,8 @@ from v2idetr.engine.stage_training import (
 )
 from v2idetr.evaluation.evaluator import write_evaluation
 from v2idetr.evaluation.table import format_table
-from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation, is_finished
+from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation
+from v2idetr.runs.stage_folder import StageFolder
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +40,16 @@ def run_stages(run: RunContext) -> dict[str, Result]:
     results: dict[str, Result] = {}
     for number, name in enumerate(names, start=1):
         logger.info("stage %d of %d: %s", number, len(names), name)
-        stage, folder = run.stages[name], run.stage_folder(name)
-        if is_finished(folder, evaluated=stage.reported):
+        stage, files = run.stages[name], StageFolder(run.stage_folder(name))
+        if files.is_finished(evaluated=stage.reported):
             logger.info("%s: finished already", name)
-        elif not (folder / "final.pth").exists():
+        elif not files.final.exists():
             train_stage(run, name)
             gc.collect()  # the trainer and its hooks know each other; evaluation wants the memory
-        if is_finished(folder) and stage.reported:
-            text = (folder / "evaluation.json").read_text(encoding="utf-8")
-            results[name] = json.loads(text)
+        if stage.reported and files.is_finished():
+            results[name] = json.loads(files.evaluation.read_text(encoding="utf-8"))
         elif stage.reported:
-            results[name] = _evaluate(run, stage, stage.artefact(run.config), folder)
+            results[name] = _evaluate(run, stage, stage.artefact(run.config), files.path)
     return _finish(results, run.folder)
 
 
@@ -125,7 +125,7 @@ def _evaluate(run: RunContext, stage: Stage, weights: Path, folder: Path) -> Res
     result = stage.evaluate(run, weights, folder)
     result = {"stage": stage.name, "checkpoint": str(weights), **result}
     if comm.is_main_process():
-        write_evaluation(folder / "evaluation.json", result)
+        write_evaluation(StageFolder(folder).evaluation, result)
     return result
 
 

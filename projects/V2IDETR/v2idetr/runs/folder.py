@@ -233,12 +233,6 @@ def weights_of(config: DictConfig, stage: str) -> Path:
     return Path(config.train.output_dir) / stage / f"{config.evaluation.checkpoint}.pth"
 
 
-def is_finished(folder: Path, *, evaluated: bool = True) -> bool:
-    """Whether a stage was trained to its end and, where it is to be, evaluated."""
-    done = (folder / "evaluation.json").exists() or not evaluated
-    return (folder / "final.pth").exists() and done
-
-
 def data_fingerprint(split: SplitData) -> dict[str, Any]:
     """Hash of the annotation file and the number of frames; pictures are not read."""
     digest = hashlib.sha256(Path(split.json_path).read_bytes()).hexdigest()

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from v2idetr.config.load import load_config, to_plain
 from v2idetr.config.stage_settings import stage_names
+from v2idetr.runs.stage_folder import StageFolder, read_metrics
 
 # What a reader calls the stages.
 TITLES = {"teacher": "Teacher", "plain": "Plain student", "student": "V2I student"}
@@ -26,7 +27,7 @@ class StageFiles:
     """One stage of a run.
 
     Attributes:
-        name: "teacher", "plain" or "student".
+        name: such as "teacher", "plain" or "student".
         folder: where it wrote.
         steps: lines of ``metrics.jsonl`` about training: means since the line before.
         validations: lines of ``metrics.jsonl`` about the validation split, keys ``val/<metric>``.
@@ -42,7 +43,7 @@ class StageFiles:
     @property
     def title(self) -> str:
         """What a reader calls it."""
-        return TITLES[self.name]
+        return TITLES.get(self.name, self.name.capitalize())
 
     @property
     def done(self) -> int:
@@ -60,7 +61,7 @@ class StageFiles:
 
     def predictions(self, split: str) -> Path:
         """File with the detections on a split; it may not exist."""
-        return self.folder / f"predictions_{split}.json.gz"
+        return StageFolder(self.folder).predictions(split)
 
 
 @dataclass(frozen=True)
@@ -120,30 +121,16 @@ def read_run(folder: str | Path) -> RunFiles:
 
 
 def _read_stage(folder: Path) -> StageFiles:
-    lines = _read_lines(folder / "metrics.jsonl")
+    files = StageFolder(folder)
+    lines = read_metrics(files.metrics)
     validations = [line for line in lines if any(key.startswith("val/") for key in line)]
     return StageFiles(
         name=folder.name,
         folder=folder,
         steps=[line for line in lines if "total_loss" in line],
         validations=validations,
-        evaluation=_read_json(folder / "evaluation.json"),
+        evaluation=_read_json(files.evaluation),
     )
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines in order of iteration; a line that was cut off in writing is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("iteration"), int):
-            lines.append(line)
-    return sorted(lines, key=lambda line: line["iteration"])
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from v2idetr.runs.stage_folder import read_metrics
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def training_cost(metrics: Path) -> TrainingCost:
         ValueError: the file has no costs, as those written before they were measured.
     """
     cost, before = TrainingCost(), 0
-    for line in _lines(metrics):
+    for line in read_metrics(metrics):
         if "time_s" not in line:  # an evaluation
             continue
         steps, before = line["iteration"] - before, line["iteration"]
@@ -70,10 +69,5 @@ def training_cost(metrics: Path) -> TrainingCost:
 
 def validation_curve(metrics: Path, metric: str) -> list[tuple[int, float]]:
     """Steps and a validation metric, in percent, of a stage's evaluations that have it."""
-    points = ((line["iteration"], line.get(f"val/{metric}")) for line in _lines(metrics))
+    points = ((line["iteration"], line.get(f"val/{metric}")) for line in read_metrics(metrics))
     return [(steps, 100 * value) for steps, value in points if value is not None]
-
-
-def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
-    with metrics.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
