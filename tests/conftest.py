@@ -15,7 +15,7 @@ from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.detr import DETR
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.matcher import HungarianMatcher
-from v2idetr.modeling.meta_arch import ClipDetector, Detector
+from v2idetr.modeling.meta_arch import Detector
 from v2idetr.modeling.sam_detr import SAMDETR
 from v2idetr.modeling.temporal import MSI
 
@@ -116,12 +116,12 @@ def tiny_sam_detr_detector(**changes) -> Detector:
     return Detector(net=net, criterion=criterion(), class_names=["polyp"] * net.num_classes)
 
 
-def tiny_teacher(num_frames: int = 3, **changes) -> ClipDetector:
+def tiny_teacher(num_frames: int = 3, **changes) -> Detector:
     net = tiny_net(temporal=True, **changes)
     for parameter in net.fusion.parameters():
         nn.init.normal_(parameter, std=0.05)
     names = ["polyp"] * net.num_classes
-    return ClipDetector(net=net, criterion=criterion(), class_names=names, num_frames=num_frames)
+    return Detector(net=net, criterion=criterion(), class_names=names, num_frames=num_frames)
 
 
 def criterion() -> SetCriterion:

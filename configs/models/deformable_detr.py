@@ -44,7 +44,7 @@ model = L("v2idetr.modeling.meta_arch.Detector")(
 
 # The teacher is the student's detector with MSI between neck and encoder.
 teacher = dict(
-    model=L("v2idetr.modeling.meta_arch.ClipDetector")(
+    model=L("v2idetr.modeling.meta_arch.Detector")(
         num_frames="${data.num_frames}",
         net=L("v2idetr.modeling.deformable_detr.DeformableDETR")(
             **{

@@ -21,7 +21,7 @@ from v2idetr.distillation.knowledge import Reach, teacher_knowledge
 from v2idetr.distillation.query_distillation import QueryDistillation
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
-from v2idetr.modeling.meta_arch import ClipDetector, Detector
+from v2idetr.modeling.meta_arch import Detector
 
 KINDS = {
     "tfd": TargetGuidedFeatureDistillation,
@@ -85,7 +85,7 @@ def test_all_losses_can_be_had_at_once_and_leave_detection_alone() -> None:
 
 @pytest.mark.parametrize(("key", "options"), ROWS)
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(key: str, options: dict) -> None:
-    teacher = ClipDetector(
+    teacher = Detector(
         net=tiny_net(), criterion=criterion(), class_names=["polyp"], num_frames=1
     ).eval()
     samples = [make_sample(0, num_frames=1, lesions=2), make_sample(1, num_frames=1)]

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import criterion, make_sample, tiny_detector, tiny_net
 from tests.distillation.test_student import KINDS, distil
 from v2idetr.distillation.knowledge import Frames
-from v2idetr.modeling.meta_arch import ClipDetector
+from v2idetr.modeling.meta_arch import Detector
 
 T = 3  # divides the 12 queries: together the chunks of all frames are every query once
 
@@ -25,12 +25,12 @@ def still_clips() -> list[dict[str, Any]]:
     return samples
 
 
-def teacher_like(student: Any, **settings: Any) -> ClipDetector:
+def teacher_like(student: Any, **settings: Any) -> Detector:
     """With the student's weights and MSI as it starts, the identity."""
     net = tiny_net(temporal=True, **settings)
     missing = net.load_state_dict(student.net.state_dict(), strict=False).missing_keys
     assert all(name.startswith("fusion.") for name in missing)
-    return ClipDetector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=T).eval()
+    return Detector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=T).eval()
 
 
 @pytest.mark.parametrize("settings", KINDS)

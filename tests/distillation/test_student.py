@@ -16,7 +16,7 @@ from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.evaluation.cost import flops, parameters
 from v2idetr.modeling.fusion import Fusion
-from v2idetr.modeling.meta_arch import ClipDetector, Detector
+from v2idetr.modeling.meta_arch import Detector
 from v2idetr.modeling.temporal import MSI
 
 ONE_STAGE: dict[str, Any] = {}
@@ -207,7 +207,7 @@ def test_a_batch_without_lesions_still_distils_queries() -> None:
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
     # The same network on the same single frame, without a temporal module: S = T and D = D.
-    teacher = ClipDetector(
+    teacher = Detector(
         net=tiny_net(), criterion=criterion(), class_names=["polyp"], num_frames=1
     ).eval()
     samples = [make_sample(0, num_frames=1, lesions=2)]
@@ -222,7 +222,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
 def test_a_teacher_of_another_width_is_translated() -> None:
     net = tiny_net(d=64, **TWO_STAGE)
     net.fusion = Fusion(features=MSI(d=64, ffn_dim=48, num_heads=4))
-    teacher = ClipDetector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=3)
+    teacher = Detector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=3)
     samples = batch()
     distilled = distil(
         tiny_detector(), tfd=tfd(align="conv1x1", teacher_dim=64), cqd=cqd(teacher_dim=64)

@@ -13,7 +13,7 @@ from v2idetr.distillation.knowledge import Reach, teacher_knowledge
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.interface import Features, Memory, Queries
-from v2idetr.modeling.meta_arch import ClipDetector
+from v2idetr.modeling.meta_arch import Detector
 from v2idetr.modeling.temporal import MSI
 
 
@@ -44,12 +44,12 @@ SLOTS = {"features": MixedFeatures, "memory": MixedMemory, "queries": MixedQueri
 COMBINATIONS = [["features"], ["memory"], ["queries"], ["features", "queries"], list(SLOTS)]
 
 
-def detector(*slots: str, **settings) -> ClipDetector:
+def detector(*slots: str, **settings) -> Detector:
     torch.manual_seed(0)
     net = tiny_net(**settings)
     if slots:
         net.fusion = Fusion(**{slot: SLOTS[slot]() for slot in slots})
-    return ClipDetector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=3).eval()
+    return Detector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=3).eval()
 
 
 @pytest.mark.parametrize("slots", COMBINATIONS, ids="+".join)

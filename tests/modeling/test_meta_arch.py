@@ -10,7 +10,7 @@ from tests.conftest import criterion, make_sample, tiny_detector, tiny_net, tiny
 from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.inference import best_detections
 from v2idetr.modeling.interface import Decoded
-from v2idetr.modeling.meta_arch import ClipDetector, Detector
+from v2idetr.modeling.meta_arch import Detector
 
 VARIANTS = [{}, {"box_refine": True}, {"box_refine": True, "two_stage": True}, {"num_classes": 3}]
 
@@ -278,4 +278,4 @@ def test_clips_of_any_length_train_and_evaluate(T: int) -> None:
 def test_a_detector_of_no_frames_is_refused() -> None:
     net = tiny_net(temporal=True)
     with pytest.raises(ValueError, match="num_frames must be at least 1"):
-        ClipDetector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=0)
+        Detector(net=net, criterion=criterion(), class_names=["polyp"], num_frames=0)

@@ -155,6 +155,9 @@ def measure_cost(
         sample: one frame, or one clip for a video detector, at evaluation size.
         repeats: timed runs after the warm-up.
     """
+    detector: Any = unwrap(model)
+    if getattr(detector, "order", "any") == "video":
+        detector.reset()
     height, width = sample["image"].shape[-2:]
     count = parameters(unwrap(model))
     return {

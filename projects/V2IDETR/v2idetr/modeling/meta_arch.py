@@ -14,30 +14,30 @@ from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.extra_queries import ExtraQueries, decode_beside
 from v2idetr.modeling.inference import ImageDetector, best_detections, normalised_images
 from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images
+from v2idetr.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from v2idetr.modeling.trainable import Sample
 from v2idetr.modeling.training import TrainingOutput
 
-# RGB, for pixels in [0, 255].
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
 
 class Detector(nn.Module):
-    """An image detector. It sees the current frame of each sample alone.
+    """A detector of single images or, with ``num_frames`` above 1, of clips.
+
+    One of images sees the current frame of each sample alone; one of clips sees all frames of its
+    clip and is supervised on all of them.
 
     Args:
         net: see ``interface.DetectorNetwork``.
         criterion: the detection loss; its classification must fit the logits of ``net``.
         class_names: K names; must agree with ``net.num_classes``.
+        num_frames: T.
         pixel_mean, pixel_std: RGB, for pixels in [0, 255].
         score_topk: detections per image, as far as the classification gives so many.
         size_divisor: images are padded to multiples of this.
 
     Raises:
-        ValueError: class names or classification do not fit the network.
+        ValueError: class names or classification do not fit the network; T is below 1.
     """
 
-    num_frames = 1
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -47,6 +47,7 @@ class Detector(nn.Module):
         net: nn.Module,
         criterion: SetCriterion,
         class_names: Sequence[str],
+        num_frames: int = 1,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
         score_topk: int = 100,
@@ -59,9 +60,11 @@ class Detector(nn.Module):
                 f"The network has {net.num_classes} classes, but class_names are "
                 f"{list(class_names)}: set model.net.num_classes={len(class_names)}."
             )
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
         _check_logits(net, criterion.classification)
         self.net, self.criterion = net, criterion
-        self.class_names = list(class_names)
+        self.class_names, self.num_frames = list(class_names), num_frames
         self.score_topk, self.size_divisor = score_topk, size_divisor
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1), False)
@@ -128,7 +131,10 @@ class Detector(nn.Module):
 
     def current(self, batched_inputs: list[Sample]) -> Tensor | None:
         """Index of every sample's current frame among :meth:`frames`; None for all of them."""
-        return None
+        if self.num_frames == 1:
+            return None
+        index = [c * self.num_frames + s["clip_index"] for c, s in enumerate(batched_inputs)]
+        return torch.tensor(index, device=self.device)
 
     def image_detector(self) -> ImageDetector:
         """The same weights as a module of tensors, for export and live video.
@@ -151,8 +157,20 @@ class Detector(nn.Module):
         ).to(self.device)
 
     def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
-        """The frames that this detector looks at, and is supervised on."""
-        return batched_inputs
+        """The frames that this detector looks at, and is supervised on; those of clips clip-major.
+
+        Raises:
+            ValueError: a clip has not T frames.
+        """
+        if self.num_frames == 1:
+            return batched_inputs
+        for sample in batched_inputs:
+            if len(sample["clip"]) != self.num_frames:
+                raise ValueError(
+                    f"{sample['file_name']}: the clip has {len(sample['clip'])} frames, the "
+                    f"detector needs {self.num_frames}. Make data.num_frames agree with it."
+                )
+        return [frame for sample in batched_inputs for frame in sample["clip"]]
 
     def count_frames(self, batched_inputs: list[Sample]) -> int:
         """How many labelled frames supervise this batch."""
@@ -212,59 +230,6 @@ class Detector(nn.Module):
             instances.scores, instances.pred_classes = score, label
             results.append({"instances": instances})
         return results
-
-
-class ClipDetector(Detector):
-    """A video detector. It sees all frames of each sample's clip and is supervised on all of them.
-
-    Args:
-        num_frames: T, the frames that every clip has.
-        net, criterion, class_names, pixel_mean, pixel_std, score_topk, size_divisor: see
-            :class:`Detector`.
-
-    Raises:
-        ValueError: see :class:`Detector`; T is below 1.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_frames: int,
-        net: nn.Module,
-        criterion: SetCriterion,
-        class_names: Sequence[str],
-        pixel_mean: Sequence[float] = IMAGENET_MEAN,
-        pixel_std: Sequence[float] = IMAGENET_STD,
-        score_topk: int = 100,
-        size_divisor: int = 32,
-    ) -> None:
-        super().__init__(
-            net=net,
-            criterion=criterion,
-            class_names=class_names,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            score_topk=score_topk,
-            size_divisor=size_divisor,
-        )
-        if num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
-        self.num_frames = num_frames
-
-    def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
-        """All frames, clip-major; ValueError for a clip that has not T frames."""
-        for sample in batched_inputs:
-            if len(sample["clip"]) != self.num_frames:
-                raise ValueError(
-                    f"{sample['file_name']}: the clip has {len(sample['clip'])} frames, the "
-                    f"detector needs {self.num_frames}. Make data.num_frames agree with it."
-                )
-        return [frame for sample in batched_inputs for frame in sample["clip"]]
-
-    def current(self, batched_inputs: list[Sample]) -> Tensor:
-        """Index of every sample's current frame among :meth:`frames`, (C,)."""
-        index = [c * self.num_frames + s["clip_index"] for c, s in enumerate(batched_inputs)]
-        return torch.tensor(index, device=self.device)
 
 
 def _check_logits(net: DetectorNetwork, classification: Classification) -> None:

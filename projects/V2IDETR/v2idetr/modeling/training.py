@@ -49,7 +49,7 @@ class TrainingOutput:
 
 @runtime_checkable
 class TransformerDetector(TrainableDetector, Protocol):
-    """A detector that can teach and be taught: ``meta_arch.Detector`` and ``ClipDetector``."""
+    """A detector that can teach and be taught: ``meta_arch.Detector``."""
 
     net: DetectorNetwork
     criterion: SetCriterion
