@@ -13,7 +13,5 @@ model.net.head_in_features = ["p3", "p4", "p5"]
 model.net.head.input_shape = [L("detectron2.layers.ShapeSpec")(channels=CHANNELS)] * 3
 model.net.head.conv_dims = [64, 64]
 model.net.head.norm = "GN"  # a few hundred steps are too few without
-model.net.anchor_generator.sizes = [
-    [x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (12, 24, 48)
-]
+model.net.anchor_generator.sizes = [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (12, 24, 48)]
 model.net.anchor_generator.strides = [8, 16, 32]

@@ -108,7 +108,7 @@ class Detectron2Detector(nn.Module):
 
 
 def image_backbone(net: nn.Module) -> nn.Module:
-    """The part of a meta-architecture that has ImageNet weights: its backbone, or that of its FPN."""
+    """The part of a meta-architecture that has ImageNet weights: below the FPN, if it has one."""
     backbone: Any = net.backbone
     bottom_up = getattr(backbone, "bottom_up", backbone)
     return bottom_up.backbone if isinstance(bottom_up, Detectron2Backbone) else bottom_up
