@@ -89,7 +89,7 @@ class Detectron2Detector(nn.Module):
         if not (self.training and isinstance(self.net, DenseDetector)):
             return self.net(batched_inputs)
         self._restore_normalizer(self.net)
-        # Their focal loss is scripted: optimised from the second call of a process on, it would have
+        # Their focal loss is scripted: optimised from a process's second call on, it would have
         # other last bits in a resumed run.
         with torch.jit.optimized_execution(False):
             losses = self.net(batched_inputs)
