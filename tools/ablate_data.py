@@ -49,6 +49,7 @@ def smoke_overrides(dataset: str, folder: Path) -> list[str]:
         "teacher.batch_size=2",
         "train.num_workers=0",
         "model.net.weights=null",  # no file is needed
+        "model.weights=null",
         *(f"data.augmentations.{kind}={json.dumps([resize])}" for kind in ("train", "test")),
         *split_overrides(*_smoke_folders(folder), SMOKE_TESTS[dataset][1]),
     ]

@@ -34,8 +34,6 @@ data = dict(
     cache_mib=512,  # decoded frames in memory that data workers share; 0: none
 )
 
-model = dict(net=dict(num_classes=2))
-
 train = dict(
     # 12 epochs * 15 frames of each of 150 training videos / batch 16: the steps of the paper.
     # Without the videos that prepare_buv.py excludes or keeps for validation: some 14 epochs.

@@ -30,10 +30,5 @@ data = dict(
     cache_mib=512,  # decoded frames in memory that data workers share; 0: none
 )
 
-model = dict(size_divisor=16)  # 192 x 144 px have no padding then
-
 # The 400 steps of recipes/small.py are 11 epochs * 297 frames of sequences 1-14 / batch 8.
 train = dict(batch_size=8)
-
-# What the paper's 1 is on maps of 25 x 34 cells; at stride 32 these have 5 x 6.
-distillation = dict(tfd=dict(weight=0.3))

@@ -125,7 +125,9 @@ def test_a_teacher_is_another_one_if_its_stage_reads_what_differs(
 # ---------------------------------------------------------------- command lines
 
 
-@pytest.mark.parametrize("name", ["table3/4_tfd_cqd", "table3/1_baseline", "table1/detr_v2i"])
+@pytest.mark.parametrize(
+    "name", ["table3/4_tfd_cqd", "table3/1_baseline", "table1/detr_v2i", "table1/faster_rcnn"]
+)
 def test_the_command_line_gives_the_config(plan: Plan, name: str) -> None:
     run = plan.run(plan.rows[name], 2)
     for one in filter(None, (run, run.teacher)):
@@ -147,6 +149,13 @@ def test_a_student_learns_from_the_checkpoint_that_the_config_evaluates(plan: Pl
 
 
 # ---------------------------------------------------------------- overrides
+
+
+def test_a_detector_of_another_kind_takes_the_overrides_that_it_has_a_place_for() -> None:
+    own = ("train.max_iter=7", "data.negative_share=0.5", "model.net.roi_heads.num_classes=1")
+    others = ("teacher.max_iter=7", "distillation.cqd=null", "model.net.num_queries=7")
+    plan = make_plan("table1", overrides=(*own, *others))
+    assert plan.run(plan.rows["table1/faster_rcnn"], 0).overrides[:4] == (*own, "train.seed=0")
 
 
 def test_what_a_row_sets_wins_over_an_override() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from v2idetr.config.load import build, fingerprint, load_config, load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # What each student's configs are called: v2i_DATA + this, and the key for its baselines.
 STUDENTS = {"deformable_detr": "", "detr": "_detr", "sam_detr": "_sam_detr"}
+DETECTRON2 = ("faster_rcnn", "retinanet", "fcos")
 SMALL = ("clinicdb", "synthetic")  # recipes of our own
 FILES = sorted(
     path.relative_to(CONFIGS).as_posix()
@@ -31,16 +33,14 @@ def test_every_config_loads_and_its_settings_agree(name) -> None:
 
 def test_a_config_file_is_the_same_as_its_parts_one_after_the_other() -> None:
     parts = [CONFIGS / "models" / "detr_small.py", CONFIGS / "data" / "clinicdb.py"]
-    config = load_config(
-        CONFIGS / "recipes" / "small.py", ["distillation.tfd.weight=0.6"], layers=parts
-    )
+    own = ["distillation.tfd.weight=0.6", "model.size_divisor=16"]
+    config = load_config(CONFIGS / "recipes" / "small.py", own, layers=parts)
     assert fingerprint(config) == fingerprint(load("v2i_clinicdb_detr.yaml"))
 
 
 def test_a_student_can_be_put_on_another_config() -> None:
-    # ultrasound's part once more, because it changes the model
-    parts = [CONFIGS / "models" / "detr.py", CONFIGS / "data" / "buv.py"]
-    config = load_config(CONFIGS / "v2i_buv.yaml", layers=parts)
+    parts = [CONFIGS / "models" / "detr.py"]
+    config = load_config(CONFIGS / "v2i_buv.yaml", ["model.net.num_classes=2"], layers=parts)
     assert fingerprint(config) == fingerprint(load("v2i_buv_detr.yaml"))
 
 
@@ -52,6 +52,32 @@ def test_a_baseline_is_the_same_detector_without_a_teacher(student, data) -> Non
     assert list(full.train.stages) == ["teacher", "plain", "student"]
     assert list(plain.train.stages) == ["plain"]
     assert (plain.model, plain.data, plain.optimizer) == (full.model, full.data, full.optimizer)
+
+
+@pytest.mark.parametrize("data", ["sun", "buv", "clinicdb", "synthetic"])
+@pytest.mark.parametrize("detector", DETECTRON2)
+def test_detectors_of_detectron2_are_trained_and_evaluated_as_the_others(detector, data) -> None:
+    ours, theirs = load(f"v2i_{data}.yaml"), load(f"baselines/{detector}_{data}.yaml")
+    assert list(theirs.train.stages) == ["plain"]
+    assert "teacher" not in theirs and "distillation" not in theirs
+    for section in ("data", "evaluation", "lr_multiplier"):
+        assert theirs[section] == ours[section]
+    for key in ("max_iter", "batch_size", "best_metric", "eval_period"):
+        assert theirs.train[key] == ours.train[key]
+
+
+@pytest.mark.parametrize("data", ["buv", "clinicdb"])
+@pytest.mark.parametrize("detector", DETECTRON2)
+def test_detectors_of_detectron2_can_be_built(detector, data) -> None:
+    config = load(f"baselines/{detector}_{data}.yaml", "model.weights=null")
+    with torch.device("meta" if data == "buv" else "cpu"):
+        model = build(config, "model")
+    optimizer = build(config, "optimizer")(model)
+    fast, slow = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    pyramid = [p for n, p in model.named_parameters() if "fpn" in n]
+    assert len(pyramid) >= 12 and {id(p) for p in pyramid} <= fast
+    below = model.net.backbone.bottom_up.parameters()
+    assert slow == {id(p) for p in below if p.requires_grad}
 
 
 @pytest.mark.parametrize("data", ["sun", "buv", "clinicdb", "synthetic"])

@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from v2idetr.ablation.tables import RECIPE, STUDENTS, Row
+from v2idetr.ablation.tables import BASELINES, RECIPE, STUDENTS, Row
 from v2idetr.config.files import ConfigFile
+from v2idetr.config.keys import select
 from v2idetr.config.load import (
     ConfigError,
     fingerprint,
@@ -81,6 +82,9 @@ def resolve(row: Row, settings: Settings) -> tuple[dict[str, Any], tuple[str, ..
         own = [layer for layer in row.layers if layer.name != RECIPE]
         says = [key for layer in own for key in _leaves(_read(layer))]
         held = tuple(o for o in given if _holds(o, says, _base(path)))
+        # Detectors of another kind have other keys.
+        optional = given if student in BASELINES else settings.first
+        held = tuple(o for o in held if o not in optional or _has_place(o, _base(path)))
     if row.student and not row.is_plain:
         held = (*held, "train.stages=[teacher, student]")
 
@@ -159,6 +163,19 @@ def _holds(override: str, says: Sequence[str], base: dict[str, Any]) -> bool:
         above = f"{above}{part}."
         if value is None:
             return any(said.startswith(above) for said in says)
+    return True
+
+
+def _has_place(override: str, base: dict[str, Any]) -> bool:
+    """Whether a detector has the key of an override, or its section where it is no detector's."""
+    key = _key(override)
+    section = key.partition(".")[0]
+    if section != "model":
+        return section in base
+    try:
+        select(base, key)
+    except KeyError:
+        return False
     return True
 
 

@@ -17,6 +17,8 @@ from v2idetr.config.yaml_text import parse_yaml
 
 DATASETS = ("sun", "buv", "clinicdb", "synthetic")
 STUDENTS = {"deformable_detr": "Deformable DETR", "detr": "DETR", "sam_detr": "SAM-DETR"}
+# Detectors that have no V2I student.
+BASELINES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS"}
 
 # Folder of layers -> what the paper calls it, and what it is about. A folder that is not named
 # here is a table as well: its name is its title.
@@ -195,20 +197,12 @@ def choose_rows(table: Table, names: Sequence[str]) -> list[Row]:
 
 def _detectors(key: str) -> Table:
     rows = []
-    for student, title in STUDENTS.items():
-        plain = Row(
-            key, student, title, student=student, is_plain=True, reference=f"{key}/{student}"
-        )
-        rows += [
-            plain,
-            Row(
-                key,
-                f"{student}_v2i",
-                f"{title} + V2I-DETR",
-                student=student,
-                reference=plain.key,
-            ),
-        ]
+    for name, title in (BASELINES | STUDENTS).items():
+        plain = Row(key, name, title, student=name, is_plain=True, reference=f"{key}/{name}")
+        rows.append(plain)
+        if name in STUDENTS:
+            v2i = f"{title} + V2I-DETR"
+            rows.append(Row(key, f"{name}_v2i", v2i, student=name, reference=plain.key))
     return Table(key, *KNOWN[key], rows=tuple(rows))
 
 

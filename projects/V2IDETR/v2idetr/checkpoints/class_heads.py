@@ -35,10 +35,12 @@ def default_class_names(num_classes: int) -> list[str]:
 def class_head_prefixes(net: nn.Module) -> tuple[str, ...]:
     """Beginnings of the names of a network's class heads.
 
-    A network without rules is taken to name them as the families here do.
+    A network without rules is taken to name them as the families here, or Detectron2, do.
     """
     rules = rules_of(type(net))
-    return ("class_head.", "class_heads.") if rules is None else (rules.class_heads,)
+    if rules is not None:
+        return (rules.class_heads,)
+    return "class_head.", "class_heads.", "head.cls_score.", "roi_heads.box_predictor."
 
 
 def with_classes(

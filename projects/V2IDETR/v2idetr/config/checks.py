@@ -91,7 +91,7 @@ def _uses_teacher(config: dict[str, Any]) -> bool:
 def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
     """Every frame of a clip can only be learnt from where the teacher looks at all of several."""
     learning = any("teacher" in needs_of(config, s) for s in config["train"]["stages"])
-    if not learning or config["distillation"]["frames"] != "all":
+    if not learning or _get(config, "distillation.frames") != "all":
         return
     T, watched = config["data"]["num_frames"], _get(config, "teacher.model.num_frames", 1)
     if T == 1:

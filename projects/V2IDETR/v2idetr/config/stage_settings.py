@@ -73,7 +73,7 @@ def steps_of(config: Config, stage: str) -> int:
 
 
 def check_stages(config: Config, *, training: bool) -> list[str]:
-    """Sentences about stages that do not exist, come too late or need each other in a circle.
+    """Sentences about stages that do not exist, lack their model, come too late or are in a circle.
 
     Args:
         config: resolved.
@@ -100,6 +100,16 @@ def check_stages(config: Config, *, training: bool) -> list[str]:
     circle = _circle(config, known)
     if circle:
         return [f"stages need each other in a circle: {' -> '.join(circle)}."]
+    needed = [n for s in chosen for n in needs_of(config, s).values()] if training else []
+    for stage in dict.fromkeys([*chosen, *needed]):
+        model = config["stages"][stage].get("model")
+        if isinstance(model, str) and value_at(config, model) is None:
+            problems.append(
+                f"train.stages={chosen} needs the stage {stage}, but this config has no {model}: "
+                "leave such stages out of train.stages, or take a config that has it."
+            )
+    if problems:
+        return problems
     for stage in stages_to_train(config) if training else ():
         earlier = chosen[: chosen.index(stage)]
         for role, need in needs_of(config, stage).items():

@@ -18,10 +18,12 @@ class AdamWRecipe:
 
     Attributes:
         lr: of everything that is in no other group.
-        backbone_lr: of parameters with "backbone" in their name.
+        backbone_lr: of parameters with `backbone_name` in their name.
         slow_factor: `lr` times this is the rate of the slow parameters.
         slow_names: a parameter whose name contains one of these is slow (Deformable DETR, main.py).
         weight_decay: decoupled, of all groups.
+        backbone_name: what names of the pretrained backbone contain; "bottom_up" below an FPN of
+            Detectron2, which is new and learns at `lr`.
     """
 
     lr: float
@@ -29,6 +31,7 @@ class AdamWRecipe:
     slow_factor: float = 0.1
     slow_names: Sequence[str] = ("sampling_offsets", "reference_points")
     weight_decay: float = 1e-4
+    backbone_name: str = "backbone"
 
     def __call__(self, model: nn.Module) -> AdamW:
         """Every parameter that requires a gradient in exactly one group; the counts are logged.
@@ -60,7 +63,7 @@ class AdamWRecipe:
         )
 
     def _group(self, name: str) -> str:
-        if "backbone" in name:
+        if self.backbone_name in name:
             return "backbone"
         return "slow" if any(word in name for word in self.slow_names) else "main"
 

@@ -159,9 +159,10 @@ class DetectorStage(Stage):
         """
         key = self.model
         seed_step(config.train.seed, "initial weights", 0, 0)
-        if not pretrained and value_at(config, f"{key}.net.weights") is not None:
-            config = copy.deepcopy(config)
-            OmegaConf.update(config, f"{key}.net.weights", None)
+        for weights in (f"{key}.net.weights", f"{key}.weights"):
+            if not pretrained and value_at(config, weights) is not None:
+                config = copy.deepcopy(config)
+                OmegaConf.update(config, weights, None)
         detector = build(config, key)
         if not (isinstance(detector, nn.Module) and isinstance(detector, TrainableDetector)):
             raise ValueError(

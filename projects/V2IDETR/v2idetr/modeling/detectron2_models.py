@@ -1,0 +1,128 @@
+"""Detectron2's own detectors, such as Faster R-CNN, as detectors that can be trained here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from v2idetr.modeling.backbone_weights import load_imagenet_weights
+from v2idetr.modeling.trainable import Sample
+
+
+class Detectron2Backbone(Backbone):
+    """A backbone of ``modeling/backbone.py`` as one of Detectron2, for its FPN to stand on.
+
+    Args:
+        backbone: maps (B, 3, H, W) to ``{name: (B, channels, h, w)}``.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        shapes: dict[str, Any] = self.backbone.output_shape()  # pyright: ignore[reportCallIssue]
+        return {n: ShapeSpec(channels=s.channels, stride=s.stride) for n, s in shapes.items()}
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return self.backbone(pixels)
+
+
+class Detectron2Detector(nn.Module):
+    """A meta-architecture of Detectron2 as a ``TrainableDetector`` of single frames.
+
+    RetinaNet and FCOS divide their losses by a moving average that they keep as a Python number. It
+    is kept in the buffer ``loss_normalizer`` as well, NaN before the first step, so that it is
+    saved with the weights. All processes have their mean, so that each resumes with the same.
+
+    Args:
+        net: the meta-architecture, for RGB images in [0, 255].
+        class_names: K names; must agree with the number of classes of ``net``.
+        weights: ImageNet weights of its backbone, for an FPN of the part below it, see
+            ``load_imagenet_weights``.
+
+    Raises:
+        ValueError: class names or weights do not fit the network.
+    """
+
+    num_frames = 1
+    loss_normalizer: Tensor
+
+    def __init__(
+        self, *, net: nn.Module, class_names: Sequence[str], weights: str | None = None
+    ) -> None:
+        super().__init__()
+        _check_classes(net, class_names)
+        self.net, self.class_names = net, list(class_names)
+        load_imagenet_weights(image_backbone(net), weights, key="model.weights")
+        if isinstance(net, DenseDetector):
+            normalizer = torch.tensor(math.nan, dtype=torch.float64)
+            self.register_buffer("loss_normalizer", normalizer)
+
+    def count_frames(self, batched_inputs: list[Sample]) -> int:
+        """How many labelled frames supervise this batch."""
+        return len(batched_inputs)
+
+    def count_boxes(self, batched_inputs: list[Sample]) -> int:
+        """How many lesions supervise this batch."""
+        return sum(len(sample["instances"]) for sample in batched_inputs)
+
+    def forward(
+        self, batched_inputs: list[Sample], num_boxes: float | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training, detections of every sample's current frame otherwise.
+
+        Args:
+            batched_inputs: one dict a sample, see ``data/clip_mapper.py``.
+            num_boxes: not used. Detectron2 divides its losses by anchors and proposals of the
+                micro-batch, so gradients depend on how a batch is cut.
+        """
+        if not (self.training and isinstance(self.net, DenseDetector)):
+            return self.net(batched_inputs)
+        self._restore_normalizer(self.net)
+        # Their focal loss is scripted: optimised from a process's second call on, it would have
+        # other last bits in a resumed run.
+        with torch.jit.optimized_execution(False):
+            losses = self.net(batched_inputs)
+        self._keep_normalizer(self.net)
+        return losses
+
+    def _restore_normalizer(self, net: Any) -> None:
+        value = float(self.loss_normalizer)
+        if not math.isnan(value):
+            net.loss_normalizer = value
+        elif hasattr(net, "loss_normalizer"):
+            del net.loss_normalizer
+
+    def _keep_normalizer(self, net: Any) -> None:
+        self.loss_normalizer.fill_(net.loss_normalizer)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(self.loss_normalizer)
+            self.loss_normalizer /= dist.get_world_size()
+
+
+def image_backbone(net: nn.Module) -> nn.Module:
+    """The part of a meta-architecture that has ImageNet weights: below the FPN, if it has one."""
+    backbone: Any = net.backbone
+    bottom_up = getattr(backbone, "bottom_up", backbone)
+    return bottom_up.backbone if isinstance(bottom_up, Detectron2Backbone) else bottom_up
+
+
+def _check_classes(net: Any, class_names: Sequence[str]) -> None:
+    part, key = net, "model.net"
+    if not hasattr(net, "num_classes"):
+        part, key = net.roi_heads, "model.net.roi_heads"
+    if part.num_classes != len(class_names):
+        raise ValueError(
+            f"The network has {part.num_classes} classes, but class_names are "
+            f"{list(class_names)}: set {key}.num_classes={len(class_names)}."
+        )

@@ -1,0 +1,180 @@
+"""Detectron2's own detectors keep the contract of a detector that is trained here."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.modeling import FPN
+from detectron2.utils.events import EventStorage
+
+from tests.conftest import make_sample
+from v2idetr.config.load import build, load_config
+from v2idetr.evaluation.predictions import FramePrediction, evaluating
+from v2idetr.modeling.backbone import TimmBackbone
+from v2idetr.modeling.detectron2_models import (
+    Detectron2Backbone,
+    Detectron2Detector,
+    image_backbone,
+)
+from v2idetr.modeling.trainable import TrainableDetector
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "baselines"
+DENSE = ("retinanet", "fcos")
+KINDS = ("faster_rcnn", *DENSE)
+BATCH = [make_sample(seed, lesions=seed % 2) for seed in range(4)]
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_dense_kind = pytest.mark.parametrize("kind", DENSE)
+
+
+def small(kind: str, *overrides: str) -> Detectron2Detector:
+    """The small one of our configs on a tiny backbone."""
+    config = load_config(CONFIGS / f"{kind}_synthetic.yaml", ["model.weights=null", *overrides])
+    config.model.net.backbone.bottom_up.backbone = {"_target_": "tests.conftest.TinyBackbone"}
+    config.model.net.backbone.in_features = ["c0", "c1", "c2"]
+    return build(config, "model")
+
+
+def losses(detector: Detectron2Detector, batch: list[dict]) -> dict[str, torch.Tensor]:
+    with EventStorage():
+        return detector.train()(batch, num_boxes=3.0)
+
+
+@every_kind
+def test_training_gives_a_dict_of_scalar_losses_that_reach_every_parameter(kind: str) -> None:
+    detector = small(kind)
+    assert isinstance(detector, TrainableDetector)
+    found = losses(detector, BATCH)
+    for loss in found.values():
+        assert loss.shape == () and loss.isfinite() and loss.requires_grad
+    sum(found.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+
+
+@every_kind
+def test_a_batch_without_lesions_can_be_trained_on(kind: str) -> None:
+    detector = small(kind)
+    found = losses(detector, [make_sample(0, lesions=0)])
+    sum(found.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
+
+
+@every_kind
+def test_detections_are_in_pixels_of_the_original_frame(kind: str) -> None:
+    detector = small(kind)
+    for name, parameter in detector.named_parameters():  # so that something is detected
+        if name.endswith(("cls_score.bias", "ctrness.bias")):
+            parameter.data.fill_(3.0)
+    sample = BATCH[0] | {"height": 640, "width": 960}
+    del sample["instances"]
+    with evaluating(detector):
+        (output,) = detector([sample])
+    found = FramePrediction.from_instances(sample, output["instances"])
+    assert len(found.scores) and output["instances"].image_size == (640, 960)
+    assert 96 < found.boxes_xyxy_px[:, 2].max() <= 960
+    assert ((found.scores > 0) & (found.scores <= 1)).all() and (found.classes == 0).all()
+
+
+@every_kind
+def test_frames_and_lesions_of_a_batch_are_counted(kind: str) -> None:
+    detector = small(kind)
+    assert (detector.count_frames(BATCH), detector.count_boxes(BATCH)) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("faster_rcnn", "model.net.roi_heads.num_classes"),
+        ("retinanet", "model.net.num_classes"),
+        ("fcos", "model.net.num_classes"),
+    ],
+)
+def test_another_number_of_classes_is_refused_and_the_key_is_named(kind: str, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"1 classes.*set {key}=2"):
+        small(kind, "data.class_names=[benign, malignant]")
+    assert (
+        small(kind, "data.class_names=[benign, malignant]", f"{key}=2").class_names[0] == "benign"
+    )
+
+
+def test_only_the_part_below_the_pyramid_gets_imagenet_weights() -> None:
+    body = TimmBackbone("tf_efficientnet_lite0")
+    before = copy.deepcopy(body.state_dict())
+    bottom_up = Detectron2Backbone(body)
+    assert bottom_up.output_shape()["stride16"].stride == 16
+    names = [f"stride{stride}" for stride in (8, 16, 32)]
+    net = small("retinanet").net
+    net.backbone = FPN(bottom_up=bottom_up, in_features=names, out_channels=64)
+    assert image_backbone(net) is body
+    Detectron2Detector(net=net, class_names=["polyp"], weights="package:efficientnet-lite0")
+    changed = [name for name, tensor in body.state_dict().items() if (tensor != before[name]).any()]
+    assert any("conv_stem.weight" in name for name in changed)
+
+
+def test_missing_weights_are_refused_and_the_key_is_named(tmp_path: Path) -> None:
+    net = small("fcos").net
+    with pytest.raises(ValueError, match=r"No backbone weights at .*\(model\.weights\)"):
+        Detectron2Detector(net=net, class_names=["polyp"], weights=str(tmp_path / "none.pth"))
+
+
+# ------------------------------------------------------------------------ moving average
+
+
+@every_dense_kind
+def test_the_moving_average_of_positives_is_saved_with_the_weights(kind: str) -> None:
+    detector = small(kind)
+    assert math.isnan(detector.state_dict()["loss_normalizer"])
+    losses(detector, BATCH)
+    other = small(kind)
+    other.load_state_dict(copy.deepcopy(detector.state_dict()))
+    expected, found = losses(detector, BATCH), losses(other, BATCH)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert torch.equal(other.loss_normalizer, detector.loss_normalizer)
+
+
+@every_dense_kind
+def test_weights_of_before_the_first_step_start_the_moving_average_anew(kind: str) -> None:
+    detector = small(kind)
+    start = copy.deepcopy(detector.state_dict())
+    first = losses(detector, BATCH)
+    detector.load_state_dict(start)
+    again = losses(detector, BATCH)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_evaluation_leaves_the_moving_average_alone() -> None:
+    detector = small("fcos")
+    with evaluating(detector):
+        detector(BATCH)
+    assert math.isnan(detector.loss_normalizer)
+
+
+def test_a_detector_without_a_moving_average_has_no_buffer_for_it() -> None:
+    assert "loss_normalizer" not in small("faster_rcnn").state_dict()
+
+
+def test_processes_go_on_with_the_mean_of_their_moving_averages(tmp_path: Path) -> None:
+    def work(rank: int) -> float:
+        url = f"file://{tmp_path}/rendezvous"
+        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+        detector = small("fcos")
+        losses(detector, [make_sample(rank, lesions=1 + 2 * rank)])
+        torch.save((detector.net.loss_normalizer, detector.loss_normalizer), tmp_path / f"{rank}")
+        dist.destroy_process_group()
+        return 0
+
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            os._exit(work(rank))
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    (one, shared), (other, same) = (torch.load(tmp_path / f"{rank}") for rank in range(2))
+    assert one != other and shared == same == pytest.approx((one + other) / 2)
