@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--layout", choices=sorted(DEFAULTS), required=True, help="folder layout to imitate")
     add("--output", type=Path, required=True, help="folder to make")
     add("--seed", type=int, default=0, help="other seeds give other cases")
-    add("--size", default="128x96", metavar="WxH", help="picture size in pixels (SUN: 1158x1008)")
+    add("--size", default="128x96", metavar="WxH", help="image size in pixels (SUN: 1158x1008)")
     add("--train-clips", type=int, help="training clips (sun: positive cases)")
     add("--test-easy-clips", type=int, help="TestEasyDataset, a third Seen (buv: val videos)")
     add("--test-hard-clips", type=int, help="TestHardDataset, a third Seen (sunseg alone)")

@@ -6,7 +6,7 @@
 
 Test is sequences 17-23, validation 15-16, if not chosen otherwise. Sequences are kept whole: frames
 of one are near copies of each other. Sequences 15 and 16 are of both camera geometries of the set,
-and their lesions (17 to 48 % of the side of the picture) cover the middle of the range; the small
+and their lesions (17 to 48 % of the side of the image) cover the middle of the range; the small
 flat ones of 14, of which there are few, stay in training. For cross-validation, `--fold 1/4` to
 `--fold 4/4` test on every fourth sequence, each once, and validate on every sixth of the others.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from v2idetr.data.audit import Findings
 from v2idetr.data.text_files import read_text
-from v2idetr.prepare.annotations import Frame, Lesion, Video, numbered_pictures
+from v2idetr.prepare.annotations import Frame, Lesion, Video, numbered_images
 from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
 from v2idetr.prepare.mask_boxes import boxes_by_mask
 from v2idetr.wording import counted
@@ -131,7 +131,7 @@ def _chosen(options: argparse.Namespace, numbers: Sequence[int]) -> dict[str, st
 
 def read_listed(path: Path, notes: Findings) -> Sequences:
     """Sequences of ``annotations.json``, which has boxes by frame number."""
-    files = numbered_pictures(path.parent / "frames")
+    files = numbered_images(path.parent / "frames")
     sequences: Sequences = {}
     text = read_text(path)
     try:
@@ -163,8 +163,8 @@ def read_listed(path: Path, notes: Findings) -> Sequences:
 
 
 def read_released(originals: Path, masks: Path, source: Path, notes: Findings) -> Sequences:
-    """Sequences of the release: numbered pictures, one box for each connected part of a mask."""
-    frames, truths = numbered_pictures(originals), numbered_pictures(masks)
+    """Sequences of the release: numbered images, one box for each connected part of a mask."""
+    frames, truths = numbered_images(originals), numbered_images(masks)
     for number in sorted(frames.keys() ^ truths.keys()):
         notes.add("frame without a mask, or the reverse, is left out", f"{number}")
     numbers = sorted(frames.keys() & truths.keys())

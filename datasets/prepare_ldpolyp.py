@@ -22,7 +22,7 @@ from v2idetr.prepare.annotations import (
     Video,
     even_share,
     in_threads,
-    numbered_pictures,
+    numbered_images,
 )
 from v2idetr.prepare.command_line import check_folder, converter_parser, run_converter
 
@@ -99,7 +99,7 @@ def read_boxes(path: Path) -> list[list[int]] | str:
 
 def read_clip(path: Path, notes: Findings) -> Video:
     """The one video of a folder with ``frames/`` and an ``annotations.json`` of boxes_xyxy."""
-    files = numbered_pictures(path.parent / "frames")
+    files = numbered_images(path.parent / "frames")
     frames = []
     text = read_text(path)
     try:

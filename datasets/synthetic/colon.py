@@ -1,6 +1,6 @@
 """A colon seen from inside: a wall and a lesion, rendered by ray marching.
 
-Folds hide what lies behind them and the picture moves as an endoscope's does.  The light sits at
+Folds hide what lies behind them and the image moves as an endoscope's does.  The light sits at
 the camera: brightness falls with the square of the distance, and wet mucosa mirrors it where the
 wall faces the lens.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .fields import Array, bilinear, contour_radius, random_harmonics, smoothstep
 from .wall import Wall, around_axis, cell, gap, surface_point
 
-HALF_FIELD = np.radians(66.0)  # from the middle of the picture to its corner
+HALF_FIELD = np.radians(66.0)  # from the middle of the image to its corner
 MARCH_STEPS = 44
 CONTOUR_STEPS = 512
 
@@ -173,7 +173,7 @@ def _rays(camera: Camera, size: tuple[int, int]) -> Array:
 
 
 def _lens(point: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Direction (n, 3) of a place (n, 2) in the picture, the corner being at radius 1."""
+    """Direction (n, 3) of a place (n, 2) in the image, the corner being at radius 1."""
     radius = np.maximum(np.hypot(point[:, 0], point[:, 1]), 1e-9)
     angle = radius * HALF_FIELD
     scale = np.sin(angle) / radius

@@ -2,7 +2,7 @@
 
 Each factory returns a Detectron2 `Augmentation`. `ClipMapper` draws it once, on the current frame
 of a clip, and applies the drawn transform to every frame, so a transform must not carry pixels of
-the frame on which it was drawn. Detectron2's `RandomSaturation` does (it blends in the grey picture
+the frame on which it was drawn. Detectron2's `RandomSaturation` does (it blends in the grey image
 of the first frame) and is replaced here by `color_jitter`; everything else is Detectron2's own.
 
 Images are (H, W, 3) uint8 RGB arrays, boxes xyxy in px.
@@ -116,7 +116,7 @@ class ScaleJitter(T.Augmentation):
     """Squash to width x height px while zooming by a factor drawn from `scale`.
 
     A factor s > 1 enlarges a random part (1/s of each side); s < 1 shrinks the image to a random
-    place on a canvas of grey level `fill`; s = 1 is exactly `resize_fixed`, the picture that
+    place on a canvas of grey level `fill`; s = 1 is exactly `resize_fixed`, the image that
     evaluation sees.
     """
 

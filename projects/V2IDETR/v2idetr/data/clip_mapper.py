@@ -194,8 +194,8 @@ class ClipMapper:
         if max(abs(x0), abs(y0), abs(x1 - W), abs(y1 - H)) > 1e-3:
             raise ValueError(
                 "data.augmentations: in evaluation they may only resize (predicted boxes are "
-                "scaled back to the original picture), but they map its corners to "
-                f"({x0:g}, {y0:g}) and ({x1:g}, {y1:g}) of a {W} x {H} px picture"
+                "scaled back to the original image), but they map its corners to "
+                f"({x0:g}, {y0:g}) and ({x1:g}, {y1:g}) of a {W} x {H} px image"
             )
 
     @staticmethod

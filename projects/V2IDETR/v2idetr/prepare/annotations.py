@@ -46,7 +46,7 @@ class Lesion:
 
 @dataclass
 class Frame:
-    """A picture, ``file_name`` relative to the image root. No lesions: a lesion-free frame.
+    """An image, ``file_name`` relative to the image root. No lesions: a lesion-free frame.
 
     ``frame_index`` None stands for its place in the list of the video's frames. ``boxes_for`` is
     the (width, height) that the boxes were made for, where the source says so.
@@ -164,7 +164,7 @@ class Conversion:
                 sizes[frame.file_name] = size
                 if frame.boxes_for not in (None, size):
                     problems.add(
-                        "picture is not of the size that its boxes were made for (was it resized?)",
+                        "image is not of the size that its boxes were made for (was it resized?)",
                         f"{frame.file_name} is {size}, its boxes are for {frame.boxes_for}",
                     )
             for example in unusable:
@@ -337,8 +337,8 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def numbered_pictures(folder: Path) -> dict[int, str]:
-    """Pictures of a folder whose names are numbers, by number; none where there is no folder."""
+def numbered_images(folder: Path) -> dict[int, str]:
+    """Images of a folder whose names are numbers, by number; none where there is no folder."""
     names = image_names(folder) if folder.is_dir() else []
     return {int(Path(name).stem): name for name in names if Path(name).stem.isdecimal()}
 

@@ -1,11 +1,11 @@
 """Frames of splits -> which cannot be used, and which are copies of each other.
 
-    fingerprint      picture -> 64-bit perceptual hash, and a small grey picture to verify with
+    fingerprint      image -> 64-bit perceptual hash, and a small grey image to verify with
     check_frames     reads the frames of a split, as training does, and takes fingerprints
     find_copies      fingerprints -> pairs of videos that share frames
 
 Two frames are copies when their hashes differ in at most HASH_BITS of 64 bits and their small
-pictures correlate by CORRELATION or more. Measured on 478 colonoscopy frames of 23 videos, 400
+images correlate by CORRELATION or more. Measured on 478 colonoscopy frames of 23 videos, 400
 stills and 624 ultrasound stills: copies that were compressed again, halved or brightened by a tenth
 differ in at most 4 bits and correlate by 0.997 or more; frames of different colonoscopy videos
 correlate by 0.973 at most. Copies that were cropped by 2 % of the side or more are not found.
@@ -31,7 +31,7 @@ from v2idetr.prepare.annotations import in_threads
 HASH_BITS = 4
 CORRELATION = 0.98
 BLANK_CONTRAST = 4.0  # standard deviation of grey values: black or plain frames are all alike
-SMALL = 32  # side of the small picture
+SMALL = 32  # side of the small image
 ROWS_AT_ONCE = 256  # of the table of all pairs, which has 10^9 entries for 30,000 frames
 
 
@@ -64,7 +64,7 @@ class Copies:
 
 
 def fingerprint(pixels: UInt8[np.ndarray, "H W 3"]) -> Fingerprint:
-    """Hash and small picture of a frame."""
+    """Hash and small image of a frame."""
     grey = Image.fromarray(pixels).convert("L")
     bits = int("".join("01"[bit] for bit in imagehash.phash(grey).hash.ravel().tolist()), 2)
     return Fingerprint(bits, np.asarray(grey.resize((SMALL, SMALL), Image.Resampling.BOX)))

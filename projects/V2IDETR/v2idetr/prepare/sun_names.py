@@ -76,5 +76,5 @@ def lesion_free_videos(
             if frames:
                 videos.setdefault(number, []).append(Video(name, frames))
             else:
-                notes.add("folder of a case without pictures", str(root))
+                notes.add("folder of a case without images", str(root))
     return dict(sorted(videos.items()))
