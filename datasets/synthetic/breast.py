@@ -1,8 +1,8 @@
 """A breast under a linear ultrasound probe: layered tissue, speckle, lesion, shadows.
 
 Tissue is a field of echo strength in tissue coordinates (1 = the image's height).  A frame
-samples it where the probe stands, multiplies it with speckle that partly follows the tissue,
-attenuates it along the beam (down the columns) and compresses it logarithmically.
+samples it under the probe, multiplies it with speckle that partly follows the tissue, attenuates it
+along the beam (down the columns) and compresses it logarithmically.
 """
 
 from dataclasses import dataclass
@@ -130,8 +130,8 @@ def render(
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Image (H, W) in [0, 1] and the mass's mask, with the mass's centre at `target` (2,).
 
-    `zoom` swells the cross-section of the mass, `tilt` (radians) turns the probe, `rng` draws
-    the part of the speckle that does not follow the tissue.
+    `zoom` scales the cross-section of the mass, `tilt` (radians) rotates the probe, `rng` draws the
+    part of the speckle that does not follow the tissue.
     """
     width, height = size
     anchor = mass.centre if mass is not None else np.array([0.0, 0.45])
@@ -187,7 +187,7 @@ def _add_mass(
     echo = echo + inside * (mass.echo + 0.12 * noise[..., 0] - 0.85 * echo)
     if mass.malignant:
         echo = echo + 0.45 * smoothstep(level, -0.5, -0.1) * (1 - inside)
-    else:  # a capsule mirrors the beam where it lies across it
+    else:  # a capsule reflects the beam where perpendicular to it
         echo = echo + 0.8 * np.exp(-(((level + 0.04) / 0.05) ** 2)) * np.abs(np.sin(angle))
     if mass.calcified:
         spots = ndimage.gaussian_filter(noise[..., 1], max(0.8, len(u) / 250))
@@ -198,7 +198,7 @@ def _add_mass(
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part of a mask: ragged noise leaves crumbs around it."""
+    """The largest connected part of a mask: ragged noise leaves specks around it."""
     labels, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
     if count < 2:
         return mask

@@ -1,4 +1,4 @@
-"""From a clip's description to its frames: scene, camera path, spoiled frames, masks."""
+"""Clip specification -> frames: scene, camera path, degradations, masks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,19 +14,21 @@ from .wall import Wall, clearance, grid_shape, random_wall, surface_point
 
 HARD_SHARE = 0.30  # of the frames, at difficulty 1
 DECOY_SHARE = 0.12
-CLUTTER_SHARE = 0.2  # of the frames: an occluder beside the lesion, lest occluders give it away
+CLUTTER_SHARE = (
+    0.2  # of the frames: an occluder beside the lesion, so that occluders do not mark it
+)
 LEAVE_SHARE = 0.06  # of the clips of a colon; every BUV frame has its lesion
-MIN_VISIBLE = 4e-4  # of the image: a lesion with less of it is out of the image
+MIN_VISIBLE = 4e-4  # share of the image; a smaller visible part of a lesion is none
 
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """All that decides a clip's pixels.
+    """Everything that determines a clip's pixels.
 
-    Clips with one `case_seed` show one lesion in one place; `clip_seed` draws the camera's path
-    and what goes wrong.  `shots` holds the number of frames between cuts.
+    Clips with one `case_seed` show one lesion in one place; `clip_seed` draws the camera path and
+    the degradations.  `shots` holds the numbers of frames between cuts.
     """
 
     style: Literal["colon", "breast"]
@@ -42,7 +44,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class Frame:
-    """An image (H, W, 3) or (H, W) uint8, the lesion's mask (H, W) and what spoils the frame."""
+    """An image (H, W, 3) or (H, W) uint8, the lesion's mask (H, W) and the degradation."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
@@ -86,7 +88,7 @@ def _contrast(difficulty: float, rng: np.random.Generator) -> float:
 def _events(
     rng: np.random.Generator, num_frames: int, difficulty: float, weights: dict[str, float]
 ) -> list[str]:
-    """What spoils each frame; at least half of a clip stays clear."""
+    """Degradation of each frame; at least half of a clip stays clear."""
     expected = num_frames * min(HARD_SHARE * difficulty, 0.6) * rng.uniform(0.6, 1.4)
     count = min(int(expected + rng.random()), max(num_frames // 2, int(rng.random() < 0.3)))
     events = [""] * num_frames
@@ -103,16 +105,16 @@ def _track(spec: ClipSpec, rng: np.random.Generator, num_frames: int, share: flo
     return track
 
 
-def _obstacles(
+def _degradations(
     rng: np.random.Generator,
     spec: ClipSpec,
     mask: NDArray[np.bool_],
     event: str,
     occluders: tuple[str, ...],
 ) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Kinds of trouble and the boxes (x0, y0, x1, y1) they fall on, first those beside the lesion.
+    """Kinds of degradation and their boxes (x0, y0, x1, y1), first those beside the lesion.
 
-    One frame must not give the lesion away by what hides it: an occluder often has a twin.
+    Occluders must not mark the lesion, so they often come in pairs.
     """
     box = extent(mask)
     found = []
@@ -134,7 +136,7 @@ def _obstacles(
 def _elsewhere(
     rng: np.random.Generator, shape: tuple[int, ...], box: Box | None
 ) -> tuple[float, float, float, float] | None:
-    """A lesion-sized box away from `box`, or None where the image has no room for it."""
+    """A lesion-sized box away from `box`, or None if the image has no room for it."""
     height, width = shape
     for _ in range(12):
         half_x, half_y = rng.uniform(0.10, 0.20, 2) * height
@@ -190,7 +192,7 @@ def _shoot_colon(
 
 
 def _visible(mask: NDArray[np.bool_], lesion: object) -> NDArray[np.bool_]:
-    """The mask, emptied where there is no lesion or too little of it is in the image."""
+    """The mask, empty without a lesion or with too little of it in the image."""
     return mask if lesion is not None and mask.mean() >= MIN_VISIBLE else np.zeros_like(mask)
 
 
@@ -207,8 +209,8 @@ def _finish_colon(
     decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
     if decoy:
         image = degrade.decoy_colon(rng, image)
-    for kind, box in _obstacles(rng, spec, mask, event, degrade.COLON_OCCLUDERS):
-        image = degrade.spoil_colon(rng, image, kind, box)
+    for kind, box in _degradations(rng, spec, mask, event, degrade.COLON_OCCLUDERS):
+        image = degrade.degrade_colon(rng, image, kind, box)
     image = degrade.colour_fringe(degrade.motion_blur(image, 0.7 * shift), 0.35 * shift)
     image = degrade.defocus(image, 0.45 + 0.0006 * spec.size[0])
     image = image + 0.012 * rng.standard_normal(image.shape, dtype=np.float32)
@@ -267,7 +269,7 @@ def _aim_point(wall: Wall, lesion: colon.Lesion) -> NDArray[np.float64]:
 
 
 def _aperture(rng: np.random.Generator, size: tuple[int, int]) -> Array:
-    """1 inside the octagon that the endoscope's processor shows, 0 outside (H, W)."""
+    """1 inside the octagonal aperture of the endoscope's image, 0 outside (H, W)."""
     width, height = size
     x = np.abs(np.arange(width, dtype=np.float32) + 0.5 - width / 2)[None, :]
     y = np.abs(np.arange(height, dtype=np.float32) + 0.5 - height / 2)[:, None]
@@ -322,8 +324,8 @@ def _finish_breast(
     decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
     if decoy:
         image = degrade.decoy_breast(rng, image)
-    for kind, box in _obstacles(rng, spec, mask, event, degrade.BREAST_OCCLUDERS):
-        image = degrade.spoil_breast(rng, image, kind, box)
+    for kind, box in _degradations(rng, spec, mask, event, degrade.BREAST_OCCLUDERS):
+        image = degrade.degrade_breast(rng, image, kind, box)
     image = degrade.motion_blur(image, 0.5 * shift)[..., 0]
     image = image + 0.01 * rng.standard_normal(image.shape, dtype=np.float32)
     pixels = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)

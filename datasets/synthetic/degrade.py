@@ -1,4 +1,4 @@
-"""What spoils a frame: occluders, glare, blur, darkness and lesions that are none.
+"""Degradations of a frame: occluders, glare, blur, darkness and lesion-like decoys.
 
 Images are float (H, W, 3) in [0, 1]; places and radii are in pixels.
 """
@@ -19,11 +19,11 @@ COLON_EVENTS = {
     "blur": 0.20,
     "fog": 0.14,
 }
-COLON_OCCLUDERS = ("debris", "instrument", "bubbles", "glare")  # the others spoil all of it
+COLON_OCCLUDERS = ("debris", "instrument", "bubbles", "glare")  # the others degrade the whole frame
 BREAST_EVENTS = {"shadow": 0.42, "blur": 0.30, "liftoff": 0.28}
 BREAST_OCCLUDERS = ("shadow",)
-# These leave weak evidence of the lesion, where those above hide it: a detector of one frame can
-# learn to read them.
+# These leave weak evidence of the lesion, which a single-frame detector can learn to use; those
+# above hide it.
 COLON_WEAK_EVENTS = {
     "noise": 0.2,
     "soft focus": 0.2,
@@ -51,10 +51,10 @@ def pick_event(rng: np.random.Generator, weights: dict[str, float]) -> str:
     return str(rng.choice(list(weights), p=share / share.sum()))
 
 
-def spoil_colon(
+def degrade_colon(
     rng: np.random.Generator, image: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
-    """Spoil what is in `box` (x0, y0, x1, y1), or the image, by something of the kind `event`."""
+    """Degrade the content of `box` (x0, y0, x1, y1), or the image, by the kind `event`."""
     if event in COLON_WEAK_EVENTS:
         return _weaken(rng, image, event, box)
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
@@ -117,10 +117,10 @@ def defocus(image: Array, sigma: float) -> Array:
     return ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
 
 
-def spoil_breast(
+def degrade_breast(
     rng: np.random.Generator, image: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
-    """Gas or lost contact over the lesion, a sudden movement, or the probe lifted off."""
+    """Gas or lost contact over the lesion, a sudden movement, or a lifted probe."""
     if event in BREAST_WEAK_EVENTS:
         return _weaken(rng, image, event, box)
     height, width = image.shape[:2]
@@ -156,7 +156,7 @@ def decoy_breast(rng: np.random.Generator, image: Array) -> Array:
 def _weaken(
     rng: np.random.Generator, image: Array, event: str, box: tuple[float, float, float, float]
 ) -> Array:
-    """The image with less evidence of what is in `box`, but some."""
+    """The image with less, but some, evidence of the content of `box`."""
     width = image.shape[1]
     if event == "noise":
         sigma = rng.uniform(0.18, 0.30)
@@ -217,7 +217,7 @@ def _debris(
 def _instrument(
     rng: np.random.Generator, image: Array, middle: NDArray[np.float64], half_width: float
 ) -> Array:
-    """A shaft that comes in from the border and ends a little beyond `middle`."""
+    """A shaft from the border to a little beyond `middle`."""
     height, width = image.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
     along, across = (
@@ -260,7 +260,7 @@ def _bubbles(
 def _glare(
     rng: np.random.Generator, image: Array, middle: NDArray[np.float64], reach: float
 ) -> Array:
-    """The lamp reflected: a burnt-out patch."""
+    """Reflection of the lamp: a saturated patch."""
     noise = fractal_noise(rng, image.shape[:2], slope=1.8, band=(2, 30))
     level = _blob(rng, image.shape, middle, 1.1 * reach, roughness=0.10) + 0.12 * noise
     alpha = smoothstep(level, -0.5, 0.3)[..., None]

@@ -20,7 +20,7 @@ TARGET_SHARE = 0.82  # of the shift that is the target's; zoom, roll and outline
 
 @dataclass(frozen=True)
 class Track:
-    """Where the lesion's centre is (T, 2) in [0, 1], log zoom (T,), roll in radians (T,)."""
+    """The lesion's centre (T, 2) in [0, 1], log zoom (T,), roll in radians (T,)."""
 
     centre: NDArray[np.float64]
     log_zoom: NDArray[np.float64]
@@ -35,7 +35,7 @@ class Track:
 def random_track(rng: np.random.Generator, num_frames: int, *, margin: float) -> Track:
     """A smooth random walk that stays `margin` away from the image's border.
 
-    Steps turn towards the middle when they would leave.
+    Steps that would leave are turned towards the middle.
     """
     centre = np.empty((num_frames, 2))
     centre[0] = rng.uniform(margin, 1 - margin, 2)
@@ -61,8 +61,8 @@ def random_track(rng: np.random.Generator, num_frames: int, *, margin: float) ->
 
 
 def leave_view(rng: np.random.Generator, track: Track) -> Track:
-    """The same track, carried over the border at some frame after the second (or, played
-    backwards, into the image from outside); three frames at least."""
+    """The track, shifted to leave the image at some frame after the second, or reversed to enter
+    it; at least three frames."""
     num_frames = len(track.centre)
     exit_frame = rng.integers(2, num_frames)
     speed = rng.uniform(0.05, 0.10)

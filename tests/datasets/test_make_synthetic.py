@@ -369,7 +369,7 @@ def test_output_that_cannot_be_made_is_named_before_rendering(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(make_synthetic, "plan", lambda options: pytest.fail("it began to work"))
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("exists and was not made by")
     output = tmp_path / "file" / "data"
     assert make_synthetic.main(["--layout", "buv", "--output", str(output)]) == 2
     assert f"--output {output}: {tmp_path / 'file'} is no folder" in capsys.readouterr().err
@@ -390,7 +390,7 @@ def test_a_foreign_folder_is_never_touched(
 ) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     assert run("buv", tmp_path, "--overwrite") == 2
-    assert "not of this program" in capsys.readouterr().err
+    assert "was not made by this program" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
