@@ -3,10 +3,10 @@
 
     python datasets/make_synthetic.py --layout sunseg --output data/synthetic --seed 0
 
-The same arguments give the same bytes (with the same versions of numpy, scipy and Pillow).  The
-folder appears when it is complete: an interrupted run leaves `<output>.incomplete`, which the
-next one removes.  A run that finds its own result returns at once; a folder that this program
-did not make is never touched.  What the layouts hold and assume: `synthetic/layouts.py`.
+The same arguments give the same bytes (with the same versions of numpy, scipy and Pillow).  An
+interrupted run leaves `<output>.incomplete`, which the next run removes.  A run whose result
+exists returns at once; folders of other programs are never touched.  Contents and assumptions of
+the layouts: `synthetic/layouts.py`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from v2idetr.data.text_files import read_text
 from v2idetr.output_folder import check_writable, explain_os_error
 
-VERSION = 3  # raise whenever the same arguments would give other bytes
+VERSION = 3  # increase whenever the same arguments would give other bytes
 RECORD = "generator.json"
 FRAMES = "generator_frames.json"
 DEFAULTS: dict[str, dict[str, int]] = {
@@ -49,36 +49,36 @@ def available_cores() -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line to namespace."""
+    """Parsed command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--layout", choices=sorted(DEFAULTS), required=True, help="folder layout to imitate")
-    add("--output", type=Path, required=True, help="folder to make")
+    add("--output", type=Path, required=True, help="output folder")
     add("--seed", type=int, default=0, help="other seeds give other cases")
-    add("--size", default="128x96", metavar="WxH", help="picture size in pixels (SUN: 1158x1008)")
+    add("--size", default="128x96", metavar="WxH", help="image size in pixels (SUN: 1158x1008)")
     add("--train-clips", type=int, help="training clips (sun: positive cases)")
     add("--test-easy-clips", type=int, help="TestEasyDataset, a third Seen (buv: val videos)")
     add("--test-hard-clips", type=int, help="TestHardDataset, a third Seen (sunseg alone)")
     add("--negative-clips", type=int, help="lesion-free clips (not buv: it has none)")
     add("--frames-per-clip", type=int, help="frames of a clip (sun: of a case)")
-    add("--difficulty", type=float, default=1.0, help="share of spoiled frames, lesion contrast")
+    add("--difficulty", type=float, default=1.0, help="share of degraded frames, lesion contrast")
     add(
         "--degradation",
         choices=get_args(Degradation),
         default="hide",
-        help="spoiled frames hide the lesion, leave weak evidence of it, or half of them each",
+        help="degraded frames hide the lesion, leave weak evidence of it, or half of them each",
     )
-    add("--defects", action="store_true", help="known faults of the real annotation files, too")
+    add("--defects", action="store_true", help="include known faults of the real annotation files")
     add("--workers", type=int, default=available_cores(), help="processes")
-    add("--overwrite", action="store_true", help="replace a folder that this program made")
+    add("--overwrite", action="store_true", help="replace an existing result")
     return parser.parse_args(arguments)
 
 
 def options_from(arguments: argparse.Namespace) -> Options:
-    """Fill in the layout's defaults; ValueError for what cannot be."""
+    """Options with the layout's defaults; ValueError for invalid values."""
     layout, defaults = arguments.layout, DEFAULTS[arguments.layout]
 
     def value(flag: str, default: str) -> int:
@@ -140,7 +140,7 @@ def write_clip(task: tuple[Path, Job]) -> list[FrameRecord]:
 
 
 def save(image: Image.Image, path: Path, **settings: Any) -> None:
-    """Write an image; an OSError names its file, which that of a full disk does not."""
+    """Write an image; an OSError names the file, even for a full disk."""
     try:
         image.save(path, **settings)
     except OSError as error:
@@ -148,7 +148,7 @@ def save(image: Image.Image, path: Path, **settings: Any) -> None:
 
 
 def render_all(root: Path, jobs: Sequence[Job], workers: int) -> Iterator[list[FrameRecord]]:
-    """Records of every clip, in the order of `jobs`, whatever the number of processes."""
+    """Records of every clip, in the order of `jobs`, for any number of processes."""
     tasks = [(root, job) for job in jobs]
     if workers <= 1 or len(jobs) < 4:
         yield from map(write_clip, tasks)
@@ -158,17 +158,19 @@ def render_all(root: Path, jobs: Sequence[Job], workers: int) -> Iterator[list[F
 
 
 def found(output: Path, description: dict, *, overwrite: bool) -> bool:
-    """Whether `output` holds the result already; ValueError when it holds anything else."""
+    """Whether `output` holds the result already; ValueError if it holds anything else."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     record = output / RECORD
     if not record.is_file():
-        raise ValueError(f"{output} is not empty and not of this program: choose another --output")
+        raise ValueError(
+            f"{output} is not empty and was not made by this program: choose another --output"
+        )
     try:
         made = dict(json.loads(read_text(record)))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{record} is damaged ({error}): choose another --output") from None
-    if isinstance(made.get("arguments"), dict):  # what was made before there was a choice
+    if isinstance(made.get("arguments"), dict):  # results without this option
         made["arguments"].setdefault("degradation", "hide")
     if {key: made.get(key) for key in description} == description:
         return True
@@ -196,7 +198,7 @@ def summary(jobs: Sequence[Job], results: Sequence[Sequence[FrameRecord]]) -> di
 
 
 def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> dict:
-    """Make the data set at `output` unless it is there; the content of its generator.json."""
+    """Make the data set at `output` unless it exists; return the content of its generator.json."""
     arguments = asdict(options)
     arguments["size"] = list(options.size)
     description = {"program": "make_synthetic", "version": VERSION, "arguments": arguments}
@@ -208,7 +210,7 @@ def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> di
     check_writable(staging)
     if staging.exists():
         if not (staging / FRAMES).is_file():
-            raise ValueError(f"{staging} is in the way and not of this program: move it")
+            raise ValueError(f"{staging} exists and was not made by this program: move it")
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
     write_text(staging / FRAMES, "[]")
@@ -236,7 +238,7 @@ def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; 2 for a user's error."""
+    """Run the program; exit status 2 for errors of the user."""
     parsed = parse(arguments)
     try:
         make(

@@ -5,8 +5,8 @@
 
 Test is the published validation set, which the literature reports on. Validation, for score
 thresholds and the best checkpoint, is an even tenth of the published training videos. Negative
-widths and heights are swapped corners and are put right. Videos that are known to be duplicates or
-mislabelled are left out. For numbers that compare with the literature, keep both faults:
+widths and heights are swapped corners and are corrected. Known duplicates and mislabelled videos
+are left out. For results comparable with the literature, keep both faults:
 
     python datasets/prepare_buv.py --source data/BUV --output data/buv_raw --raw --val-share 0
 """
@@ -38,8 +38,8 @@ ANNOTATIONS = (
 )
 CLASSES = ["benign", "malignant"]
 
-# Ids without the x that some folders have before them. Sources: the README of CVA-Net, which
-# published the data (2023-03-25), reports of its users, and audits of the pixels by others.
+# Ids without the leading x of some folders. Sources: the README of CVA-Net, which published the
+# data (2023-03-25), reports of its users, and audits of the pixels by others.
 MISLABELLED = "labelled benign, correct is malignant (the authors' README)"
 EXCLUDED = {
     "66ef02e7f1b9a0ef": "the same video as malignant/x3b88488853e8b7d1 (the authors' README)",
@@ -53,7 +53,7 @@ SAME_PATIENT = ("63c9ba1377f35bf6", "5a1c46ec6377e946", "2390fbea047347b", "7a39
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Command line to namespace."""
+    """Parsed command line."""
     parser = converter_parser(__doc__, source="folder with rawframes/ and the JSON files")
     add = parser.add_argument
     add(
@@ -65,15 +65,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--raw",
         action="store_true",
-        help="keep every box as published and every video, to reproduce numbers of the literature",
+        help="keep all published boxes and videos, to reproduce results of the literature",
     )
     return parser.parse_args(arguments)
 
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
-    """The videos of each split; what is left out is noted."""
+    """Videos by split; omissions are noted."""
     if not 0 <= options.val_share < 1:
-        raise ValueError(f"--val-share {options.val_share}: needs to be 0 or more and below 1")
+        raise ValueError(f"--val-share {options.val_share}: must lie in [0, 1)")
     source: Path = options.source
     bases = [source, *sorted(p for p in source.glob("*") if p.is_dir())]
     found = [
@@ -104,7 +104,7 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
 
 
 def read_videos(path: Path, root: Path, notes: Findings) -> list[Video]:
-    """Videos of one of the published files; a video is a folder of rawframes, which is ``root``."""
+    """Videos of a published file; a video is a folder in rawframes, which is ``root``."""
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -144,7 +144,7 @@ def read_videos(path: Path, root: Path, notes: Findings) -> list[Video]:
 
 
 def read_lesion(annotation: Mapping[str, Any], categories: Mapping[Any, int]) -> Lesion:
-    """A box with the published area, which is negative where the width or height is."""
+    """A box with the published area, which is negative for a negative width or height."""
     return Lesion(
         annotation["bbox"],
         category_id=categories[annotation["category_id"]],
@@ -161,7 +161,7 @@ def bare_id(name: str) -> str:
 def exclude(
     train: Sequence[Video], test: Sequence[Video], notes: Findings
 ) -> tuple[list[Video], list[Video]]:
-    """Without the known faults, and without training videos of a patient who is in test."""
+    """Videos without known faults, and training videos without patients of the test set."""
     for split, videos in (("train", train), ("test", test)):
         for video in videos:
             if bare_id(video.name) in EXCLUDED:
@@ -185,7 +185,7 @@ def exclude(
 
 
 def choose_val(train: Sequence[Video], share: float) -> set[str]:
-    """Names of an even share of the training videos of each class; a patient stays together."""
+    """Names of an even share of the training videos of each class; patients are not split."""
     chosen: set[str] = set()
     if not share:
         return chosen
@@ -200,7 +200,7 @@ def choose_val(train: Sequence[Video], share: float) -> set[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert; exit with the reason when that is not possible."""
+    """Convert, or exit with the reason for a failure."""
     options = parse(arguments)
     boxes = "raw" if options.raw else "clip"
     print(run_converter(__file__, options, read_splits, "BUV", CLASSES, boxes))

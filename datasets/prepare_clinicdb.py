@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""CVC-ClinicDB -> train.json, val.json, test.json, one video a sequence.
+"""CVC-ClinicDB -> train.json, val.json, test.json, one video per sequence.
 
     python datasets/prepare_clinicdb.py --source data/cvc_clinicdb --output data/clinicdb
     python datasets/prepare_clinicdb.py --source data/cvc_clinicdb --fold 1/4 --output data/fold1
 
-Test is sequences 17-23, validation 15-16, if not chosen otherwise. Sequences are kept whole: frames
-of one are near copies of each other. Sequences 15 and 16 are of both camera geometries of the set,
-and their lesions (17 to 48 % of the side of the picture) cover the middle of the range; the small
-flat ones of 14, of which there are few, stay in training. For cross-validation, `--fold 1/4` to
+By default, test is sequences 17-23 and validation 15-16. Sequences are not split, because their
+frames are near copies. Sequences 15 and 16 have the two camera geometries of the set, and their
+lesions (17 to 48 % of the image side) cover the middle of the range; the few small flat lesions,
+such as in 14, stay in training. For cross-validation, `--fold 1/4` to
 `--fold 4/4` test on every fourth sequence, each once, and validate on every sixth of the others.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from v2idetr.data.audit import Findings
 from v2idetr.data.text_files import read_text
-from v2idetr.prepare.annotations import Frame, Lesion, Video, numbered_pictures
+from v2idetr.prepare.annotations import Frame, Lesion, Video, numbered_images
 from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
 from v2idetr.prepare.mask_boxes import boxes_by_mask
 from v2idetr.wording import counted
@@ -33,13 +33,13 @@ FIRST_FRAMES = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 
 FIRST_FRAMES += (364, 384, 409, 429, 448, 467, 479, 504, 529, 547, 572, 592)
 LAST_FRAME = 612
 DEFAULTS = {"train": "1-14", "val": "15-16", "test": "17-23"}
-VALIDATION_STEP = 6  # in a fold, every sixth sequence that is not tested on validates
+VALIDATION_STEP = 6  # in a fold, every sixth of the other sequences is for validation
 
 Sequences = dict[int, Video]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Command line to namespace."""
+    """Parsed command line."""
     parser = converter_parser(__doc__, source="folder with Original/ and 'Ground Truth'/")
     add = parser.add_argument
     for split, default in DEFAULTS.items():
@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
-    """The videos of each split; what is left out is noted."""
+    """Videos by split; omissions are noted."""
     source: Path = options.source
     released = [
         (base / "Original", base / "Ground Truth")
@@ -85,7 +85,7 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
                 raise ValueError(f"{flag}: sequence {number} is in {used[number]} already")
             used[number] = split
         for number in sorted(set(numbers) - sequences.keys()):
-            notes.add("sequence is not there", f"{number} ({split})")
+            notes.add("sequence does not exist", f"{number} ({split})")
         splits[split] = [sequences[number] for number in numbers if number in sequences]
     for number in sorted(sequences.keys() - used.keys()):
         notes.add(
@@ -99,11 +99,11 @@ def _chosen(options: argparse.Namespace, numbers: Sequence[int]) -> dict[str, st
     """Lists of sequences by split.
 
     Args:
-        options: of the command line.
-        numbers: of the sequences that there are, in order.
+        options: command-line options.
+        numbers: numbers of all sequences, in order.
 
     Raises:
-        ValueError: a fold that cannot be.
+        ValueError: an invalid fold.
     """
     given = {split: getattr(options, f"{split}_sequences") for split in DEFAULTS}
     if options.fold is None:
@@ -118,7 +118,7 @@ def _chosen(options: argparse.Namespace, numbers: Sequence[int]) -> dict[str, st
     if len(numbers) < n or len(others) < VALIDATION_STEP:
         raise ValueError(
             f"--fold {options.fold}: there are {counted(len(numbers), 'sequence')}, too few for "
-            "so many folds, each with sequences to validate on."
+            "so many folds with validation sequences."
         )
     validation = others[VALIDATION_STEP // 2 :: VALIDATION_STEP]
     parts = {
@@ -130,8 +130,8 @@ def _chosen(options: argparse.Namespace, numbers: Sequence[int]) -> dict[str, st
 
 
 def read_listed(path: Path, notes: Findings) -> Sequences:
-    """Sequences of ``annotations.json``, which has boxes by frame number."""
-    files = numbered_pictures(path.parent / "frames")
+    """Sequences of ``annotations.json`` with boxes by frame number."""
+    files = numbered_images(path.parent / "frames")
     sequences: Sequences = {}
     text = read_text(path)
     try:
@@ -163,8 +163,8 @@ def read_listed(path: Path, notes: Findings) -> Sequences:
 
 
 def read_released(originals: Path, masks: Path, source: Path, notes: Findings) -> Sequences:
-    """Sequences of the release: numbered pictures, one box for each connected part of a mask."""
-    frames, truths = numbered_pictures(originals), numbered_pictures(masks)
+    """Sequences of the release: numbered images, one box per connected part of a mask."""
+    frames, truths = numbered_images(originals), numbered_images(masks)
     for number in sorted(frames.keys() ^ truths.keys()):
         notes.add("frame without a mask, or the reverse, is left out", f"{number}")
     numbers = sorted(frames.keys() & truths.keys())
@@ -191,7 +191,7 @@ def read_released(originals: Path, masks: Path, source: Path, notes: Findings) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert; exit with the reason when that is not possible."""
+    """Convert, or exit with the reason for a failure."""
     print(run_converter(__file__, parse(arguments), read_splits, "CVC-ClinicDB", ["polyp"]))
 
 

@@ -4,7 +4,7 @@
     python datasets/prepare_ldpolyp.py --source data/LDPolypVideo --output data/ldpolyp
 
 Test is the Test folder of the release, validation an even tenth of the videos of TrainValid. A text
-file that counts 0 boxes is a lesion-free frame; a frame without a text file is left out, and noted.
+file with 0 boxes is a lesion-free frame; frames without a text file are left out, with a note.
 A folder with Images and Annotations alone is divided 70 : 10 : 20; a single video gives test.json.
 """
 
@@ -22,7 +22,7 @@ from v2idetr.prepare.annotations import (
     Video,
     even_share,
     in_threads,
-    numbered_pictures,
+    numbered_images,
 )
 from v2idetr.prepare.command_line import check_folder, converter_parser, run_converter
 
@@ -34,12 +34,12 @@ VAL_SHARE, TEST_SHARE = 0.1, 0.2
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Command line to namespace."""
+    """Parsed command line."""
     return converter_parser(__doc__, source="folder with TrainValid/, Test/").parse_args(arguments)
 
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
-    """The videos of each split; what is left out is noted."""
+    """Videos by split; omissions are noted."""
     source: Path = options.source
     parts = {name: source / name for name in ("TrainValid", "Test", ".")}
     parts = {n: p for n, p in parts.items() if (p / "Images").is_dir()}
@@ -52,7 +52,7 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
 
 
 def read_videos(part: Path, source: Path, notes: Findings) -> list[Video]:
-    """Videos of one part of the release: a folder of Images each, with texts in Annotations."""
+    """Videos of one part of the release: folders in Images with text files in Annotations."""
     videos = []
     folders = [folder for folder in (part / "Images").iterdir() if folder.is_dir()]
     for folder in sorted(folders, key=lambda path: natural_key(path.name)):
@@ -80,7 +80,7 @@ def read_videos(part: Path, source: Path, notes: Findings) -> list[Video]:
 
 
 def read_boxes(path: Path) -> list[list[int]] | str:
-    """Boxes xywh of a text file: line 1 their count, then ``x1 y1 x2 y2``; or what is wrong."""
+    """Boxes xywh of a text file (line 1: count, then ``x1 y1 x2 y2``), or its fault."""
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def read_boxes(path: Path) -> list[list[int]] | str:
 
 def read_clip(path: Path, notes: Findings) -> Video:
     """The one video of a folder with ``frames/`` and an ``annotations.json`` of boxes_xyxy."""
-    files = numbered_pictures(path.parent / "frames")
+    files = numbered_images(path.parent / "frames")
     frames = []
     text = read_text(path)
     try:
@@ -122,7 +122,7 @@ def read_clip(path: Path, notes: Findings) -> Video:
 
 
 def choose(read: dict[str, list[Video]]) -> dict[str, list[Video]]:
-    """Test as released, else an even fifth; for validation an even tenth."""
+    """Splits: test as released, else an even fifth; validation an even tenth."""
     videos = read.get("TrainValid", []) + read.get(".", [])
     test = read.get("Test", [])
     if len(videos) + len(test) < 3:
@@ -137,7 +137,7 @@ def choose(read: dict[str, list[Video]]) -> dict[str, list[Video]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert; exit with the reason when that is not possible."""
+    """Convert, or exit with the reason for a failure."""
     print(run_converter(__file__, parse(arguments), read_splits, "LDPolypVideo", ["polyp"]))
 
 

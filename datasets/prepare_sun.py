@@ -4,9 +4,9 @@
     python datasets/prepare_sun.py --source data/SUN --output data/sun
 
 SUN has no official split. The default is by case: test is every fifth case (20 %) in order of
-number, validation an even tenth, out of the others; lesion-free cases likewise. Class 0 of SUN's
-rows is the polyp; rows of class 1 (non-polyp) give no box and are counted. For the clips that the
-paper uses, see prepare_sunseg.py.
+number, validation an even tenth of all, from the others; lesion-free cases likewise. Class 0 of
+SUN's rows is the polyp; rows of class 1 (non-polyp) give no box and are counted. For the clips of
+the paper, see prepare_sunseg.py.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from v2idetr.data.frame_files import image_names
 from v2idetr.data.text_files import read_text
 from v2idetr.prepare.annotations import Frame, Lesion, Video, even_share
 from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
-from v2idetr.prepare.sun_names import case_folders, in_time, lesion_free_videos
+from v2idetr.prepare.sun_names import case_folders, in_temporal_order, lesion_free_videos
 
 LAYOUT = """\
   sundatabase_positive_part1/case<N>/*.jpg   (and _part2; or one folder sundatabase_positive)
@@ -32,7 +32,7 @@ Boxes = dict[str, list[Lesion]]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Command line to namespace."""
+    """Parsed command line."""
     parser = converter_parser(__doc__, source="folder with sundatabase_positive_part1/ ...")
     add = parser.add_argument
     add(
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
-    """The videos of each split; what is left out is noted."""
+    """Videos by split; omissions are noted."""
     source: Path = options.source
     folders = sorted(source.iterdir()) if source.is_dir() else []
     folders = [folder for folder in folders if folder.is_dir()]
@@ -71,7 +71,7 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
 def positive_cases(
     folders: Sequence[Path], texts: Sequence[Path], source: Path, notes: Findings
 ) -> Cases:
-    """The one video of each case by case number, with the boxes of its text file."""
+    """One video per case by case number, with the boxes of its text file."""
     files = {path.stem: path for text in texts for path in sorted(text.glob("case*.txt"))}
     cases: Cases = {}
     for folder in folders:
@@ -91,10 +91,10 @@ def positive_cases(
 
 
 def read_case(number: int, folder: Path, boxes: Boxes, source: Path, notes: Findings) -> Video:
-    """The frames of a case in order of time; a case of SUN has one polyp: its instance."""
+    """Frames of a case in temporal order; a case of SUN has one polyp, its instance."""
     root = folder.relative_to(source)
     frames = []
-    for name, scene in in_time(image_names(folder), folder.name, notes):
+    for name, scene in in_temporal_order(image_names(folder), folder.name, notes):
         lesions = boxes.pop(name, None)
         if lesions is None:
             notes.add("frame of a positive case without a row is left out", f"{root / name}")
@@ -123,7 +123,7 @@ def read_rows(path: Path, notes: Findings) -> Boxes:
 
 
 def add_box(boxes: Boxes, name: str, field: str, where: str, notes: Findings) -> None:
-    """Add the box ``min_x,min_y,max_x,max_y,class`` of a frame; without lesion: the frame alone."""
+    """Add a frame and its box ``min_x,min_y,max_x,max_y,class``, if that is a lesion."""
     try:
         left, top, right, bottom, label = (int(float(value)) for value in field.split(","))
     except (ValueError, OverflowError):
@@ -143,7 +143,7 @@ def add_box(boxes: Boxes, name: str, field: str, where: str, notes: Findings) ->
 def choose(
     cases: Cases, free: Cases, val_text: str | None, test_text: str | None
 ) -> dict[str, list[Video]]:
-    """Splits by case: positive and lesion-free ones each as asked for, else evenly spaced."""
+    """Splits by case, separately for positive and lesion-free cases: as given or evenly spaced."""
     splits: dict[str, list[Video]] = {"train": [], "val": [], "test": []}
     asked_val, asked_test = case_list(val_text, "--val-cases"), case_list(test_text, "--test-cases")
     for kind, known in ((0, cases), (1, free)):
@@ -152,9 +152,7 @@ def choose(
         val, test = asked_val[kind], asked_test[kind]
         unknown = sorted({*val, *test} - known.keys())
         if unknown or set(val) & set(test):
-            what = (
-                f"{unknown} are not there" if unknown else f"{sorted(set(val) & set(test))} twice"
-            )
+            what = f"{unknown} do not exist" if unknown else f"{sorted(set(val) & set(test))} twice"
             raise ValueError(
                 f"--val-cases, --test-cases: {('cases', 'lesion-free cases')[kind]} {what}; "
                 f"there are {sorted(known)}"
@@ -181,7 +179,7 @@ def case_list(text: str | None, flag: str) -> tuple[list[int], list[int]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert; exit with the reason when that is not possible."""
+    """Convert, or exit with the reason for a failure."""
     print(run_converter(__file__, parse(arguments), read_splits, "SUN", ["polyp"]))
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""SUN-SEG -> train.json, val.json, test_easy.json, test_hard.json, one video a clip.
+"""SUN-SEG -> train.json, val.json, test_easy.json, test_hard.json, one video per clip.
 
     python datasets/prepare_sunseg.py --source data/SUN-SEG --output data/sunseg
 
-Test is as published; its clips have a `group`: "seen" ones are of cases of TrainDataset. Validation
+Test is as published; a clip's `group` is "seen" for cases of TrainDataset, else "unseen". Validation
 is an even tenth of the cases of TrainDataset. Boxes come from Detection/bbox_annotation.json: files
 from before 2023-01-30 have x and y swapped, so the order is measured against the masks of GT.
 """
@@ -16,7 +16,7 @@ from v2idetr.data.audit import Findings
 from v2idetr.data.frame_files import image_names
 from v2idetr.prepare.annotations import Frame, Video, even_share, evenly_spaced
 from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
-from v2idetr.prepare.sun_names import case_number, in_time, lesion_free_videos
+from v2idetr.prepare.sun_names import case_number, in_temporal_order, lesion_free_videos
 from v2idetr.prepare.sunseg_boxes import ORDERS, add_boxes
 
 LAYOUT = """\
@@ -32,7 +32,7 @@ TEST_SHARE = 0.2  # of the lesion-free cases
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Command line to namespace."""
+    """Parsed command line."""
     parser = converter_parser(__doc__, source="folder with TrainDataset/, TestEasyDataset/ ...")
     add = parser.add_argument
     add(
@@ -56,14 +56,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--negatives",
         type=Path,
         metavar="DIR",
-        help="SUN's lesion-free part, with case<N> folders (or with folders that have them): an "
+        help="SUN's lesion-free part, with case<N> folders in it or in its subfolders: an "
         "even tenth of its cases goes to val, a fifth to test_negative.json, the rest to train",
     )
     return parser.parse_args(arguments)
 
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[Video]]:
-    """The videos of each split; what is left out is noted."""
+    """Videos by split; omissions are noted."""
     source: Path = options.source
     check_folder(source, [(source / TRAIN / "Frame").is_dir()], LAYOUT)
     folders = find_folders(source, notes)
@@ -83,7 +83,7 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> dict[str, list[
 
 
 def find_folders(source: Path, notes: Findings) -> dict[str, str]:
-    """Folders of test clips, each with its split; those that are left out are noted."""
+    """Folders of test clips with their splits; omissions are noted."""
     folders: dict[str, str] = {}
     for split, name in TESTS.items():
         for part in (f"{name}/Seen", f"{name}/Unseen", name):
@@ -105,7 +105,7 @@ def read_folder(
     videos = []
     for clip in clips:
         root = clip.relative_to(source)
-        ordered = in_time(image_names(clip), str(root), notes)
+        ordered = in_temporal_order(image_names(clip), str(root), notes)
         frames = [Frame((root / name).as_posix(), scene_id=scene) for name, scene in ordered]
         if frames:
             videos.append(Video(clip.name, frames))
@@ -121,9 +121,9 @@ def _clip_key(clip: Path) -> list[int]:
 
 
 def name_groups(train: list[Video], tests: Mapping[str, list[Video]], notes: Findings) -> None:
-    """Set ``group`` of the test clips: as the folder says, else by whether the case is trained on.
+    """Set ``group`` of the test clips, from the folder or else from the cases of TrainDataset.
 
-    A clip in Unseen whose case is in TrainDataset would be a leak: noted.
+    A clip in Unseen with a case of TrainDataset would be a leak and is noted.
     """
     trained = {case_number(video.name) for video in train}
     for folder, videos in tests.items():
@@ -142,9 +142,9 @@ def name_groups(train: list[Video], tests: Mapping[str, list[Video]], notes: Fin
 def choose_val(
     train: list[Video], tests: Mapping[str, list[Video]], text: str | None, notes: Findings
 ) -> set[int]:
-    """Cases of TrainDataset for validation: those asked for, else an even tenth.
+    """Cases of TrainDataset for validation, as given or else an even tenth.
 
-    Cases without a Seen test clip come first, so that what is called seen was trained on.
+    Cases without a Seen test clip are preferred, so that seen cases are trained on.
     """
     cases = sorted({case_number(video.name) for video in train})
     if text is not None:
@@ -164,7 +164,7 @@ def choose_val(
         )
         free = cases
     if len(cases) < 2:
-        raise ValueError("TrainDataset has one case only: nothing is left to validate with")
+        raise ValueError("TrainDataset has one case only: none is left for validation")
     chosen = evenly_spaced(free, wanted)
     notes.add("cases of TrainDataset for validation", ", ".join(map(str, chosen)))
     return set(chosen)
@@ -183,7 +183,7 @@ def add_negatives(
     if len(numbers) < 3:
         raise ValueError(
             f"{folder}: {len(numbers)} lesion-free cases, but train, val and test need one each; "
-            "give more, or leave --negatives away"
+            "give more, or omit --negatives"
         )
     test = even_share(numbers, TEST_SHARE)
     rest = [number for number in numbers if number not in test]
@@ -194,7 +194,7 @@ def add_negatives(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert; exit with the reason when that is not possible."""
+    """Convert, or exit with the reason for a failure."""
     print(run_converter(__file__, parse(arguments), read_splits, "SUN-SEG", ["polyp"]))
 
 

@@ -1,8 +1,8 @@
 """A breast under a linear ultrasound probe: layered tissue, speckle, lesion, shadows.
 
-Tissue is a field of echo strength in tissue coordinates (1 = the picture's height).  A frame
-samples it where the probe stands, multiplies it with speckle that partly follows the tissue,
-attenuates it along the beam (down the columns) and compresses it logarithmically.
+Tissue is a field of echo strength in tissue coordinates (1 = the image's height).  A frame
+samples it under the probe, multiplies it with speckle that partly follows the tissue, attenuates it
+along the beam (down the columns) and compresses it logarithmically.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from .fields import Array, bilinear, contour_radius, fractal_noise, random_harmonics, smoothstep
 
-MARGIN = 0.7  # tissue beyond each side of the picture, in heights
+MARGIN = 0.7  # tissue beyond each side of the image, in heights
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Tissue:
     """Fields (h, w, 4): log echo strength, ragged noise, two layers of white noise (speckle)."""
 
     fields: Array
-    scale: float  # cells of the grid per height of the picture
-    width: float  # picture's width over its height
-    attenuation: float  # log loss over the picture's height that is left uncompensated
+    scale: float  # cells of the grid per height of the image
+    width: float  # image's width over its height
+    attenuation: float  # log loss over the image's height that is left uncompensated
     column_gain: Array  # (W,) log gain of the probe's elements
     brightness: float
     sector: float  # 0: linear probe; > 0: how far the corners are cut
 
 
 def random_mass(rng: np.random.Generator, *, side: float, malignant: bool, contrast: float) -> Mass:
-    """A mass whose longer side is `side` heights of the picture.
+    """A mass whose longer side is `side` heights of the image.
 
     Benign: smooth, oval, wider than tall, brighter below.  Malignant: ragged or spiculated,
     taller than wide, with a shadow.
@@ -128,10 +128,10 @@ def render(
     tilt: float,
     rng: np.random.Generator,
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Picture (H, W) in [0, 1] and the mass's mask, with the mass's centre at `target` (2,).
+    """Image (H, W) in [0, 1] and the mass's mask, with the mass's centre at `target` (2,).
 
-    `zoom` swells the cross-section of the mass, `tilt` (radians) turns the probe, `rng` draws
-    the part of the speckle that does not follow the tissue.
+    `zoom` scales the cross-section of the mass, `tilt` (radians) rotates the probe, `rng` draws the
+    part of the speckle that does not follow the tissue.
     """
     width, height = size
     anchor = mass.centre if mass is not None else np.array([0.0, 0.45])
@@ -151,9 +151,9 @@ def render(
     loss = np.cumsum(spread, axis=0) / height
     level = echo - loss + tissue.column_gain + tissue.brightness
     amplitude = np.exp(level) * (0.38 + 0.50 * _speckle(sample[..., 2:], rng))
-    picture = ndimage.gaussian_filter(1.0 - np.exp(-0.50 * amplitude), 0.25 + height / 900)
+    image = ndimage.gaussian_filter(1.0 - np.exp(-0.50 * amplitude), 0.25 + height / 900)
     sector = _sector(size, tissue.sector)
-    return picture * sector, mask & (sector > 0)
+    return image * sector, mask & (sector > 0)
 
 
 def _tissue_place(
@@ -187,7 +187,7 @@ def _add_mass(
     echo = echo + inside * (mass.echo + 0.12 * noise[..., 0] - 0.85 * echo)
     if mass.malignant:
         echo = echo + 0.45 * smoothstep(level, -0.5, -0.1) * (1 - inside)
-    else:  # a capsule mirrors the beam where it lies across it
+    else:  # a capsule reflects the beam where perpendicular to it
         echo = echo + 0.8 * np.exp(-(((level + 0.04) / 0.05) ** 2)) * np.abs(np.sin(angle))
     if mass.calcified:
         spots = ndimage.gaussian_filter(noise[..., 1], max(0.8, len(u) / 250))
@@ -198,7 +198,7 @@ def _add_mass(
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part of a mask: ragged noise leaves crumbs around it."""
+    """The largest connected part of a mask: ragged noise leaves specks around it."""
     labels, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
     if count < 2:
         return mask
@@ -229,7 +229,7 @@ def _layered(
 
 
 def _sector(size: tuple[int, int], cut: float) -> Array:
-    """1 in the picture of a curved probe, 0 in its black upper corners (H, W)."""
+    """1 in the image of a curved probe, 0 in its black upper corners (H, W)."""
     width, height = size
     x = np.abs((np.arange(width, dtype=np.float32) + 0.5) / width - 0.5)[None, :]
     y = (np.arange(height, dtype=np.float32) / height)[:, None]

@@ -1,4 +1,4 @@
-"""Files of the breast ultrasound videos (BUV): what is assumed is in `layouts`."""
+"""Files of the breast ultrasound videos (BUV); assumptions: `layouts`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ BUV_JSON = {"train": "imagenet_vid_train_15frames.json", "val": "imagenet_vid_va
 
 
 def plan(options: Options) -> list[Job]:
-    """Training and validation videos, benign and malignant in turn; known faults by option."""
+    """Training and validation videos, alternately benign and malignant; known faults by option."""
     jobs = []
     rng = np.random.default_rng([options.seed, LAYOUT_CODE["buv"], 5])
     for split, count in (("train", options.train_clips), ("val", options.test_easy_clips)):
@@ -43,7 +43,7 @@ def _job(options: Options, case: int, split: str, name: str, malignant: bool) ->
 
 
 def annotate(options: Options, jobs: Sequence[Job], results: Results, root: Path) -> None:
-    """One JSON a split; of training videos at most 15 frames are listed."""
+    """One JSON per split; at most 15 frames of each training video are listed."""
     width, height = options.size
     for split, file_name in BUV_JSON.items():
         videos, images, annotations = [], [], []

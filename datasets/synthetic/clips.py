@@ -1,4 +1,4 @@
-"""From a clip's description to its frames: scene, camera path, spoiled frames, masks."""
+"""Clip specification -> frames: scene, camera path, degradations, masks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,24 +9,26 @@ from numpy.typing import NDArray
 
 from . import breast, colon, degrade
 from .fields import Array, smoothstep
-from .tracks import Track, leave_picture, random_track
+from .tracks import Track, leave_view, random_track
 from .wall import Wall, clearance, grid_shape, random_wall, surface_point
 
 HARD_SHARE = 0.30  # of the frames, at difficulty 1
 DECOY_SHARE = 0.12
-CLUTTER_SHARE = 0.2  # of the frames: an occluder beside the lesion, lest occluders give it away
+CLUTTER_SHARE = (
+    0.2  # of the frames: an occluder beside the lesion, so that occluders do not mark it
+)
 LEAVE_SHARE = 0.06  # of the clips of a colon; every BUV frame has its lesion
-MIN_VISIBLE = 4e-4  # of the picture: a lesion with less of it is out of the picture
+MIN_VISIBLE = 4e-4  # share of the image; a smaller visible part of a lesion is none
 
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """All that decides a clip's pixels.
+    """Everything that determines a clip's pixels.
 
-    Clips with one `case_seed` show one lesion in one place; `clip_seed` draws the camera's path
-    and what goes wrong.  `shots` holds the number of frames between cuts.
+    Clips with one `case_seed` show one lesion in one place; `clip_seed` draws the camera path and
+    the degradations.  `shots` holds the numbers of frames between cuts.
     """
 
     style: Literal["colon", "breast"]
@@ -42,7 +44,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture (H, W, 3) or (H, W) uint8, the lesion's mask (H, W) and what spoils the frame."""
+    """An image (H, W, 3) or (H, W) uint8, the lesion's mask (H, W) and the degradation."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
@@ -52,7 +54,7 @@ class Frame:
 
     @property
     def box(self) -> Box | None:
-        """Extent of the mask; None where no lesion is in the picture."""
+        """Extent of the mask; None where no lesion is in the image."""
         return extent(self.mask)
 
 
@@ -72,7 +74,7 @@ def render_clip(spec: ClipSpec) -> Iterator[Frame]:
 
 
 def lesion_share(rng: np.random.Generator) -> float:
-    """Longer side of a lesion as a share of the picture's height: 0.08-0.45, most 0.18-0.40."""
+    """Longer side of a lesion as a share of the image's height: 0.08-0.45, most 0.18-0.40."""
     if rng.random() < 0.10:
         return float(rng.uniform(0.09, 0.15))
     return float(np.clip(rng.normal(0.33, 0.075), 0.17, 0.47))
@@ -86,7 +88,7 @@ def _contrast(difficulty: float, rng: np.random.Generator) -> float:
 def _events(
     rng: np.random.Generator, num_frames: int, difficulty: float, weights: dict[str, float]
 ) -> list[str]:
-    """What spoils each frame; at least half of a clip stays clear."""
+    """Degradation of each frame; at least half of a clip stays clear."""
     expected = num_frames * min(HARD_SHARE * difficulty, 0.6) * rng.uniform(0.6, 1.4)
     count = min(int(expected + rng.random()), max(num_frames // 2, int(rng.random() < 0.3)))
     events = [""] * num_frames
@@ -99,20 +101,20 @@ def _track(spec: ClipSpec, rng: np.random.Generator, num_frames: int, share: flo
     track = random_track(rng, num_frames, margin=min(0.10 + 0.45 * share, 0.34))
     may_leave = spec.lesion and spec.style == "colon" and num_frames > 2
     if may_leave and rng.random() < LEAVE_SHARE:
-        track = leave_picture(rng, track)
+        track = leave_view(rng, track)
     return track
 
 
-def _obstacles(
+def _degradations(
     rng: np.random.Generator,
     spec: ClipSpec,
     mask: NDArray[np.bool_],
     event: str,
     occluders: tuple[str, ...],
 ) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Kinds of trouble and the boxes (x0, y0, x1, y1) they fall on, first those beside the lesion.
+    """Kinds of degradation and their boxes (x0, y0, x1, y1), first those beside the lesion.
 
-    One frame must not give the lesion away by what hides it: an occluder often has a twin.
+    Occluders must not mark the lesion, so they often come in pairs.
     """
     box = extent(mask)
     found = []
@@ -134,7 +136,7 @@ def _obstacles(
 def _elsewhere(
     rng: np.random.Generator, shape: tuple[int, ...], box: Box | None
 ) -> tuple[float, float, float, float] | None:
-    """A lesion-sized box away from `box`, or None where the picture has no room for it."""
+    """A lesion-sized box away from `box`, or None if the image has no room for it."""
     height, width = shape
     for _ in range(12):
         half_x, half_y = rng.uniform(0.10, 0.20, 2) * height
@@ -183,21 +185,21 @@ def _shoot_colon(
             view = colon.render(scene, camera, spec.size)
             wanted = wall.exposure / max(float(np.percentile(view.light.mean(-1), 70)), 1e-3)
             gain = wanted if t == 0 else 0.7 * gain + 0.3 * wanted
-            picture = 1.0 - np.exp(-0.95 * gain * view.light)
+            image = 1.0 - np.exp(-0.95 * gain * view.light)
             mask = _visible(view.mask & (aperture > 0.5), scene.lesion)
             shift = track.shift(t) * np.array(spec.size)
-            yield _finish_colon(rng, spec, picture, mask, aperture, shift, shot, events[t])
+            yield _finish_colon(rng, spec, image, mask, aperture, shift, shot, events[t])
 
 
 def _visible(mask: NDArray[np.bool_], lesion: object) -> NDArray[np.bool_]:
-    """The mask, emptied where there is no lesion or too little of it is in the picture."""
+    """The mask, empty without a lesion or with too little of it in the image."""
     return mask if lesion is not None and mask.mean() >= MIN_VISIBLE else np.zeros_like(mask)
 
 
 def _finish_colon(
     rng: np.random.Generator,
     spec: ClipSpec,
-    picture: Array,
+    image: Array,
     mask: NDArray[np.bool_],
     aperture: Array,
     shift: NDArray[np.float64],
@@ -206,17 +208,17 @@ def _finish_colon(
 ) -> Frame:
     decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
     if decoy:
-        picture = degrade.decoy_colon(rng, picture)
-    for kind, box in _obstacles(rng, spec, mask, event, degrade.COLON_OCCLUDERS):
-        picture = degrade.spoil_colon(rng, picture, kind, box)
-    picture = degrade.colour_fringe(degrade.motion_blur(picture, 0.7 * shift), 0.35 * shift)
-    picture = degrade.defocus(picture, 0.45 + 0.0006 * spec.size[0])
-    picture = picture + 0.012 * rng.standard_normal(picture.shape, dtype=np.float32)
-    grey = picture.mean(axis=-1, keepdims=True)
-    picture = np.clip(grey + 1.22 * (picture - grey), 0, 1) ** 0.85  # the processor's vivid mode
-    picture = picture * aperture[..., None] + 0.02
-    image = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
-    return Frame(image, mask, shot, event, decoy)
+        image = degrade.decoy_colon(rng, image)
+    for kind, box in _degradations(rng, spec, mask, event, degrade.COLON_OCCLUDERS):
+        image = degrade.degrade_colon(rng, image, kind, box)
+    image = degrade.colour_fringe(degrade.motion_blur(image, 0.7 * shift), 0.35 * shift)
+    image = degrade.defocus(image, 0.45 + 0.0006 * spec.size[0])
+    image = image + 0.012 * rng.standard_normal(image.shape, dtype=np.float32)
+    grey = image.mean(axis=-1, keepdims=True)
+    image = np.clip(grey + 1.22 * (image - grey), 0, 1) ** 0.85  # the processor's vivid mode
+    image = image * aperture[..., None] + 0.02
+    pixels = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    return Frame(pixels, mask, shot, event, decoy)
 
 
 def _place_lesion(
@@ -226,7 +228,7 @@ def _place_lesion(
     share: float,
     contrast: float,
 ) -> tuple[colon.Lesion, NDArray[np.float64]]:
-    """A lesion and a camera position from which it fills `share` of the picture's height.
+    """A lesion and a camera position from which it fills `share` of the image's height.
 
     Tries places until the view is free, then scales the lesion.
     """
@@ -267,7 +269,7 @@ def _aim_point(wall: Wall, lesion: colon.Lesion) -> NDArray[np.float64]:
 
 
 def _aperture(rng: np.random.Generator, size: tuple[int, int]) -> Array:
-    """1 inside the octagon that the endoscope's processor shows, 0 outside (H, W)."""
+    """1 inside the octagonal aperture of the endoscope's image, 0 outside (H, W)."""
     width, height = size
     x = np.abs(np.arange(width, dtype=np.float32) + 0.5 - width / 2)[None, :]
     y = np.abs(np.arange(height, dtype=np.float32) + 0.5 - height / 2)[:, None]
@@ -295,7 +297,7 @@ def _shoot_breast(
         mass = replace(mass, centre=np.array([mass.centre[0], depth]))
         events = _events(rng, num_frames, spec.difficulty, weights)
         for t in range(num_frames):
-            picture, mask = breast.render(
+            image, mask = breast.render(
                 tissue,
                 mass if spec.lesion else None,
                 spec.size,
@@ -306,25 +308,25 @@ def _shoot_breast(
             )
             mask = _visible(mask, mass if spec.lesion else None)
             shift = track.shift(t) * np.array(spec.size)
-            yield _finish_breast(rng, spec, picture, mask, shift, shot, events[t])
+            yield _finish_breast(rng, spec, image, mask, shift, shot, events[t])
 
 
 def _finish_breast(
     rng: np.random.Generator,
     spec: ClipSpec,
-    picture: Array,
+    image: Array,
     mask: NDArray[np.bool_],
     shift: NDArray[np.float64],
     shot: int,
     event: str,
 ) -> Frame:
-    picture = picture[..., None]
+    image = image[..., None]
     decoy = bool(rng.random() < DECOY_SHARE * spec.difficulty)
     if decoy:
-        picture = degrade.decoy_breast(rng, picture)
-    for kind, box in _obstacles(rng, spec, mask, event, degrade.BREAST_OCCLUDERS):
-        picture = degrade.spoil_breast(rng, picture, kind, box)
-    picture = degrade.motion_blur(picture, 0.5 * shift)[..., 0]
-    picture = picture + 0.01 * rng.standard_normal(picture.shape, dtype=np.float32)
-    image = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
-    return Frame(image, mask, shot, event, decoy)
+        image = degrade.decoy_breast(rng, image)
+    for kind, box in _degradations(rng, spec, mask, event, degrade.BREAST_OCCLUDERS):
+        image = degrade.degrade_breast(rng, image, kind, box)
+    image = degrade.motion_blur(image, 0.5 * shift)[..., 0]
+    image = image + 0.01 * rng.standard_normal(image.shape, dtype=np.float32)
+    pixels = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    return Frame(pixels, mask, shot, event, decoy)

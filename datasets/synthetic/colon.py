@@ -1,8 +1,8 @@
 """A colon seen from inside: a wall and a lesion, rendered by ray marching.
 
-Folds hide what lies behind them and the picture moves as an endoscope's does.  The light sits at
-the camera: brightness falls with the square of the distance, and wet mucosa mirrors it where the
-wall faces the lens.
+Folds occlude the wall behind them and the camera moves as an endoscope does.  The light is at the
+camera: brightness falls with the square of the distance, and wet mucosa reflects it where the wall
+faces the lens.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from .fields import Array, bilinear, contour_radius, random_harmonics, smoothstep
 from .wall import Wall, around_axis, cell, gap, surface_point
 
-HALF_FIELD = np.radians(66.0)  # from the middle of the picture to its corner
+HALF_FIELD = np.radians(66.0)  # from the middle of the image to its corner
 MARCH_STEPS = 44
 CONTOUR_STEPS = 512
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion on the wall: place (theta, z), radius along the wall, form and look."""
+    """A lesion on the wall: place (theta, z), radius along the wall, shape and appearance."""
 
     theta: float
     z: float
@@ -37,7 +37,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Scene:
-    """A wall with a lesion on it, or without; `make_scene` fills in what follows from the two."""
+    """A wall with or without a lesion; `make_scene` derives the other fields."""
 
     wall: Wall
     lesion: Lesion | None
@@ -65,7 +65,7 @@ class View:
 
 
 def random_lesion(rng: np.random.Generator, *, contrast: float) -> Lesion:
-    """A lesion ahead of the camera; `contrast` scales how far its colour is from the mucosa's."""
+    """A lesion ahead of the camera; `contrast` scales its difference in colour from the mucosa."""
     kind = str(rng.choice(["flat", "sessile", "pedunculated"], p=[0.22, 0.48, 0.30]))
     tint = np.array([[1.0, 0.66, 0.68], [1.12, 1.22, 1.30], [0.74, 0.52, 0.56]])
     strength = contrast * rng.uniform(0.7, 1.2)
@@ -97,7 +97,7 @@ def make_scene(wall: Wall, lesion: Lesion | None) -> Scene:
 
 
 def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> View:
-    """What the camera sees, `size` = (width, height) in pixels."""
+    """The camera's view, `size` = (width, height) in pixels."""
     width, height = size
     direction = _rays(camera, size)
     depth, hit, on_lesion = _march(scene, camera.position, direction)
@@ -118,7 +118,7 @@ def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> View:
 
 
 def _lesion_distance(scene: Scene, point: Array) -> Array:
-    """About the distance (n,) of world points (n, 3) to the lesion; negative inside.
+    """Approximate distance (n,) of world points (n, 3) to the lesion; negative inside.
 
     A superellipsoid on the wall; a pedunculated one is lifted onto a stalk.
     """
@@ -173,7 +173,7 @@ def _rays(camera: Camera, size: tuple[int, int]) -> Array:
 
 
 def _lens(point: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Direction (n, 3) of a place (n, 2) in the picture, the corner being at radius 1."""
+    """Direction (n, 3) of a place (n, 2) in the image, the corner being at radius 1."""
     radius = np.maximum(np.hypot(point[:, 0], point[:, 1]), 1e-9)
     angle = radius * HALF_FIELD
     scale = np.sin(angle) / radius
@@ -197,7 +197,7 @@ def _turn(
 def _march(
     scene: Scene, position: NDArray[np.float64], direction: Array
 ) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Distance (n,) along each ray to a surface, whether one was met, whether the lesion's."""
+    """Distance (n,) along each ray to a surface, mask of hits, mask of hits on the lesion."""
     start = position.astype(np.float32)
     depth = np.full(len(direction), 0.02, np.float32)
     hit = np.zeros(len(direction), np.bool_)
@@ -222,14 +222,14 @@ def _march(
         active, t = active[alive], (t + step)[alive]
         if not len(active):
             break
-    hit |= depth > 4.0  # lost in the dark of the lumen, where it makes no difference
+    hit |= depth > 4.0  # in the dark of the lumen, where it makes no difference
     hit[active] = True
     on_lesion[active] = False
     return depth, hit, on_lesion
 
 
 def _near_lesion(scene: Scene, start: Array, direction: Array) -> NDArray[np.bool_]:
-    """Which rays (n,) pass so near the lesion that its shape matters."""
+    """Mask of the rays (n,) that pass near the lesion."""
     if scene.lesion is None:
         return np.zeros(len(direction), np.bool_)
     base = scene.base - start
@@ -239,7 +239,7 @@ def _near_lesion(scene: Scene, start: Array, direction: Array) -> NDArray[np.boo
 
 
 def _shade_wall(scene: Scene, point: Array, ray: Array, depth: Array) -> Array:
-    """Light (n, 3) that returns from points of the wall."""
+    """Light (n, 3) reflected by points of the wall."""
     wall = scene.wall
     x, y = around_axis(wall, point[:, 0], point[:, 1], point[:, 2])
     radius = np.maximum(np.hypot(x, y), 1e-3)
@@ -263,7 +263,7 @@ def _shade_wall(scene: Scene, point: Array, ray: Array, depth: Array) -> Array:
 
 
 def _shade_lesion(scene: Scene, point: Array, ray: Array, depth: Array) -> Array:
-    """Light (n, 3) that returns from points of the lesion."""
+    """Light (n, 3) reflected by points of the lesion."""
     wall, lesion = scene.wall, scene.lesion
     assert lesion is not None
     step = np.float32(0.02 * lesion.radius)
@@ -298,7 +298,7 @@ def _wall_values(wall: Wall, field: Array, point: Array) -> Array:
 def _light(
     wall: Wall, albedo: Array, smooth: Array, rough: Array, wet: Array, depth: Array
 ) -> Array:
-    """Diffuse return with the lamp's fall-off and reddening, and mirrored light where wet."""
+    """Diffuse reflection with the lamp's fall-off and reddening, and specular one where wet."""
     fall = 1.0 / (0.10 + depth**2)
     diffuse = (0.18 + 0.82 * (0.5 * smooth + 0.5 * rough)) * fall
     fade = np.exp(-depth[:, None] * np.array([0.04, 0.16, 0.20], np.float32))

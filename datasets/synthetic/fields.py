@@ -1,4 +1,4 @@
-"""Random fields, closed contours and look-ups that both renderers draw from."""
+"""Random fields, closed contours and look-ups of both renderers."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Clips, the files they become, and the names that SUN's frames share."""
+"""Clips, their files, and SUN's frame names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NEGATIVE_CASES = 13
 
 @dataclass(frozen=True)
 class Options:
-    """Arguments that decide the result; see `make_synthetic.py --help`."""
+    """Arguments that determine the result; see `make_synthetic.py --help`."""
 
     layout: Layout
     seed: int
@@ -36,7 +36,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip and where its frames (and masks) go, relative to the output folder."""
+    """One clip and the paths of its frames and masks, relative to the output folder."""
 
     spec: ClipSpec
     split: str
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What is known of a written frame."""
+    """Facts about a written frame."""
 
     file: str
     box: Box | None
@@ -124,7 +124,7 @@ def _cut_into_shots(options: Options, case: int, clip: int, *, most: int) -> tup
 
 
 def _prefix(options: Options, case: int) -> str:
-    """The part of a SUN frame name that a whole case shares."""
+    """The part of a SUN frame name that is common to a case."""
     rng = np.random.default_rng([options.seed, LAYOUT_CODE[options.layout], case, 4])
     date = f"2018{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}"
     time = f"{rng.integers(9, 18):02d}{rng.integers(60):02d}{rng.integers(60):02d}"
@@ -153,7 +153,7 @@ def under(folder: str, names: Sequence[str], suffix: str) -> tuple[str, ...]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, its folder made if need be; an OSError names it."""
+    """Write a UTF-8 file, creating its folder if missing; an OSError names the file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

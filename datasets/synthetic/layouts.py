@@ -1,7 +1,7 @@
-"""Where the frames and annotations of SUN, SUN-SEG and BUV lie on disk.
+"""Locations of the frames and annotations of SUN, SUN-SEG and BUV on disk.
 
-Each layout has a plan (which clip becomes which files) and a writer for its annotation files.
-What public code and documents do not settle, and is assumed here:
+Each layout has a plan (clips -> files) and a writer of its annotation files.  Assumptions where
+public code and documents are silent:
 
 - SUN: the `annotation_txt` folder of part 1 holds the text files of all cases of both parts.  A
   frame of a positive case that shows no lesion has the row `<name> 0,0,0,0,1`.  The lesion-free

@@ -1,4 +1,4 @@
-"""Files of the SUN colonoscopy video database: what is assumed is in `layouts`."""
+"""Files of the SUN colonoscopy video database; assumptions: `layouts`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ NEGATIVE_PARTS = [f"sundatabase_negative_part{part}" for part in (1, 2, 3, 4)]
 
 
 def plan(options: Options) -> list[Job]:
-    """One job a case; its recordings follow each other with cuts in between."""
+    """One job per case; cuts separate its recordings."""
     jobs = []
     for case in range(1, options.train_clips + 1):
         spec, names = sun_clip(options, case, 1, most_shots=3)
@@ -20,7 +20,7 @@ def plan(options: Options) -> list[Job]:
 
 
 def annotate(options: Options, jobs: Sequence[Job], results: Results, root: Path) -> None:
-    """A text file a case, rows in the order of a directory listing."""
+    """One text file per case, rows in the order of a directory listing."""
     folder = root / "sundatabase_positive_part1" / "annotation_txt"
     for index, (job, records) in enumerate(zip(jobs, results, strict=True)):
         if job.split != "positive":

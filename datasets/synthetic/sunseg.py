@@ -1,4 +1,4 @@
-"""Files of SUN-SEG, version 2: what is assumed is in `layouts`."""
+"""Files of SUN-SEG, version 2; assumptions: `layouts`."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def plan(options: Options) -> list[Job]:
 
 
 def _groups(options: Options) -> list[tuple[str, int]]:
-    """Split and case of every clip; each fifth case of the training set has two clips there."""
+    """Split and case of every clip; every fifth training case has two training clips."""
     owners: list[str] = []
     train = options.train_clips
     while train > 0:
@@ -66,7 +66,7 @@ def _groups(options: Options) -> list[tuple[str, int]]:
 
 
 def _num_seen(options: Options, count: int) -> int:
-    """Clips of a test set whose case is in the training set too: a third."""
+    """Number of a test set's clips with a training case: a third."""
     return count // 3 if options.train_clips else 0
 
 
@@ -114,6 +114,6 @@ def _boxes(options: Options, clips: Sequence[tuple[Job, Sequence[FrameRecord]]])
 
 
 def _pathology(job: Job) -> str:
-    """A class of pathology, one a case."""
+    """Pathology of a clip's case."""
     rng = np.random.default_rng([*job.spec.case_seed, 9])
     return str(rng.choice(list(PATHOLOGY), p=np.array(list(PATHOLOGY.values()))))

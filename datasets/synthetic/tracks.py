@@ -1,7 +1,7 @@
-"""Paths of a lesion over the picture whose statistics follow real colonoscopy tracks.
+"""Paths of a lesion over the image whose statistics follow real colonoscopy tracks.
 
 In the 31,182 single-lesion frame pairs of LDPolypVideo the shift of the box centre, as a share
-of the picture's width and height, is log-normal to within a few per cent: median 0.8 %, 90th
+of the image's width and height, is log-normal to within a few per cent: median 0.8 %, 90th
 percentile 3.1 %; over five frames the median is 3.2 %, so that the direction persists.
 """
 
@@ -20,22 +20,22 @@ TARGET_SHARE = 0.82  # of the shift that is the target's; zoom, roll and outline
 
 @dataclass(frozen=True)
 class Track:
-    """Where the lesion's centre is (T, 2) in [0, 1], log zoom (T,), roll in radians (T,)."""
+    """The lesion's centre (T, 2) in [0, 1], log zoom (T,), roll in radians (T,)."""
 
     centre: NDArray[np.float64]
     log_zoom: NDArray[np.float64]
     roll: NDArray[np.float64]
 
     def shift(self, index: int) -> NDArray[np.float64]:
-        """Motion (2,) of the picture at a frame, as a share of width and height, for blur."""
+        """Motion (2,) of the image at a frame, as a share of width and height, for blur."""
         steps = np.diff(self.centre, axis=0)
         return steps[min(max(index - 1, 0), len(steps) - 1)] if len(steps) else np.zeros(2)
 
 
 def random_track(rng: np.random.Generator, num_frames: int, *, margin: float) -> Track:
-    """A smooth random walk that stays `margin` away from the picture's border.
+    """A smooth random walk that stays `margin` away from the image's border.
 
-    Steps turn towards the middle when they would leave.
+    Steps that would leave are turned towards the middle.
     """
     centre = np.empty((num_frames, 2))
     centre[0] = rng.uniform(margin, 1 - margin, 2)
@@ -60,9 +60,9 @@ def random_track(rng: np.random.Generator, num_frames: int, *, margin: float) ->
     return Track(centre, log_zoom, roll)
 
 
-def leave_picture(rng: np.random.Generator, track: Track) -> Track:
-    """The same track, carried over the border at some frame after the second (or, played
-    backwards, into the picture from outside); three frames at least."""
+def leave_view(rng: np.random.Generator, track: Track) -> Track:
+    """The track, shifted to leave the image at some frame after the second, or reversed to enter
+    it; at least three frames."""
     num_frames = len(track.centre)
     exit_frame = rng.integers(2, num_frames)
     speed = rng.uniform(0.05, 0.10)

@@ -41,7 +41,7 @@ class Wall:
 
 
 def grid_shape(width: int) -> tuple[int, int]:
-    """Cells of the wall's grid for pictures `width` pixels wide."""
+    """Cells of the wall's grid for images `width` pixels wide."""
     angles = int(np.clip(2 ** np.round(np.log2(width * 3.0)), 256, 2048))
     return angles, angles * 5 // 4  # cells nearly square, and a fast length for the transform
 

@@ -158,26 +158,28 @@ def test_a_turned_video_is_upright(tmp_path, rotation, white) -> None:
         ("cut.avi", {}, 0.6),
     ],
 )
-def test_a_video_that_is_cut_off_gives_what_is_left_and_then_an_error(
+def test_a_truncated_video_gives_its_intact_frames_and_then_an_error(
     tmp_path, name, options, share
 ) -> None:
     path = write_video(tmp_path / name, frames=51, **options)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     frames = []
-    with pytest.raises(ValueError, match=r"cut\.\w+: is damaged or cut off behind frame") as caught:
+    with pytest.raises(
+        ValueError, match=r"cut\.\w+: is damaged or truncated after frame"
+    ) as caught:
         frames.extend(open_source(path))
-    assert f"behind frame {len(frames) - 1}, at" in str(caught.value)
+    assert f"after frame {len(frames) - 1}, at" in str(caught.value)
     assert 5 < len(frames) < 45
     # Frame 25 t is shown at t s. Of those that came out of order the last ones may be missing.
     grey = [int(f.pixels[40, 50, 1]) - 5 * 25 * f.time_s for f in frames]
     assert max(map(abs, grey)) < 12
 
 
-def test_a_video_that_lacks_its_index_is_refused(tmp_path) -> None:
+def test_a_video_without_its_index_is_an_error(tmp_path) -> None:
     path = write_video(tmp_path / "cut.mp4")
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"cut\.mp4: cannot be read as a video .*cut off"):
+    with pytest.raises(ValueError, match=r"cut\.mp4: cannot be read as a video .*truncated"):
         open_source(path)
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
 import make_synthetic
 from synthetic import clips, degrade
 from synthetic.clips import ClipSpec, render_clip
-from synthetic.tracks import leave_picture, random_track
+from synthetic.tracks import leave_view, random_track
 
 # Shift of the box centre from frame to frame, as a share of the picture, in LDPolypVideo's 31,182
 # pairs of frames with one box: percentiles 25, 50, 75, 90; then over five frames: 25, 50, 75.
@@ -243,7 +243,7 @@ def test_rendered_boxes_move_as_real_lesions_do() -> None:
 def test_a_track_that_leaves_starts_or_ends_outside() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        centre = leave_picture(rng, random_track(rng, 8, margin=0.3)).centre
+        centre = leave_view(rng, random_track(rng, 8, margin=0.3)).centre
         outside = ((centre < 0) | (centre > 1)).any(axis=1)
         assert outside[0] or outside[-1]
         assert not outside.all()
@@ -369,7 +369,7 @@ def test_output_that_cannot_be_made_is_named_before_rendering(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(make_synthetic, "plan", lambda options: pytest.fail("it began to work"))
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("exists and was not made by")
     output = tmp_path / "file" / "data"
     assert make_synthetic.main(["--layout", "buv", "--output", str(output)]) == 2
     assert f"--output {output}: {tmp_path / 'file'} is no folder" in capsys.readouterr().err
@@ -390,7 +390,7 @@ def test_a_foreign_folder_is_never_touched(
 ) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     assert run("buv", tmp_path, "--overwrite") == 2
-    assert "not of this program" in capsys.readouterr().err
+    assert "was not made by this program" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 

@@ -63,7 +63,7 @@ def test_release_is_divided_by_sequence(convert, release):
     assert first == [0, 1, 9, 1]
     notes = written["audit"]["notes"]
     assert notes["sequence is in no split"]["examples"][0].startswith("24 (1 frames)")
-    assert notes["sequence is not there"]["count"] == 12 + 6
+    assert notes["sequence does not exist"]["count"] == 12 + 6
 
 
 def test_listed_layout_gives_the_same_splits(convert, listed, tmp_path):

@@ -97,7 +97,7 @@ def matching(module: MatchingAttention, queries: Aligned, level: Level, b: int) 
     key = module.key_content(level.tokens[b]) + module.key_position(level.position[b])
     value, width = module.value(level.tokens[b]), D // HEADS
     h, w = level.shape
-    columns, rows = level.picture[b].tolist()
+    columns, rows = level.image_cells[b].tolist()
     out = torch.zeros(query.shape[0], D)
     for n in range(query.shape[0]):
         for head in range(HEADS):
@@ -109,7 +109,7 @@ def matching(module: MatchingAttention, queries: Aligned, level: Level, b: int) 
                     cell = y * w + x
                     logits[cell] = query[n, head] @ key[cell] / math.sqrt(D)  # whole features
                     if queries.sharpness is not None:
-                        px, py = (queries.points[b, n, head] * level.picture[b]).tolist()
+                        px, py = (queries.points[b, n, head] * level.image_cells[b]).tolist()
                         sx, sy = queries.sharpness[b, n, head].tolist()
                         near = (sx * (px - x - 0.5)) ** 2 + (sy * (py - y - 0.5)) ** 2
                         logits[cell] -= near / 8

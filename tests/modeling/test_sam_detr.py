@@ -266,7 +266,7 @@ def test_tokens_and_references_are_placed_in_one_space(settings: dict) -> None:
         h, w = level.shape
         places = level.position.view(2, h, w, 32)
         for b, (height, width) in enumerate(images.sizes):
-            assert level.picture[b].tolist() == pytest.approx([width / stride, height / stride])
+            assert level.image_cells[b].tolist() == pytest.approx([width / stride, height / stride])
             assert level.edge[b].tolist() == [-(-width // stride), -(-height // stride)]
             for row, column in ((0, 0), ((height - 1) // stride, (width - 1) // stride)):
                 x, y = (column + 0.5) * stride / width, (row + 0.5) * stride / height

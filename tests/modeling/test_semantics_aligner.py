@@ -49,7 +49,7 @@ def test_regions_of_a_padded_picture_are_those_of_the_picture_alone() -> None:
 
 def test_a_picture_may_end_inside_a_cell_that_is_still_read() -> None:
     level, reference = level_of([(5, 6)]), boxes(1, 40)  # 192 x 144 px at stride 32
-    level.picture = torch.tensor([[6.0, 4.5]])
+    level.image_cells = torch.tensor([[6.0, 4.5]])
     regions = read_regions(level, reference)
     want = torchvision_regions(map_of(level)[0], reference[0], 6.0, 4.5)
     torch.testing.assert_close(regions[0], want, atol=1e-4, rtol=1e-4)

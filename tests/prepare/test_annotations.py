@@ -22,7 +22,7 @@ from v2idetr.prepare.annotations import (
 )
 from v2idetr.prepare.command_line import numbers_of
 from v2idetr.prepare.mask_boxes import boxes_of_mask, read_mask
-from v2idetr.prepare.sun_names import case_number, in_time
+from v2idetr.prepare.sun_names import case_number, in_temporal_order
 
 
 @given(st.integers(0, 60), st.data())
@@ -106,7 +106,7 @@ def test_frames_of_sun_are_in_order_of_part_recording_and_image():
         "case_M_20181001100941_0U62372100109341_1_005_001-1_a9_ayy_image0010.jpg",
         "case_M_20181001100941_0U62372100109341_1_005_001-1_a9_ayy_image0009.jpg",
     ]
-    ordered = in_time(names, "case1", Findings())
+    ordered = in_temporal_order(names, "case1", Findings())
     assert [name for name, _ in ordered] == names[::-1]
     assert [scene for _, scene in ordered] == [0, 0, 1, 2]
 

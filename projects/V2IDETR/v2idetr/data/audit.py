@@ -1,7 +1,7 @@
-"""Annotations -> what is in them and what is wrong with them.
+"""Annotations -> counts, faults and usable boxes.
 
-    Findings      problems (or things done) by kind: how many of each, and the first few by name
-    AuditReport   counts of one split, its bad boxes and what was done about them
+    Findings      problems or notes by kind: a count and the first few examples
+    AuditReport   counts of one split, its bad boxes and their treatment
     audit_boxes   boxes -> boxes inside their frame, by policy raise | clip | drop
 
 Boxes are [x, y, w, h] in px of the original frame, as in COCO.
@@ -29,14 +29,14 @@ FAULT_WORDS: dict[BoxFault, str] = {
     "outside": "reaches outside its frame",
 }
 
-# Files round to one or two decimals: a box that overshoots by less is as good as inside.
+# Files round to one or two decimals: a box that overshoots by less counts as inside.
 ROUNDING_PX = 0.05
-# What clipping leaves must be at least a pixel wide and high, else there is nothing to detect.
-SMALLEST_REST_PX = 1.0
+# Smallest width and height of a clipped box.
+MIN_CLIPPED_SIDE_PX = 1.0
 
 
 class Findings:
-    """Messages by kind: every one counted, the first few of a kind kept as examples."""
+    """Messages by kind: all are counted, the first few of a kind are kept as examples."""
 
     def __init__(self, examples_per_kind: int = 5) -> None:
         self._examples_per_kind = examples_per_kind
@@ -44,14 +44,14 @@ class Findings:
         self.examples: dict[str, list[str]] = {}
 
     def add(self, kind: str, example: str) -> None:
-        """Count one more of ``kind`` and keep ``example`` if it is among the first."""
+        """Count one message of ``kind``; keep ``example`` if it is among the first."""
         self.counts[kind] += 1
         kept = self.examples.setdefault(kind, [])
         if len(kept) < self._examples_per_kind:
             kept.append(example)
 
     def extend(self, other: Findings, suffix: str = "") -> None:
-        """Take over the findings of another, with ``suffix`` added to their kinds."""
+        """Add the findings of ``other``, their kinds with ``suffix`` appended."""
         for kind, count in other.counts.items():
             for example in other.examples[kind]:
                 self.add(kind + suffix, example)
@@ -77,7 +77,7 @@ class Findings:
         }
 
     def raise_if_any(self, source: str, hint: str = "") -> None:
-        """Raise one ValueError with all lines and, after them, ``hint``, if there are any."""
+        """Raise one ValueError with all lines and ``hint``, if there are any messages."""
         if self:
             lines = [f"{source}: {counted(len(self), 'problem')}"]
             lines += [f"  - {line}" for line in self.lines()]
@@ -86,17 +86,18 @@ class Findings:
 
 @dataclass
 class AuditReport:
-    """What one split holds, what was wrong with it and what was done about that.
+    """Counts and faults of one split, and the treatment of its bad boxes.
 
     Attributes:
         source: the JSON file, or the name of the split.
-        boxes_per_class: boxes that are used, by class name; classes without any have 0.
-        bad_boxes: boxes by fault as they came, whatever was done about them.
-        clipped, dropped: boxes that were mended, and boxes that are not used.
-        frames_left_without_box: frames that had boxes and lost all of them to the policy; from
-            then on they count as lesion-free.
-        missing_frames: frames without a file, or with one that holds no image.
-        problems: what makes the split unusable; notes: what a reader should know.
+        boxes_per_class: number of used boxes by class name, 0 included.
+        bad_boxes: number of bad boxes in the file by fault, under any policy.
+        clipped, dropped: number of clipped and of unused boxes.
+        frames_left_without_box: number of frames that lost all boxes to the policy; they count
+            as lesion-free.
+        missing_frames: names of frames without a usable image file.
+        problems: faults that make the split unusable.
+        notes: other remarks.
     """
 
     source: str
@@ -171,7 +172,7 @@ def is_number(value: object) -> bool:
 
 
 def box_fault(bbox: object, *, width: int, height: int) -> BoxFault | None:
-    """What is wrong with a box of a ``width`` x ``height`` px frame; None if it is sound."""
+    """The fault of a box in a frame of ``width`` x ``height`` px; None for a valid box."""
     if not isinstance(bbox, Sequence) or len(bbox) != 4 or not all(map(is_number, bbox)):
         return "malformed"
     if not all(map(math.isfinite, bbox)):
@@ -181,7 +182,7 @@ def box_fault(bbox: object, *, width: int, height: int) -> BoxFault | None:
         return "negative"
     if w == 0 or h == 0:
         return "empty"
-    slack = ROUNDING_PX if min(w, h) > 2 * SMALLEST_REST_PX else 0.0
+    slack = ROUNDING_PX if min(w, h) > 2 * MIN_CLIPPED_SIDE_PX else 0.0
     if x < -slack or y < -slack or x + w > width + slack or y + h > height + slack:
         return "outside"
     return None
@@ -190,8 +191,8 @@ def box_fault(bbox: object, *, width: int, height: int) -> BoxFault | None:
 def clip_box(bbox: Sequence[int | float], *, width: int, height: int) -> BoxXYWH | None:
     """The part of a box inside its frame, negative sizes read as swapped corners.
 
-    None when nothing usable is left: not four finite numbers, no width or height, or, after
-    cutting, less than a pixel of it.
+    None for a box that is not four finite numbers, has no width or height, or is less than a
+    pixel wide or high after clipping.
     """
     if box_fault(bbox, width=width, height=height) in ("malformed", "not_finite", "empty"):
         return None
@@ -204,7 +205,7 @@ def clip_box(bbox: Sequence[int | float], *, width: int, height: int) -> BoxXYWH
         return left, top, abs(w), abs(h)
     left, top = max(left, 0.0), max(top, 0.0)
     w, h = min(right, float(width)) - left, min(bottom, float(height)) - top
-    if w < SMALLEST_REST_PX or h < SMALLEST_REST_PX:
+    if w < MIN_CLIPPED_SIDE_PX or h < MIN_CLIPPED_SIDE_PX:
         return None
     return left, top, w, h
 
@@ -215,14 +216,14 @@ def audit_boxes(
     report: AuditReport,
     policy: BoxPolicy,
 ) -> list[dict[str, Any]]:
-    """Copies of the annotations that can be used, their ``bbox`` inside the frame.
+    """Copies of the usable annotations, their ``bbox`` inside the frame.
 
     Args:
-        annotations: each with ``image_id`` and ``bbox``.
-        frames: ``image_id`` -> ``width``, ``height``, ``file_name``; every image_id must be there.
-        report: bad boxes are counted there; with policy "raise" they become problems of it.
-        policy: "raise" reports, "clip" cuts to the frame and drops what cannot be mended, "drop"
-            leaves bad boxes out.
+        annotations: dicts with ``image_id`` and ``bbox``.
+        frames: ``image_id`` -> ``width``, ``height``, ``file_name``, for every annotation.
+        report: receives the counts and, with policy "raise", problems.
+        policy: for bad boxes: "raise" reports them, "clip" clips them to the frame or drops them,
+            "drop" drops them.
     """
     assert policy in get_args(BoxPolicy), policy
     report.policy = policy
@@ -232,7 +233,7 @@ def audit_boxes(
         frame = frames[annotation["image_id"]]
         bbox, width, height = annotation["bbox"], frame["width"], frame["height"]
         fault = box_fault(bbox, width=width, height=height)
-        mended = clip_box(bbox, width=width, height=height) if fault != "malformed" else None
+        clipped = clip_box(bbox, width=width, height=height) if fault != "malformed" else None
         if fault is not None:
             report.bad_boxes[fault] = report.bad_boxes.get(fault, 0) + 1
             example = f"annotation {annotation.get('id')} of {frame['file_name']}: bbox {bbox}"
@@ -240,12 +241,12 @@ def audit_boxes(
             (report.problems if policy == "raise" else report.notes).add(
                 f"box {FAULT_WORDS[fault]}", example
             )
-        if mended is None or (fault is not None and policy == "drop"):
+        if clipped is None or (fault is not None and policy == "drop"):
             report.dropped += 1
             touched.add(annotation["image_id"])
             continue
         report.clipped += fault is not None
-        kept.append({**annotation, "bbox": list(mended), "area": mended[2] * mended[3]})
+        kept.append({**annotation, "bbox": list(clipped), "area": clipped[2] * clipped[3]})
     left = {annotation["image_id"] for annotation in kept}
     report.frames_left_without_box = len(touched - left)
     return kept

@@ -1,9 +1,9 @@
-"""Augmentations for clips: what a config's `data.augmentations` is made of.
+"""Augmentations for clips, for a config's `data.augmentations`.
 
 Each factory returns a Detectron2 `Augmentation`. `ClipMapper` draws it once, on the current frame
-of a clip, and applies the drawn transform to every frame, so a transform must not carry pixels of
-the frame on which it was drawn. Detectron2's `RandomSaturation` does (it blends in the grey picture
-of the first frame) and is replaced here by `color_jitter`; everything else is Detectron2's own.
+of a clip, and applies the drawn transform to every frame, so a transform must not contain pixels of
+the current frame. Detectron2's `RandomSaturation` does (it blends in the grey image of the frame)
+and is replaced by `color_jitter`; the rest is Detectron2's.
 
 Images are (H, W, 3) uint8 RGB arrays, boxes xyxy in px.
 """
@@ -21,11 +21,10 @@ from PIL import Image
 
 @contextmanager
 def numpy_seeded(seed: int) -> Iterator[None]:
-    """Run a block with numpy's global generator seeded, then put the former state back.
+    """Run a block with numpy's global generator seeded, then restore its state.
 
-    Detectron2 draws its augmentations from that global generator. Seeded per draw and restored,
-    they depend on `seed` alone: not on the worker, on prefetching or on who else draws in this
-    process.
+    Detectron2 draws its augmentations from the global generator. Seeded for each draw, they depend
+    on `seed` alone, not on workers, prefetching or other draws in this process.
     """
     state = np.random.get_state()
     np.random.seed(np.random.SeedSequence(seed).generate_state(8))
@@ -42,7 +41,7 @@ def horizontal_flip(probability: float = 0.5) -> T.Augmentation:
 
 
 def vertical_flip(probability: float = 0.5) -> T.Augmentation:
-    """Mirror up and down with this probability: endoscopy has no upright, ultrasound has."""
+    """Mirror up and down with this probability; for endoscopy, not for ultrasound."""
     _check_probability("vertical_flip", probability)
     return T.RandomApply(_VerticalFlip(), probability)
 
@@ -53,20 +52,20 @@ class _VerticalFlip(T.Augmentation):
 
 
 class _NumpyVFlip(T.VFlipTransform):
-    """Fvcore's own goes through torch, which warns of Pillow's read-only arrays."""
+    """Vertical flip without torch, through which fvcore's warns of read-only arrays."""
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         return np.flip(img, axis=0)
 
 
 def resize_fixed(width: int, height: int, size_divisor: int = 1) -> T.Augmentation:
-    """Squash every image to width x height px, both multiples of `size_divisor`."""
+    """Resize every image to width x height px, both multiples of `size_divisor`."""
     _check_size("resize_fixed", width, height, size_divisor)
     return T.Resize((height, width))
 
 
 class ResizeShortEdge(T.ResizeShortestEdge):
-    """Resize the short edge to one of `short_edges` px (drawn), the long to `max_size` at most.
+    """Resize the short edge to one of `short_edges` px (drawn), the long to at most `max_size`.
 
     The aspect ratio is kept, save for rounding both sides to the nearest multiple of
     `size_divisor`.
@@ -98,12 +97,11 @@ class ResizeShortEdge(T.ResizeShortestEdge):
 def resize_or_crop_resize(
     resize: T.Augmentation, *, min_fraction: float = 0.6, probability: float = 0.5
 ) -> T.Augmentation:
-    """`resize`, with this probability after cutting out a random part of the image.
+    """`resize`, with this probability after a random crop.
 
-    Height and width of the part are drawn apart, each between `min_fraction` and 1 of the image. As
-    DETR's `RandomSelect(resize, resize + RandomSizeCrop + resize)`, with the crop in fractions so
-    that one setting fits every resolution (DETR: 384 to 600 px out of a short edge of 400 to 600
-    px).
+    Height and width of the crop are drawn separately, each between `min_fraction` and 1 of the
+    image. As DETR's `RandomSelect(resize, resize + RandomSizeCrop + resize)`, with the crop in
+    fractions, for every resolution (DETR: 384 to 600 px of a short edge of 400 to 600 px).
     """
     _check_probability("resize_or_crop_resize", probability)
     if not 0 < min_fraction <= 1:
@@ -113,11 +111,10 @@ def resize_or_crop_resize(
 
 
 class ScaleJitter(T.Augmentation):
-    """Squash to width x height px while zooming by a factor drawn from `scale`.
+    """Resize to width x height px with a zoom factor s drawn from `scale`.
 
-    A factor s > 1 enlarges a random part (1/s of each side); s < 1 shrinks the image to a random
-    place on a canvas of grey level `fill`; s = 1 is exactly `resize_fixed`, the picture that
-    evaluation sees.
+    s > 1 enlarges a random crop (1/s of each side); s < 1 places the shrunk image at random on a
+    canvas of grey level `fill`; s = 1 is exactly `resize_fixed`, as in evaluation.
     """
 
     def __init__(
@@ -140,7 +137,7 @@ class ScaleJitter(T.Augmentation):
         self.fill, self.size_divisor = fill, size_divisor
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw zoom and place, and return crop or pad, then resize."""
+        """Draw zoom and position; return a crop or padding and a resize."""
         H, W = image.shape[:2]
         zoom = np.random.uniform(*self.scale)
         new_h, new_w = max(1, round(H / zoom)), max(1, round(W / zoom))
@@ -162,10 +159,10 @@ class ScaleJitter(T.Augmentation):
 def color_jitter(
     brightness: float = 0.2, contrast: float = 0.2, saturation: float = 0.2, hue: float = 0.02
 ) -> T.Augmentation:
-    """Change brightness, contrast and saturation by factors from [1 - x, 1 + x]; turn the hue.
+    """Scale brightness, contrast and saturation by factors from [1 - x, 1 + x]; shift the hue.
 
-    The four are drawn in this order. `hue` is a fraction of the colour circle, drawn from
-    [-hue, hue]; keep it small: mucosa is red.
+    The four are drawn in this order. The hue shift, a fraction of the colour circle, is drawn from
+    [-hue, hue]; keep it small, as mucosa is red.
     """
     for name, amount, most in (
         ("brightness", brightness, 1.0),
@@ -179,7 +176,7 @@ def color_jitter(
 
 
 class _ColorJitter(T.Augmentation):
-    """One draw of four numbers; each frame is changed by its own pixels alone."""
+    """One draw of four numbers; a frame is changed without pixels of other frames."""
 
     def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
         super().__init__()
@@ -199,7 +196,7 @@ class _ColorJitter(T.Augmentation):
 def _recolor(
     frame: UInt8[np.ndarray, "H W 3"], table: UInt8[np.ndarray, "256"], color: float, turn: int
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Map levels by a table, scale the saturation by a factor, turn the hue by 1/256 circles."""
+    """Map levels by a table, scale the saturation, shift the hue by `turn` / 256 circles."""
     frame = cv2.LUT(frame, table)
     grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     frame = cv2.addWeighted(frame, color, grey, 1 - color, 0)

@@ -1,4 +1,4 @@
-"""Splits -> Detectron2's catalogs, where its own tools look for data sets by name."""
+"""Registration of splits in Detectron2's catalogs, for its tools."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from v2idetr.data.coco_vid import SplitData
 
 
 def register_splits(splits: Mapping[str, SplitData], prefix: str) -> None:
-    """Register each split as ``<prefix>/<name>``, in place of an earlier one of that name.
+    """Register each split as ``<prefix>/<name>``, replacing an earlier one of that name.
 
     ``DatasetCatalog.get`` gives its records, ``MetadataCatalog.get`` the classes, the JSON, the
-    folder of its frames and what ``COCOEvaluator`` wants to know.
+    image folder and the settings of ``COCOEvaluator``.
     """
     for part, split in splits.items():
         name = f"{prefix}/{part}"

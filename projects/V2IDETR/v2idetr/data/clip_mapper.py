@@ -1,6 +1,6 @@
 """Record of one frame -> sample: the frame in a clip of T frames of its video, with its boxes.
 
-    ClipMapper    reads the frames and gives all of them one and the same drawn transform
+    ClipMapper    reads the frames and applies one drawn transform to all of them
 
 Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in px.
 """
@@ -26,11 +26,10 @@ Record = dict[str, Any]
 
 
 class FrameCache:
-    """The `capacity` frames read last from disk, decoded.
+    """Cache of the `capacity` decoded frames read last from disk.
 
-    First in, first out: going through a video in order, 2 * window + 1 frames are enough to read
-    each only once, fewer than by last use. Each worker of a loader fills its own, so that frames in
-    the clips of several workers are read by each of them.
+    First in, first out: for a video in order, 2 * window + 1 frames are enough to read each frame
+    once, fewer than with least-recently-used eviction. Each worker of a loader has its own cache.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -40,7 +39,7 @@ class FrameCache:
         self._frames: dict[str, np.ndarray] = {}
 
     def read(self, record: Record) -> UInt8[np.ndarray, "H W 3"]:
-        """The frame of `record`, from memory if it is there; the array must not be written to."""
+        """The frame of `record`, cached if possible; the array must not be written to."""
         path = record["file_name"]
         if path in self._frames:
             return self._frames[path]
@@ -60,27 +59,26 @@ class FrameCache:
 
 
 class ClipMapper:
-    """Record -> sample: a dict of the current frame with its clip.
+    """Record -> sample, a dict of the current frame and its clip.
 
     Args:
-        sampler: chooses the frames of a clip, at random only in training.
-        augmentations: drawn once a clip, on the current frame, and applied to every frame and its
-            boxes. In evaluation they may only resize, since predicted boxes are scaled back to the
-            original.
+        sampler: choice of a clip's frames, random only in training.
+        augmentations: drawn once per clip, on the current frame, and applied to every frame and its
+            boxes. In evaluation they may only resize, because predicted boxes are scaled back to
+            the original image.
         is_train: whether frames carry `instances`.
-        min_visible: a box cut by a crop is clipped, and removed when less than this share of its
-            area is left.
-        cache_frames: decoded frames kept in memory by each process: 0 for training, 2 * window + 1
+        min_visible: smallest share of a box's area inside the image; boxes below it are removed,
+            the others clipped.
+        cache_frames: decoded frames kept in memory by each process; 0 for training, 2 * window + 1
             for evaluation in order.
-        shared: all frames of the split in shared memory, instead.
+        shared: all frames of the split in shared memory, in place of a cache.
 
     A sample has the keys of the current frame: `image` (uint8 RGB tensor (3, H, W)), those of its
     record (`height`, `width` in original px, `file_name`, `image_id`, `video_id`, `frame_index`,
     `scene_id`) and, in training, `instances` with `gt_boxes` (xyxy px of the transformed image) and
     `gt_classes`. `clip` holds the same for each of the T frames, in the sampler's order, all of one
-    size; `clip[clip_index]` is the current frame; `seed` is what everything random about the sample
-    was drawn from, for whoever draws more for it. Crowd annotations are no instances, as everywhere
-    in Detectron2.
+    size; `clip[clip_index]` is the current frame; `seed` is the seed of the sample's random
+    draws, also for later ones. Crowd annotations are not instances, as in Detectron2.
     """
 
     def __init__(
@@ -111,10 +109,10 @@ class ClipMapper:
 
         Args:
             record: dataset dict of the current frame.
-            seed: of everything random about this sample.
-            video: records of the same video in temporal order, `record` among them; the references
-                are taken from it. Needed unless T = 1.
-            frames: the numbers of `video`, so that packed records need not all be read for them.
+            seed: seed of all random draws of this sample.
+            video: records of the same video in temporal order, including `record`, to choose the
+                references from. Required unless T = 1.
+            frames: frame numbers of `video`, to avoid unpacking all its records.
         """
         clip_records = self._clip_records(record, seed, video, frames)
         clip_index = self.sampler.clip_index
@@ -157,7 +155,7 @@ class ClipMapper:
     def _frame(self, record: Record, image: np.ndarray, transforms: T.TransformList) -> Record:
         """Dict of one frame after the transforms."""
         frame = {key: value for key, value in record.items() if key != "annotations"}
-        # A copy, always: the array may belong to the cache or be a flipped view.
+        # Always a copy: the array may belong to the cache or be a flipped view.
         frame["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self.is_train:
             H, W = image.shape[:2]
@@ -179,7 +177,7 @@ class ClipMapper:
     def _check_transforms(
         self, transforms: T.TransformList, record: Record, image: np.ndarray
     ) -> None:
-        """Refuse transforms that are wrong for the other frames of a clip, or in evaluation."""
+        """Reject transforms that are wrong for other frames of a clip, or in evaluation."""
         for transform in transforms.transforms:
             if isinstance(transform, BlendTransform) and np.ndim(vars(transform)["src_image"]) > 1:
                 raise ValueError(
@@ -194,8 +192,8 @@ class ClipMapper:
         if max(abs(x0), abs(y0), abs(x1 - W), abs(y1 - H)) > 1e-3:
             raise ValueError(
                 "data.augmentations: in evaluation they may only resize (predicted boxes are "
-                "scaled back to the original picture), but they map its corners to "
-                f"({x0:g}, {y0:g}) and ({x1:g}, {y1:g}) of a {W} x {H} px picture"
+                "scaled back to the original image), but they map its corners to "
+                f"({x0:g}, {y0:g}) and ({x1:g}, {y1:g}) of a {W} x {H} px image"
             )
 
     @staticmethod
@@ -217,7 +215,7 @@ def run_bounds(records: Sequence[Record], *keys: str) -> list[int]:
 
 
 def run_around(bounds: Sequence[int], index: int) -> range:
-    """The run that an index lies in."""
+    """The run that contains an index."""
     run = bisect_right(bounds, index)
     return range(bounds[run - 1], bounds[run])
 
@@ -225,15 +223,15 @@ def run_around(bounds: Sequence[int], index: int) -> range:
 def clip_boxes(
     boxes_xyxy_px: Float[np.ndarray, "M 4"], size: tuple[int, int], min_visible: float
 ) -> tuple[Float[np.ndarray, "M 4"], Bool[np.ndarray, " M"]]:
-    """Boxes clipped to an image of size (H, W), and which of them are still visible.
+    """Boxes clipped to an image of size (H, W), and a mask of the visible ones.
 
-    Visible is a box with at least `min_visible` of its area inside. A box with nothing left inside
-    the image is never visible, also for min_visible = 0.
+    A box is visible with at least `min_visible` of its area inside the image; a box entirely
+    outside never is, even for min_visible = 0.
     """
     H, W = size
     clipped = np.clip(boxes_xyxy_px, 0, np.array([W, H, W, H], dtype=boxes_xyxy_px.dtype))
     area, left = _area(boxes_xyxy_px), _area(clipped)
-    # Rounding in float32 must not remove a box that is wholly inside.
+    # Rounding in float32 must not remove a box that is entirely inside.
     return clipped, (left > 0) & (left >= min_visible * area * (1 - 1e-5))
 
 
@@ -242,7 +240,7 @@ def _area(boxes_xyxy_px: np.ndarray) -> np.ndarray:
 
 
 def _lesions(record: Record) -> list[dict[str, Any]]:
-    """Annotations of a record that are objects, not crowds."""
+    """A record's annotations without crowds."""
     return [a for a in record["annotations"] if not a.get("iscrowd", 0)]
 
 
@@ -252,5 +250,5 @@ def _boxes_xyxy(record: Record) -> Float[np.ndarray, "M 4"]:
 
 
 def is_lesion_free(record: Record) -> bool:
-    """Whether a frame has no object to find."""
+    """Whether a frame has no lesion."""
     return not _lesions(record)

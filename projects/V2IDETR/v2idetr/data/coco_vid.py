@@ -1,12 +1,12 @@
 """COCO-VID JSON of one split <-> checked records, one Detectron2 dataset dict a frame.
 
-    load_split      JSON + folder of frames -> SplitData, or one ValueError with all that is wrong
-    write_split     the JSON that every converter writes; checked, and whole or absent
+    load_split      JSON and image folder -> SplitData, or one ValueError with all problems
+    write_split     checked JSON of a converter, written completely or not at all
 
 The file: ``info``, ``videos [{id, name, group?}]``, ``images [{id, file_name, width, height,
 video_id, frame_index, scene_id?}]``, ``annotations [{id, image_id, category_id, bbox [x, y, w, h]
-px, area?, iscrowd?, instance_id?}]``, ``categories [{id: 1..K, name}]``. ``frame_index`` may be
-called ``frame_id``, as in mmtracking's files. Images without annotations are lesion-free frames.
+px, area?, iscrowd?, instance_id?}]``, ``categories [{id: 1..K, name}]``. ``frame_id``, as in
+mmtracking's files, is read as ``frame_index``. Images without annotations are lesion-free frames.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from v2idetr.wording import counted
 
 logger = logging.getLogger(__name__)
 
-# Frames that are decoded before a run starts: one a video, of at most so many videos.
+# Most frames decoded before a run starts, one per video.
 MAX_FRAMES_DECODED = 40
-# Value of info.box_policy of files that keep the boxes as they were published, bad ones included.
+# Value of info.box_policy in files that keep published boxes, bad ones included.
 RAW = "raw"
 
 PathLike = str | os.PathLike[str]
@@ -46,15 +46,15 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class SplitData:
-    """One split, read and checked.
+    """One split after reading and checking.
 
     Attributes:
-        class_names: by 0-based class index.
-        videos: video id -> the JSON's entry (``name``, ``group`` where there is one).
+        class_names: class names by 0-based index.
+        videos: video id -> entry of the JSON (``name`` and, optionally, ``group``).
         records: Detectron2 dataset dicts sorted by (video_id, frame_index): ``file_name`` absolute,
             ``height``, ``width``, ``image_id``, ``video_id``, ``frame_index``, ``scene_id`` and
             ``annotations`` [{bbox xywh px, bbox_mode, category_id 0-based, iscrowd, instance_id}].
-        report: counts, and what was done about bad boxes.
+        report: counts, and the treatment of bad boxes.
     """
 
     json_path: Path
@@ -74,19 +74,19 @@ def load_split(
     class_names: Sequence[str] | None = None,
     in_clips: bool = True,
 ) -> SplitData:
-    """Read one split and check it cheaply: the JSON, that frames are files, a few frames.
+    """Read one split; check its JSON, the existence of its files and a few frames.
 
     Args:
         json_path: COCO-VID JSON.
-        image_root: folder that its ``file_name`` are relative to.
-        on_bad_box: what to do about boxes that are negative, empty, not finite or outside.
-        expected_classes: the number of classes of the model, if known.
-        class_names: the classes of the model, in order, if known.
-        in_clips: whether several frames are looked at together, so that those of a scene must have
+        image_root: base folder of each ``file_name``.
+        on_bad_box: policy for boxes that are negative, empty, not finite or outside the frame.
+        expected_classes: number of classes of the model, if known.
+        class_names: class names of the model, in order, if known.
+        in_clips: whether clips of several frames are read, so that all frames of a scene must have
             one size.
 
     Raises:
-        ValueError: with every problem found, by kind, counted, the first few by name.
+        ValueError: lists all problems by kind, with counts and the first few examples.
     """
     split = read_split(
         json_path,
@@ -127,8 +127,8 @@ def read_split(
 ) -> SplitData:
     """As ``load_split``, but problems stay in ``report.problems`` and no frame is decoded.
 
-    Frames and annotations with problems are left out of the records. Raises ValueError only where
-    nothing can be read at all: no file, no JSON, no such folder, keys missing, no frames.
+    Frames and annotations with problems are left out of the records. Raises ValueError only if
+    nothing can be read: no file, no JSON, no such folder, missing keys, no frames.
     """
     if on_bad_box not in get_args(BoxPolicy):
         raise ValueError(f"on_bad_box={on_bad_box!r} is none of {', '.join(get_args(BoxPolicy))}")
@@ -137,7 +137,7 @@ def read_split(
     if not image_root.is_dir():
         raise ValueError(
             f"{image_root}: no such folder, but the frames of {json_path} should be in it "
-            "(data.<split>.image_root in training); see datasets/README.md for what goes where"
+            "(data.<split>.image_root in training); see datasets/README.md for the layout"
         )
     report = AuditReport(source=str(json_path), policy=on_bad_box)
     names = check_categories(content["categories"], report.problems)
@@ -162,12 +162,12 @@ def write_split(
     categories: Sequence[Mapping[str, Any]],
     info: Mapping[str, Any],
 ) -> None:
-    """Check one split and write its JSON; the file is either whole or as it was before.
+    """Check one split and write its JSON, completely or not at all.
 
     With ``info["box_policy"] == "raw"`` bad boxes are written as they are.
 
     Raises:
-        ValueError: with every problem found; nothing is written then.
+        ValueError: lists all problems; nothing is written.
     """
     content: dict[str, Any] = {
         "info": dict(info),
@@ -240,7 +240,7 @@ def _records(
 
 
 def by_video(records: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    """Records of each video, in the order they come."""
+    """Records by video id, in their given order."""
     videos: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         videos[record["video_id"]].append(record)
@@ -248,7 +248,7 @@ def by_video(records: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]
 
 
 def _decode_some(split: SplitData) -> None:
-    """Read the middle frame of some videos; what is wrong becomes a problem of the report."""
+    """Read the middle frame of some videos; add their faults to the report's problems."""
     from v2idetr.data.clip_mapper import read_frame
 
     clips = list(by_video(split.records).values())

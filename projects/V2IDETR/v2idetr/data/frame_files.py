@@ -1,8 +1,8 @@
-"""Files of a split's frames, without decoding them: which cannot be images, and why.
+"""Checks of a split's frame files without decoding them.
 
 image_names       the image files of a folder, in natural order
-check_files       one listing a folder and one stat a frame
-explain_size      a size other than the annotation file's -> its likely cause and the remedy
+check_files       one listing per folder and one stat per frame
+explain_size      size differs from the annotation file -> likely cause and remedy
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from PIL import ExifTags, Image
 
 from v2idetr.data.audit import AuditReport
 
-# What version control leaves in place of files that it has not fetched.
+# First bytes of the placeholders for files that version control has not fetched.
 POINTERS = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer: fetch it, `git lfs pull`",
     b"/annex/objects/": "a git-annex pointer: fetch it, `git annex get .`",
 }
-LONGEST_POINTER = 1024  # bytes, exclusive: specification of Git LFS
+POINTER_LIMIT = 1024  # bytes, exclusive: specification of Git LFS
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -38,15 +38,15 @@ def image_names(folder: Path) -> list[str]:
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key that reads runs of digits as numbers."""
+    """Sort key with runs of digits as numbers."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def check_files(frames: Mapping[int, Any], image_root: Path, report: AuditReport) -> None:
-    """Every frame is a file that may hold an image; what is wrong becomes a problem of ``report``.
+    """Check that every frame is a file that may hold an image; add faults to ``report.problems``.
 
-    Splits have 100,000 frames: each folder is listed once, and each file looked at once.
+    Splits have 100,000 frames: each folder is listed once, and each file checked once.
     """
     folders = _Folders(image_root)
     for frame in frames.values():
@@ -68,7 +68,7 @@ class _Folders:
         self._alike: dict[str, dict[str, str]] = {}
 
     def fault(self, name: str) -> tuple[str, str] | None:
-        """What is wrong with a frame's file, and what an example of it says after its name."""
+        """Fault of a frame's file, and text for an example; None for a valid file."""
         folder, base = os.path.split(name)
         entry = self._entries(folder).get(base)
         if entry is not None:
@@ -118,7 +118,7 @@ def _fault_of_file(entry: os.DirEntry[str]) -> tuple[str, str] | None:
             return "frame is not a file", ""
         if facts.st_size == 0:
             return "frame is an empty file: copy or unpack it again", ""
-        if facts.st_size < LONGEST_POINTER:
+        if facts.st_size < POINTER_LIMIT:
             with open(entry.path, "rb") as file:
                 head = file.read(max(map(len, POINTERS)))
             for mark, what in POINTERS.items():
@@ -137,7 +137,7 @@ def _folded(name: str) -> str:
 
 
 def _difference(name: str, found: str) -> str:
-    """How a file on disk differs from the name that the annotation file has for it."""
+    """Difference between a file's name on disk and in the annotation file, and the remedy."""
     differences = []
     if "\\" in name:
         name = name.replace("\\", "/")
@@ -160,14 +160,14 @@ def _is_undecodable(name: str) -> bool:
     return False
 
 
-def explain_size(path: str | Path, *, size: Size, said: Size) -> str:
-    """Sentence on an image file whose (width, height) is not what the annotation file says."""
+def explain_size(path: str | Path, *, size: Size, expected: Size) -> str:
+    """Message for an image file whose (width, height) differs from the annotation file's."""
     text = (
         f"{path}: is {size[0]} x {size[1]} px (width x height), but the annotation file says "
-        f"{said[0]} x {said[1]}; "
+        f"{expected[0]} x {expected[1]}; "
     )
-    if size != said[::-1]:
-        return f"{text}boxes would not fit: correct one of them"
+    if size != expected[::-1]:
+        return f"{text}boxes would not fit: correct one of the two"
     if _orientation(path) in SIDEWAYS:
         return (
             f"{text}its EXIF orientation turns it sideways: write width, height and boxes of the "

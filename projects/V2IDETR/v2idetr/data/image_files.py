@@ -1,21 +1,20 @@
-"""Image files -> pixels, so that no pixel value is lost in silence.
+"""Image files -> pixels, without silent loss of pixel values.
 
     read_image      file -> RGB array of 8 bits a channel
-    read_frame      the same, of the size that the annotation file says
-    image_size      width and height from the header alone, with the same refusals
-    open_image      file -> upright Pillow image, for what needs its mode (masks)
-    jpeg_thumbnail  RGB array -> small JPEG for a page
+    read_frame      the same, with a check of the size in the annotation file
+    image_size      width and height from the header alone, with the same checks
+    open_image      file -> upright Pillow image in its own mode, for masks
+    jpeg_thumbnail  RGB array -> small JPEG for a report
 
-Libraries that read one file as 8 bits cut deeper ones off, and take the first of several images,
-without a word: here both are errors. Who reads what, measured on one core with OpenCV 4.11 and 5.0,
-Pillow 13:
+Image libraries silently truncate deeper files to 8 bits and read the first of several images; here
+both are errors. Decoders, measured on one core with OpenCV 4.11 and 5.0, Pillow 13:
 
-    JPEG    OpenCV: the same pixels as Pillow's, in 0.4 to 0.9 of the time, least for large
-            ones; refuses a truncated file, too
+    JPEG    OpenCV: the same pixels as Pillow's in 0.4 to 0.9 of the time, least for large
+            images; also rejects truncated files
     TIFF    Pillow; tifffile for what Pillow cannot open, such as the released CVC-ClinicDB: three
-            samples a pixel that call themselves grey, which OpenCV reads as grey
-    others  Pillow, which knows palettes, alpha and CMYK. OpenCV reads PNG in 0.85 of the time, but
-            Pillow has to decode a PNG to tell its orientation.
+            samples per pixel declared as grey, which OpenCV reads as grey
+    others  Pillow, for palettes, alpha and CMYK. OpenCV reads PNG in 0.85 of the time, but
+            Pillow must decode a PNG to get its orientation.
 
 EXIF orientation is applied, as by Detectron2.
 """
@@ -39,44 +38,44 @@ cv2.setNumThreads(0)  # its threads do not survive a fork, and a frame is too sm
 
 EXIF_ORIENTATION = 274
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# MPO is a JPEG with previews or a gain map behind its end: one image, as every JPEG reader has it.
+# MPO is a JPEG with previews or a gain map after its end: one image for every JPEG reader.
 JPEG_FORMATS = ("JPEG", "MPO")
-EIGHT_BIT_FORMATS = (*JPEG_FORMATS, "BMP", "GIF", "WEBP")  # Pillow tells the depth of no other
+EIGHT_BIT_FORMATS = (*JPEG_FORMATS, "BMP", "GIF", "WEBP")  # Pillow gives the depth of no other
 
 
 class ImageFileError(ValueError):
-    """A file that cannot be used; ``reason`` is the message without path and remedy.
+    """An unusable file; ``reason`` is the message without path and remedy.
 
-    Made of one text, as other processes rebuild it: see `file_error`.
+    Its only argument is the text, so that it can be unpickled: see `file_error`.
     """
 
     reason = ""
 
 
 def file_error(path: str | Path, reason: str, remedy: str) -> ImageFileError:
-    """What to raise of a file that cannot be used."""
+    """The error for an unusable file."""
     error = ImageFileError(f"{path}: {reason}; {remedy}")
     error.reason = reason
     return error
 
 
 def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
-    """`read_image`, of height x width px: the size that the annotation file says.
+    """`read_image` with a check of the size, height x width px.
 
-    Raises ImageFileError as `read_image` does, and when the size is another.
+    Raises ImageFileError as `read_image` does, and for another size.
     """
     pixels = read_image(path)
     size = pixels.shape[1], pixels.shape[0]
     if size != (width, height):
-        raise ImageFileError(explain_size(path, size=size, said=(width, height)))
+        raise ImageFileError(explain_size(path, size=size, expected=(width, height)))
     return pixels
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     """Read an image file as RGB, upright; grey, palette, CMYK and alpha images are converted.
 
-    Raises ImageFileError, a ValueError that names the file, when it is missing, not an image,
-    damaged, deeper than 8 bits a channel, or holds several images.
+    Raises ImageFileError, a ValueError that names the file, if it is missing, not an image,
+    damaged, deeper than 8 bits per channel, or holds several images.
     """
     with _opened(path) as (file, image):
         if (
@@ -88,16 +87,16 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
             pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
             if pixels is not None:
                 return pixels
-            # What OpenCV refuses, Pillow reads, or says what is wrong with it.
+            # Pillow reads what OpenCV rejects, or gives the reason.
             file.seek(0)
             image = Image.open(file)
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of an image as it is seen upright.
+    """(width, height) of the upright image.
 
-    Raises ImageFileError as `read_image` does, as far as the header tells.
+    Raises ImageFileError as `read_image` does, for faults visible in the header.
     """
     with _opened(path) as (_, image):
         width, height = image.size
@@ -115,9 +114,9 @@ def open_image(path: str | Path, *, deep_grey: bool = False) -> Image.Image:
 
 
 def jpeg_thumbnail(pixels: UInt8[np.ndarray, "H W 3"], *, max_width: int, quality: int) -> bytes:
-    """A JPEG of an RGB image, scaled down to ``max_width`` px where it is wider.
+    """JPEG of an RGB image, scaled down to ``max_width`` px if wider.
 
-    By OpenCV's mean over areas: a third of the time of Pillow's Lanczos filter.
+    OpenCV's area mean takes a third of the time of Pillow's Lanczos filter.
     """
     height, width = pixels.shape[:2]
     if width > max_width:
@@ -131,7 +130,7 @@ def jpeg_thumbnail(pixels: UInt8[np.ndarray, "H W 3"], *, max_width: int, qualit
 
 @contextmanager
 def _opened(path: str | Path, *, deep_grey: bool = False) -> Iterator[tuple[BinaryIO, Image.Image]]:
-    """The file and its image, with checked header; errors in the block are those of the file."""
+    """The file and its image, header checked; errors in the block become file errors."""
     try:
         with open(path, "rb") as file:
             yield file, _open(path, file, deep_grey)
@@ -139,9 +138,9 @@ def _opened(path: str | Path, *, deep_grey: bool = False) -> Iterator[tuple[Bina
         raise
     except FileNotFoundError as error:
         raise file_error(
-            path, "no such file", "check the image_root of this split and that the data is whole"
+            path, "no such file", "check the image_root of this split and that the data is complete"
         ) from error
-    # The decoders have no common error: on damaged files they raise nearly anything.
+    # The decoders share no error class; damaged files can raise almost any exception.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             reason = f"cannot be read ({error.strerror})"
@@ -155,7 +154,7 @@ def _opened(path: str | Path, *, deep_grey: bool = False) -> Iterator[tuple[Bina
 
 
 def _open(path: str | Path, file: BinaryIO, deep_grey: bool) -> Image.Image:
-    """The image, not decoded where that can wait; refuses several images and too much depth."""
+    """The image, decoded only if necessary; rejects several images and too much depth."""
     head = file.read(26)
     file.seek(0)
     if head[:4] in TIFF_STARTS:
@@ -181,7 +180,7 @@ def _open(path: str | Path, file: BinaryIO, deep_grey: bool) -> Image.Image:
 
 
 def _open_tiff(path: str | Path, file: BinaryIO, deep_grey: bool) -> Image.Image:
-    """By Pillow if it can (it has the decoders), else by tifffile."""
+    """Read with Pillow if possible, else with tifffile."""
     with tifffile.TiffFile(file) as tiff:
         pages = [
             page

@@ -1,10 +1,9 @@
 """Clips in batches: the infinite training loader and the ordered evaluation loader.
 
-Everything about training batch i follows from (seed, i): draw number d = i * total batch + place
-says which frame comes (a permutation of each epoch) and seeds its clip and augmentations. Nothing
-depends on workers, prefetching or global random state, so a run resumes at any iteration by
-starting to count there, and `world_size` processes see the slices of the batch that one process
-would.
+Training batch i follows from (seed, i): draw number d = i * total batch size + place selects the
+frame (a permutation per epoch) and seeds its clip and augmentations. Nothing depends on workers,
+prefetching or global random state. A run can therefore resume at any iteration, and `world_size`
+processes get the slices of the batch that one process would get.
 
     ClipDataset      (record index, seed) -> sample
     TrainingOrder    draw number -> (record index, seed)
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 Draw = tuple[int, int]  # record index, seed of the sample
 
-# What a random stream is for: keeps streams of one seed apart.
+# Purposes of the random streams, to separate those of one seed.
 _EPOCH, _LESION_FREE, _SAMPLE = range(3)
 
 
@@ -55,19 +54,18 @@ def build_train_loader(
     """Endless batches of training clips, `list[dict]` of `batch_size` samples each.
 
     Args:
-        split: frames to train on; lesion-free ones are kept.
-        mapper: makes a sample of a record.
+        split: training frames, including lesion-free ones.
+        mapper: record -> sample.
         batch_size: clips per process and iteration.
-        seed: of the order and of every augmentation.
-        start_iteration: iteration of the first batch, to resume; costs nothing.
-        negative_share: share of lesion-free frames among the samples of an epoch, in [0, 1). Every
-            frame with a lesion comes once an epoch, lesion-free ones as often as the share asks: a
-            different part each epoch, or several times. None: every frame once.
-        num_workers: processes that prepare samples; 0 prepares them in this one.
-        rank, world_size: this process and the number of processes. Process r gets samples
+        seed: seed of the order and of all augmentations.
+        start_iteration: iteration of the first batch, for resuming.
+        negative_share: share of lesion-free frames among the samples of an epoch, in [0, 1). An
+            epoch has every frame with a lesion once, and as many lesion-free frames as the share
+            requires: a different part in each epoch, or repeated ones. None: every frame once.
+        num_workers: number of processes that prepare samples; 0 for this process.
+        rank, world_size: index of this process and number of processes. Process r gets samples
             [r * batch_size, (r + 1) * batch_size) of the total batch.
-        pin_memory: put batches into page-locked memory, out of which a copy to a GPU need not be
-            waited for; for processes that use a GPU.
+        pin_memory: batches in page-locked memory, for asynchronous copies to a GPU.
     """
     _check_sizes(batch_size, num_workers, rank, world_size)
     if start_iteration < 0 or seed < 0:
@@ -99,13 +97,12 @@ def build_eval_loader(
 ) -> DataLoader:
     """Batches of every frame once, in the order of the split; the last batch may be smaller.
 
-    With several processes each gets one run of consecutive frames, of equal length to within one
-    frame, so that a video stays together except at the world_size - 1 cuts; references are read
-    across a cut.
+    Each of several processes gets one run of consecutive frames, of equal length to within one
+    frame. Only the world_size - 1 cuts divide a video; references are read across them.
 
-    With `whole_videos`, for detectors that remember earlier frames, each process gets whole videos,
-    so that all have about as many frames, a batch holds frames of one video only, and samples have
-    `starts_video`, True for the first frame of each video.
+    With `whole_videos`, for detectors with a memory of earlier frames, each process gets whole
+    videos and about as many frames as the others, a batch holds frames of one video only, and
+    samples have `starts_video`, True for the first frame of each video.
     """
     _check_sizes(batch_size, num_workers, rank, world_size)
     if mapper.is_train:
@@ -126,10 +123,10 @@ def build_eval_loader(
 
 
 def share_videos(bounds: Sequence[int], world_size: int) -> list[list[range]]:
-    """Record indices of the videos of each process, in the order of the split.
+    """Record indices of each process's videos, in the order of the split.
 
-    The longest video left goes to the process with the fewest frames, which is never more than a
-    third above the best that can be (Graham, 1969).
+    The longest remaining video goes to the process with the fewest frames; the largest share is at
+    most a third above the optimum (Graham, 1969).
 
     Args:
         bounds: first index of each video, then the number of records.
@@ -143,7 +140,7 @@ def share_videos(bounds: Sequence[int], world_size: int) -> list[list[range]]:
 
 
 class ClipDataset(Dataset):
-    """(record index, seed) -> sample. Holds records in memory shared with workers; no images.
+    """(record index, seed) -> sample. Records are in memory shared with workers.
 
     With `mark_starts` samples have `starts_video`.
     """
@@ -159,7 +156,7 @@ class ClipDataset(Dataset):
         self._frame_indices = np.array([frame_index for _, frame_index in places])
         self.scene_bounds = run_bounds(records, "video_id", "scene_id")
         self.video_bounds = run_bounds(records, "video_id")
-        # As bytes: reference counts would copy Python objects into every worker.
+        # Serialised: reference counts would copy Python objects into every worker.
         self._records = DatasetFromList(list(records), copy=False, serialize=True)
 
     def __len__(self) -> int:
@@ -178,7 +175,7 @@ class ClipDataset(Dataset):
 
 
 class _Slice(Sequence[Record]):
-    """records[start:stop] without unpacking them."""
+    """records[start:stop], not unpacked."""
 
     def __init__(self, records: DatasetFromList, start: int, stop: int) -> None:
         self._records, self._start, self._stop = records, start, stop
@@ -193,9 +190,9 @@ class _Slice(Sequence[Record]):
 
 
 class TrainingOrder:
-    """Draw number -> (record index, seed of the sample), without end; holds one epoch.
+    """Draw number -> (record index, seed of the sample), endless; one epoch is in memory.
 
-    An epoch is a permutation of all frames with a lesion and the lesion-free ones of its share.
+    An epoch is a permutation of all frames with a lesion and its share of lesion-free ones.
     """
 
     def __init__(
@@ -217,7 +214,7 @@ class TrainingOrder:
         return int(self._epoch[1][place]), int(seed)
 
     def describe(self) -> str:
-        """What an epoch is made of, for the log."""
+        """Composition of an epoch, for the log."""
         share = self.negatives_per_epoch / self.epoch_size
         text = (
             f"{len(self._positives)} frames with a lesion, {len(self._negatives)} without; "
@@ -252,7 +249,7 @@ class TrainingOrder:
         return np.random.default_rng((self.seed, _EPOCH, epoch)).permutation(members)
 
     def _negative_run(self, first: int, last: int) -> np.ndarray:
-        """Places first..last of an endless row of permutations of the lesion-free frames."""
+        """Places first..last of an endless sequence of permutations of the lesion-free frames."""
         size = len(self._negatives)
         if first == last:
             return self._negatives[:0]
@@ -292,13 +289,13 @@ def _loader(
         collate_fn=Collate(pin_memory),
         num_workers=num_workers,
         pin_memory=pin_memory,
-        # Its own, or starting an iteration would advance torch's global random state.
+        # Otherwise an iterator would advance torch's global random state.
         generator=torch.Generator(),
     )
 
 
 def _warn_of_short_scenes(records: Sequence[Record], dataset: ClipDataset) -> None:
-    """One line on scenes that cannot fill a clip with different frames."""
+    """Log a warning if scenes have fewer frames than a clip."""
     sampler, bounds = dataset.mapper.sampler, dataset.scene_bounds
     num_frames = sampler.num_frames - sampler.num_global
     short = [i for i in range(len(bounds) - 1) if bounds[i + 1] - bounds[i] < num_frames]

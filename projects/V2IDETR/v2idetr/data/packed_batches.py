@@ -1,4 +1,4 @@
-"""Batches on their way out of a loader's worker: one tensor each, whatever they hold."""
+"""Transfer of batches out of a loader's worker as one tensor each."""
 
 import io
 import pickle
@@ -9,7 +9,7 @@ from torch.utils.data import get_worker_info
 
 
 class Collate:
-    """Samples -> a batch, packed where it will leave a worker or be pinned."""
+    """Samples -> batch, packed if it leaves a worker or is pinned."""
 
     def __init__(self, pin_memory: bool) -> None:
         self._pin_memory = pin_memory
@@ -21,16 +21,15 @@ class Collate:
 
 
 class _Packed:
-    """A batch on its way out of a worker, unpacked into the `list[dict]` on arrival.
+    """A batch that is pickled as one tensor and unpickled as the `list[dict]` of samples.
 
-    It travels as one tensor, and the tensors of the samples are views of it. Left to itself every
-    tensor of every frame takes a file descriptor: four workers with 16 clips of 5 frames exceed
-    the usual limit of 1024 and end the run.
+    The tensors of the samples are views of that tensor. By default every tensor of every frame
+    takes a file descriptor: four workers with 16 clips of 5 frames exceed the usual limit of 1024.
     """
 
     def __init__(self, samples: list[dict[str, Any]]) -> None:
         rest = io.BytesIO()
-        pickler = _TensorsApart(rest, protocol=5)
+        pickler = _TensorPickler(rest, protocol=5)
         pickler.dump(samples)
         self._rest = rest.getvalue()
         self._data = torch.empty(pickler.size, dtype=torch.uint8)
@@ -43,7 +42,7 @@ class _Packed:
 
 
 class _Pinnable(_Packed):
-    """A batch that the loader puts into page-locked memory: one copy, whatever it holds."""
+    """A batch that the loader moves to page-locked memory in one copy."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _pinnable, (self._data, self._rest)
@@ -59,13 +58,13 @@ def _pinnable(data: torch.Tensor, rest: bytes) -> _Pinnable:
     return packed
 
 
-class _TensorsApart(pickle.Pickler):
-    """Leaves tensors out and plans where each lies in a buffer."""
+class _TensorPickler(pickle.Pickler):
+    """Replaces each tensor by its place in a buffer."""
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
         super().__init__(file, protocol)
         self.size = 0
-        # By id, with the tensor, which must live as long as its id is used.
+        # By id; the tensor is kept because its id is only unique while it lives.
         self.tensors: dict[int, tuple[torch.Tensor, tuple[int, torch.Size, torch.dtype]]] = {}
 
     def persistent_id(self, obj: Any) -> Any:
@@ -73,15 +72,15 @@ class _TensorsApart(pickle.Pickler):
             return None
         if id(obj) not in self.tensors:
             self.tensors[id(obj)] = obj, (self.size, obj.shape, obj.dtype)
-            # Views of other types begin at multiples of their size.
+            # Views of other types must begin at multiples of their size.
             self.size += -(-obj.numel() * obj.element_size() // 16) * 16
         return self.tensors[id(obj)][1]
 
 
-class _TensorsBack(pickle.Unpickler):
-    """Gives back views of the buffer.
+class _TensorUnpickler(pickle.Unpickler):
+    """Replaces places by views of the buffer.
 
-    Views by torch: a copy to a GPU then keeps the buffer from being used again until it is done.
+    They are torch views, so that the buffer is not reused before a copy to a GPU is complete.
     """
 
     def __init__(self, data: torch.Tensor, rest: bytes) -> None:
@@ -89,7 +88,7 @@ class _TensorsBack(pickle.Unpickler):
         self._data, self._views = data, {}
 
     def persistent_load(self, pid: tuple[int, torch.Size, torch.dtype]) -> torch.Tensor:
-        # One place is one tensor, unless that is empty.
+        # Equal places are one tensor, or empty ones.
         if pid not in self._views:
             start, shape, dtype = pid
             end = start + shape.numel() * dtype.itemsize
@@ -98,4 +97,4 @@ class _TensorsBack(pickle.Unpickler):
 
 
 def _unpack(data: torch.Tensor, rest: bytes) -> list[dict[str, Any]]:
-    return _TensorsBack(data, rest).load()
+    return _TensorUnpickler(data, rest).load()

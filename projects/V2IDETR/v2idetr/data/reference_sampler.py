@@ -1,11 +1,11 @@
-"""Which T frames a clip has: the current frame and the references that a detector asks for.
+"""Choice of a clip's T frames: the current frame and its references.
 
     WindowSampler     references inside a window around the current frame
     AdjacentSampler   the listed frames next to the current one
     GlobalSampler     frames of the whole video
     MixedSampler      window or adjacent references, then global ones
 
-References of a window and adjacent ones never leave the scene, global ones never leave the video.
+Window and adjacent references stay in the scene, global ones in the video.
 """
 
 from bisect import bisect_right
@@ -22,11 +22,11 @@ FixedOrder = Literal["spaced", "shuffled"]
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """The listed frames of one video, as numbers.
+    """Numbers of one video's listed frames.
 
     Attributes:
-        frame_indices: their `frame_index`, ascending.
-        scene: positions among them of the frames of the current frame's scene.
+        frame_indices: `frame_index` of each, ascending.
+        scene: positions in `frame_indices` of the current scene.
     """
 
     frame_indices: Sequence[int] | np.ndarray
@@ -35,15 +35,15 @@ class VideoFrames:
 
 @runtime_checkable
 class ReferenceSampler(Protocol):
-    """Chooses the frames of a clip.
+    """Choice of a clip's frames.
 
     Attributes:
         num_frames: T, at least 1, the same for every clip.
         clip_index: place of the current frame in the clip.
-        num_global: frames at the end of the clip that come from anywhere in the video, in no order;
-            the frames before these are in temporal order.
-        look_ahead: largest number of listed frames by which a reference may be later than the
-            current frame, 0 for a live system without delay; None for the whole video.
+        num_global: number of unordered frames from the whole video at the end of the clip; the
+            frames before them are in temporal order.
+        look_ahead: largest number of listed frames between the current frame and a later
+            reference, 0 for a live system without delay; None for the whole video.
     """
 
     # Properties, so that a sampler may be immutable.
@@ -62,9 +62,9 @@ class ReferenceSampler(Protocol):
         """Positions in `video` of the T frames of the clip around `position`.
 
         Args:
-            video: the frames to choose from.
+            video: candidate frames.
             position: place of the current frame, inside `video.scene`.
-            rng: source of all that is random; None in evaluation, where nothing is.
+            rng: generator; None in evaluation, which has no random draws.
         """
         ...
 
@@ -75,18 +75,16 @@ class WindowSampler:
     Args:
         num_frames: T, at least 1.
         window: largest distance between a reference and the current frame, in frames of the video:
-            by `frame_index`, also where only every n-th frame is listed. 0 repeats the current
-            frame: a clip without neighbours, to see what a video detector owes to them.
-        sampling: "fixed" takes the listed frames nearest to distances that are evenly spaced up to
-            the edge of the window, always the same; "random" draws different listed frames. In
-            evaluation every sampling is fixed.
+            by `frame_index`, also if only every n-th frame is listed. 0 repeats the current frame,
+            as a control for the value of neighbours.
+        sampling: "fixed" takes the listed frames nearest to evenly spaced distances up to the edge
+            of the window; "random" draws different listed frames. Evaluation is always fixed.
         side: "both" takes half of the references from the past and half from the future (of an odd
-            number one more from the past), "past" looks back only, as a live system must.
+            number one more from the past), "past" takes all from the past, as a live system must.
 
-    A reference beyond the first or last frame of the scene becomes that frame, so clips of a border
-    and of scenes shorter than T repeat frames and never leave the scene. So do clips where fewer
-    frames of the window are listed than there are references; where none is, the references of that
-    side are the nearest frame outside.
+    A reference beyond the first or last frame of the scene becomes that frame, so clips at a border
+    and in scenes shorter than T repeat frames. So do clips with fewer listed frames in the window
+    than references; with none on a side, its references are the nearest frame outside the window.
     """
 
     num_global = 0
@@ -116,7 +114,7 @@ class WindowSampler:
         self, video: VideoFrames, position: int, rng: np.random.Generator | None
     ) -> list[int]:
         """See `ReferenceSampler`."""
-        # The scene may be long: no frame further away than `window` places can be chosen.
+        # For long scenes: no frame further away than `window` places can be chosen.
         first = max(video.scene.start, position - self.window)
         stop = min(video.scene.stop, position + self.window + 1)
         current = int(video.frame_indices[position])
@@ -129,7 +127,7 @@ class WindowSampler:
     def _places(
         self, distances: list[int], count: int, rng: np.random.Generator | None
     ) -> list[int]:
-        """`count` frames of one side, by how many places they are from the current one, ascending.
+        """Offsets in places of `count` frames of one side from the current one, ascending.
 
         `distances` are those of the listed frames of that side, ascending.
         """
@@ -139,11 +137,11 @@ class WindowSampler:
         places = list(range(1, num_inside + 1)) or [min(1, len(distances))]
         if self.sampling == "fixed" or rng is None:
             spaced = [(2 * self.window * k + count) // (2 * count) for k in range(1, count + 1)]
-            # The first of equally near ones: the one nearer to the current frame.
+            # Of equally near frames the one nearer to the current frame.
             away = [0, *distances]
             return [min(places, key=lambda p, d=d: abs(away[p] - d)) for d in spaced]
         if num_inside == len(distances):
-            # What is left of the window lies beyond the border: each frame of it is the border's.
+            # Frames of the window beyond the border become the border frame.
             places = places[:num_inside]
             places += [num_inside] * (self.window - max(distances, default=0))
         repeats = (count - 1) // len(places)
@@ -154,8 +152,7 @@ class WindowSampler:
 class AdjacentSampler:
     """The `before` and `after` listed frames next to the current one, in temporal order.
 
-    The same in training and in evaluation. Beyond the border of the scene its last frame is
-    repeated.
+    The same in training and in evaluation. At a border of the scene the border frame is repeated.
     """
 
     num_global = 0
@@ -178,13 +175,12 @@ class GlobalSampler:
     """The current frame first, then `num_references` frames of the whole video.
 
     Args:
-        num_references: at least 1.
+        num_references: number of references, at least 1.
         in_evaluation: "spaced" takes the same evenly spaced frames for every frame of a video;
-            "shuffled" goes through a fixed shuffled order of the video, one frame further for every
-            frame, as MEGA does (Chen et al., 2020), so that n - 1 of n references stay.
+            "shuffled" moves through a fixed shuffled order of the video by one frame per frame, as
+            MEGA does (Chen et al., 2020), so that n - 1 of n references stay.
 
-    In training different frames are drawn, other than the current one; videos with fewer repeat
-    them.
+    In training distinct frames other than the current one are drawn; shorter videos repeat them.
     """
 
     clip_index = 0
@@ -220,8 +216,8 @@ class MixedSampler:
     """The clip of `local`, then the references of `distant`.
 
     Args:
-        local: window or adjacent frames, among them the current one.
-        distant: global frames.
+        local: sampler of the current frame and its neighbours.
+        distant: sampler of global frames.
     """
 
     look_ahead = None

@@ -1,7 +1,7 @@
-"""Content of a COCO-VID JSON -> its sound entries, and what is wrong with the others.
+"""Content of a COCO-VID JSON -> its valid entries and the faults of the others.
 
-Each ``check_*`` takes one list of the file, adds what is wrong to ``problems`` and returns what can
-be used. Boxes are the matter of ``audit.audit_boxes``, files on disk of ``coco_vid``.
+Each ``check_*`` takes one list of the file, adds faults to ``problems`` and returns the valid
+entries. Boxes are checked by ``audit.audit_boxes``, files by ``frame_files.check_files``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from v2idetr.data.audit import Findings
 from v2idetr.data.text_files import read_text
 
 CONVERTERS = ("sun", "sunseg", "buv", "clinicdb", "ldpolyp")
-LONGEST_EXAMPLE = 160  # letters of an entry that is quoted in a message
+MAX_QUOTE = 160  # characters of an entry in a message
 
 
 def read_coco_vid(json_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a COCO-VID JSON with its four lists, each a list of objects, images not empty.
 
-    Raises ValueError that names the file, what is missing, and what makes it.
+    Raises ValueError that names the file, the fault and the command that makes the file.
     """
     json_path = Path(json_path)
     try:
@@ -66,7 +66,7 @@ def read_coco_vid(json_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _how_to_make(json_path: Path) -> str:
-    """The command that writes such a file, where its folders tell the data set."""
+    """The command that writes such a file, if its path names the data set."""
     folders = [part.lower() for part in json_path.parts[:-1]]
     output = json_path.parent
     if any("synthetic" in folder for folder in folders):
@@ -89,17 +89,17 @@ def _how_to_make(json_path: Path) -> str:
 
 def _quote(key: str, position: int, entry: Mapping[str, Any]) -> str:
     text = str(dict(entry))
-    return f"{key}[{position}]: {text[:LONGEST_EXAMPLE]}{'...' if text[LONGEST_EXAMPLE:] else ''}"
+    return f"{key}[{position}]: {text[:MAX_QUOTE]}{'...' if text[MAX_QUOTE:] else ''}"
 
 
 def _without_nulls(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Null is as absent, as pandas and databases export it; only a null box is a bad box."""
+    """The entry without nulls, which pandas exports for missing values; a null box stays."""
     return {key: value for key, value in entry.items() if value is not None or key == "bbox"}
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8; names of files in other encodings cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    """Whether a text can be written as UTF-8; file names in other encodings cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_int(value: object) -> bool:
@@ -107,7 +107,7 @@ def _is_int(value: object) -> bool:
 
 
 def check_categories(categories: list[dict[str, Any]], problems: Findings) -> list[str]:
-    """Class names by 0-based index."""
+    """Class names by 0-based index, and checks of their ids and names."""
     ids: list[Any] = [category.get("id") for category in categories]
     names: list[Any] = [category.get("name") for category in categories]
     if not categories:
@@ -162,7 +162,7 @@ def check_videos(videos: list[dict[str, Any]], problems: Findings) -> dict[int, 
 def check_images(
     images: list[dict[str, Any]], videos: Mapping[int, Any], problems: Findings
 ) -> dict[int, dict[str, Any]]:
-    """Sound images by id, with ``frame_index`` and ``scene_id`` set, in order of time."""
+    """Valid images by id, with ``frame_index`` and ``scene_id`` set, in temporal order."""
     frames: dict[int, dict[str, Any]] = {}
     seen_places: dict[tuple[int, int], str] = {}
     seen_files: set[str] = set()
@@ -216,11 +216,11 @@ def _fault_of_image(frame: Mapping[str, Any], videos: Mapping[int, Any]) -> str 
 
 
 def check_scene_sizes(frames: Mapping[int, Mapping[str, Any]], findings: Findings) -> None:
-    """Frames of one scene have one size, as clips of several frames need it.
+    """Check that the frames of each scene have one size, for clips of several frames.
 
     Args:
-        frames: sound ones in order of time, see `check_images`.
-        findings: one is added for each scene of several sizes.
+        frames: valid frames in temporal order, see `check_images`.
+        findings: receives a message for each scene of several sizes.
     """
     for _, scene in groupby(frames.values(), key=lambda f: (f["video_id"], f["scene_id"])):
         first, *others = scene
@@ -241,7 +241,7 @@ def check_annotations(
     content: Mapping[str, Any],
     problems: Findings,
 ) -> list[dict[str, Any]]:
-    """Annotations of sound ``frames``, of a class that ``content`` has; boxes are not looked at."""
+    """Annotations of valid ``frames`` with a class of ``content``; boxes are not checked."""
     image_ids = {image["id"] for image in content["images"] if _is_int(image.get("id"))}
     class_ids = {c["id"] for c in content["categories"] if _is_int(c.get("id"))}
     kept: list[dict[str, Any]] = []
@@ -254,7 +254,7 @@ def check_annotations(
             continue
         if "id" in annotation:
             ids.add(annotation["id"])
-        if annotation["image_id"] in frames:  # else the frame itself is a problem already
+        if annotation["image_id"] in frames:  # otherwise the frame itself is a problem
             kept.append(annotation)
     return kept
 

@@ -1,9 +1,9 @@
-"""The decoded frames of small splits, in memory that all data workers of a process share.
+"""Decoded frames of small splits in memory shared by all data workers of a process.
 
-    SharedFrames       record -> RGB array; the first worker to want a frame decodes it for all
-    SharedFrameStore   which splits of a run are kept, within one limit
+    SharedFrames       record -> RGB array; the first worker to read a frame decodes it for all
+    SharedFrameStore   shared frames of the splits of a run, within one memory limit
 
-Samples are the same with and without. Memory is given back when the process ends, however it ends.
+Samples do not depend on it. The memory is freed when the process ends or is killed.
 """
 
 import logging
@@ -22,13 +22,13 @@ MIB = 2**20
 
 
 class SharedFrames:
-    """All frames of a split, each decoded when it is first asked for.
+    """All frames of a split, each decoded at its first read.
 
     Args:
-        records: with `file_name`, `height` and `width`.
-        read: decodes the frame of a record.
+        records: dicts with `file_name`, `height` and `width`.
+        read: decoder of a record's frame.
 
-    Raises RuntimeError when the system has not so much shared memory.
+    Raises RuntimeError if the system has too little shared memory.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class SharedFrames:
         self._read = read
         self._places = {name: place for place, name in enumerate(_frame_bytes(records))}
         self._ends = np.cumsum(list(_frame_bytes(records).values()))
-        # Reserved at once: a disk of shared memory that fills up later would kill the process.
+        # Allocated at once: running out of shared memory later would kill the process.
         self._pixels = torch.empty(int(self._ends[-1]), dtype=torch.uint8).share_memory_()
         self._is_there = torch.zeros(len(self._places), dtype=torch.bool).share_memory_()
-        # Also the barrier behind which a worker sees what another one wrote.
+        # Also a memory barrier, for writes of other workers.
         self._lock = multiprocessing.Lock()
 
     def read(self, record: Record) -> UInt8[np.ndarray, "H W 3"]:
-        """The frame of `record`, of this split; the array must not be written to."""
+        """The frame of `record`; the array must not be written to."""
         place = self._places[record["file_name"]]
         shape = (record["height"], record["width"], 3)
         end = int(self._ends[place])
@@ -60,15 +60,15 @@ class SharedFrames:
         return pixels
 
     def __len__(self) -> int:
-        """Frames that have been decoded."""
+        """Number of decoded frames."""
         return int(self._is_there.sum())
 
 
 class SharedFrameStore:
-    """The shared frames of the splits of a run, as far as they fit.
+    """The shared frames of a run's splits, as far as they fit.
 
     Args:
-        limit_mib: of all splits together; 0 keeps none.
+        limit_mib: limit for all splits together, MiB; 0 disables sharing.
     """
 
     def __init__(self, limit_mib: int) -> None:
@@ -83,7 +83,7 @@ class SharedFrameStore:
         records: Sequence[Record],
         read: Callable[[Record], UInt8[np.ndarray, "H W 3"]],
     ) -> SharedFrames | None:
-        """The frames of a split, the same at every call; None where they are not kept."""
+        """The frames of a split, the same at every call; None if they are not kept."""
         if not self._limit_mib:
             return None
         if split not in self._frames:
@@ -100,7 +100,7 @@ class SharedFrameStore:
         left = self._limit_mib * MIB - self._used
         if needed > left:
             logger.info(
-                "%s: its decoded frames take %.0f MiB, and of data.cache_mib=%d are %.0f left: "
+                "%s: decoded frames need %.0f MiB, but of data.cache_mib=%d %.0f MiB are left; "
                 "they are read from disk each time",
                 split,
                 needed / MIB,
@@ -113,7 +113,7 @@ class SharedFrameStore:
         except RuntimeError as error:
             logger.warning(
                 "%s: no shared memory for %.0f MiB of decoded frames (%s); they are read from disk "
-                "each time. data.cache_mib=0 asks for none.",
+                "each time; data.cache_mib=0 disables the cache",
                 split,
                 needed / MIB,
                 str(error).splitlines()[0],

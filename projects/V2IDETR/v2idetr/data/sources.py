@@ -1,11 +1,11 @@
 """Folder, pattern, image or video file -> RGB frames with their time, one by one.
 
-    open_source   the frames of whatever a path leads to
+    open_source   frame source of a path
     ImageFiles    image files as the frames of a video
     VideoFile     a video file, decoded by FFmpeg (PyAV)
 
-All frames of a source have one size. Memory does not grow with the number of frames, and every
-iteration starts at the first one.
+All frames of a source have one size. Memory use does not grow with the number of frames. Every
+iteration starts at the first frame.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from v2idetr.data.frame_files import IMAGE_SUFFIXES, image_names, natural_key
 from v2idetr.data.image_files import image_size, read_image
 
 DEFAULT_RATE = Fraction(25)  # Hz, of image files
-# A video whose last frame ends earlier than the file says, by more than this, is cut off.
+# A video is truncated if its last frame ends earlier than stated in the file by more than this.
 END_TOLERANCE_S = Fraction(1, 2)
 
 
@@ -39,8 +39,8 @@ class SourceFrame:
 
     Attributes:
         pixels: RGB, upright.
-        time_s: when it is shown, exact, as the video says; its first frame need not be at 0.
-        name: of the image file, or of the video with the number of the frame.
+        time_s: exact presentation time; a video's first frame need not be at 0.
+        name: name of the image file, or of the video with the frame number.
     """
 
     pixels: UInt8[np.ndarray, "H W 3"]
@@ -50,12 +50,12 @@ class SourceFrame:
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames in order of time.
+    """Frames in temporal order.
 
     Attributes:
         size: (width, height) of every frame, px.
-        frame_rate: frames a second, on average; None if not known.
-        num_frames: as the file says, for the display of progress; None if not known.
+        frame_rate: mean frame rate, Hz; None if unknown.
+        num_frames: number of frames stated in the file, for progress; None if unknown.
     """
 
     size: tuple[int, int]
@@ -74,10 +74,10 @@ def open_source(
 
     Args:
         source: path or pattern.
-        image_rate: frames a second of image files, which have no time of their own.
+        image_rate: frame rate of image files, Hz.
 
     Raises:
-        ValueError: it leads to nothing, or to nothing that is an image or a video.
+        ValueError: no such file, or no image or video.
     """
     path, text = Path(source), os.fspath(source)
     if path.is_dir():
@@ -102,12 +102,12 @@ class ImageFiles:
     """Image files as the frames of a video that starts at 0 s.
 
     Args:
-        files: at least one, in order of time.
-        frame_rate: frames a second.
+        files: image files in temporal order, at least one.
+        frame_rate: frame rate, Hz.
 
     Raises:
-        ValueError: the rate is not above 0. Iteration: a file is no image that can be used, see
-            `read_image`, or has another size than the first.
+        ValueError: the rate is not above 0; during iteration: a file is not a usable image, see
+            `read_image`, or differs in size from the first.
     """
 
     def __init__(self, files: Sequence[Path], *, frame_rate: Fraction) -> None:
@@ -126,17 +126,15 @@ class ImageFiles:
 
 
 class VideoFile:
-    """The first video stream of a file, turned as its metadata says.
-
-    More than 8 bits a channel are reduced to 8.
+    """The first video stream of a file, rotated by its metadata, reduced to 8 bits per channel.
 
     Args:
-        path: of the file.
+        path: video file.
 
     Raises:
-        ValueError: the file holds no video that can be decoded. Iteration: behind the last frame
-            that can be decoded, if the file is damaged or cut off there. Files that do not say how
-            long they are (MPEG-TS, some WebM and MKV) may be cut off unnoticed.
+        ValueError: no video that can be decoded; during iteration: after the last frame that can be
+            decoded, if the file is damaged or truncated there. Truncation goes unnoticed in files
+            without a duration (MPEG-TS, some WebM and MKV).
     """
 
     def __init__(self, path: Path) -> None:
@@ -149,7 +147,7 @@ class VideoFile:
                 height, width = _upright(next(_decoded(container, stream))).shape[:2]
             except (StopIteration, _DamageError) as error:
                 raise ValueError(
-                    f"{path}: no frame of this video can be decoded; it is damaged or cut off"
+                    f"{path}: no frame of this video can be decoded; it is damaged or truncated"
                 ) from error
         self.size = width, height
 
@@ -168,8 +166,8 @@ class VideoFile:
                 _check_end(stream, end_s)
             except _DamageError as error:
                 raise ValueError(
-                    f"{self.path}: is damaged or cut off behind frame {index - 1}, at "
-                    f"{float(end_s):.2f} s ({error}); copy it again, or write what is left of it "
+                    f"{self.path}: is damaged or truncated after frame {index - 1}, at "
+                    f"{float(end_s):.2f} s ({error}); copy it again, or write the rest "
                     "to a new file (`ffmpeg -i FILE NEW.mp4`)"
                 ) from error
 
@@ -178,10 +176,10 @@ class VideoFile:
             container = av.open(self.path)
         except av.FFmpegError as error:
             raise ValueError(
-                f"{self.path}: cannot be read as a video ({error.strerror}); it is of no known "
-                "format, damaged or cut off"
+                f"{self.path}: cannot be read as a video ({error.strerror}); its format "
+                "is unknown, or it is damaged or truncated"
             ) from error
-        # tty is text as ANSI art; a stream without a codec is of a kind that FFmpeg does not know.
+        # tty is text as ANSI art; a stream without a codec context is of a kind unknown to FFmpeg.
         streams = container.streams.video if container.format.name != "tty" else ()
         if not streams or streams[0].codec_context is None:
             container.close()
@@ -190,16 +188,18 @@ class VideoFile:
         return container
 
     def _time_s(self, pts: int | None, time_base: Fraction | None, index: int) -> Fraction:
-        # In units of the stream: those of a frame are others after a decoder is emptied.
+        # In the stream's time base: that of a frame differs after the decoder is flushed.
         if pts is not None and time_base is not None:
             return pts * time_base
         if self.frame_rate:  # a bare stream without times, such as .h264
             return index / self.frame_rate
-        raise ValueError(f"{self.path}: frame {index} has no time; write it to an .mp4 file first")
+        raise ValueError(
+            f"{self.path}: frame {index} has no time stamp; convert the file to .mp4 first"
+        )
 
 
 class _DamageError(Exception):
-    """Data that cannot be decoded."""
+    """Undecodable data."""
 
 
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -210,16 +210,16 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.Vide
             if packet.is_corrupt:
                 damage = "incomplete data"
                 break
-            yield from _sound(packet.decode())
+            yield from _undamaged(packet.decode())
     except av.FFmpegError as error:
         damage = str(error.strerror)
     if damage is not None:
-        with suppress(av.FFmpegError):  # the frames that the decoder holds back to sort them
-            yield from _sound(stream.codec_context.decode(None))
+        with suppress(av.FFmpegError):  # frames still in the decoder's reorder buffer
+            yield from _undamaged(stream.codec_context.decode(None))
         raise _DamageError(damage)
 
 
-def _sound(frames: Sequence[Any]) -> Iterator[av.VideoFrame]:
+def _undamaged(frames: Sequence[Any]) -> Iterator[av.VideoFrame]:
     for frame in frames:
         if frame.is_corrupt:
             raise _DamageError("incomplete data")
@@ -227,10 +227,10 @@ def _sound(frames: Sequence[Any]) -> Iterator[av.VideoFrame]:
 
 
 def _check_end(stream: VideoStream, end_s: Fraction) -> None:
-    """Some formats are as good to read after half of the file, but for what they say at its start.
+    """Compare the last frame's end with the stated duration: some formats hide truncation.
 
     Raises:
-        _DamageError: the last frame ends well before the video should.
+        _DamageError: the last frame ends well before the stated end.
     """
     if stream.duration is not None and stream.time_base is not None:
         expected_s = ((stream.start_time or 0) + stream.duration) * stream.time_base
@@ -244,7 +244,7 @@ def _check_end(stream: VideoStream, end_s: Fraction) -> None:
 
 
 def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels, turned as the display matrix says: by multiples of 90 degrees."""
+    """RGB pixels, rotated by the display matrix in multiples of 90 degrees."""
     pixels = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 

@@ -1,8 +1,8 @@
-"""Splits of one data set, looked at together.
+"""Checks across the splits of one data set.
 
-check_training_boxes   a training split without boxes, or with a class without any
-check_same_classes     splits of other classes than the first one's
-check_shared_files     files that are frames of two splits
+check_training_boxes   a training split needs boxes, of every class
+check_same_classes     all splits need the same classes
+check_shared_files     splits must not share frames
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Pair = tuple[str, str]
 
 
 def check_training_boxes(split: SplitData, problems: Findings, notes: Findings) -> None:
-    """Nothing can be learned without boxes, nor a class without a box of it."""
+    """Check that a training split has boxes; note classes without any."""
     boxes = split.report.boxes_per_class
     if not any(boxes.values()):
         problems.add(
@@ -33,7 +33,7 @@ def check_training_boxes(split: SplitData, problems: Findings, notes: Findings) 
 
 
 def check_same_classes(splits: Mapping[str, SplitData], problems: Findings) -> None:
-    """All splits have the classes of the first one, in its order."""
+    """Check that all splits have the classes of the first one, in its order."""
     names = list(splits)
     for name in names[1:]:
         first, other = (", ".join(splits[n].class_names) for n in (names[0], name))
@@ -47,12 +47,12 @@ def check_same_classes(splits: Mapping[str, SplitData], problems: Findings) -> N
 def check_shared_files(
     splits: Mapping[str, SplitData], problems: Findings, apart: Iterable[Pair] = ()
 ) -> None:
-    """No file is a frame of two splits, under whatever name; links are followed.
+    """Check that no file is a frame of two splits; links are resolved.
 
     Args:
-        splits: by name.
-        problems: one is added for each file and pair of splits.
-        apart: pairs that may share files.
+        splits: splits by name.
+        problems: receives a message for each file and pair of splits.
+        apart: pairs of splits that may share files.
     """
     folders: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""Text files that a user brings -> text, with or without a byte-order mark."""
+"""Text files of users -> text, with or without a byte-order mark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 import os
 from pathlib import Path
 
-# What other encodings begin with; UTF-32's first, as UTF-16's mark is the beginning of it.
+# Byte-order marks of other encodings; UTF-32 first, as its mark begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -16,16 +16,16 @@ MARKS = {
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a UTF-8 file, without the byte-order mark that some programs write first.
+    """The text of a UTF-8 file without its byte-order mark.
 
     Raises:
-        ValueError: the file is not UTF-8; names the file, the place and the remedy.
-        OSError: it cannot be read, with the path as its filename.
+        ValueError: the file is not UTF-8; names file, byte and remedy.
+        OSError: the file cannot be read; has its path as the filename.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        # One of reading itself, as of a damaged disk, comes without a name.
+        # Errors of reading itself, as from a damaged disk, have no file name.
         raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         return content.decode("utf-8-sig")

@@ -67,7 +67,7 @@ def same_level(
     Args:
         key: below ``distillation``, which asks for this stride.
         stride: in pixels.
-        student, teacher: features of the same pictures.
+        student, teacher: features of the same images.
 
     Raises:
         ValueError: one of them has no such level, or the maps have other sizes.
@@ -83,7 +83,7 @@ def same_level(
     if ours.shape[-2:] != theirs.shape[-2:]:
         raise ValueError(
             f"The student's stride-{stride} map is {tuple(ours.shape[-2:])} cells and the "
-            f"teacher's {tuple(theirs.shape[-2:])}: both must see the same padded pictures "
+            f"teacher's {tuple(theirs.shape[-2:])}: both must see the same padded images "
             "(one size_divisor)."
         )
     return ours, theirs.detach()
@@ -102,7 +102,7 @@ def weighted_mean(
     Args:
         distance: D, summed over channels.
         weights: M, zero on padding.
-        normalizer: what N counts: "pixels" (cells of the picture), "elements" (cells x channels) or
+        normalizer: what N counts: "pixels" (cells of the image), "elements" (cells x channels) or
             "mask_sum".
         padding: True on padding; None when nothing is padded.
         channels: of the map.

@@ -36,11 +36,11 @@ class FeatureDistillation(DistillationLoss):
     Args:
         weight: of the loss.
         strides: which levels, in pixels.
-        mask: which cells count: "none": all of the picture; "box": those in a lesion's box;
+        mask: which cells count: "none": all of the image; "box": those in a lesion's box;
             "attention": each as much as the teacher's queries attend to it, see
             :func:`attention_mask`.
         distance: "l1" (equation 2) or "mse" (the text, and DETRDistill).
-        normalizer: what N counts: "pixels" (cells of the picture, without padding), "elements"
+        normalizer: what N counts: "pixels" (cells of the image, without padding), "elements"
             (cells x channels) or "mask_sum" (M, or its squares with "mse"). Equation 2 reads as
             "pixels"; for unrelated features of unit variance and d = 256 that is 290, beside which
             a detection loss counts for nothing.
@@ -108,8 +108,8 @@ class FeatureDistillation(DistillationLoss):
         """The weighted loss.
 
         Args:
-            student, teacher: maps of the same pictures.
-            boxes_xyxy_px: the lesions, in pixels of these pictures.
+            student, teacher: maps of the same images.
+            boxes_xyxy_px: the lesions, in pixels of these images.
             attended: what the teacher looks for, see :func:`attended_queries`; for the attention
                 mask.
         """

@@ -73,7 +73,7 @@ class QueryDistillation(DistillationLoss):
         """The weighted loss.
 
         Args:
-            student, teacher: decoded queries of the same pictures after every layer, and their
+            student, teacher: decoded queries of the same images after every layer, and their
                 class scores.
         """
         hidden, target = student[0].hidden, teacher[0].hidden

@@ -36,7 +36,7 @@ def gaussian_mask(
     A box that covers no cell centre selects the cell its centre lies in. Without boxes M is zero.
 
     Args:
-        boxes_xyxy_px: lesions in pixels of the picture.
+        boxes_xyxy_px: lesions in pixels of the image.
         stride: pixels per cell.
         h, w: cells of the level, padding included.
         sigma: "box": ``sigma_ratio`` times width and height; "centernet": a sixth of the diameter
@@ -67,7 +67,7 @@ def box_mask(
     A box that covers no cell centre selects the cell its centre lies in.
 
     Args:
-        boxes_xyxy_px: lesions in pixels of the picture.
+        boxes_xyxy_px: lesions in pixels of the image.
         stride: pixels per cell.
         h, w: cells of the level, padding included.
     """
@@ -94,7 +94,7 @@ def attended_queries(
     Args:
         decoded: the queries after every layer.
         scores: probability of each class.
-        boxes_cxcywh: the lesions of every image, in [0, 1] of the unpadded picture.
+        boxes_cxcywh: the lesions of every image, in [0, 1] of the unpadded image.
     """
     N, K = scores.shape[2:]
     overlap = torch.stack(

@@ -30,7 +30,7 @@ class TargetGuidedFeatureDistillation(DistillationLoss):
         stride: which level, in pixels; the last backbone stage is 32.
         sigma: width of the Gaussians, see :func:`gaussian_mask`.
         sigma_ratio: sigma over box size for ``sigma="box"``.
-        normalizer: what N counts: "pixels" (cells of the picture, without padding), "elements"
+        normalizer: what N counts: "pixels" (cells of the image, without padding), "elements"
             (cells x channels) or "mask_sum".
         align: "none", or "conv1x1": a learnt projection of the student's features, needed where
             widths or scales differ and dropped after training.
@@ -79,8 +79,8 @@ class TargetGuidedFeatureDistillation(DistillationLoss):
         """The weighted loss.
 
         Args:
-            student, teacher: features of the same pictures.
-            boxes_xyxy_px: the lesions, in pixels of these pictures.
+            student, teacher: features of the same images.
+            boxes_xyxy_px: the lesions, in pixels of these images.
         """
         ours, theirs = same_level("tfd.stride", self.stride, student, teacher)
         h, w = ours.shape[-2:]

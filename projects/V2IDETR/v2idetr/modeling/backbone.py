@@ -124,7 +124,7 @@ def _cut_behind(module: nn.Module, path: str) -> None:
 def _freeze_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm2d by one with fixed statistics and affine map, activation kept.
 
-    A batch of a few clips has no statistics worth learning from, and frozen ones make a picture's
+    A batch of a few clips has no statistics worth learning from, and frozen ones make an image's
     features independent of the rest of the batch.
     """
     for name, child in module.named_children():
@@ -203,14 +203,14 @@ class _FrozenNormAct(FrozenBatchNorm2d):
 
 @contextmanager
 def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
-    """While this is open, a picture's features do not depend on the padding beside it.
+    """While this is open, an image's features do not depend on the padding beside it.
 
-    Convolutions pad with zeros, but the cells beyond a picture's edge stop being zero after the
-    first normalisation, so the same picture gives other features in another batch. Here those cells
-    are zeroed before and after every layer that reads neighbours, which makes a padded picture
-    equal to the same picture alone. Exceptions: with TensorFlow's "SAME" padding, as in
+    Convolutions pad with zeros, but the cells beyond an image's edge stop being zero after the
+    first normalisation, so the same image gives other features in another batch. Here those cells
+    are zeroed before and after every layer that reads neighbours, which makes a padded image
+    equal to the same image alone. Exceptions: with TensorFlow's "SAME" padding, as in
     EfficientNet-Lite, only for sizes that are multiples of 32; not where a layer averages over the
-    whole picture, as squeeze-and-excitation does.
+    whole image, as squeeze-and-excitation does.
     """
     H, W = images.pixels.shape[-2:]
     if images.padding(1, H, W) is None:

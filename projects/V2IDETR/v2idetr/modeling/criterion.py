@@ -24,7 +24,7 @@ class Targets:
 
     Attributes:
         labels: 0-based classes, one tensor (M,) an image.
-        boxes: cxcywh in [0, 1] of the unpadded picture, one tensor (M, 4) an image.
+        boxes: cxcywh in [0, 1] of the unpadded image, one tensor (M, 4) an image.
     """
 
     labels: list[Int[Tensor, " _"]]

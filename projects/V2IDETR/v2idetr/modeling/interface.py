@@ -49,9 +49,9 @@ class Images:
         return torch.tensor(self.sizes, device=self.pixels.device)
 
     def padding(self, stride: int, h: int, w: int) -> Bool[Tensor, "B h w"] | None:
-        """True on the cells of a (h, w) map of this stride that no pixel of the picture reaches.
+        """True on the cells of a (h, w) map of this stride that no pixel of the image reaches.
 
-        None when no picture of the batch is padded.
+        None when no image of the batch is padded.
         """
         if all(size == tuple(self.pixels.shape[-2:]) for size in self.sizes):
             return None
@@ -62,13 +62,13 @@ class Images:
         return rows.unsqueeze(2) | columns.unsqueeze(1)
 
     def fill(self, stride: int, h: int, w: int) -> bool:
-        """Whether a (h, w) map of this stride is all picture, to the last pixel."""
+        """Whether a (h, w) map of this stride is all image, to the last pixel."""
         return all(size == (h * stride, w * stride) for size in self.sizes)
 
     def valid_ratio(self, stride: int, h: int, w: int) -> Float[Tensor, "B 2"]:
-        """Share of the width and of the height of a (h, w) map of this stride that is picture.
+        """Share of the width and of the height of a (h, w) map of this stride that is image.
 
-        Exact in pixels: a picture 144 px high ends in the middle of its fifth row of stride 32.
+        Exact in pixels: an image 144 px high ends in the middle of its fifth row of stride 32.
         """
         level = torch.tensor([w * stride, h * stride], device=self.pixels.device)
         return self.size_tensor.flip(1) / level
@@ -81,8 +81,8 @@ class Features:
     Attributes:
         maps: (B, d, h, w) by stride in pixels, finest first.
         padding: (B, h, w), True on padding, by stride; None when nothing is padded.
-        valid_ratios: (B, 2), share of a map's width and height that is picture, by stride; None
-            when every map is all picture.
+        valid_ratios: (B, 2), share of a map's width and height that is image, by stride; None
+            when every map is all image.
         num_frames: T where the images are whole clips, clip-major; otherwise 1.
     """
 
@@ -132,7 +132,7 @@ class Memory:
         tokens: encoded tokens, levels one after the other, finest first.
         padding: True where a token lies on padding; None when nothing is padded.
         shapes: (h, w) of each level.
-        valid_ratios: share of each level's width and height that is picture.
+        valid_ratios: share of each level's width and height that is image.
         proposals: boxes predicted from the tokens (two-stage detectors only).
     """
 

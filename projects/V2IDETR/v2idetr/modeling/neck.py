@@ -13,7 +13,7 @@ from v2idetr.modeling.interface import Features, Images
 
 
 class PaddedGroupNorm(nn.GroupNorm):
-    """Group normalisation whose statistics come from the picture alone, not from its padding."""
+    """Group normalisation whose statistics come from the image alone, not from its padding."""
 
     def forward(
         self, x: Float[Tensor, "B d h w"], padding: Bool[Tensor, "B h w"] | None = None
@@ -55,7 +55,7 @@ class Neck(nn.Module):
         d: width; divisible by 32, the number of groups, if there are any.
         norm: "group" (Deformable DETR) or "none" (DETR), after every projection.
         isolate_padding: padding becomes zero and does not count in the group normalisation, and the
-            picture's edge is exact in pixels; False counts whole cells, as the published code.
+            image's edge is exact in pixels; False counts whole cells, as the published code.
 
     Raises:
         ValueError: strides do not ascend or cannot be made from these maps; d does not fit norm.
@@ -135,7 +135,7 @@ class Neck(nn.Module):
 
 
 def _share_of_cells(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
-    """Share of a level's columns and rows that are picture."""
+    """Share of a level's columns and rows that are image."""
     keep = ~padding
     return torch.stack([keep[:, 0].float().mean(1), keep[:, :, 0].float().mean(1)], -1)
 

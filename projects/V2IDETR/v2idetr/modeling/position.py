@@ -31,9 +31,9 @@ def sine_map(
     d: int,
     offset: float,
     device: torch.device,
-    picture: Float[Tensor, "B 2"] | None = None,
+    image_cells: Float[Tensor, "B 2"] | None = None,
 ) -> Float[Tensor, "B d h w"]:
-    """Position embedding of every cell of one level, counted over the picture without padding.
+    """Position embedding of every cell of one level, counted over the image without padding.
 
     Args:
         padding: True on padding; None when there is none.
@@ -41,13 +41,15 @@ def sine_map(
         d: width; y takes the first half of the channels, x the second.
         offset: added to the cell number 1, 2, ...: 0 as in DETR, -0.5 as in Deformable DETR.
         device: where to put it.
-        picture: (width, height) in cells of what is picture; whole cells, counted, when None.
+        image_cells: (width, height) in cells of what is image; whole cells, counted, when None.
     """
     B, h, w = size
     keep = torch.ones(B, h, w, device=device) if padding is None else (~padding).float()
     y, x = keep.cumsum(1), keep.cumsum(2)
     width, height = (
-        (x[:, :, -1:], y[:, -1:, :]) if picture is None else picture.view(B, 2, 1, 1).unbind(1)
+        (x[:, :, -1:], y[:, -1:, :])
+        if image_cells is None
+        else image_cells.view(B, 2, 1, 1).unbind(1)
     )
     y, x = (y + offset) / (height + 1e-6), (x + offset) / (width + 1e-6)
     return sine_embedding(torch.stack([y, x], -1), d // 2).permute(0, 3, 1, 2)
@@ -66,12 +68,17 @@ def position_maps(
     """
     masks = features.padding or dict.fromkeys(features.maps)
     ratios = features.valid_ratios if exact else None
-    maps, picture = {}, None
+    maps, image_cells = {}, None
     for stride, m in features.maps.items():
         B, d, h, w = m.shape
         if ratios is not None:
-            picture = ratios[stride] * torch.tensor([w, h], device=m.device)
+            image_cells = ratios[stride] * torch.tensor([w, h], device=m.device)
         maps[stride] = sine_map(
-            masks[stride], size=(B, h, w), d=d, offset=offset, device=m.device, picture=picture
+            masks[stride],
+            size=(B, h, w),
+            d=d,
+            offset=offset,
+            device=m.device,
+            image_cells=image_cells,
         )
     return maps

@@ -1,4 +1,4 @@
-"""References: where queries and tokens look, in [0, 1] of the picture without its padding."""
+"""References: where queries and tokens look, in [0, 1] of the image without its padding."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def move(
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
     """A module's output for places, whatever the precision around it.
 
-    In bfloat16 a place is only known to 1/512 of the picture.
+    In bfloat16 a place is only known to 1/512 of the image.
     """
     with torch.autocast(x.device.type, enabled=False):
         return module(x.float())
 
 
 def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:
-    """Share of each level's width and height that is picture."""
+    """Share of each level's width and height that is image."""
     if features.valid_ratios is None:
         first = next(iter(features.maps.values()))
         return torch.ones(len(first), len(features.maps), 2, device=first.device)
@@ -48,7 +48,7 @@ def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:
 def token_centres(
     shapes: list[tuple[int, int]], ratios: Float[Tensor, "B levels 2"]
 ) -> Float[Tensor, "B S 2"]:
-    """The centre of every token's cell, as (x, y) in [0, 1] of the unpadded picture.
+    """The centre of every token's cell, as (x, y) in [0, 1] of the unpadded image.
 
     Args:
         shapes: (h, w) of each level.

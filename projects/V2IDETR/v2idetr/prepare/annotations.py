@@ -1,10 +1,10 @@
-"""Videos of a data set, as a converter understood them -> one COCO-VID JSON a split, and an audit.
+"""Videos read by a converter -> one COCO-VID JSON per split, and an audit.
 
-    Lesion, Frame, Video   what a converter fills in
-    Conversion             sizes of frames, bad boxes, numbering, the files; all of it counted
-    evenly_spaced          some of the cases or videos, the same on every run; even_share: a share
+    Lesion, Frame, Video   a converter's output
+    Conversion             frame sizes, bad boxes, ids, files and their counts
+    evenly_spaced          a fixed choice of cases or videos by number; even_share: by share
 
-A converter never drops anything without a note: notes end up in ``audit.json`` and ``audit.md``.
+Everything that a converter drops is noted in ``audit.json`` and ``audit.md``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from v2idetr.data.image_files import ImageFileError, image_size
 from v2idetr.progress import progress_bar
 from v2idetr.wording import counted
 
-# What a converter says of a frame whose file cannot be used.
+# Note for a frame without a usable file.
 LEFT_OUT = "frame cannot be used and is left out"
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Lesion:
-    """A box [x, y, w, h] in px. ``area`` only where a raw file's own, odd one is to be kept."""
+    """A box [x, y, w, h] in px; ``area`` only to keep a published value that is not w * h."""
 
     bbox: Sequence[Any]
     category_id: int = 1
@@ -46,10 +46,10 @@ class Lesion:
 
 @dataclass
 class Frame:
-    """A picture, ``file_name`` relative to the image root. No lesions: a lesion-free frame.
+    """An image, ``file_name`` relative to the image root. No lesions: a lesion-free frame.
 
-    ``frame_index`` None stands for its place in the list of the video's frames. ``boxes_for`` is
-    the (width, height) that the boxes were made for, where the source says so.
+    ``frame_index`` is by default the position in the video's list. ``boxes_for`` is the (width,
+    height) for which the boxes were made, if known.
     """
 
     file_name: str
@@ -61,7 +61,7 @@ class Frame:
 
 @dataclass
 class Video:
-    """Frames in order of time."""
+    """Frames in temporal order."""
 
     name: str
     frames: list[Frame]
@@ -69,16 +69,16 @@ class Video:
 
 
 class Conversion:
-    """Writes the splits of one data set to a folder, with ``audit.json`` and ``audit.md`` beside.
+    """Writer of a data set's splits, ``audit.json`` and ``audit.md``.
 
     Args:
-        name: of the data set.
-        converter: the script, for ``info`` of the files.
-        output: folder for the files; made if need be.
-        image_root: folder that the frames' ``file_name`` are relative to.
-        class_names: categories 1..K.
-        boxes: "clip" normalises swapped corners, cuts boxes to their frame and drops what is then
-            empty; "raw" writes every box as it was published.
+        name: name of the data set.
+        converter: file name of the script, for ``info`` in the files.
+        output: output folder, created if missing.
+        image_root: base folder of each frame's ``file_name``.
+        class_names: names of categories 1..K.
+        boxes: "clip" normalises swapped corners, clips boxes to their frame and drops empty ones;
+            "raw" writes every box as published.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Conversion:
         """Write ``<split>.json`` for each split, then the audit.
 
         Raises:
-            ValueError: a split is empty or would be wrong; nothing is written at all.
+            ValueError: a split is empty or invalid; nothing is written.
         """
         for split, videos in splits.items():
             if not any(video.frames for video in videos):
@@ -129,7 +129,7 @@ class Conversion:
         write_text_atomically(self.output / "audit.md", "\n".join(self.markdown()) + "\n")
 
     def _check_names(self, splits: Mapping[str, Sequence[Video]]) -> None:
-        """Refuse names that are no text: a JSON file cannot hold them."""
+        """Reject file names that are not UTF-8: a JSON file cannot hold them."""
         problems = Findings()
         for videos in splits.values():
             for frame in (frame for video in videos for frame in video.frames):
@@ -138,13 +138,13 @@ class Conversion:
         problems.raise_if_any(self.name)
 
     def _read_sizes(self, splits: Mapping[str, Sequence[Video]]) -> dict[str, tuple[int, int]]:
-        """Width and height of every frame; one that cannot be used is noted and left out.
+        """Width and height by file name; unusable frames are noted and left out.
 
-        Raises ValueError when images are not of the size that their boxes were made for, or when
-        nothing is left of a split.
+        Raises ValueError for images of another size than their boxes were made for, and for splits
+        without a usable frame.
         """
 
-        def look(frame: Frame) -> tuple[int, int] | str:
+        def size_of(frame: Frame) -> tuple[int, int] | str:
             try:
                 return image_size(self.image_root / frame.file_name)
             except ImageFileError as error:
@@ -156,7 +156,7 @@ class Conversion:
             frames = [frame for video in videos for frame in video.frames]
             unusable = []
             for frame, size in zip(
-                frames, in_threads(look, frames, f"sizes of {split}"), strict=True
+                frames, in_threads(size_of, frames, f"sizes of {split}"), strict=True
             ):
                 if isinstance(size, str):
                     unusable.append(f"{frame.file_name} {size}")
@@ -164,13 +164,13 @@ class Conversion:
                 sizes[frame.file_name] = size
                 if frame.boxes_for not in (None, size):
                     problems.add(
-                        "picture is not of the size that its boxes were made for (was it resized?)",
+                        "image is not of the size its boxes were made for (was it resized?)",
                         f"{frame.file_name} is {size}, its boxes are for {frame.boxes_for}",
                     )
             for example in unusable:
                 self.notes.add(LEFT_OUT, example)
                 if len(unusable) == len(frames):
-                    kind = f"split {split!r} is empty, as none of its frames can be used"
+                    kind = f"split {split!r} is empty: none of its frames can be used"
                     problems.add(kind, example)
         problems.raise_if_any(self.name)
         return sizes
@@ -207,7 +207,7 @@ class Conversion:
         sizes: Mapping[str, tuple[int, int]],
         entries: dict[str, list[dict[str, Any]]],
     ) -> None:
-        """Give ids, which are unique over all splits, so that splits can be pooled."""
+        """Append entries with ids that are unique over all splits, so that splits can be pooled."""
         self._videos += 1
         group = {} if video.group is None else {"group": video.group}
         entries["videos"].append({"id": self._videos, "name": video.name, **group})
@@ -277,7 +277,7 @@ class Conversion:
             )
 
     def lines(self) -> list[str]:
-        """The table of splits and the notes, for the terminal."""
+        """Table of splits and notes, for the terminal."""
         lines = tabulate(self._table(), headers="keys", disable_numparse=True).splitlines()
         lines += [f"note: {line}" for line in self.notes.lines()]
         lines.append(f"written to {self.output}: {', '.join(f'{s}.json' for s in self.reports)}")
@@ -289,7 +289,7 @@ class Conversion:
         return [printable(line) for line in lines]
 
     def markdown(self) -> list[str]:
-        """The audit as a readable page."""
+        """The audit as a Markdown page."""
         table = tabulate(self._table(), headers="keys", tablefmt="github", disable_numparse=True)
         kept = "as published (raw)" if self.boxes == "raw" else "clipped to their frames"
         lines = [f"# Audit of {self.name}", "", f"Written by `{self.converter}`; boxes {kept}."]
@@ -327,30 +327,30 @@ class Conversion:
 def in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], what: str
 ) -> list[Result]:
-    """``function`` of every item, in order, several at once, and how far it is."""
+    """``function`` of every item, in order, in threads with a progress bar."""
     with ThreadPoolExecutor(max_workers=8) as pool:
         return list(progress_bar(pool.map(function, items), total=len(items), desc=what))
 
 
 def printable(text: str) -> str:
-    """The text, with bytes of file names that are not UTF-8 as ``\\udcff``."""
+    """The text, with undecodable bytes of file names as ``\\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def numbered_pictures(folder: Path) -> dict[int, str]:
-    """Pictures of a folder whose names are numbers, by number; none where there is no folder."""
+def numbered_images(folder: Path) -> dict[int, str]:
+    """Names of a folder's numbered images by number; empty without the folder."""
     names = image_names(folder) if folder.is_dir() else []
     return {int(Path(name).stem): name for name in names if Path(name).stem.isdecimal()}
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """``count`` of the items, spread evenly over their order; the same on every run."""
+    """``count`` items at even distances; the same on every run."""
     if not 0 <= count <= len(items):
         raise ValueError(f"cannot take {count} of {len(items)}")
     return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
 def even_share(items: Sequence[Item], share: float, total: int | None = None) -> list[Item]:
-    """An even ``share`` of ``total`` (all, if None) out of the items: at least one, never all."""
+    """``share`` * ``total`` (default: all) evenly spaced items: at least one, never all."""
     wanted = max(1, round(share * (len(items) if total is None else total)))
     return evenly_spaced(items, min(wanted, max(len(items) - 1, 0)))

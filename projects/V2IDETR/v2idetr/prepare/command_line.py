@@ -1,10 +1,10 @@
-"""What the programs ``datasets/prepare_*.py`` share: their options, and what they do with them.
+"""Command line of the programs ``datasets/prepare_*.py``.
 
-    converter_parser           the options that all have: --source and --output
-    run_converter              source -> files and a report, or an exit that says what is wrong
-    check_folder, numbers_of   checks of what the options say
+    converter_parser           common options: --source and --output
+    run_converter              source -> files and a report, or an exit with the reason
+    check_folder, numbers_of   checks of option values
 
-A converter itself is a function from its options to the videos of each split.
+A converter is a function from its options to the videos of each split.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from v2idetr.prepare.annotations import Conversion, Video, printable
 
 
 def converter_parser(description: str | None, source: str) -> argparse.ArgumentParser:
-    """Parser with ``--source`` (``source`` is its help) and ``--output``.
+    """Parser with ``--source`` and ``--output``.
 
-    ``description`` is the converter's docstring, which ``--help`` shows as it is written.
+    Args:
+        description: the converter's docstring, shown unchanged by ``--help``.
+        source: help text of ``--source``.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -42,16 +44,15 @@ def run_converter(
     class_names: Sequence[str],
     boxes: Literal["clip", "raw"] = "clip",
 ) -> str:
-    """Read ``options.source`` and write its splits to ``options.output``; the report, as text.
+    """Read ``options.source``, write its splits to ``options.output`` and return the report.
 
     Args:
-        program: path of the converter; its file name goes into messages and files.
-        read: gives the videos of each split, and notes what it leaves out.
-        name, class_names, boxes: as for Conversion.
+        program: path of the converter, whose file name appears in messages and files.
+        read: (options, notes) -> videos by split; notes omissions.
+        name, class_names, boxes: see Conversion.
 
     Raises:
-        SystemExit: with the reason, where the output cannot be written, or reading or writing
-            raises ValueError or OSError.
+        SystemExit: reason of a ValueError or OSError while reading or writing.
     """
     conversion = Conversion(
         name=name,
@@ -85,7 +86,7 @@ def numbers_of(text: str) -> list[int]:
 
 
 def check_folder(source: Path, found: Iterable[object], expected: str) -> None:
-    """Raise ValueError that shows the ``expected`` layout unless something of it was ``found``."""
+    """Raise ValueError with the ``expected`` layout unless some of it was ``found``."""
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder (--source)")
     if not any(found):

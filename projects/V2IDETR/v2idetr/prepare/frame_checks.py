@@ -1,14 +1,14 @@
-"""Frames of splits -> which cannot be used, and which are copies of each other.
+"""Unusable and duplicate frames of splits.
 
-    fingerprint      picture -> 64-bit perceptual hash, and a small grey picture to verify with
-    check_frames     reads the frames of a split, as training does, and takes fingerprints
+    fingerprint      image -> 64-bit perceptual hash and a thumbnail for verification
+    check_frames     split -> fingerprints of its frames, read as in training
     find_copies      fingerprints -> pairs of videos that share frames
 
-Two frames are copies when their hashes differ in at most HASH_BITS of 64 bits and their small
-pictures correlate by CORRELATION or more. Measured on 478 colonoscopy frames of 23 videos, 400
-stills and 624 ultrasound stills: copies that were compressed again, halved or brightened by a tenth
+Two frames are copies if their hashes differ in at most HASH_BITS of 64 bits and their thumbnails
+correlate by CORRELATION or more. Measured on 478 colonoscopy frames of 23 videos, 400
+stills and 624 ultrasound stills: copies that were recompressed, halved or brightened by a tenth
 differ in at most 4 bits and correlate by 0.997 or more; frames of different colonoscopy videos
-correlate by 0.973 at most. Copies that were cropped by 2 % of the side or more are not found.
+correlate by 0.973 at most. Copies cropped by 2 % of the side or more are not found.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from v2idetr.prepare.annotations import in_threads
 HASH_BITS = 4
 CORRELATION = 0.98
 BLANK_CONTRAST = 4.0  # standard deviation of grey values: black or plain frames are all alike
-SMALL = 32  # side of the small picture
+THUMBNAIL_PX = 32
 ROWS_AT_ONCE = 256  # of the table of all pairs, which has 10^9 entries for 30,000 frames
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of a frame, 1 KB."""
+    """Perceptual hash and thumbnail of a frame, 1 KB."""
 
     hash_bits: int
-    small: UInt8[np.ndarray, "32 32"]
+    thumbnail: UInt8[np.ndarray, "32 32"]
 
     @property
     def is_blank(self) -> bool:
         """Black or nearly plain: such frames are alike without being copies."""
-        return float(self.small.std()) < BLANK_CONTRAST
+        return float(self.thumbnail.std()) < BLANK_CONTRAST
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Frames that two videos share: ``num_frames`` of the first have a copy in the second."""
+    """Frames shared by two videos: ``num_frames`` of the first have a copy in the second."""
 
     splits: tuple[str, str]
     videos: tuple[str, str]
@@ -64,17 +64,19 @@ class Copies:
 
 
 def fingerprint(pixels: UInt8[np.ndarray, "H W 3"]) -> Fingerprint:
-    """Hash and small picture of a frame."""
+    """Hash and thumbnail of a frame."""
     grey = Image.fromarray(pixels).convert("L")
     bits = int("".join("01"[bit] for bit in imagehash.phash(grey).hash.ravel().tolist()), 2)
-    return Fingerprint(bits, np.asarray(grey.resize((SMALL, SMALL), Image.Resampling.BOX)))
+    return Fingerprint(
+        bits, np.asarray(grey.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX))
+    )
 
 
 def check_frames(split: SplitData, *, every: int = 1) -> dict[int, Fingerprint]:
     """Fingerprints by image id of every ``every``-th frame of each video.
 
-    Frames that cannot be read, or are not of the size that the JSON says, become problems of
-    ``split.report``. Files that are known to be no images are not tried.
+    Frames that cannot be read, or differ in size from the JSON, become problems of
+    ``split.report``. Files already known to be unusable are skipped.
     """
     root = split.image_root.resolve()
     missing = {os.path.join(root, name) for name in split.report.missing_frames}
@@ -85,14 +87,14 @@ def check_frames(split: SplitData, *, every: int = 1) -> dict[int, Fingerprint]:
         if record["file_name"] not in missing
     ]
 
-    def look(record: dict[str, Any]) -> Fingerprint | str:
+    def read(record: dict[str, Any]) -> Fingerprint | str:
         try:
             pixels = read_frame(record["file_name"], height=record["height"], width=record["width"])
         except ValueError as error:
             return str(error)
         return fingerprint(pixels)
 
-    found = in_threads(look, records, f"frames of {split.json_path.name}")
+    found = in_threads(read, records, f"frames of {split.json_path.name}")
     split.report.frames_decoded = len(records)
     fingerprints: dict[int, Fingerprint] = {}
     for record, result in zip(records, found, strict=True):
@@ -108,13 +110,13 @@ def check_frames(split: SplitData, *, every: int = 1) -> dict[int, Fingerprint]:
 def find_copies(
     splits: Mapping[str, SplitData], fingerprints: Mapping[str, Mapping[int, Fingerprint]]
 ) -> list[Copies]:
-    """Pairs of different videos that share frames, those across splits and with most first.
+    """Pairs of different videos that share frames, first those across splits, then by number.
 
-    A file that two splits share is the matter of `split_set.check_shared_files`, not of this.
+    Files shared by two splits are left to `split_set.check_shared_files`.
 
     Args:
-        splits: by name.
-        fingerprints: of their frames, by name of the split and image id; blank ones are ignored.
+        splits: splits by name.
+        fingerprints: fingerprints by split name and image id; blank frames are ignored.
     """
     frames = [
         ((name, record["video_id"]), record["file_name"], fingerprints[name][record["image_id"]])
@@ -152,7 +154,7 @@ def find_copies(
 
 
 def _pairs(prints: Sequence[Fingerprint], owners: Sequence[int]) -> list[tuple[int, int]]:
-    """Places (i < j) of frames of different owners that are copies; owners come in blocks."""
+    """Indices i < j of copies with different owners; frames of an owner are consecutive."""
     hashes = np.array([p.hash_bits for p in prints], dtype=np.uint64)
     owner = np.array(owners, dtype=np.int64)
     pairs: list[tuple[int, int]] = []
@@ -168,6 +170,6 @@ def _pairs(prints: Sequence[Fingerprint], owners: Sequence[int]) -> list[tuple[i
 
 
 def _correlation(a: Fingerprint, b: Fingerprint) -> float:
-    first, second = (p.small.astype(np.float64).ravel() for p in (a, b))
+    first, second = (p.thumbnail.astype(np.float64).ravel() for p in (a, b))
     first, second = first - first.mean(), second - second.mean()
     return float(first @ second / np.sqrt((first @ first) * (second @ second)))

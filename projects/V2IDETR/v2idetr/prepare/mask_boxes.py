@@ -1,4 +1,4 @@
-"""Mask images -> the boxes of their parts."""
+"""Mask images -> boxes of their connected parts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from v2idetr.data.audit import Findings
 from v2idetr.data.image_files import ImageFileError, file_error, open_image
 from v2idetr.prepare.annotations import in_threads
 
-SMALLEST_PART_PX = 16  # beside a larger part, fewer pixels are specks of the annotation tool
+MIN_PART_PX = 16  # smaller parts beside a larger one are specks of the annotation tool
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
-    """A mask image as booleans: above half of white; above half of 1; above 0 in palettes.
+    """A mask image as booleans: above half of white, or of 1, or above 0 in palettes.
 
-    Raises ImageFileError when it cannot be read, and when its brightest pixel is 2 to 127: it is
-    not known what that means.
+    Raises ImageFileError if the file cannot be read, or its brightest pixel is 2 to 127, which is
+    ambiguous.
     """
     image = open_image(path, deep_grey=True)
     if image.mode == "P":
         return np.asarray(image) > 0
-    is_deep = image.mode.startswith(("I", "F"))  # which a conversion would cut off at 255
+    is_deep = image.mode.startswith(("I", "F"))  # a conversion would saturate at 255
     mask = np.asarray(image if is_deep else image.convert("L"))
     brightest = mask.max()
     if 1 < brightest <= 127:
@@ -42,12 +42,13 @@ def boxes_by_mask(
 ) -> Iterator[tuple[list[list[int]], tuple[int, int]] | None]:
     """Boxes of the parts of each mask and the mask's (width, height), in order.
 
-    None for a mask that is missing or cannot be used: its frame is to be left out. That is noted,
-    and so are black masks and specks.
+    None for a missing or unusable mask, whose frame is to be left out. These masks, black masks and
+    specks are noted.
 
     Args:
-        masks: files, each with the name of its frame for the notes.
-        what: they are, for the progress bar.
+        masks: mask files by frame name.
+        what: title of the progress bar.
+        notes: receives the notes.
     """
 
     def read(path: Path) -> Bool[np.ndarray, "H W"] | ImageFileError:
@@ -78,16 +79,16 @@ def boxes_by_mask(
 
 
 def boxes_of_mask(mask: Bool[np.ndarray, "H W"]) -> tuple[list[list[int]], int]:
-    """[x, y, w, h] of each 8-connected part, top to bottom, and how many specks were left out.
+    """[x, y, w, h] of each 8-connected part, top to bottom, and the number of specks left out.
 
-    The largest part is never a speck: it is what the annotator meant, however little is in view.
+    The largest part is never a speck, because little of a lesion may be in view.
     """
     labels = np.empty(mask.shape, dtype=np.int32)
     ndimage.label(mask, structure=np.ones((3, 3)), output=labels)
     areas = np.bincount(labels.ravel())[1:]
     boxes = []
     for part, area in zip(ndimage.find_objects(labels), areas, strict=True):
-        if area >= min(SMALLEST_PART_PX, areas.max()):
+        if area >= min(MIN_PART_PX, areas.max()):
             assert part is not None
             rows, cols = part
             x, y = cols.start, rows.start

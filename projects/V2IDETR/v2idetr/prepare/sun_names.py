@@ -1,8 +1,8 @@
-"""SUN's frame names -> order of time and cuts; its folders of lesion-free cases -> videos.
+"""SUN's frame names -> temporal order and cuts; its lesion-free case folders -> videos.
 
-A name: ``case_M_20181001100941_0U62372100109341_1_005_001-1_a10_ayy_image0001.jpg``. Frames are in
-order of (number before ``-``, number after ``_a``, number after ``image``), as in SUN-SEG's own
-loader; a plain sort puts a10 before a9. Another ``_a`` is another recording: a cut.
+Example: ``case_M_20181001100941_0U62372100109341_1_005_001-1_a10_ayy_image0001.jpg``. Frames are
+sorted by (number before ``-``, number after ``_a``, number after ``image``), as in SUN-SEG's own
+loader; a plain sort puts a10 before a9. Another ``_a`` is another recording, so there is a cut.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FRAME_NAME = re.compile(r"^([^-]*?(\d+)-.*?_a(\d+)_).*image(\d+)$")
 CASE_FOLDER = re.compile(r"^case(\d+)$")
 
 
-def in_time(names: Sequence[str], where: str, notes: Findings) -> list[tuple[str, int]]:
-    """(name, scene) in order of time; scenes count from 0 and change with the recording.
+def in_temporal_order(names: Sequence[str], where: str, notes: Findings) -> list[tuple[str, int]]:
+    """(name, scene) in temporal order; scenes count from 0 and change with the recording.
 
-    Names of another form are put in natural order, as one scene, which is noted.
+    Names of another form are in natural order, as one scene, with a note.
     """
     parsed = {name: FRAME_NAME.match(Path(name).stem) for name in names}
     strange = [name for name, match in parsed.items() if match is None]
@@ -54,7 +54,7 @@ def case_number(name: str) -> int:
 
 
 def case_folders(parent: Path) -> dict[int, Path]:
-    """Folders ``case<N>`` in a folder, by N."""
+    """Subfolders ``case<N>`` by N."""
     found = ((CASE_FOLDER.match(path.name), path) for path in parent.iterdir() if path.is_dir())
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
@@ -62,11 +62,11 @@ def case_folders(parent: Path) -> dict[int, Path]:
 def lesion_free_videos(
     parents: Sequence[Path], image_root: Path, notes: Findings
 ) -> dict[int, list[Video]]:
-    """Videos of SUN's lesion-free part by case number, ``case<N>`` in each of ``parents``."""
+    """Videos of SUN's lesion-free cases, ``case<N>`` in ``parents``, by case number."""
     videos: dict[int, list[Video]] = {}
     for parent in parents:
         for number, folder in case_folders(parent).items():
-            ordered = in_time(image_names(folder), folder.name, notes)
+            ordered = in_temporal_order(image_names(folder), folder.name, notes)
             root = Path(os.path.relpath(folder, image_root))
             frames = [Frame((root / name).as_posix(), scene_id=scene) for name, scene in ordered]
             name = f"negative_case{number}"
@@ -76,5 +76,5 @@ def lesion_free_videos(
             if frames:
                 videos.setdefault(number, []).append(Video(name, frames))
             else:
-                notes.add("folder of a case without pictures", str(root))
+                notes.add("case folder without images", str(root))
     return dict(sorted(videos.items()))

@@ -1,8 +1,8 @@
 """SUN-SEG's boxes: from ``Detection/bbox_annotation.json``, or from the masks of ``GT/``.
 
-What the four numbers of a box in the JSON mean depends on the release: files from before
-2023-01-30 have x and y swapped, and nothing in them says so. The order is measured: of all that
-have been in use, the one whose boxes lie on the masks.
+The order of a box's four numbers in the JSON depends on the release: files from before
+2023-01-30 have x and y swapped, without a mark. The order is therefore measured: of all known
+orders, the one with the highest IoU of boxes and masks.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from v2idetr.prepare.annotations import Frame, Lesion, Video, evenly_spaced
 from v2idetr.prepare.mask_boxes import boxes_by_mask, boxes_of_mask, read_mask
 from v2idetr.prepare.sun_names import case_number
 
-# What the four numbers of a box have meant, by file: to x, y, w, h.
+# Known orders of a box's four numbers -> x, y, w, h.
 ORDERS = {
     "xywh": lambda a, b, c, d: [a, b, c, d],
     "yxwh": lambda a, b, c, d: [b, a, c, d],  # until 2023-01-30
     "yxhw": lambda a, b, c, d: [b, a, d, c],
-    "xyxy": lambda a, b, c, d: [a, b, c - a, d - b],  # what the documentation once said
+    "xyxy": lambda a, b, c, d: [a, b, c - a, d - b],  # in an earlier documentation
 }
-SAMPLE = 60  # masks that are compared with boxes to find their order
-# Mean IoU of the right order, its lead over the next, and what needs none (boxes on the diagonal).
-LEAST_IOU, LEAST_LEAD, SURE_IOU = 0.5, 0.01, 0.8
+SAMPLE = 60  # masks for the measurement of the order
+# Thresholds for the mean IoU of the best order and its lead over the next; above SURE_IOU no lead
+# is required (boxes on the diagonal).
+MIN_IOU, MIN_LEAD, SURE_IOU = 0.5, 0.01, 0.8
 
 Key = tuple[str, str]  # clip, frame stem
 
 
 @dataclass
 class Labels:
-    """Boxes of one frame, and the (width, height) that they were made for."""
+    """Boxes of one frame, and the (width, height) of the image they were made for."""
 
     boxes: list[list[Any]]
     size: tuple[int, int]
@@ -45,15 +46,18 @@ class Labels:
 def add_boxes(
     videos: Sequence[Video], folder: Path, where: str, *, kind: str, order: str, notes: Findings
 ) -> None:
-    """Give the frames of a folder's clips their lesions; a frame without labels is taken out.
+    """Add lesions to the frames of a folder's clips; remove frames without labels.
 
     Args:
-        folder: holds Detection/ and GT/; ``where`` is its name in notes.
-        kind: "json", which falls back on the masks where there is no JSON, or "mask".
-        order: of the numbers in the JSON: one of ORDERS, or "auto" to measure it.
+        videos: clips of the folder.
+        folder: folder with Detection/ and GT/.
+        where: name of the folder in notes.
+        kind: "json", with the masks as a fallback for a missing JSON, or "mask".
+        order: order of the numbers in the JSON: one of ORDERS, or "auto" to measure it.
+        notes: receives the notes.
 
     Raises:
-        ValueError: the JSON is another file's, or the order of its numbers cannot be measured.
+        ValueError: the JSON has another format, or its order cannot be measured.
     """
     keys = [_key(video, frame) for video in videos for frame in video.frames]
     path = find_json(folder) if kind == "json" else None
@@ -77,7 +81,7 @@ def _key(video: Video, frame: Frame) -> Key:
 
 
 def find_json(folder: Path) -> Path | None:
-    """bbox_annotation.json of a folder; the first release has it above Seen and Unseen."""
+    """bbox_annotation.json of a folder, or of its parent, as in the first release."""
     paths = [base / "Detection" / "bbox_annotation.json" for base in (folder, folder.parent)]
     return next(filter(Path.is_file, paths), None)
 
@@ -85,7 +89,7 @@ def find_json(folder: Path) -> Path | None:
 def labels_from_json(
     path: Path, keys: Sequence[Key], masks: Path, order: str, notes: Findings
 ) -> dict[Key, Labels]:
-    """Boxes xywh of the frames ``keys``; a frame that the file does not list is noted.
+    """Boxes xywh of the frames ``keys``; frames missing in the file are noted.
 
     A frame under ``images`` without an entry under ``annotation`` is lesion-free.
     """
@@ -102,7 +106,7 @@ def labels_from_json(
 
 
 def read_json(path: Path, notes: Findings) -> dict[Key, Labels]:
-    """Boxes as the file has them; their key is ``annotation``, singular."""
+    """Boxes in the file's order of numbers; their key is ``annotation``, singular."""
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -131,9 +135,9 @@ def _image_key(image: Mapping[str, Any]) -> Key:
 
 
 def measure_order(path: Path, labels: Mapping[Key, Labels], masks: Path, notes: Findings) -> str:
-    """The order of the four numbers that fits the masks best.
+    """The order of the four numbers with the highest IoU of boxes and masks.
 
-    Raises ValueError when there are no masks to compare with, or none of the orders fits.
+    Raises ValueError if there are no masks, or no order fits.
     """
     keys = [key for key, found in labels.items() if [len(box) for box in found.boxes] == [4]]
     sample = [key for key in keys if _mask_path(masks, key).is_file()]
@@ -143,29 +147,29 @@ def measure_order(path: Path, labels: Mapping[Key, Labels], masks: Path, notes: 
         try:
             parts, _ = boxes_of_mask(read_mask(_mask_path(masks, key)))
         except ImageFileError:
-            continue  # the other masks tell
+            continue  # the other masks suffice
         if len(parts) == 1:
             compared += 1
             for order, to_xywh in ORDERS.items():
                 scores[order] += _iou(to_xywh(*labels[key].boxes[0]), parts[0])
-    way_out = "say which with --box-order, or take the boxes from the masks with --boxes mask"
+    remedy = "set it with --box-order, or take the boxes from the masks with --boxes mask"
     if not compared:
         if not keys:
             return "xywh"
         raise ValueError(
             f"{path}: whether its boxes are [x, y, w, h] or [y, x, w, h] depends on the release, "
-            f"and there are no masks under {masks} to tell: {way_out}"
+            f"and there are no masks under {masks} to measure it: {remedy}"
         )
     (order, best), (_, second) = sorted(scores.items(), key=lambda item: -item[1])[:2]
     iou, lead = best / compared, (best - second) / compared
-    if iou < LEAST_IOU or (iou < SURE_IOU and lead < LEAST_LEAD):
+    if iou < MIN_IOU or (iou < SURE_IOU and lead < MIN_LEAD):
         found = ", ".join(f"{name} {score / compared:.2f}" for name, score in scores.items())
         raise ValueError(
             f"{path}: the order of the numbers of its boxes is not clear from {compared} masks "
-            f"(mean IoU: {found}): {way_out}"
+            f"(mean IoU: {found}): {remedy}"
         )
     notes.add(
-        f"order of the boxes is {order}{'' if order == 'xywh' else ': put right'}",
+        f"order of the boxes is {order}{'' if order == 'xywh' else ': corrected'}",
         f"{path.parent.parent.name}: mean IoU with {compared} masks {iou:.2f}, "
         f"of the next order {iou - lead:.2f}",
     )
@@ -173,7 +177,7 @@ def measure_order(path: Path, labels: Mapping[Key, Labels], masks: Path, notes: 
 
 
 def _iou(a: Sequence[Any], b: Sequence[Any]) -> float:
-    """Of two boxes xywh; 0 where ``a`` has no area."""
+    """IoU of two boxes xywh; 0 if ``a`` has no area."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     common = max(width, 0) * max(height, 0)
@@ -187,7 +191,7 @@ def _mask_path(masks: Path, key: Key) -> Path:
 def labels_from_masks(
     keys: Sequence[Key], masks: Path, where: str, notes: Findings
 ) -> dict[Key, Labels]:
-    """One box for each connected part of a frame's mask; frames without a usable one are noted."""
+    """One box per connected part of a frame's mask; frames without a usable mask are noted."""
     files = {f"{where}/{'/'.join(key)}": _mask_path(masks, key) for key in keys}
     found = boxes_by_mask(files, f"masks of {where}", notes)
     return {key: Labels(*boxes) for key, boxes in zip(keys, found, strict=True) if boxes}

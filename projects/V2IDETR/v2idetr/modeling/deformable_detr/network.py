@@ -222,8 +222,8 @@ class DeformableDETR(DetectionTransformer):
         S = proposals.logits.shape[1]
         if self.num_queries > S:
             raise ValueError(
-                f"num_queries={self.num_queries} but the picture has only {S} tokens to propose "
-                "boxes from; use fewer queries or larger pictures."
+                f"num_queries={self.num_queries} but the image has only {S} tokens to propose "
+                "boxes from; use fewer queries or larger images."
             )
         # Proposals only know lesion from background: the first logit, as in the official code.
         score = proposals.logits[..., 0].masked_fill(~proposals.valid, -torch.inf)

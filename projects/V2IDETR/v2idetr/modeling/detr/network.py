@@ -27,7 +27,7 @@ class DETR(DetectionTransformer):
     """The network: images to decoded queries. Implements ``interface.DetectorNetwork``.
 
     A query is its position; it looks wherever attention takes it. The references of its queries
-    are placeholders, the picture's centre, and those of foreign queries are not read.
+    are placeholders, the image's centre, and those of foreign queries are not read.
 
     Args:
         backbone: see ``backbone.py``.

@@ -117,7 +117,7 @@ def gaussian_bias(
 ) -> Float[Tensor, "B heads N S"]:
     """Logits of SMCA: minus the squared distance of every cell to the points, scaled, over 8."""
     h, w = level.shape
-    in_cells = points * level.picture.view(-1, 1, 1, 2)
+    in_cells = points * level.image_cells.view(-1, 1, 1, 2)
     weight = sharpness.square()
     along = []
     for axis, cells in enumerate((w, h)):

@@ -217,9 +217,9 @@ class SAMDETR(DetectionTransformer):
             strict=True,
         ):
             size = ratio.new_tensor([w, h])
-            picture = ratio * size
+            image_cells = ratio * size
             # Cells that any pixel reaches; a whole number of cells stays one in spite of rounding.
-            reached = (picture - 1e-3).ceil()
-            edge = reached if self.isolate_padding else size.expand_as(picture)
-            levels.append(Level(tokens, place, padding, (h, w), picture, edge))
+            reached = (image_cells - 1e-3).ceil()
+            edge = reached if self.isolate_padding else size.expand_as(image_cells)
+            levels.append(Level(tokens, place, padding, (h, w), image_cells, edge))
         return levels

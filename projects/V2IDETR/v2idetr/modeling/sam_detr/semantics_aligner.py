@@ -36,15 +36,15 @@ class Level:
         position: their position embedding.
         padding: True on padding; None when nothing is padded.
         shape: (h, w).
-        picture: (width, height) in cells of what is picture.
-        edge: (width, height) in cells of what regions may read: the picture, or the whole level.
+        image_cells: (width, height) in cells of what is image.
+        edge: (width, height) in cells of what regions may read: the image, or the whole level.
     """
 
     tokens: Float[Tensor, "B S d"]
     position: Float[Tensor, "B S d"]
     padding: Bool[Tensor, "B S"] | None
     shape: tuple[int, int]
-    picture: Float[Tensor, "B 2"]
+    image_cells: Float[Tensor, "B 2"]
     edge: Float[Tensor, "B 2"]
 
 
@@ -55,7 +55,7 @@ class Aligned:
     Attributes:
         content: features at the salient points, re-weighted.
         position: sine embedding of the salient points, re-weighted.
-        points: the salient points (x, y) in [0, 1] of the unpadded picture; may lie outside.
+        points: the salient points (x, y) in [0, 1] of the unpadded image; may lie outside.
         sharpness: how fast attention falls around them along x and y, before squaring; None
             without spatially modulated attention.
     """
@@ -94,7 +94,7 @@ class SemanticsAligner(nn.Module):
 
         Args:
             content: of the queries.
-            reference: cxcywh in [0, 1] of the unpadded picture. No gradient reaches it through the
+            reference: cxcywh in [0, 1] of the unpadded image. No gradient reaches it through the
                 sampled features or the sine embedding.
             level: to sample.
         """
@@ -144,7 +144,7 @@ def _region_weights(
         cells: of the level, at least ``edge``.
     """
     device = start.device
-    most = -(-cells // REGION)  # no reference is larger than the picture
+    most = -(-cells // REGION)  # no reference is larger than the image
     reads = (size / REGION).ceil().clamp(1, most).unsqueeze(-1)  # (B, N, 1)
     read = torch.arange(most, device=device)
     step = size.unsqueeze(-1) / REGION / reads
@@ -169,11 +169,11 @@ def read_regions(level: Level, reference: Float[Tensor, "B N 4"]) -> Float[Tenso
 
     Args:
         level: to read.
-        reference: cxcywh in [0, 1] of the unpadded picture; without gradient.
+        reference: cxcywh in [0, 1] of the unpadded image; without gradient.
     """
     (h, w), (B, N, _) = level.shape, reference.shape
-    size = reference[..., 2:] * level.picture.unsqueeze(1)
-    start = reference[..., :2] * level.picture.unsqueeze(1) - size / 2
+    size = reference[..., 2:] * level.image_cells.unsqueeze(1)
+    start = reference[..., :2] * level.image_cells.unsqueeze(1) - size / 2
     along_x = _region_weights(start[..., 0], size[..., 0], level.edge[:, 0], w)
     along_y = _region_weights(start[..., 1], size[..., 1], level.edge[:, 1], h)
     rows = level.tokens.float().reshape(B, h, -1)  # (B, h, w * d)
