@@ -192,7 +192,7 @@ def choose_threshold(outcomes: Outcomes) -> float:
     curve = sweep(outcomes)
     if not curve.tp.any():
         logger.warning(
-            "None of %d lesions is found at any threshold; using threshold %.2f.",
+            "No lesion (of %d) is found at any threshold; using threshold %.2f.",
             curve.lesions,
             FALLBACK_THRESHOLD,
         )
