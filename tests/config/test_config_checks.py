@@ -28,13 +28,13 @@ from v2idetr.engine.signals import StopSignals
         ("train.amp=fp8", "must be one of off, bf16, fp16"),
         ("train.amp=fp16", "needs a GPU"),
         ("train.device=cuda", "finds no GPU"),
-        ("data.class_names=[a, a]", "must be different words"),
+        ("data.class_names=[a, a]", "must be distinct names"),
         ("model.class_names=[a]", "data.class_names is"),
         ("data.test={}", "must name at least one split"),
         ("data.test={a: {json: x}}", "must be {json: ..., image_root: ...}"),
         ("train.best_metric=AP60", "does not compute"),
         ("evaluation.rules=[iou60]", "the rules are"),
-        ("train.eval_period=0", "needs train.eval_period above 0"),
+        ("train.eval_period=0", "needs evaluations during training"),
         ("train.patience=-1", "must be at least 0"),
         ("train.patience=9", "raise train.max_iter, or lower train.eval_period"),
         ("train.cooldown=.nan", "must be a number of at least 0"),
@@ -142,5 +142,5 @@ def test_every_frame_needs_a_teacher_that_looks_at_it(tiny_config, overrides, ex
 
 def test_early_stopping_without_evaluations_is_an_error(tiny_config) -> None:
     given = ["train.patience=1", "train.eval_period=0", "evaluation.checkpoint=final"]
-    with pytest.raises(ConfigError, match=r"train\.eval_period=0 makes none"):
+    with pytest.raises(ConfigError, match=r"train\.eval_period=0 disables them"):
         load_run_config(tiny_config, given, world_size=1, has_gpu=False)

@@ -239,9 +239,9 @@ def test_layers_are_put_on_a_config_in_their_order_and_below_the_overrides(base)
     [
         ("train: {max_itr: 7}\n", "layer.yaml: train.max_itr does not exist"),
         ("train: {seed: x}\n", "layer.yaml: train.seed must be an integer"),
-        ("_base_: base.py\n", "layer.yaml: has a _base_, so it is a config of its own"),
+        ("_base_: base.py\n", "layer.yaml: has a _base_, so it is a complete config"),
         ("- a\n", "layer.yaml: must hold a mapping"),
-        (None, "layer.yaml: a layer is a .yaml or .py file, and there is none"),
+        (None, "layer.yaml: no such layer; a layer is a .yaml or .py file"),
     ],
 )
 def test_a_layer_is_read_as_strictly_as_a_config(base, text, expected) -> None:
@@ -256,7 +256,7 @@ def test_a_layer_is_read_as_strictly_as_a_config(base, text, expected) -> None:
 
 def test_a_layer_that_is_not_there_names_those_beside_it(base) -> None:
     base.with_name("other.yaml").write_text("train: {seed: 1}\n")
-    with pytest.raises(ConfigError, match=r"oter\.yaml: .* there are .*other\.yaml"):
+    with pytest.raises(ConfigError, match=r"oter\.yaml: .* Layers in .*other\.yaml"):
         load_config(base, layers=[base.with_name("oter.yaml")])
 
 
@@ -306,7 +306,7 @@ def test_a_loss_that_is_null_takes_no_other_kind_of_value(tiny_config) -> None:
         ("- a\n", "must hold a mapping"),
         ("train: {seed: 1\n", "cannot be read as YAML"),
         ("train: {seed: 1}\ntrain: {seed: 2}\n", "the key 'train' is given twice"),
-        ("1: 2\n", "the key 1 is not a word"),
+        ("1: 2\n", "the key 1 is not a string"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(base, text, expected) -> None:

@@ -162,7 +162,7 @@ def test_lesion_free_split_has_no_recall_and_f1_zero_or_undefined(rule):
 )
 def test_threshold_falls_back_with_a_warning_when_nothing_can_be_found(frames, rule, caplog):
     assert choose_threshold(judge(frames, rule)) == FALLBACK_THRESHOLD
-    assert "No detection finds any" in caplog.text
+    assert "No lesion (of" in caplog.text
 
 
 # ---- thresholds

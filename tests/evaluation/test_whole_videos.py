@@ -118,7 +118,7 @@ def test_a_batch_holds_frames_of_one_video_and_its_start_is_marked(split) -> Non
 
 
 def test_a_loader_that_may_cut_videos_is_refused(split) -> None:
-    with pytest.raises(ValueError, match=r"Remembering looks at videos in order.*whole_videos"):
+    with pytest.raises(ValueError, match=r"Remembering needs whole videos in order.*whole_videos"):
         predict(Remembering(), loader(split, whole_videos=False))
 
 

@@ -1,4 +1,4 @@
-"""The table and the sentences claim no more than the figures show."""
+"""The table and the sentences claim no more than the metrics show."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def evaluation_of(ap50: float, found: list[int]) -> dict[str, Any]:
     ("ap50", "found", "tone", "words"),
     [
         (0.7, [7, 8, 7, 8, 7, 8], "better", "In this run, the V2I student is better"),
-        (0.6, [6, 4, 6, 5, 6, 5], "open", "not for certain"),
+        (0.6, [6, 4, 6, 5, 6, 5], "open", "not significantly"),
         (0.5, [5, 5, 5, 5, 5, 5], "open", "not better"),
         (0.3, [2, 3, 2, 3, 2, 3], "worse", "In this run, the V2I student is worse"),
         (0.7, [2, 3, 2, 3, 2, 3], "open", "Mixed"),
-        (0.4, [6, 4, 6, 5, 6, 5], "open", "cannot be told apart"),
+        (0.4, [6, 4, 6, 5, 6, 5], "open", "do not differ significantly"),
     ],
 )
-def test_the_headline_claims_no_more_than_the_figures_show(
+def test_the_headline_claims_no_more_than_the_metrics_show(
     ap50: float, found: list[int], tone: str, words: str
 ) -> None:
     plain, student = evaluation_of(0.5, [5] * 6), evaluation_of(ap50, found)
@@ -62,7 +62,7 @@ def test_models_of_other_videos_are_not_compared_by_f1() -> None:
     assert not any("F1" in sentence for sentence in sentences)
 
 
-def test_ties_are_all_marked_and_equal_figures_are_not() -> None:
+def test_ties_are_all_marked_and_equal_metrics_are_not() -> None:
     results = {
         stage: evaluation_of(ap, [5, 5]) for stage, ap in zip(STAGES, (0.5, 0.7, 0.7), strict=True)
     }

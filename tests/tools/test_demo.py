@@ -420,7 +420,7 @@ def test_from_nothing_to_the_report(
         assert row in output
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "The students have hardly learned to detect" in page
-    assert "The frames are procedural" in page
+    assert "The frames are synthetic" in page
     started = time.monotonic()
     assert demo.main(arguments) == 0
     assert time.monotonic() - started < 5  # nothing is run again

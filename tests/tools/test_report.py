@@ -211,8 +211,8 @@ def test_names_from_files_are_escaped(page: str) -> None:
     assert "Ann &amp; Bob" in page
 
 
-def test_the_table_has_the_figures_of_the_evaluations(page: str, finished: Path) -> None:
-    table = re.search(r'<table class="figures">.*?</table>', page, re.DOTALL)
+def test_the_table_has_the_metrics_of_the_evaluations(page: str, finished: Path) -> None:
+    table = re.search(r'<table class="metrics">.*?</table>', page, re.DOTALL)
     assert table is not None
     for stage in STAGES:
         result = json.loads((finished / stage / "evaluation.json").read_text())["all_tests"]
@@ -327,7 +327,7 @@ def test_a_line_that_was_cut_off_is_left_out(finished: Path) -> None:
     assert stage.train_seconds == pytest.approx(60 * 0.5)
 
 
-def test_of_equal_figures_the_last_has_the_best_weights(copied: Path) -> None:
+def test_of_equal_metrics_the_last_has_the_best_weights(copied: Path) -> None:
     lines = [{"iteration": n, "val/AP50": value} for n, value in ((20, 0.5), (40, 0.5), (60, 0.4))]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (copied / "plain" / "metrics.jsonl").write_text(text)
@@ -381,10 +381,10 @@ def test_the_fixtures_models_differ_as_they_were_made(finished: Path) -> None:
 
 
 def test_a_box_is_drawn_where_it_is() -> None:
-    picture = Album().add(np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8))
-    box = picture.box("truth", np.array([16.0, 12.0, 36.0, 28.0]))
+    stored = Album().add(np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8))
+    box = stored.box("truth", np.array([16.0, 12.0, 36.0, 28.0]))
     assert (box.x, box.y, box.width, box.height) == (80, 60, 100, 80)  # 320 units for 64 px
-    assert picture.height == 240
+    assert stored.height == 240
 
 
 def test_facts_may_begin_with_a_byte_order_mark(tool: ModuleType, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one, never a half: write beside, sync, rename."""
+"""Atomic writes of files: write a temporary file beside, sync, rename."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     """Let `write` fill a temporary file next to `path`, then rename it to `path`.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written, with `path` as its filename; the
-            temporary file is removed and what `path` held before is untouched. Other errors of
-            `write` pass through, likewise.
+        OSError: the disk is full or the folder is not writable, with `path` as its filename. After
+            this and any error of `write`, `path` is unchanged and no temporary file is left.
     """
     path = Path(path)
     try:
@@ -35,10 +34,10 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that a program of ours has written.
+    """The object in a JSON file that one of our programs has written.
 
     Raises:
-        ValueError: it holds something else, as after damage to the disk; names the file.
+        ValueError: the file is damaged or holds something else; names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Child processes: output into a log, signals passed on, nothing left behind."""
+"""Child processes with output to a log file and forwarded signals, ended with their parent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Child = subprocess.Popen[bytes]
 
 
 class Interrupted(BaseException):
-    """We were asked to stop, and our programs have stopped; no error."""
+    """This program and its children were stopped by a signal; no error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -29,7 +29,7 @@ class Interrupted(BaseException):
 
 
 class ProgramError(Exception):
-    """A program ended with an error; the message has the end of its log."""
+    """A child process failed; the message has the end of its log."""
 
 
 def start_logged(
@@ -38,16 +38,16 @@ def start_logged(
     keep_open: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Child:
-    """Start Python with these arguments.
+    """Start a Python program with its output in a log file.
 
-    It gets a process group of its own, so that Ctrl-C reaches it once, through us, and it can
-    write a checkpoint before it ends. If we are killed, it is told to stop as well.
+    It has its own process group, so that Ctrl-C reaches it once, forwarded by this process, and it
+    can write a checkpoint before it ends. On Linux it gets SIGTERM when this process dies.
 
     Args:
         command: program and arguments.
-        log: file that its output is added to.
+        log: file to which its output is appended.
         keep_open: file descriptors that the program inherits.
-        environment: variables that differ from ours.
+        environment: environment variables that differ from this process's.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -78,7 +78,7 @@ def run_logged(
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP came; the program has ended.
-        ProgramError: it ended with another code than 0.
+        ProgramError: its exit code is not 0.
     """
     child = start_logged(command, log, keep_open)
     with forwarded(lambda: [child]) as received:
@@ -97,19 +97,19 @@ def run_logged(
 
 
 def stop_signals() -> list[int]:
-    """Signals that ask a program to stop: without SIGHUP where it is ignored, as below nohup."""
+    """Signals that ask a program to stop; not SIGHUP where it is ignored, as under nohup."""
     hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
 
 
 @contextmanager
 def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
-    """Signals that arrive in this block, each passed on to the programs that run then."""
+    """Forward stop signals to the running children in this block; yields those received."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if number == signal.SIGHUP:  # of which a terminal that closes sends several
+        if number == signal.SIGHUP:  # a terminal that closes sends several
             signal.signal(number, signal.SIG_IGN)
         for child in children():
             if child.poll() is None:
@@ -124,9 +124,9 @@ def forwarded(children: Callable[[], Sequence[Child]]) -> Iterator[list[int]]:
 
 
 def _stop_with_parent(parent: int) -> None:
-    """In the child, before the program: SIGTERM when the parent dies, whatever it dies of.
+    """In the child, before the program starts: ask for SIGTERM when the parent dies.
 
-    In a container the parent itself may be process 1, so that its number says nothing alone.
+    `parent` is compared with getppid(): in a container the parent may itself be process 1.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the call

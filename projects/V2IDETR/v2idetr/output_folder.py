@@ -1,4 +1,4 @@
-"""Folders that programs write to: checked before long work, used by one program at a time."""
+"""Output folders: checks before long work, and a lock for one program at a time."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ LOCK = ".lock"  # of a folder with one user, see `sole_user`
 
 
 def check_folder(folder: Path, record: str, what: str, first: Sequence[str] = ()) -> None:
-    """Make sure that a folder is ours, or empty but for what we leave when we are killed early.
+    """Check that a folder belongs to this kind of program, is empty, or does not exist.
 
     Args:
-        folder: it may not exist.
-        record: file that says that it is ours.
-        what: that it should hold, for the message: "demo".
-        first: files that are written before the record.
+        folder: output folder.
+        record: name of the file that marks such a folder.
+        what: kind of its content, for the message: "demo".
+        first: files that are written before `record`, left there by a killed program.
 
     Raises:
-        ValueError: it holds other files.
+        ValueError: the folder holds other files.
     """
     if not folder.exists() or (folder / record).exists():
         return
     early = (LOCK, *first)
     halves = tuple(f".{name}." for name in (record, *first))  # see `write_atomically`
     if any(p.name not in early and not p.name.startswith(halves) for p in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no {what}: choose another --output.")
+        raise ValueError(f"{folder} is not empty and is no {what} folder: choose another --output.")
 
 
 def check_writable(path: Path, option: str = "--output", *, is_file: bool = False) -> None:
-    """Make sure, before long work, that its output can be written; leaves nothing behind.
+    """Check, before long work, that its output can be written; leaves nothing behind.
 
     Args:
-        path: a folder, or with ``is_file`` a file; it and the folders above it may not exist yet.
-        option: what the user gave it with, for the message.
+        path: output folder, or with ``is_file`` file; it and its parents need not exist yet.
+        option: command-line option of the path, for the message.
 
     Raises:
-        ValueError: it cannot be written; one sentence with the reason and the remedy.
+        ValueError: it is not writable; one sentence with the reason and the remedy.
     """
     remedy = f"choose another {option}"
     if is_file and os.path.isdir(path):
@@ -55,7 +55,7 @@ def check_writable(path: Path, option: str = "--output", *, is_file: bool = Fals
     if not os.path.isdir(folder):
         raise ValueError(f"{option} {path}: {folder} is no folder; {remedy}.")
     try:
-        # Tried, as permissions tell nothing about read-only disks, and nothing to root.
+        # Permission bits do not show read-only disks, and do not apply to root.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(
@@ -64,7 +64,7 @@ def check_writable(path: Path, option: str = "--output", *, is_file: bool = Fals
 
 
 def explain_os_error(error: OSError) -> str:
-    """The file, what is wrong with it and where to look, for a message."""
+    """Message with the file, the reason and a hint."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error} (make doctor shows free disk and memory)"
 
@@ -73,19 +73,19 @@ def explain_os_error(error: OSError) -> str:
 def sole_user(
     lock: Path, what: str, remedy: str = "use another --output", patience_s: float = 20.0
 ) -> Iterator[int]:
-    """Hold a lock file in this block; its descriptor is handed on to programs that write beside it.
+    """Hold a lock file in this block; yields its descriptor, for child processes to inherit.
 
-    It lasts until the last program that inherited it has ended, also one that outlives us. Where
-    the file system has no locks, it holds off nobody.
+    The lock is held until the last process that inherited the descriptor has ended. On file systems
+    without locks it has no effect.
 
     Args:
-        lock: the file.
-        what: who holds it, for the message: "A demo".
-        remedy: what to do instead of waiting.
-        patience_s: how long to wait for another one.
+        lock: lock file.
+        what: holder of the lock, for the message: "A demo".
+        remedy: alternative to waiting, for the message.
+        patience_s: time to wait for another holder.
 
     Raises:
-        ValueError: another one holds it, also after some seconds of waiting.
+        ValueError: another program still holds it after `patience_s`.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:

@@ -1,4 +1,4 @@
-"""One style for all plots, and a figure as SVG text that is the same for the same figure."""
+"""Style of all plots, and their reproducible export as SVG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INK, SOFT, GRID, ACCENT = "#1a1d23", "#5b6370", "#dfe3e8", "#2456c8"
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, which is searched and takes the page's font
-    "font.sans-serif": ["DejaVu Sans"],  # which matplotlib brings; other viewers take theirs
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; browsers use theirs
     "text.color": INK,
     "axes.labelcolor": SOFT,
     "axes.edgecolor": SOFT,
@@ -29,11 +29,11 @@ STYLE: dict[Any, Any] = {
 
 
 def to_svg(draw: Callable[[], Figure], title: str) -> str:
-    """The SVG of a figure that is drawn in our style, without date and random ids.
+    """SVG text of a figure in our style, without date and random ids.
 
     Args:
-        draw: makes the figure.
-        title: of the file; ids of equal shapes differ between titles.
+        draw: function that makes the figure.
+        title: title of the file, and salt of the ids of its shapes.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""How a process is set up before torch works in it: memory of the C library, warnings."""
+"""Process settings: memory of the C library, warnings."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def ignore_torch_jit() -> None:
-    """No warning of torch.jit.script, which Detectron2 calls when it is imported."""
+    """Ignore the warning of torch.jit.script, which Detectron2 calls on import."""
     warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep memory that tensors free, instead of returning it to the system.
+    """Let glibc keep the memory of freed tensors instead of returning it to the system.
 
-    A page that comes back is cleared and mapped anew: up to a fifth of a training step on a CPU
-    (RESULTS.md). Only GNU's library is told, and not where MALLOC_* or GLIBC_TUNABLES decides.
+    Clearing and mapping returned pages again takes up to a fifth of a training step on a CPU
+    (RESULTS.md). No effect with other C libraries, or where MALLOC_* or GLIBC_TUNABLES is set.
     """
     decided = any(name.startswith("MALLOC_") for name in os.environ)
     if decided or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -28,12 +28,12 @@ def keep_freed_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Let the C library return the freed memory that it still has, where it is GNU's."""
+    """Let glibc return the freed memory that it has kept."""
     _call_libc("malloc_trim", 0)
 
 
 def _call_libc(name: str, *arguments: int) -> None:
-    """Call a function of the C library if it has that one."""
+    """Call a function of the C library if it exists."""
     function = getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
     if function is not None:
         function(*arguments)

@@ -1,4 +1,4 @@
-"""How far something is and how long it will still take: a bar on a terminal, lines elsewhere."""
+"""Progress and remaining time: a bar on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ print_now = partial(print, flush=True)
 
 
 class _Lines(tqdm):
-    """Says a line where tqdm would draw its bar again."""
+    """A tqdm that passes a line to `say` where it would redraw its bar."""
 
     monitor_interval = 0  # no thread: lines may be late
 
@@ -26,7 +26,7 @@ class _Lines(tqdm):
         super().__init__(*args, **settings)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Say how far it is; nothing where a bar would be wiped out."""
+        """Report the progress; nothing where a bar would be cleared."""
         if msg is None:
             self.say(str(self))
 
@@ -34,13 +34,13 @@ class _Lines(tqdm):
 def progress_bar(
     *args: Any, line: str = LINE, say: Callable[[str], object] = print_now, **settings: Any
 ) -> tqdm:
-    """A `tqdm` of these arguments, which estimates by the average speed.
+    """A `tqdm` that estimates the remaining time from the average speed.
 
     Args:
-        args, settings: see `tqdm`; the total must be known, and the bar vanishes at the end unless
-            `leave` is set.
+        args, settings: arguments of `tqdm`; the total must be known. The bar is cleared at the end
+            unless `leave` is set.
         line: format of the lines where stderr is no terminal, see `bar_format` of `tqdm`.
-        say: takes such a line, every `LINE_PERIOD_S` seconds.
+        say: function that prints such a line, called every `LINE_PERIOD_S` seconds.
     """
     settings = {"leave": False, "smoothing": 0, "miniters": 0, **settings}
     if sys.stderr.isatty():

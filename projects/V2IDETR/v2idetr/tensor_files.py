@@ -1,6 +1,6 @@
-"""Safetensors files with a checksum in their header: a damaged tensor is seen when it is read.
+"""Safetensors files with a checksum in their header, verified when they are read.
 
-The format itself has none, so a flipped bit of a weight would load without a word.
+The format itself has none: a flipped bit of a weight would load unnoticed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-CHECKSUM = "content_sha256"  # in the header's metadata: of tensors, names and the other metadata
+CHECKSUM = (
+    "content_sha256"  # key in the header's metadata; covers tensors, names and other metadata
+)
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Content of a safetensors file.
 
     Args:
-        tensors: on any device; views and gaps in memory are no matter.
-        metadata: words for the header.
+        tensors: tensors by name, on any device, also views and with gaps in memory.
+        metadata: strings for the header.
     """
-    # Views share storages and channels-last tensors have gaps, neither of which the format has.
+    # The format has neither shared storages (views) nor gaps (channels-last).
     state = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header, data = _split(safetensors.torch.save(state, dict(metadata)))
     return safetensors.torch.save(state, {**metadata, CHECKSUM: _digest(header, data)})
@@ -38,7 +40,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     """Tensors by name, and the metadata without the checksum.
 
     Raises:
-        ValueError: the file is no safetensors file, or is damaged.
+        ValueError: it is no safetensors file, or is damaged.
         OSError: it cannot be read.
     """
     content = Path(path).read_bytes()
@@ -50,9 +52,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     metadata = header.get("__metadata__", {})
     checksum = metadata.pop(CHECKSUM, None)
     if checksum is None:
-        logger.info("%s: has no checksum; damage to its tensors could not be seen", path)
+        logger.info("%s: has no checksum; its tensors cannot be checked for damage", path)
     elif checksum != _digest(header, data):
-        raise ValueError("the checksum of its tensors is wrong")
+        raise ValueError("the checksum of its tensors does not match")
     return state, metadata
 
 
@@ -63,7 +65,7 @@ def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _digest(header: Mapping[str, Any], data: memoryview) -> str:
-    """Of what the header says besides the checksum, in any order, and of the tensors' bytes."""
+    """SHA-256 of the header without the checksum, keys sorted, and of the tensors' bytes."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     digest.update(data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Numbers in messages."""
+"""Nouns with their number, for messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be checked before anything is built: targets, types, relations between keys."""
+"""Checks before anything is built: missing keys, types, relations between keys."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def validate_config(
 
     Args:
         config: resolved plain config.
-        world_size: processes over all machines.
-        has_gpu: whether this machine has one.
-        training: whether anything is trained; else batches, mixed precision and files to start from
-            do not matter.
+        world_size: number of processes over all machines.
+        has_gpu: whether this machine has a GPU.
+        training: whether anything is trained; batch sizes, mixed precision and initial weights are
+            checked only then.
     """
     expected = dict(PROGRAM_KEYS)
     if _uses_teacher(config):
@@ -80,7 +80,7 @@ def validate_config(
 
 
 def _uses_teacher(config: dict[str, Any]) -> bool:
-    """Whether a stage that is chosen has its settings below `teacher`, or needs one that has."""
+    """Whether a chosen stage, or a stage that it needs, has its settings under `teacher`."""
     chosen = config.get("train", {}).get("stages")
     known = set(stage_names(config))
     chosen = {s for s in chosen if s in known} if isinstance(chosen, list) else set()
@@ -89,7 +89,7 @@ def _uses_teacher(config: dict[str, Any]) -> bool:
 
 
 def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
-    """Every frame of a clip can only be learnt from where the teacher looks at all of several."""
+    """`distillation.frames=all` needs a teacher that detects in all frames of a clip, T > 1."""
     learning = any("teacher" in needs_of(config, s) for s in config["train"]["stages"])
     if not learning or _get(config, "distillation.frames") != "all":
         return
@@ -100,7 +100,7 @@ def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
         )
     elif watched != T:
         problems.append(
-            f"distillation.frames=all needs a teacher that looks at every frame of a clip, but "
+            f"distillation.frames=all needs a teacher that sees every frame of a clip, but "
             f"teacher.model.num_frames is {watched} and data.num_frames {T}."
         )
 
@@ -109,7 +109,7 @@ def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
     names = config["data"]["class_names"]
     are_words = all(isinstance(name, str) for name in names)
     if not names or not are_words or len(set(names)) != len(names):
-        problems.append(f"data.class_names must be different words, one per class, but is {names}.")
+        problems.append(f"data.class_names must be distinct names, one per class, but is {names}.")
     for key, node in (("model", config["model"]), ("teacher.model", _get(config, "teacher.model"))):
         given = node.get("class_names") if isinstance(node, dict) else None
         if given is not None and given != names:
@@ -153,8 +153,8 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
         )
     if train["patience"] and not train["eval_period"]:
         problems.append(
-            f"train.patience={train['patience']} ends a training by its evaluations, but "
-            "train.eval_period=0 makes none; set it to a number of steps."
+            f"train.patience={train['patience']} needs evaluations during training, but "
+            "train.eval_period=0 disables them; set it to a number of steps."
         )
     if not math.isfinite(train["cooldown"]):
         problems.append(
@@ -164,23 +164,23 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
         problems += _check_patience(config)
     if evaluation["checkpoint"] == "best" and train["eval_period"] == 0:
         problems.append(
-            "evaluation.checkpoint=best needs train.eval_period above 0: nothing is best without "
-            "evaluations. Or set evaluation.checkpoint=final."
+            "evaluation.checkpoint=best needs evaluations during training: set train.eval_period "
+            "above 0, or evaluation.checkpoint=final."
         )
 
 
 def latest_fall(steps: int, cooldown: float) -> int:
-    """Step from which a learning rate falls at the latest, over `cooldown` times the steps before.
+    """Latest step at which the decay of the learning rate can start.
 
     Args:
-        steps: of the whole training; the fall ends with the last one.
-        cooldown: see ``early_stopping.EarlyStopping``.
+        steps: maximum number of training steps; the decay ends with the last one.
+        cooldown: length of the decay over the steps before it, see ``early_stopping``.
     """
     return max(1, math.ceil(steps / (1 + cooldown)))
 
 
 def _check_patience(config: dict[str, Any]) -> list[str]:
-    """Early stopping needs evaluations enough before the rate has to fall anyway."""
+    """Early stopping needs `patience` + 1 evaluations before the latest start of the decay."""
     train = config["train"]
     needed = (train["patience"] + 1) * train["eval_period"]
     steps = min(steps_of(config, stage) for stage in stages_to_train(config))
@@ -188,9 +188,10 @@ def _check_patience(config: dict[str, Any]) -> list[str]:
     if needed <= latest:
         return []
     return [
-        f"train.patience={train['patience']} can end a training after {needed} steps, its first "
-        f"{train['patience'] + 1} evaluations, but of {steps} steps the learning rate falls from "
-        f"step {latest} on: raise train.max_iter, or lower train.eval_period or train.patience."
+        f"train.patience={train['patience']} can stop training after {needed} steps "
+        f"({train['patience'] + 1} evaluations) at the earliest, but of {steps} steps the learning "
+        f"rate decays from step {latest} on: raise train.max_iter, or lower train.eval_period or "
+        "train.patience."
     ]
 
 
@@ -204,7 +205,7 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
     for key in keys:
         path = _get(config, key)
         if path and not Path(path).is_file():
-            missing.setdefault(path, key)  # the teacher's is the detector's unless told otherwise
+            missing.setdefault(path, key)  # by default the teacher's file is the detector's
     problems += [f"{key}: there is no file {path}." for path, key in missing.items()]
     for section in sections:
         key = f"{section}.init_checkpoint"
@@ -214,8 +215,8 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
     if given and trained and not any(_get(config, f"{s}.init_checkpoint") for s in sections):
         own = ", ".join(f"{section}.init_checkpoint" for section in sections)
         problems.append(
-            f"train.init_checkpoint={given} is not what {', '.join(trained)} starts from: set "
-            f"{own} to train from there, or leave train.init_checkpoint empty."
+            f"train.init_checkpoint={given} is not used by {', '.join(trained)}: set {own} to "
+            "start from it, or leave train.init_checkpoint empty."
         )
 
 
@@ -225,8 +226,8 @@ def _check_batches(config: dict[str, Any], world_size: int, problems: list[str])
         size = _get(config, key)
         if size % world_size or size < world_size:
             problems.append(
-                f"{key} is {size}, which {world_size} processes cannot share equally; use "
-                "--num-gpus so that it divides the batch, or another batch size."
+                f"{key} is {size}, which {world_size} processes cannot share equally; "
+                "change --num-gpus or the batch size."
             )
 
 

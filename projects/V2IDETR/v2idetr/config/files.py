@@ -1,8 +1,8 @@
-"""The files of a config, read and put together: parts, what they are based on, layers.
+"""Config files: reading a file, its bases and its layers, and merging them.
 
 A config is a `.py` LazyConfig, or a `.yaml` with a `_base_` (one file or a list of files, paths
-relative to it) and the keys that it changes. Files of a list are applied in their order: a section
-that those before lack is added, keys of one that they have are changed.
+relative to it) and the keys that it changes. Bases are applied in order: new sections are added,
+keys of existing sections are changed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from v2idetr.config.yaml_text import parse_yaml
 
 @dataclass
 class ConfigFile:
-    """A config file on its bases, read once for several runs.
+    """A config file merged with its bases, read once for several runs.
 
-    What is wrong with files is collected and not raised: `load_config` tells it.
+    Errors are collected, not raised; `load_config` reports them.
 
     Attributes:
-        path: of the file.
-        parts: contents of `.py` files by path, filled and used: configs have some in common.
-        content: merged, references unresolved.
-        problems: sentences about what files have wrong.
-        unreadable: sentences about files that cannot be used.
+        path: the config file.
+        parts: cache of the contents of `.py` files by path, which configs share.
+        content: merged config, references unresolved.
+        problems: error messages about the content of files.
+        unreadable: error messages about files that cannot be read.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class ConfigFile:
         self.content = self._on_its_bases(self.path, ())
 
     def with_layers(self, layers: Iterable[Path]) -> ConfigFile:
-        """A copy with layers on it: `.yaml` that changes keys, `.py` as in a list of bases."""
+        """A copy with layers applied: a `.yaml` changes keys, a `.py` is applied like a base."""
         config = copy.copy(self)
         config.problems, config.unreadable = [*self.problems], [*self.unreadable]
         for layer in layers:
@@ -55,7 +55,7 @@ class ConfigFile:
         return config
 
     def _on_its_bases(self, path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-        """A file's content merged; `chain` are the files that led to it."""
+        """Content of a file merged with its bases; `chain`: the files that refer to it."""
         if path.resolve() in chain:
             return self._unusable(f"{path}: its _base_ leads back to itself.")
         if not path.is_file():
@@ -81,21 +81,17 @@ class ConfigFile:
     def _with_layer(self, path: Path) -> dict[str, Any]:
         if not path.is_file() or path.suffix not in (".yaml", ".yml", ".py"):
             others = sorted(o.name for o in path.parent.glob("*") if o.suffix in (".yaml", ".py"))
-            there = f" In {path.parent} there are {', '.join(others)}." if others else ""
-            return self._unusable(
-                f"{path}: a layer is a .yaml or .py file, and there is none of this name.{there}"
-            )
+            there = f" Layers in {path.parent}: {', '.join(others)}." if others else ""
+            return self._unusable(f"{path}: no such layer; a layer is a .yaml or .py file.{there}")
         if path.suffix == ".py":
             return self._with(self.content, self._python(path.resolve()), str(path))
         layer = self._yaml(path)
         if "_base_" in layer:
-            return self._unusable(
-                f"{path}: has a _base_, so it is a config of its own, not a layer."
-            )
+            return self._unusable(f"{path}: has a _base_, so it is a complete config, not a layer.")
         return merge(self.content, layer, source=str(path), problems=self.problems)
 
     def _with(self, config: dict[str, Any], part: dict[str, Any], source: str) -> dict[str, Any]:
-        """A config with the sections of a part that it lacks, and its others changed."""
+        """`config` with the new sections of `part` added and its existing ones changed."""
         new = {name: section for name, section in part.items() if name not in config}
         changes = {name: section for name, section in part.items() if name in config}
         return merge({**config, **new}, changes, source=source, problems=self.problems)
@@ -126,7 +122,7 @@ class ConfigFile:
         return {}
 
     def _plain(self, value: Any, key: str, path: Path) -> Any:
-        """Targets become their dotted names; anything else that is not plain data is a problem."""
+        """Plain data with targets as dotted names; other objects are reported as problems."""
         if isinstance(value, dict):
             return {
                 str(name): _target_name(item)
@@ -140,7 +136,7 @@ class ConfigFile:
             return value
         self.problems.append(
             f"{path}: {key} is a {type(value).__name__}, which a saved config cannot hold; "
-            "describe it with L(...) or a word."
+            "use L(...), a number or a text."
         )
         return None
 

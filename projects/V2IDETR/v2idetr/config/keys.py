@@ -1,6 +1,6 @@
-"""Dotted keys of a nested config of dicts and lists, whose values may refer to other keys.
+"""Dotted keys and references of a nested config of dicts and lists.
 
-A reference is OmegaConf's: "${model.net.d}". A key that leads through one is followed.
+References are OmegaConf's, such as "${model.net.d}"; keys are looked up through them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _WHOLE = re.compile(r"\$\{[^{}]*\}")
 
 
 def is_reference(value: Any) -> bool:
-    """Whether a value as a whole stands for another one: "${model.net.d}", "${oc.env:HOME}"."""
+    """Whether the whole value is one reference: "${model.net.d}", "${oc.env:HOME}"."""
     return isinstance(value, str) and _WHOLE.fullmatch(value) is not None
 
 
 def dereference(value: Any, root: dict) -> Any:
-    """The value that a reference to a key stands for; any other value, or a bad one, itself."""
+    """The value that a reference points to; any other value, or a broken reference, unchanged."""
     for _ in range(10):  # references to references; a circle ends here
         match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
         if match is None:
@@ -47,16 +47,16 @@ def select(root: dict, key: str) -> Any:
 
 
 def dereferenced(value: Any, root: dict, above: tuple[str, ...] = ()) -> Any:
-    """Copy of a value with what its references to keys of `root` stand for.
+    """Copy of a value with its references resolved.
 
     Args:
-        value: of a config, or all of it.
-        root: the whole config.
-        above: the keys whose references led here.
+        value: a part of the config, or all of it.
+        root: the whole config, in which references are looked up.
+        above: the keys whose references are being followed.
 
     Raises:
-        KeyError: a reference leads nowhere, in a circle, or is more than the name of a key: what
-            that means is for OmegaConf to say, which takes a hundred times as long.
+        KeyError: a reference is broken, circular, or more than the name of a key; such ones are
+            left to OmegaConf, which is a hundred times slower.
     """
     if isinstance(value, dict):
         return {name: dereferenced(item, root, above) for name, item in value.items()}
@@ -80,7 +80,7 @@ def dereferenced(value: Any, root: dict, above: tuple[str, ...] = ()) -> Any:
 
 
 def walk(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of everything in a nested config, sections before what they hold."""
+    """Dotted keys and values of a nested config, each section before its own keys."""
     items = enumerate(value) if isinstance(value, list) else ()
     for name, item in value.items() if isinstance(value, dict) else items:
         key = f"{prefix}.{name}" if prefix else str(name)
@@ -89,7 +89,7 @@ def walk(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def nearest_key(key: str, known: list[str]) -> str | None:
-    """The known key that a mistyped one most probably means; None if nothing is near."""
+    """The known key most similar to a mistyped one; None if none is similar."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if near:
         return near[0]

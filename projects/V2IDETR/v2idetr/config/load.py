@@ -1,9 +1,9 @@
 """Strict LazyConfig: files, layers and overrides to one plain, resolved, checked config.
 
-What a config names must exist, values keep their type, every `_target_` must be importable and its
-arguments must bind; all errors are shown together and nothing is built before. The result holds
-only mappings, lists, words, numbers, truth values and null, so it can be saved, compared and read
-again. How files are put together: `files.py`.
+Keys must exist, values keep their type, every `_target_` must be importable and its arguments must
+bind; all errors are reported together, before anything is built. The result is plain data
+(mappings, lists, strings, numbers, booleans, null), so it can be saved, compared and read again.
+Reading and merging of files: `files.py`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from v2idetr.config.merge import apply_override
 from v2idetr.config.targets import check_targets
 from v2idetr.config.yaml_text import dump_yaml
 
-CONFIG_NAME = "config_name"  # what ${config_name} stands for: the config file's name, no suffix
-# Keys that change neither the weights nor their order of events: a resumed run may change them.
+CONFIG_NAME = "config_name"  # ${config_name}: the name of the config file, without suffix
+# Keys that have no effect on the weights: a resumed run may change them.
 NEUTRAL_KEYS = (
     "train.output_dir",
     "train.num_workers",
@@ -39,12 +39,12 @@ NEUTRAL_KEYS = (
     "train.checkpoint_period",
     "train.tensorboard",
 )
-# Where the data lies does not matter either: its content is recorded, see run_folder.record.
+# Paths of the data have none either: a run records the data's content, see run_folder.record.
 _DATA_PATH = re.compile(r"data\.(train|val|test\..+)\.(json|image_root)")
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a config, one sentence each, in `problems`."""
+    """All errors of a config; `problems` has one sentence for each."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = list(dict.fromkeys(problems))
@@ -58,18 +58,18 @@ def load_config(
     *,
     layers: Sequence[str | Path] = (),
 ) -> DictConfig:
-    """Config file, layers on it and command-line overrides to the resolved config.
+    """The resolved config of a config file, layers and command-line overrides.
 
     Args:
-        path: a `.py` LazyConfig or a `.yaml` file, or one that has been read.
+        path: a `.py` LazyConfig or a `.yaml` file, or a `ConfigFile`.
         layers: `.yaml` files with keys to change and `.py` parts, applied in this order before the
-            overrides. They name no `_base_`, so that they fit on any config that has these keys.
+            overrides. They have no `_base_`, so that they apply to any config with these keys.
         overrides: `a.b.c=value` changes a key, `+a.b.c=value` adds one; values are YAML.
 
     Raises:
         ConfigError: unreadable files, unknown keys (with the nearest known key), wrong types,
-            targets that do not exist, arguments that do not bind, references that lead nowhere;
-            all of them at once.
+            targets that do not exist, arguments that do not bind, broken references; all of them
+            at once.
     """
     resolved, problems, _ = _load(path, overrides, layers)
     if problems:
@@ -80,7 +80,7 @@ def load_config(
 def load_run_config(
     path: str | Path | ConfigFile, overrides: Sequence[str], **options: Any
 ) -> DictConfig:
-    """`load_plain_run_config`, which has the options, as OmegaConf.
+    """`load_plain_run_config` with the same options, as OmegaConf.
 
     Raises:
         ConfigError: see `load_plain_run_config`.
@@ -97,17 +97,17 @@ def load_plain_run_config(
     layers: Sequence[str | Path] = (),
     training: bool = True,
 ) -> dict[str, Any]:
-    """`load_config` for a run of train_net.py: also has all keys of one, and they agree.
+    """`load_config` for a run of train_net.py: all its keys are there and agree.
 
     Args:
         path, overrides, layers: see `load_config`.
         world_size, has_gpu, training: see `validate_config`.
 
     Returns:
-        dicts and lists, which are made in a fraction of the time of OmegaConf's.
+        The config as dicts and lists, which are much quicker to build than OmegaConf's.
 
     Raises:
-        ConfigError: what `load_config` and `validate_config` find, together.
+        ConfigError: all errors that `load_config` and `validate_config` find.
     """
     resolved, problems, complete = _load(path, overrides, layers)
     if complete:
@@ -128,18 +128,17 @@ def build(config: DictConfig, key: str) -> Any:
     """Instantiate the L(...) node, or list of nodes, at a dotted key.
 
     Raises:
-        ValueError: a callable refused its arguments, or needs a library that is missing; names the
-            key.
+        ValueError: a callable rejected its arguments, or a library is missing; names the key.
     """
     try:
         return instantiate(select(to_plain(config), key))
     except (TypeError, ValueError, ImportError, ErrorDuringImport) as error:
-        said = str(error)  # which may name the key itself
-        raise ValueError(said if said.startswith(f"{key}.") else f"{key}: {said}") from error
+        reason = str(error)
+        raise ValueError(reason if reason.startswith(f"{key}.") else f"{key}: {reason}") from error
 
 
 def to_plain(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
-    """A resolved config as dicts and lists; one that is that already as it is."""
+    """A resolved config as dicts and lists; dicts are returned unchanged."""
     if isinstance(config, dict):
         return config
     plain = OmegaConf.to_container(config, resolve=True)
@@ -148,7 +147,7 @@ def to_plain(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(config: DictConfig | dict[str, Any]) -> str:
-    """Short hash of everything in a config that can change the weights (all but `NEUTRAL_KEYS`)."""
+    """Short hash of all keys that can change the weights (all but `NEUTRAL_KEYS` and paths)."""
     text = json.dumps(sorted(_weight_relevant(to_plain(config)).items()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -158,7 +157,7 @@ def differing_keys(
 ) -> list[str]:
     """ "key: old -> new" for each weight-relevant key that differs between two configs.
 
-    `with_data_paths` also compares where the data lies.
+    `with_data_paths` also compares the paths of the data.
     """
     old, new = (_weight_relevant(to_plain(c), with_data_paths) for c in (one, other))
     missing = "(not set)"
@@ -172,10 +171,10 @@ def differing_keys(
 def _load(
     path: str | Path | ConfigFile, overrides: Sequence[str], layers: Sequence[str | Path]
 ) -> tuple[dict[str, Any], list[str], bool]:
-    """The resolved config without what is wrong, what is wrong, and whether all files were read."""
+    """The resolved config without its errors, the errors, and whether all files were read."""
     file = path if isinstance(path, ConfigFile) else ConfigFile(Path(path))
     file = file.with_layers(map(Path, layers))
-    if file.unreadable:  # what else is wrong would only be a consequence
+    if file.unreadable:  # further errors would only be consequences
         return {}, file.unreadable, False
     config, problems = file.content, file.problems
     for override in overrides:
@@ -187,7 +186,7 @@ def _load(
 
 
 def _weight_relevant(config: dict[str, Any], with_data_paths: bool = False) -> dict[str, Any]:
-    """What can change the weights: values by dotted key; empty mappings and lists are values."""
+    """Values that can change the weights, by dotted key; empty mappings and lists count."""
     return {
         key: value
         for key, value in walk(config)
@@ -198,7 +197,7 @@ def _weight_relevant(config: dict[str, Any], with_data_paths: bool = False) -> d
 
 
 def _resolve(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """References such as "${model.dim}" replaced by their values, each bad one reported."""
+    """The config with references such as "${model.dim}" resolved; broken ones are reported."""
     with contextlib.suppress(KeyError):
         return dereferenced(config, config)
     try:

@@ -1,7 +1,7 @@
 """Strict merging: a layer may only change keys that its base has, to values of the same type.
 
-All functions here work on plain containers (dict, list, scalars) and collect what is wrong in a
-list of sentences, so that the user sees every error of a config at once.
+All functions work on plain containers (dict, list, scalars) and collect error messages in a list,
+so that the user sees all errors of a config at once.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from v2idetr.config.run_keys import KIND_NAMES, OPTIONAL_KEYS, fits
 from v2idetr.config.targets import arguments_of, no_such_argument, parameter_of
 from v2idetr.config.yaml_text import parse_yaml
 
-# Mappings from names of the user's choice: given as a whole, they replace the base's.
+# Mappings with user-defined names: a layer replaces them as a whole.
 OPEN_MAPPINGS = frozenset({"data.test"})
-NULLS = ("null", "Null", "NULL", "~")  # as YAML has them
+NULLS = ("null", "Null", "NULL", "~")  # YAML's
 
 
 class _Path(dict):
-    """The one key on the way to what an override sets."""
+    """One level of the dotted key of an override: {name: rest}."""
 
 
 class _Text(str):
-    """A value of the command line that has not been read yet."""
+    """An unparsed value of the command line."""
 
 
 def merge(base: dict, layer: dict, *, source: str, problems: list[str]) -> dict:
@@ -35,8 +35,8 @@ def merge(base: dict, layer: dict, *, source: str, problems: list[str]) -> dict:
     Args:
         base: the config so far.
         layer: nested mapping of the keys to change.
-        source: where the layer comes from, for the messages.
-        problems: gets one sentence per unknown key or wrong type.
+        source: origin of the layer, for the messages.
+        problems: list to which one sentence per unknown key or wrong type is added.
     """
     return _Merge(base, source, problems).mapping(base, layer, "")
 
@@ -44,8 +44,8 @@ def merge(base: dict, layer: dict, *, source: str, problems: list[str]) -> dict:
 def apply_override(config: dict, override: str, problems: list[str]) -> dict:
     """`config` with one `a.b.c=value` of the command line applied (`+a.b=value` adds a key).
 
-    Values are read as YAML. Where the key holds text, everything after the first `=` is that text,
-    spaces around it apart, unless it is quoted: "#", ": " and "[" mean nothing there.
+    Values are read as YAML. For a key that holds text, an unquoted value is taken literally after
+    the first `=`, without surrounding spaces: "#", ": " and "[" have no meaning there.
     """
     key, equals, text = override.partition("=")
     names = key.removeprefix("+").strip().split(".")
@@ -61,12 +61,12 @@ def apply_override(config: dict, override: str, problems: list[str]) -> dict:
 
 @dataclass(frozen=True)
 class _Merge:
-    """One layer or override on its way into a config.
+    """The merge of one layer or override into a config.
 
     Attributes:
         root: the whole config, in which references are looked up.
         source, problems: see `merge`.
-        adding: whether the last key of an override has to be new.
+        adding: whether the last key of an override must be new.
     """
 
     root: dict
@@ -75,7 +75,7 @@ class _Merge:
     adding: bool = False
 
     def mapping(self, base: dict, layer: dict, key: str) -> dict:
-        """`base`, which is at `key`, changed by `layer`."""
+        """`base`, the mapping at `key`, changed by `layer`."""
         result = dict(base)
         for name, new in layer.items():
             full = f"{key}.{name}" if key else name
@@ -96,7 +96,7 @@ class _Merge:
         return result
 
     def value(self, old: Any, new: Any, key: str, parameter: inspect.Parameter | None) -> Any:
-        """What replaces `old` at `key`; `old`, and a problem, if `new` does not fit there."""
+        """The new value at `key`; `old`, with a problem reported, if `new` does not fit."""
         if isinstance(new, _Path):
             return self.part(old, new, key)
         if isinstance(new, _Text):
@@ -134,7 +134,7 @@ class _Merge:
         return float(new) if expected is float else copy.deepcopy(new)
 
     def part(self, old: Any, path: _Path, key: str) -> Any:
-        """`old`, which is at `key`, with the part changed that an override leads to."""
+        """`old`, the value at `key`, with the part at `path` changed."""
         if isinstance(old, dict):
             return self.mapping(old, path, key)
         items = {
@@ -150,7 +150,7 @@ class _Merge:
         return old
 
     def unknown(self, key: str, new: Any, node: dict) -> None:
-        """A key that `node` lacks: with its nearest argument, or the nearest key of all."""
+        """Report a key that `node` lacks, with the most similar argument or key."""
         parent, _, name = key.rpartition(".")
         if arguments_of(node):
             self.problem(no_such_argument(parent, node, name))
@@ -162,16 +162,16 @@ class _Merge:
         self.problem(f"{key} does not exist.{f' Did you mean {near}?' if near else ''}")
 
     def null(self, key: str) -> None:
-        """A part of a node that is not there."""
+        """Report a change to a part of a node that is null."""
         self.problem(f"{key} is null; give it as a whole: {key}={{_target_: ...}}.")
 
     def problem(self, sentence: str) -> None:
-        """Note what is wrong with this layer."""
+        """Report an error of this layer."""
         self.problems.append(f"{self.source}: {sentence}")
 
 
 def _holds_text(old: Any, parameter: inspect.Parameter | None) -> bool:
-    """Whether a key holds text, or null in the place of text."""
+    """Whether a key holds text, or null where its parameter takes text."""
     if old is not None:
         return isinstance(old, str) and not is_reference(old)
     return parameter is not None and _annotation(parameter) in ("str", "str | None")
@@ -201,7 +201,7 @@ def _items_fit(old: list, new: list) -> bool:
 
 
 def _default(parameter: inspect.Parameter) -> Any:
-    """The default of a parameter if it is a number, word or truth value; else None: any type."""
+    """A parameter's default if it is a number, string or boolean; else None: any type."""
     is_plain = type(parameter.default) in (bool, int, float, str)
     return parameter.default if is_plain else None
 

@@ -1,4 +1,4 @@
-"""The keys that the program itself reads, and what each may hold.
+"""The keys that the program reads: their types, choices and bounds.
 
 Arguments of L(...) nodes are checked against the signatures of their callables instead.
 """
@@ -25,13 +25,13 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Kind:
-    """What a key may hold.
+    """Valid values of a key.
 
     Attributes:
-        type: of its values; an integer is a number, too.
-        optional: whether it may be null.
-        least: the least number.
-        words: the texts to choose from; () for any text.
+        type: type of the values; an integer is also a number.
+        optional: whether null is valid.
+        least: smallest valid number.
+        words: valid strings; () for any.
     """
 
     type: type
@@ -40,7 +40,7 @@ class Kind:
     words: tuple[str, ...] = ()
 
     def problem(self, key: str, value: Any) -> str | None:
-        """What is wrong with a value of the key, or with `MISSING`; None if nothing is."""
+        """Error message for a value of the key, or for `MISSING`; None if it is valid."""
         if self.optional and fits(value, type(None)):
             return None
         kind = KIND_NAMES[self.type] + " or null" * self.optional
@@ -58,7 +58,7 @@ class Kind:
 
 
 def fits(value: Any, expected: type) -> bool:
-    """Whether a value is of a type; true is not an integer here, and an integer is a number."""
+    """Whether a value has a type; true is not an integer, and an integer is a number."""
     return type(value) is expected or (expected is float and type(value) is int)
 
 
@@ -131,7 +131,7 @@ OPTIONAL_KEYS: dict[str, type] = {
     for key, kind in (PROGRAM_KEYS | TEACHER_KEYS | DISTILLATION_KEYS).items()
     if kind.optional
 }
-# Least values of arguments of L(...) nodes, wherever they are called this.
+# Smallest valid values of arguments of L(...) nodes, by the name of the argument.
 LEAST_ARGUMENTS: dict[str, int] = {
     **dict.fromkeys(("lr", "backbone_lr", "slow_factor", "weight_decay", "weight"), 0),
     **dict.fromkeys(("num_queries", "num_encoder_layers", "num_decoder_layers", "score_topk"), 1),

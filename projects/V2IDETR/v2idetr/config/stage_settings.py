@@ -1,11 +1,11 @@
-"""What a config says of its stages: read as plain data, before anything is built.
+"""Settings of the stages of a config, read as plain data before anything is built.
 
-``stages`` defines them by name, ``train.stages`` says which of them a run trains, in this order::
+``stages`` defines stages by name, ``train.stages`` lists those of a run, in order::
 
-    settings   the section with max_iter, batch_size, optimizer, init_checkpoint and init_partial;
-               what it lacks or has as null is that of `train` (and `optimizer`)
-    given      key of a trained file, which replaces the training when it is set; "" for none
-    needs      earlier stages by the role that they play, such as {teacher: teacher}
+    settings   section with max_iter, batch_size, optimizer, init_checkpoint and init_partial;
+               missing or null ones are those of `train` (and `optimizer`)
+    given      key of a checkpoint that replaces the training if it is set; "" for none
+    needs      earlier stages by role, such as {teacher: teacher}
 """
 
 from __future__ import annotations
@@ -20,63 +20,63 @@ Config = Mapping[str, Any] | DictConfig
 
 
 def stage_names(config: Config) -> list[str]:
-    """All stages that the config defines."""
+    """Names of all stages that the config defines."""
     return [str(name) for name in config.get("stages") or {}]
 
 
 def settings_of(config: Config, stage: str) -> str:
-    """The section with a stage's settings."""
+    """Name of the section with a stage's settings."""
     return str(config["stages"][stage].get("settings") or "train")
 
 
 def needs_of(config: Config, stage: str) -> dict[str, str]:
-    """Earlier stages by the role that they play."""
+    """Earlier stages that a stage needs, by role."""
     return dict(config["stages"][stage].get("needs") or {})
 
 
 def given_key(config: Config, stage: str) -> str:
-    """Key of the file that replaces a stage's training; "" for none."""
+    """Key of the checkpoint that replaces a stage's training; "" for none."""
     return str(config["stages"][stage].get("given") or "")
 
 
 def given_file(config: Config, stage: str) -> str:
-    """The file that replaces a stage's training; "" where it is trained."""
+    """The checkpoint that replaces a stage's training; "" if the stage is trained."""
     key = given_key(config, stage)
     return str(value_at(config, key) or "") if key else ""
 
 
 def stages_to_train(config: Config) -> list[str]:
-    """The run's stages, without those whose result is given."""
+    """The run's stages without those that a given checkpoint replaces."""
     return [s for s in config["train"]["stages"] if not given_file(config, s)]
 
 
 def key_of(config: Config, stage: str, name: str) -> str:
-    """The key with a setting of a stage: its own section's, or that of `train`."""
+    """Key of a setting of a stage: in its own section, else in `train`."""
     own = f"{settings_of(config, stage)}.{name}"
     return own if value_at(config, own) is not None else f"train.{name}"
 
 
 def optimizer_key(config: Config, stage: str) -> str:
-    """The key with the optimizer of a stage."""
+    """Key of the optimizer of a stage."""
     own = f"{settings_of(config, stage)}.optimizer"
     return own if value_at(config, own) is not None else "optimizer"
 
 
 def batch_size_key(config: Config, stage: str) -> str:
-    """The key with the clips of a step of a stage, over all processes."""
+    """Key of the batch size of a stage (clips per step over all processes)."""
     return key_of(config, stage, "batch_size")
 
 
 def steps_of(config: Config, stage: str) -> int:
-    """How many steps a stage is trained at most."""
+    """Maximum number of training steps of a stage."""
     return int(value_at(config, key_of(config, stage, "max_iter")))
 
 
 def check_stages(config: Config, *, training: bool) -> list[str]:
-    """Sentences about stages that do not exist, lack their model, come too late or are in a circle.
+    """Error messages about stages: unknown, without a model, in the wrong order, in a circle.
 
     Args:
-        config: resolved.
+        config: resolved config.
         training: whether anything is trained; an evaluation needs no earlier stage.
     """
     known, chosen = stage_names(config), list(config["train"]["stages"])
@@ -134,7 +134,7 @@ def value_at(config: Any, key: str) -> Any:
 
 
 def _circle(config: Config, names: list[str]) -> list[str]:
-    """Stages that need each other, the first one again at the end; [] for none."""
+    """A cycle of stages, with its first one repeated at the end; [] for none."""
 
     def follow(path: list[str]) -> list[str]:
         for need in needs_of(config, path[-1]).values():

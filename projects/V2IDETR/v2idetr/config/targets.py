@@ -1,4 +1,4 @@
-"""Callables that a `_target_` of a config names: their signatures, and whether its keys bind."""
+"""Signatures of the callables that `_target_` keys name, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 @functools.cache
 def signature_of(target: str) -> inspect.Signature | None:
-    """Signature of the callable with this dotted name, which is imported; None if it has none.
+    """Signature of the callable with this dotted name, after importing it; None if it has none.
 
-    The standard library is refused because a YAML from somewhere could otherwise name `os.system`;
-    a config still chooses which installed code is built, so run only configs that you trust.
+    The standard library is refused: an untrusted YAML could otherwise name `os.system`. A config
+    still chooses which installed code is called, so run only configs that you trust.
 
     Raises:
         ValueError: there is no such callable, or a config cannot call it.
@@ -34,7 +34,7 @@ def signature_of(target: str) -> inspect.Signature | None:
         raise ValueError(f"{target} belongs to Python itself; a config cannot call it.")
     try:
         found = locate(target)
-    except Exception as error:  # importing a stranger's module can raise anything
+    except Exception as error:  # importing a foreign module can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{target} cannot be imported: {reason}") from error
     if not callable(found):
@@ -48,22 +48,22 @@ def signature_of(target: str) -> inspect.Signature | None:
 
 
 def parameter_of(node: Any, name: str) -> inspect.Parameter | None:
-    """The parameter that a key of an L(...) node binds to; None without such a one."""
+    """The parameter that a key of an L(...) node binds to; None if there is none."""
     return arguments_of(node).get(name)
 
 
 def arguments_of(node: Any) -> dict[str, inspect.Parameter]:
-    """The parameters of an L(...) node by the names of their keys; {} of anything else."""
+    """The parameters of an L(...) node by name; {} for other values."""
     target = node.get("_target_") if isinstance(node, dict) else None
     try:
         signature = signature_of(target) if isinstance(target, str) else None
-    except ValueError:  # `check_targets` tells it
+    except ValueError:  # reported by `check_targets`
         return {}
     return _named(signature) if signature else {}
 
 
 def check_targets(config: dict[str, Any], problems: list[str]) -> None:
-    """Each `_target_` must name a callable that can be imported, and the other keys bind to it."""
+    """Check that each `_target_` can be imported and that the other keys bind to it."""
     for key, node in walk(config):
         if not isinstance(node, dict) or "_target_" not in node:
             continue
@@ -88,7 +88,7 @@ def check_targets(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def no_such_argument(key: str, node: dict[str, Any], name: str) -> str:
-    """Sentence about a key of the L(...) node at `key` that its callable has no parameter for."""
+    """Error message for a key of the L(...) node at `key` that is no parameter of its callable."""
     target, named = node["_target_"], arguments_of(node)
     near = difflib.get_close_matches(name, list(named), n=1)
     hint = f"Did you mean {key}.{near[0]}?" if near else f"It takes {', '.join(named)}."
@@ -97,7 +97,7 @@ def no_such_argument(key: str, node: dict[str, Any], name: str) -> str:
 
 
 def _families_with(name: str, node: dict[str, Any]) -> Iterator[str]:
-    """Public callables of the packages beside that of a node's, which take it and most else."""
+    """Public callables of sibling packages that take `name` and most other keys of a node."""
     above, _, own = node["_target_"].rpartition(".")[0].rpartition(".")
     packages = pkgutil.iter_modules(getattr(sys.modules.get(above), "__path__", ()))
     for package in (p.name for p in packages if "." in above and p.ispkg and p.name != own):

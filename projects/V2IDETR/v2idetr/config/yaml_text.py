@@ -1,4 +1,4 @@
-"""Reading and writing YAML configs: no code, no surprises.
+"""Reading and writing YAML configs without running code or guessing types.
 
 `yaml.safe_load` runs no code, but YAML 1.1 reads `off` as False, `1:30` as 90, `2024-01-01` as a
 date and `1e-4` as a string, and lets the second of two equal keys win. The loader here keeps the
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is not a word; quote it", key_node.start_mark
+                    None, None, f"the key {key!r} is not a string; quote it", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -60,8 +60,7 @@ def parse_yaml(text: str) -> Any:
     """YAML text to plain Python values (dict, list, str, int, float, bool, None).
 
     Raises:
-        ValueError: the text is not YAML, repeats a key, or carries a tag that would build an
-            object.
+        ValueError: the text is not YAML, repeats a key, or has a tag that would build an object.
     """
     try:
         return yaml.load(text, Loader=_Loader)

@@ -1,8 +1,8 @@
-"""How much a figure depends on which videos are in a split: the percentile bootstrap.
+"""Percentile bootstrap over the videos of a split.
 
-Whole videos are drawn with replacement, never frames: frames of one video are nearly the same
-picture. Models and thresholds stay fixed, so the intervals tell nothing of training seeds or of how
-a threshold was found.
+Whole videos are resampled, not frames, because frames of one video are nearly the same image.
+Models and thresholds are fixed: the intervals do not cover training seeds or the choice of the
+threshold.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-Counts = Sequence[Sequence[int]]  # true positives, false positives, false negatives a video
+Counts = Sequence[Sequence[int]]  # (true positives, false positives, false negatives) by video
 
-LEVELS = (2.5, 97.5)  # percentiles: 95 %
+LEVELS = (2.5, 97.5)  # percentiles of a 95 % interval
 
 
 def f1_interval(counts: Counts, *, resamples: int = 1000, seed: int = 0) -> list[float] | None:
     """95 % interval of a model's pooled F1.
 
     Returns:
-        ``[low, high]``; None with fewer than two videos or where F1 is undefined throughout.
+        ``[low, high]``; None with fewer than two videos or if F1 is undefined in all resamples.
     """
     if len(counts) < 2:
         return None
@@ -36,7 +36,7 @@ def f1_difference(
 ) -> tuple[float, float, float] | None:
     """Difference of the pooled F1 of two models on the same videos, with its 95 % interval.
 
-    The same videos are drawn for both models, so that what is hard for both cancels out.
+    Paired: both models use the same resampled videos.
 
     Returns:
         ``(difference, low, high)``; None with fewer than two videos or where an F1 is undefined.
@@ -55,14 +55,14 @@ def f1_difference(
 def _resampled(
     counts: Int[np.ndarray, "models videos 3"], resamples: int, seed: int
 ) -> Int[np.ndarray, "models resamples 3"]:
-    """Summed counts of as many videos as there are, drawn with replacement, `resamples` times."""
+    """Counts summed over all videos, resampled with replacement `resamples` times."""
     videos = counts.shape[1]
     drawn = np.random.default_rng(seed).integers(videos, size=(resamples, videos))
     return counts[:, drawn].sum(axis=2)
 
 
 def _pooled_f1(counts: Int[np.ndarray, "*any 3"]) -> Float[np.ndarray, "*any"]:
-    """F1 of summed counts; NaN where there is neither a lesion nor a detection."""
+    """F1 of summed counts; NaN without lesions and detections."""
     tp, fp, fn = np.moveaxis(counts, -1, 0)
     whole = 2 * tp + fp + fn
     return np.divide(2 * tp, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

@@ -1,4 +1,4 @@
-"""COCO average precision of boxes, through faster-coco-eval (same figures as pycocotools)."""
+"""COCO average precision of boxes, by faster-coco-eval (same numbers as pycocotools)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from v2idetr.evaluation.predictions import coco_results
 
 logger = logging.getLogger(__name__)
 
-MAX_DETECTIONS = 100  # a frame and class, as COCO
+MAX_DETECTIONS = 100  # per frame and class, as COCO
 
 
 def coco_ap(frames: Sequence[LabelledFrame], class_names: Sequence[str]) -> dict[str, Any]:
     """AP over IoU 0.50:0.95, AP50 and AP75, in [0, 1], all object sizes.
 
-    The mean over classes leaves out classes without ground truth, as COCO does. A figure without
-    any ground truth is None (COCO's -1).
+    Classes without ground truth are left out of the mean, as in COCO. A metric without any ground
+    truth is None (COCO's -1).
 
     Returns:
         ``{"AP", "AP50", "AP75", "per_class": {name: {"AP", "AP50", "AP75"}}}``
@@ -44,11 +44,11 @@ def coco_ap(frames: Sequence[LabelledFrame], class_names: Sequence[str]) -> dict
     evaluator.accumulate()
     # IoU thresholds x recall levels x classes; -1 where a class has no ground truth
     precision = np.asarray(evaluator.eval["precision"])[..., 0, 0]
-    per_class = {name: _figures(precision[:, :, k]) for k, name in enumerate(class_names)}
-    return {**_figures(precision), "per_class": per_class}
+    per_class = {name: _metrics(precision[:, :, k]) for k, name in enumerate(class_names)}
+    return {**_metrics(precision), "per_class": per_class}
 
 
-def _figures(precision: Float[np.ndarray, "ious ..."]) -> dict[str, float | None]:
+def _metrics(precision: Float[np.ndarray, "ious ..."]) -> dict[str, float | None]:
     return {
         "AP": _mean(precision),
         "AP50": _mean(precision[0]),
@@ -62,7 +62,7 @@ def _mean(precision: Float[np.ndarray, "..."]) -> float | None:
 
 
 def _dataset(frames: Sequence[LabelledFrame], class_names: Sequence[str]) -> dict[str, Any]:
-    """COCO ground truth in memory. Images are numbered anew: ids of pooled splits may collide."""
+    """COCO ground truth; images get new ids, because those of pooled splits may collide."""
     annotations = []
     for image_id, frame in enumerate(frames, start=1):
         for (x1, y1, x2, y2), label in zip(

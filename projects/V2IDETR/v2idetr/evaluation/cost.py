@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, operations, time and memory for one detected frame."""
+"""Cost of a detector: parameters, FLOPs, time and memory of one detection."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from v2idetr.modeling.deformable_attention import DeformableAttention
 WARM_UP = 2
 REPEATS = 20
 MIN_REPEATS = 3
-MAX_SECONDS = 15.0  # no further repeat after this, so that a slow CPU does not wait for minutes
+MAX_SECONDS = 15.0  # no further repeats after this, for slow CPUs
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Number of parameters, shared ones once: ``{"total", "trainable"}``. Buffers do not count."""
+    """Number of parameters without buffers, shared ones once: ``{"total", "trainable"}``."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {
         "total": sum(size for size, _ in sizes),
@@ -35,13 +35,13 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 def flops(model: nn.Module, sample: dict[str, Any]) -> int:
-    """Floating-point operations of one detection on ``sample``; a multiply-add is two.
+    """Floating-point operations of one detection on ``sample``; a multiply-add counts as two.
 
-    Counted while the model runs: convolutions, matrix products and attention (torch's counter), and
-    the reads of deformable attention, which the counter cannot see. Each of its reads takes 4 grid
-    cells of ``d / heads`` channels in each head, one multiply-add each:
-    ``2 * 4 * levels * points * d`` a query. Normalisation, activations, interpolation and the
-    arithmetic of positions are left out, as is customary. A teacher's figure holds all its frames.
+    Counted in a forward pass: convolutions, matrix products and attention (torch's counter), and
+    the sampling of deformable attention, which torch's counter does not see: 4 grid cells of
+    ``d / heads`` channels per head and point, one multiply-add each, hence
+    ``2 * 4 * levels * points * d`` per query. Normalisation, activations, interpolation and
+    position arithmetic are left out, as is customary. For a teacher, all its frames count.
     """
     model = unwrap(model)
     reads: list[int] = []
@@ -70,10 +70,10 @@ def flops(model: nn.Module, sample: dict[str, Any]) -> int:
 
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Parameters that ask for no gradient.
+    """Set ``requires_grad`` of all parameters to False in this block.
 
-    Under ``no_grad`` the parts of a split parameter still ask for one but have no history, and the
-    counter, which hooks itself to gradients, fails on them.
+    Under ``no_grad``, chunks of a split parameter still require a gradient but have no graph, and
+    torch's counter, which registers gradient hooks, fails on them.
     """
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:
@@ -87,7 +87,7 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _countable_attention() -> Iterator[None]:
-    """Attention as plain products: the counter sees nothing inside the fused CPU kernels."""
+    """Unfused attention: torch's counter does not see the fused CPU kernels."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -100,8 +100,8 @@ def _countable_attention() -> Iterator[None]:
 def seconds_per_frame(model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS) -> float:
     """Median time in seconds of one detection at batch 1, after a warm-up.
 
-    From the decoded frame in memory to boxes: normalisation, network and post-processing. Reading
-    and decoding files is not in it. On a GPU every repeat waits until the GPU is done.
+    From decoded frames in memory to boxes: normalisation, network and post-processing, without
+    reading and decoding files. On a GPU every repeat is synchronised.
     """
     model = unwrap(model)
     device = _device(model)
@@ -119,7 +119,7 @@ def seconds_per_frame(model: nn.Module, sample: dict[str, Any], *, repeats: int 
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that one call takes; on a GPU, until its work is done."""
+    """Duration of one call in seconds, synchronised with the GPU."""
     _synchronise(device)
     start = time.perf_counter()
     call()
@@ -133,7 +133,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def peak_memory_mib(model: nn.Module, sample: dict[str, Any]) -> float | None:
-    """Most GPU memory in use at once during one detection, weights included; None on a CPU."""
+    """Peak GPU memory of one detection in MiB, weights included; None on a CPU."""
     model = unwrap(model)
     device = _device(model)
     if device.type != "cuda":
@@ -148,12 +148,12 @@ def peak_memory_mib(model: nn.Module, sample: dict[str, Any]) -> float | None:
 def measure_cost(
     model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS
 ) -> dict[str, Any]:
-    """All figures of this file for one sample, with the conditions they hold under (JSON-able).
+    """All costs for one sample, with input size and machine (JSON-able).
 
     Args:
-        model: a detector; a student alone, without what only its training needs.
-        sample: one frame, or one clip for a video detector, at evaluation size.
-        repeats: timed runs after the warm-up.
+        model: a detector; for a student, the detector without its distillation modules.
+        sample: one frame, or one clip for a video detector, at the size of evaluation.
+        repeats: number of timed runs after the warm-up.
     """
     detector: Any = unwrap(model)
     if getattr(detector, "order", "any") == "video":
@@ -174,7 +174,7 @@ def measure_cost(
 
 
 def machine(device: torch.device) -> str:
-    """One line: processor or GPU, threads, version of torch."""
+    """Description in one line: processor or GPU, threads, version of torch."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     threads = torch.get_num_threads()
@@ -183,7 +183,7 @@ def machine(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; Python itself knows only the architecture on Linux."""
+    """Name of the processor; `platform.processor` has only the architecture on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

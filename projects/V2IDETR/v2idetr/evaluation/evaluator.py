@@ -1,7 +1,7 @@
-"""From a trained detector to the numbers of a report.
+"""Evaluation of a trained detector.
 
-``predict`` runs the model; ``evaluate_predictions`` needs only what it returned, so every number
-can be computed again from the written predictions; ``evaluate`` is both, and the cost.
+``predict`` runs the model; ``evaluate_predictions`` needs only its output, so every metric can be
+computed again from the predictions files; ``evaluate`` does both and measures the cost.
 
 The score threshold of each rule is chosen on the validation split and applied unchanged to the
 test splits.
@@ -52,20 +52,20 @@ def validate(
     rules: Sequence[str],
     coco_ap: bool,
 ) -> dict[str, float]:
-    """Figures of one split during training, flat, for the log and for ``best_metric``.
+    """Metrics of one split during training, as a flat dict for the log and ``best_metric``.
 
-    Each rule is taken at the threshold that is best on this very split. All ranks must call this
-    and get the same figures.
+    Each rule uses the threshold with the best F1 on this same split. All ranks must call this and
+    get the same metrics.
 
     Returns:
-        ``AP, AP50, AP75`` and ``<rule>/f1, /precision, /recall, /threshold``; an undefined figure
+        ``AP, AP50, AP75`` and ``<rule>/f1, /precision, /recall, /threshold``; an undefined metric
         is NaN, which is never better than a number.
     """
     for rule in rules:
         get_rule(rule)
     predictions = predict(model, loader)
 
-    def figures() -> dict[str, float]:
+    def metrics() -> dict[str, float]:
         frames = label_frames(split, predictions, name="val")
         flat: dict[str, float | None] = {}
         if coco_ap:
@@ -79,7 +79,7 @@ def validate(
             flat[f"{rule}/threshold"] = threshold
         return {key: math.nan if value is None else value for key, value in flat.items()}
 
-    return _on_main_rank(figures)
+    return _on_main_rank(metrics)
 
 
 def evaluate(
@@ -98,15 +98,15 @@ def evaluate(
 
     Args:
         model: the detector.
-        val, tests: each split with a loader over it (this rank's share).
+        val, tests: each split with a loader of this rank's share of it.
         rules: names in ``lesion_metrics.RULES``.
-        coco_ap: also compute COCO AP.
-        progress: show how far it is.
-        predictions_dir: write ``predictions_<split>.json.gz`` there.
+        coco_ap: whether to compute COCO AP.
+        progress: whether to report the progress.
+        predictions_dir: folder for ``predictions_<split>.json.gz``; None to write none.
 
     Returns:
-        What :func:`evaluate_predictions` returns, and ``cost`` (see ``cost.measure_cost``), which
-        is measured on the first validation sample.
+        The result of :func:`evaluate_predictions`, and ``cost`` (see ``cost.measure_cost``) of the
+        first validation sample.
     """
     for rule in rules:
         get_rule(rule)
@@ -120,18 +120,18 @@ def evaluate(
             path = Path(predictions_dir) / f"predictions_{name}.json.gz"
             write_predictions(path, split, predicted[name])
 
-    # Of any process: with few frames the first one's share may be empty.
+    # From any rank: with few frames the share of the first one may be empty.
     firsts = comm.all_gather(next(iter(val[1]), [None])[0])
     sample = next(first for first in firsts if first is not None)
 
     def result() -> dict[str, Any]:
-        figures = evaluate_predictions(
+        metrics = evaluate_predictions(
             val=(val[0], predicted["val"]),
             tests={name: (split, predicted[name]) for name, (split, _) in tests.items()},
             rules=rules,
             coco_ap=coco_ap,
         )
-        return {**figures, "cost": measure_cost(model, sample)}
+        return {**metrics, "cost": measure_cost(model, sample)}
 
     return _on_main_rank(result)
 
@@ -143,16 +143,16 @@ def evaluate_predictions(
     rules: Sequence[str],
     coco_ap: bool,
 ) -> dict[str, Any]:
-    """All figures that need no model, JSON-able; undefined figures are None.
+    """All metrics of predictions, JSON-able; undefined metrics are None.
 
     Returns:
         ``class_names``;
         ``thresholds``: {rule: score threshold chosen on ``val``};
-        ``val`` and ``tests`` {name: figures}, and ``all_tests``, the test splits pooled (None when
-        there is only one). Figures of frames: ``videos, frames, lesions, lesion_free_frames``,
-        ``coco`` (see ``coco_ap``; None when not asked for), ``rules`` {rule: threshold, counts,
+        ``val``, ``tests`` {name: metrics}, and ``all_tests``, the test splits pooled (None with
+        fewer than two). Metrics of a split: ``videos, frames, lesions, lesion_free_frames``,
+        ``coco`` (see ``coco_ap``; None if not requested), ``rules`` {rule: threshold, counts,
         precision, recall, f1, ``f1_interval`` (bootstrap over videos)}, ``per_video`` (counts and
-        figures by rule), ``groups`` {group of videos: figures} where videos have groups.
+        metrics by rule), ``groups`` {group of videos: metrics} if videos have groups.
 
     Raises:
         ValueError: a split is empty, predictions do not fit it, classes differ between splits, a
@@ -169,26 +169,26 @@ def evaluate_predictions(
             )
         if name != "val" and split.json_path == val[0].json_path:
             logger.warning(
-                "Test split %r is the validation split: its thresholds are chosen on itself.", name
+                "Test split %r is the validation split, on which the thresholds are chosen.", name
             )
     frames = {
         name: label_frames(split, predictions, name=name)
         for name, (split, predictions) in splits.items()
     }
     thresholds = {rule: choose_threshold(judge(frames["val"], rule)) for rule in rules}
-    figures = {
-        name: _figures(part, thresholds, class_names if coco_ap else None)
+    metrics = {
+        name: _metrics(part, thresholds, class_names if coco_ap else None)
         for name, part in frames.items()
     }
     pooled = None
     if len(tests) > 1:
         everything = [frame for name in tests for frame in frames[name]]
-        pooled = _figures(everything, thresholds, class_names if coco_ap else None)
+        pooled = _metrics(everything, thresholds, class_names if coco_ap else None)
     return {
         "class_names": class_names,
         "thresholds": thresholds,
-        "val": figures["val"],
-        "tests": {name: figures[name] for name in tests},
+        "val": metrics["val"],
+        "tests": {name: metrics[name] for name in tests},
         "all_tests": pooled,
     }
 
@@ -206,21 +206,19 @@ def write_evaluation(path: str | os.PathLike[str], result: Mapping[str, Any]) ->
 def _check_names(tests: Mapping[str, Any]) -> None:
     for taken in ("val", ALL_TESTS):
         if taken in tests:
-            raise ValueError(
-                f"data.test: {taken!r} has a meaning of its own; rename the test split."
-            )
+            raise ValueError(f"data.test: {taken!r} is a reserved name; rename the test split.")
 
 
 def _on_main_rank(compute: Callable[[], Result]) -> Result:
-    """Compute once, on the main rank, and give every rank the same result."""
+    """Compute on the main rank and broadcast the result to all ranks."""
     mine = compute() if comm.is_main_process() else None
     return cast(Result, comm.all_gather(mine)[0])
 
 
-def _figures(
+def _metrics(
     frames: Sequence[LabelledFrame], thresholds: Mapping[str, float], ap_classes: list[str] | None
 ) -> dict[str, Any]:
-    """Figures of some frames, and of each group of videos among them."""
+    """Metrics of frames, and of each group of videos among them."""
     counts = {rule: judge(frames, rule).at(threshold) for rule, threshold in thresholds.items()}
     groups = sorted({frame.video.group for frame in frames if frame.video.group is not None})
     by_group = {
@@ -264,7 +262,7 @@ def _summary(
 
 
 def _per_video(counts: Mapping[str, list[VideoCounts]]) -> list[dict[str, Any]]:
-    """One row a video, with every rule's counts and figures."""
+    """One row per video, with counts and metrics by rule."""
     rows: dict[Any, dict[str, Any]] = {}
     for rule, videos in counts.items():
         for video in videos:

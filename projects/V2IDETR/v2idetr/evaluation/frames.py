@@ -1,4 +1,4 @@
-"""Ground truth and detections of a frame side by side: what every metric reads."""
+"""Ground truth and detections of a frame, the input of all metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from v2idetr.evaluation.predictions import FramePrediction
 
 @dataclass(frozen=True)
 class Video:
-    """A video of a split. ``group`` is the JSON's own, such as "seen" and "unseen"."""
+    """A video of a split. ``group`` is that of the JSON, such as "seen" or "unseen"."""
 
     split: str
     video_id: int
@@ -26,7 +26,7 @@ class Video:
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """A frame's lesions (corners in pixels, 0-based classes) and what was detected on it."""
+    """Lesions of a frame (corners in pixels, 0-based classes) and its detections."""
 
     video: Video
     lesions_xyxy_px: Float[np.ndarray, "m 4"]
@@ -42,7 +42,7 @@ def label_frames(
     Args:
         split: the ground truth.
         predictions: exactly one for every frame of the split.
-        name: what the split is called in the results.
+        name: name of the split in the results.
 
     Raises:
         ValueError: the split is empty; a frame has no prediction or several, or is unknown; a
@@ -83,7 +83,7 @@ def _check_one_each(split: SplitData, predicted: list[int], name: str) -> None:
         if ids:
             raise ValueError(
                 f"{split.json_path}: {len(ids)} frames of split {name!r} {problem} "
-                f"(first image_id {ids[0]}); metrics need exactly one prediction a frame."
+                f"(first image_id {ids[0]}); metrics need exactly one prediction per frame."
             )
 
 

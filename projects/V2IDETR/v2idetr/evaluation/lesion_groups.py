@@ -1,7 +1,6 @@
-"""Which lesions a detector finds: by their size, by the frame's blur and glare, by motion.
+"""Recall of a detector by lesion size, blur, glare and motion.
 
-Groups are thirds of the lesions of a split, so that each holds as many; the edges are those of the
-lesions themselves.
+Groups are thirds of the lesions of a split, by their own quantiles.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ from v2idetr.evaluation.frames import LabelledFrame
 from v2idetr.evaluation.lesion_metrics import get_rule
 
 BURNT_OUT = 250  # of 255, in all channels
-# Words for the thirds of a measure, from its lowest values to its highest.
+# Names of the thirds of a measure, by ascending value.
 THIRDS = {
     "size": ("smallest third", "middle third", "largest third"),
     "sharpness": ("blurriest third", "middle third", "sharpest third"),
     "glare": ("no or least glare", "middle third", "most glare"),
     "motion": ("slowest third", "middle third", "fastest third"),
 }
-CLEAR = "clear"  # a frame that the synthetic generator has not spoiled
+CLEAR = "clear"  # a frame that the synthetic generator has not degraded
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A labelled lesion on a frame, and what may make it hard to see.
+    """A labelled lesion on a frame, with measures of its difficulty.
 
     Attributes:
-        video: name.
-        image_id: of the frame.
+        video: name of the video.
+        image_id: id of the frame.
         size: square root of its area over that of the image.
         sharpness: variance of the Laplacian in and around its box, over the variance of the grey
-            values there; low where all is soft.
-        glare: share of burnt-out pixels in its box.
+            values there; low if blurred.
+        glare: share of saturated pixels in its box.
         motion: 1 - IoU with the lesion's box on the nearest frame of the scene; None without one.
-        event: what the synthetic generator did to the frame; "" where that is not known.
+        event: degradation of the frame by the synthetic generator; "" if unknown.
     """
 
     video: str
@@ -63,15 +62,15 @@ def describe_lesions(
     read: Callable[[Mapping[str, Any]], UInt8[np.ndarray, "H W 3"]],
     events: Mapping[str, str] | None = None,
 ) -> list[Lesion]:
-    """All lesions of a split, frame by frame, in its order.
+    """All lesions of a split, frame by frame, in the order of its records.
 
     Args:
-        split: with its frames on disk.
-        read: gives the pixels of a record.
-        events: what spoils a frame ("" for nothing), by the end of its path.
+        split: split whose frames are on disk.
+        read: function that returns the pixels of a record.
+        events: degradation of each frame ("" for none), by the end of its path.
 
     Raises:
-        ValueError: a frame cannot be read, or the events do not know it.
+        ValueError: a frame cannot be read, or is not in `events`.
     """
     lesions = []
     for record, neighbour in _with_neighbour(split.records):
@@ -96,7 +95,7 @@ def describe_lesions(
 def found_lesions(
     frames: Sequence[LabelledFrame], rule: str, threshold: float
 ) -> Bool[np.ndarray, " lesions"]:
-    """Which lesions a detector finds at its threshold, in the order of `describe_lesions`.
+    """Mask of the lesions found at a threshold, in the order of `describe_lesions`.
 
     Each lesion is judged as if it were the only one of its frame.
     """
@@ -114,10 +113,10 @@ def found_lesions(
 
 
 def group_lesions(lesions: Sequence[Lesion]) -> dict[str, dict[str, Bool[np.ndarray, " lesions"]]]:
-    """Which lesions belong to which group: "all", the thirds of each measure, events, videos.
+    """Masks of lesions by group: "all", the thirds of each measure, events, videos.
 
-    A lesion whose measure is unknown is in none of its thirds. Groups without lesions are left
-    out, as where most have no glare at all; so are measures that tell no lesions apart.
+    A lesion whose measure is unknown is in none of its thirds. Empty groups are left out (most
+    lesions may have no glare at all), and so are measures that are equal for all lesions.
     """
     groups = {"all": {"all lesions": np.ones(len(lesions), dtype=bool)}}
     for measure, words in THIRDS.items():
@@ -141,10 +140,10 @@ def group_lesions(lesions: Sequence[Lesion]) -> dict[str, dict[str, Bool[np.ndar
 
 
 def read_events(path: Path) -> dict[str, str]:
-    """Event by file, from the synthetic generator's list of frames; "clear" for none.
+    """Event by file name, from the synthetic generator's list of frames; "clear" for none.
 
     Raises:
-        ValueError: it is another file. OSError: it cannot be read.
+        ValueError: it is no such list. OSError: it cannot be read.
     """
     try:
         frames = json.loads(read_text(path))
@@ -159,7 +158,7 @@ def read_events(path: Path) -> dict[str, str]:
 def _with_neighbour(
     records: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
-    """Each record with a lesion, and the nearest other one of its scene; None without one."""
+    """Each record with a lesion, and the nearest other one of its scene or None."""
     labelled = [record for record in records if record["annotations"]]
 
     def scene(record: Mapping[str, Any]) -> tuple[int, int]:
@@ -198,7 +197,7 @@ def _size(box: Float[np.ndarray, "4"], record: Mapping[str, Any]) -> float:
 
 
 def _cut(pixels: np.ndarray, box: Float[np.ndarray, "4"], margin: float) -> np.ndarray:
-    """The part of an image in a box that is widened by a share of its sides; not empty."""
+    """Non-empty crop of an image to a box, enlarged by `margin` times its sides."""
     h, w = pixels.shape[:2]
     dx, dy = margin * (box[2] - box[0]), margin * (box[3] - box[1])
     x0, y0 = int(np.clip(box[0] - dx, 0, w - 1)), int(np.clip(box[1] - dy, 0, h - 1))
@@ -217,6 +216,6 @@ def _glare(pixels: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> f
 
 
 def _motion(box: Float[np.ndarray, "4"], neighbour: Mapping[str, Any]) -> float:
-    """1 - IoU with the box that it overlaps most on the neighbour."""
+    """1 - IoU with the most overlapping box on the neighbour."""
     theirs = torch.from_numpy(_boxes_xyxy(neighbour))
     return 1 - float(box_iou(torch.from_numpy(box[None]), theirs).max())

@@ -1,17 +1,16 @@
 """Precision, recall and F1 of lesion detection, by named rules.
 
 A lesion is one ground-truth box on one frame. At a score threshold a rule counts lesions found
-(true positives), wrong detections (false positives) and lesions missed (false negatives); the
-figures are micro-averages, computed from the summed counts:
+(true positives), wrong detections (false positives) and lesions missed (false negatives); metrics
+are micro-averages of the summed counts:
 
     precision = TP / (TP + FP)     recall = TP / (TP + FN)     F1 = 2 TP / (2 TP + FP + FN)
 
-A figure whose denominator is zero is undefined: ``None``, never 0 or 1. So with lesions and no
-detection at all, precision is None, recall 0 and F1 0; on lesion-free frames recall is None and
-F1 is 0 with any detection, None without one.
+A metric with denominator zero is undefined: ``None``, never 0 or 1. With lesions but no detection,
+precision is None, recall 0 and F1 0; on lesion-free frames recall is None, and F1 is 0 with any
+detection, None without.
 
-With several classes every rule asks for the right class: a lesion found under a wrong class is
-missed, and the detection is false.
+With several classes, a detection of the wrong class is a false positive and finds no lesion.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ from v2idetr.evaluation.rule_names import RULE_NAMES
 
 logger = logging.getLogger(__name__)
 
-# Used, with a warning, where no threshold finds a lesion and F1 is therefore 0 at all of them.
+# Used, with a warning, if no lesion is found at any threshold.
 FALLBACK_THRESHOLD = 0.5
 
 Scores = Float[np.ndarray, "_"]
-# A rule maps a frame to two sets of scores: at threshold t, the true positives are the first set's
-# members >= t, the false positives are the second's. Duplicates that a rule forgives are in none.
+# A rule maps a frame to scores of true positives and of false positives; at threshold t, those >= t
+# count. Duplicates that a rule ignores are in neither.
 Rule = Callable[[LabelledFrame], tuple[Scores, Scores]]
 
 
 def endovis_center(frame: LabelledFrame) -> tuple[Scores, Scores]:
     """Rule of the EndoVis 2015 polyp challenge, with the box centre as the detection's point.
 
-    A lesion is found when a detection's centre lies strictly inside its box; further centres in
-    the same box count nothing. A centre in no lesion's box is a false positive, so is every
-    detection on a lesion-free frame. A centre inside two overlapping lesions finds both.
+    A lesion is found if a detection's centre lies strictly inside its box; further centres in the
+    same box are ignored. A centre in no lesion's box is a false positive, as is every detection on
+    a lesion-free frame. A centre inside two overlapping lesions finds both.
     """
     prediction = frame.prediction
     boxes = prediction.boxes_xyxy_px
@@ -58,12 +57,12 @@ def endovis_center(frame: LabelledFrame) -> tuple[Scores, Scores]:
 
 
 def iou50(frame: LabelledFrame) -> tuple[Scores, Scores]:
-    """One-to-one at IoU >= 0.5, greedy by score: duplicates are false positives.
+    """One-to-one matching at IoU >= 0.5, greedy by score: duplicates are false positives.
 
-    From the highest score down, a detection takes the lesion of its class that it overlaps most
-    among those not yet taken. Equal scores go by class and coordinates, so that the order in which
-    detections are listed does not matter. Lower scores never change what a higher one takes;
-    therefore one pass serves all thresholds.
+    By descending score, a detection is matched to the unmatched lesion of its class with the
+    highest IoU. Ties in score are broken by class and coordinates, so that the order of detections
+    does not matter. Lower scores never change matches of higher ones, so one pass serves all
+    thresholds.
     """
     prediction = frame.prediction
     boxes, scores = prediction.boxes_xyxy_px, prediction.scores
@@ -84,10 +83,10 @@ RULES: dict[str, Rule] = dict(zip(RULE_NAMES, (endovis_center, iou50), strict=Tr
 
 
 def get_rule(name: str) -> Rule:
-    """The rule of that name.
+    """The rule with a name.
 
     Raises:
-        ValueError: there is none; lists those that exist.
+        ValueError: there is none; lists the known ones.
     """
     if name not in RULES:
         raise ValueError(
@@ -98,7 +97,7 @@ def get_rule(name: str) -> Rule:
 
 @dataclass(frozen=True)
 class VideoCounts:
-    """What a rule counts in one video at one threshold."""
+    """Counts of a rule in one video at one threshold."""
 
     video: Video
     frames: int
@@ -109,13 +108,13 @@ class VideoCounts:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A rule's verdict on every detection of a split, for all thresholds at once.
+    """True and false positives of a rule on a split, for all thresholds at once.
 
     Attributes:
         videos: the videos; the ``*_videos`` arrays index them.
         frames, lesions: number of each, per video.
-        hit_scores, hit_videos: lesions found at every threshold up to this score.
-        false_scores, false_videos: false positives at every threshold up to this score.
+        hit_scores, hit_videos: lesions found at thresholds up to this score, and their videos.
+        false_scores, false_videos: false positives at thresholds up to this score, likewise.
     """
 
     videos: tuple[Video, ...]
@@ -127,7 +126,7 @@ class Outcomes:
     false_videos: Int[np.ndarray, "false"]
 
     def at(self, threshold: float) -> list[VideoCounts]:
-        """Counts of each video when detections with score >= threshold are kept."""
+        """Counts of each video for detections with score >= threshold."""
         size = len(self.videos)
         tp = np.bincount(self.hit_videos[self.hit_scores >= threshold], minlength=size)
         fp = np.bincount(self.false_videos[self.false_scores >= threshold], minlength=size)
@@ -160,7 +159,7 @@ def judge(frames: Sequence[LabelledFrame], rule: str) -> Outcomes:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Pooled counts at every threshold where they change, highest threshold first."""
+    """Pooled counts at each threshold where they change, in descending order."""
 
     thresholds: Float[np.ndarray, "k"]
     tp: Int[np.ndarray, "k"]
@@ -169,12 +168,12 @@ class Sweep:
 
     @property
     def f1(self) -> Float[np.ndarray, "k"]:
-        """F1 at each threshold; 2 TP + FP + FN = TP + FP + lesions is never 0 at a score."""
+        """F1 at each threshold; 2 TP + FP + FN = TP + FP + lesions is never 0 there."""
         return 2 * self.tp / (self.tp + self.fp + self.lesions)
 
 
 def sweep(outcomes: Outcomes) -> Sweep:
-    """All distinct scores as thresholds, exactly (no grid)."""
+    """Pooled counts with all distinct scores as thresholds (no grid)."""
     hits, false = np.sort(outcomes.hit_scores), np.sort(outcomes.false_scores)
     thresholds = np.unique(np.concatenate([hits, false]))[::-1]
     return Sweep(
@@ -186,24 +185,24 @@ def sweep(outcomes: Outcomes) -> Sweep:
 
 
 def choose_threshold(outcomes: Outcomes) -> float:
-    """The threshold of the highest pooled F1; of several, the highest one (fewest detections).
+    """The threshold with the highest pooled F1; the highest of several.
 
-    Where no lesion can be found at any threshold, ``FALLBACK_THRESHOLD`` with a warning.
+    If no lesion is found at any threshold, ``FALLBACK_THRESHOLD`` with a warning.
     """
     curve = sweep(outcomes)
     if not curve.tp.any():
         logger.warning(
-            "No detection finds any lesion (of %d) at any threshold; using %.2f.",
+            "No lesion (of %d) is found at any threshold; using threshold %.2f.",
             curve.lesions,
             FALLBACK_THRESHOLD,
         )
         return FALLBACK_THRESHOLD
-    # argmax takes the first maximum. F1 is one division of integers, so equal ones are equal bits.
+    # argmax takes the first maximum. F1 is one division of integers, so equal values are exact.
     return float(curve.thresholds[curve.f1.argmax()])
 
 
 def summarize(counts: Sequence[VideoCounts]) -> dict[str, Any]:
-    """Counts and micro-averaged figures over videos; undefined figures are None."""
+    """Counts and micro-averaged metrics over videos; undefined metrics are None."""
     tp, fp, fn = (sum(getattr(video, key) for video in counts) for key in ("tp", "fp", "fn"))
     return {
         "tp": tp,

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 6
 MOST_CLASSES = 2**31 - 1
-LARGEST = 1e12  # of a coordinate or score: far from any real one, and rounded without overflow
+LARGEST = 1e12  # bound of coordinates and scores, which are rounded without overflow below it
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FramePrediction:
     """All detections of one frame, in no particular order.
 
     Attributes:
-        image_id: the frame's id in its split.
+        image_id: id of the frame in its split.
         boxes_xyxy_px: corners in pixels of the original frame.
         scores: in [0, 1].
         classes: 0-based.
@@ -55,10 +55,10 @@ class FramePrediction:
 
     @classmethod
     def from_instances(cls, sample: dict[str, Any], instances: Instances) -> FramePrediction:
-        """Detectron2's output for one sample.
+        """Convert Detectron2's output for one sample.
 
         Raises:
-            ValueError: a box or a score is not finite; names the frame.
+            ValueError: a box or score is not finite; names the frame.
         """
         boxes = instances.pred_boxes.tensor.detach().double().cpu().numpy()
         scores = instances.scores.detach().double().cpu().numpy()
@@ -76,18 +76,18 @@ class FramePrediction:
 
     @classmethod
     def empty(cls, image_id: int) -> FramePrediction:
-        """No detection on a frame."""
+        """Prediction without detections."""
         return cls(image_id, np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself; DistributedDataParallel would wait for ranks whose share is over."""
+    """The model without DistributedDataParallel, which would wait for ranks that have finished."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's own mode is restored."""
+    """Evaluation mode without gradients; afterwards each submodule's mode is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -106,21 +106,21 @@ def predict(
 ) -> list[FramePrediction]:
     """Run a detector over a split.
 
-    Every rank must call this, each with its own share of the split; each gets all predictions.
+    Every rank must call this with its own share of the split; each gets all predictions.
 
     Args:
-        model: Detectron2 contract, batch of samples -> ``[{"instances": Instances}]``. One with
-            ``order = "video"`` remembers earlier frames: it gets the frames of a video one by one
-            in order of time, and ``model.reset()`` is called before the first.
-        loader: batches of samples (see ``build_eval_loader``), by ``whole_videos`` for such a
+        model: detector with Detectron2's contract, batch of samples ->
+            ``[{"instances": Instances}]``. One with ``order = "video"`` keeps state between frames:
+            it gets the frames of a video one by one in temporal order, after ``model.reset()``.
+        loader: batches of samples (see ``build_eval_loader``), with ``whole_videos`` for such a
             model.
-        progress: on the main rank, a bar on a terminal and log lines elsewhere.
+        progress: whether the main rank reports the progress.
 
     Returns:
-        One prediction a frame, from all ranks, sorted by ``image_id``.
+        One prediction per frame, from all ranks, sorted by ``image_id``.
 
     Raises:
-        ValueError: the model needs whole videos and the loader does not give them; an output is not
+        ValueError: the model needs whole videos and the loader splits them; an output is not
             finite.
     """
     model = unwrap(model)
@@ -131,7 +131,7 @@ def predict(
     with evaluating(model):
         for batch in loader:
             outputs = _in_order(model, batch) if in_order else model(batch)
-            assert len(outputs) == len(batch), "one output a sample"
+            assert len(outputs) == len(batch), "one output per sample"
             mine += [
                 FramePrediction.from_instances(sample, output["instances"])
                 for sample, output in zip(batch, outputs, strict=True)
@@ -141,13 +141,13 @@ def predict(
 
 
 def _in_order(model: Any, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-    """Outputs of a model that sees one frame of a video after the other."""
+    """Outputs of a model that takes the frames of a video one by one."""
     outputs = []
     for sample in batch:
         if "starts_video" not in sample:
             raise ValueError(
-                f"{type(model).__name__} looks at videos in order, but the loader cuts them: use "
-                "build_eval_loader(..., whole_videos=True)"
+                f"{type(model).__name__} needs whole videos in order, but the loader splits them: "
+                "use build_eval_loader(..., whole_videos=True)"
             )
         if sample["starts_video"]:
             model.reset()
@@ -158,7 +158,7 @@ def _in_order(model: Any, batch: list[dict[str, Any]]) -> list[dict[str, Instanc
 def write_predictions(
     path: str | os.PathLike[str], split: SplitData, predictions: list[FramePrediction]
 ) -> None:
-    """Write a COCO results list, one detection a line; compressed when ``path`` ends in .gz.
+    """Write a COCO results list, one detection per line; compressed if ``path`` ends in .gz.
 
     Every entry has ``image_id, category_id (1-based), bbox [x, y, w, h] in pixels, score`` and
     ``file_name`` relative to the split's image root. Frames without a detection have no entry.
@@ -181,13 +181,13 @@ def write_predictions(
 
 
 def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[FramePrediction]:
-    """Read what :func:`write_predictions` wrote, or any COCO results list of boxes.
+    """Read a file of :func:`write_predictions`, or any COCO results list of boxes.
 
     Frames of ``split`` without an entry have no detection.
 
     Raises:
-        ValueError: the file is not a COCO results list, a number in it is not finite or not of its
-            kind, or it names frames that the split lacks.
+        ValueError: the file is not a COCO results list, a number in it is not finite or has the
+            wrong type, or it names frames that the split lacks.
     """
     entries_by_frame: dict[int, list[dict[str, Any]]] = {r["image_id"]: [] for r in split.records}
     try:
@@ -200,7 +200,7 @@ def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[Fra
     except KeyError as error:
         raise ValueError(
             f"{path}: {error} is neither a key of every detection nor a frame of {split.json_path};"
-            " give the predictions of this split, as a COCO results list of boxes."
+            " give the predictions of this split as a COCO results list of boxes."
         ) from error
     except (
         *(ValueError, TypeError, OverflowError, RecursionError),
@@ -225,7 +225,7 @@ def coco_results(prediction: FramePrediction) -> list[dict[str, Any]]:
 
 
 def _check_entry(number: int, entry: dict[str, Any]) -> None:
-    """Refuse what would be cut off, rounded or overflow on its way into arrays.
+    """Refuse values that would be truncated, rounded or overflow in arrays.
 
     Raises:
         ValueError, TypeError, KeyError: names the entry, the key and the value.
@@ -240,8 +240,8 @@ def _check_entry(number: int, entry: dict[str, Any]) -> None:
     numbers = [*entry["bbox"], entry["score"]]
     if len(numbers) != 5 or not all(type(n) in (int, float) and abs(n) < LARGEST for n in numbers):
         raise ValueError(
-            f"entry {number} has bbox {entry['bbox']!r:.80} and score {entry['score']!r:.40}; four "
-            "finite numbers and one are needed"
+            f"entry {number} has bbox {entry['bbox']!r:.80} and score {entry['score']!r:.40}; "
+            "a bbox needs four finite numbers, a score one"
         )
 
 
@@ -263,5 +263,5 @@ def _is_packed(path: str | os.PathLike[str]) -> bool:
 
 
 def _packed(file: BinaryIO) -> gzip.GzipFile:
-    """Through gzip, with no time and no name inside: equal predictions give equal files."""
+    """A gzip stream without time and name: equal predictions give equal files."""
     return gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0)

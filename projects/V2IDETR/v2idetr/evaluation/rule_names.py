@@ -1,3 +1,3 @@
-"""Names of the rules in ``lesion_metrics.py``, apart from the rules, which need torch."""
+"""Names of the rules in ``lesion_metrics.py``, which needs torch."""
 
 RULE_NAMES = ("endovis_center", "iou50")

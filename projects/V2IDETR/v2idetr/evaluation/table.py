@@ -1,4 +1,4 @@
-"""Evaluation results as plain text."""
+"""Evaluation results as a text table."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ ALL_TESTS = "all tests"  # title of the pooled test splits
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Compare models: one block a test split (and group of its videos), one row a model.
+    """Compare models: one block per test split (and group of its videos), one row per model.
 
     AP, F1, precision and recall are in percent; AP is over all classes and IoU 0.50:0.95; cost is
-    for one detection (one multiply-add is two operations). An undefined figure is "-". Where there
-    is no lesion, false alarms are counted instead: detections at or above the threshold.
+    for one detection (a multiply-add is two operations). An undefined metric is "-". For splits
+    without lesions, false alarms are counted: detections at or above the threshold.
 
     Args:
-        results: {row name, such as the stage: result of ``evaluate``}.
+        results: results of ``evaluate`` by row name, such as the stage.
     """
     if not results:
         raise ValueError("format_table: there is no result to show.")
     blocks = []
     for title in block_names(list(results.values())):
         shown = {row: block(result, title) for row, result in results.items()}
-        present = {row: figures for row, figures in shown.items() if figures is not None}
-        rows = [_row(name, figures, results[name]) for name, figures in present.items()]
+        present = {row: metrics for row, metrics in shown.items() if metrics is not None}
+        rows = [_row(name, metrics, results[name]) for name, metrics in present.items()]
         size = next(iter(present.values()))
         blocks.append(
             f"{title} (videos: {size['videos']}, frames: {size['frames']}, of them lesion-free: "
@@ -38,21 +38,21 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def block_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Titles of the test splits, each followed by its groups of videos, and of all together."""
+    """Titles of the test splits, each followed by its groups of videos, and of all pooled."""
     names = []
     for result in results:
         splits = {**result["tests"], ALL_TESTS: result["all_tests"]}
         if not result["tests"]:
             splits = {"val": result["val"]}
-        for split, figures in splits.items():
-            if figures is not None:
-                groups = figures["groups"] if len(figures["groups"]) > 1 else ()
+        for split, metrics in splits.items():
+            if metrics is not None:
+                groups = metrics["groups"] if len(metrics["groups"]) > 1 else ()
                 names += [split, *(f"{split} / {group}" for group in groups)]
     return list(dict.fromkeys(names))
 
 
 def block(result: Mapping[str, Any], title: str) -> Mapping[str, Any] | None:
-    """The figures of a result that stand under a title of `block_names`; None if it has none."""
+    """The metrics of a result for a title of `block_names`; None if it has none."""
     splits = {**result["tests"], ALL_TESTS: result["all_tests"], "val": result["val"]}
     if title in splits:
         return splits[title]
@@ -60,16 +60,16 @@ def block(result: Mapping[str, Any], title: str) -> Mapping[str, Any] | None:
     return (splits.get(split) or {"groups": {}})["groups"].get(group)
 
 
-def _row(name: str, figures: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
+def _row(name: str, metrics: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
     row = {"": name}
-    if figures["lesions"] == 0:
-        for rule, counted in figures["rules"].items():
-            share = counted["fp"] / figures["frames"]
+    if metrics["lesions"] == 0:
+        for rule, counted in metrics["rules"].items():
+            share = counted["fp"] / metrics["frames"]
             row[f"{rule}\nfalse alarms (a frame)"] = f"{counted['fp']} ({share:.2f})"
         return row | _cost(result)
-    if figures["coco"] is not None:
-        row |= {key: _percent(figures["coco"][key]) for key in ("AP50", "AP")}
-    for rule, counted in figures["rules"].items():
+    if metrics["coco"] is not None:
+        row |= {key: _percent(metrics["coco"][key]) for key in ("AP50", "AP")}
+    for rule, counted in metrics["rules"].items():
         shown = (f"{_percent(counted[key]):>5}" for key in ("f1", "precision", "recall"))
         row[f"{rule}\nF1 /    P /    R"] = " / ".join(shown)
     return row | _cost(result)
@@ -98,5 +98,5 @@ def _footnote(results: Mapping[str, Mapping[str, Any]]) -> str:
     machines = {r["cost"]["machine"] for r in results.values() if r.get("cost")}
     lines += [f"FPS at batch 1, files read and decoded beforehand: {m}" for m in sorted(machines)]
     if machines:
-        lines.append("  timed one after the other, so other work on the machine shows in them")
+        lines.append("  timed one after the other; other load on the machine affects them")
     return "\n".join(lines)

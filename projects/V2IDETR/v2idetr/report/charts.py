@@ -1,4 +1,4 @@
-"""Lines over training steps, drawn by matplotlib, as SVG for the inside of a page."""
+"""Line charts over training steps, drawn by matplotlib, as inline SVG."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 440, 270  # units of the drawing, which the page scales
-MOST_POINTS = 400  # of a line: a screen shows no more
+MOST_POINTS = 400  # of a line
 
-# What the page's style sheet calls our colours; it has others for dark mode.
+# CSS variables of the colours, which differ in dark mode.
 VARIABLES = {
     **{colour: f"var(--{stage})" for stage, colour in COLOURS.items()},
     **{INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)", ACCENT: "var(--accent)"},
@@ -33,10 +33,10 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        label: of the legend.
+        label: label in the legend.
         colour: one of `VARIABLES`.
-        points: (step, value), steps ascending.
-        ring: one of the points, to be marked.
+        points: (step, value) in ascending order of steps.
+        ring: point marked with a ring.
     """
 
     label: str
@@ -50,8 +50,8 @@ class Chart:
     """Lines over training steps.
 
     Attributes:
-        title, note: above the chart.
-        log: a logarithmic axis; otherwise one that starts at 0, and a dot at every point.
+        title, note: texts above the chart.
+        log: whether the axis is logarithmic; else it starts at 0, and points have markers.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Chart:
     log: bool = False
 
     def drawable(self) -> list[tuple[Line, np.ndarray]]:
-        """Lines that can be drawn, and of each the means (point, (step, value)) of its points."""
+        """Non-empty lines, each with at most `MOST_POINTS` averaged points (step, value)."""
         lines = []
         for line in self.lines:
             points = [p for p in line.points if math.isfinite(p[1]) and (p[1] > 0 or not self.log)]
@@ -70,7 +70,7 @@ class Chart:
         return lines
 
     def draw(self) -> Figure:
-        """The figure; its axes have a line for each of `drawable`, and a line for each ring."""
+        """The chart as a figure; its axes have one line per drawable line and one per ring."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
@@ -104,9 +104,9 @@ class Chart:
         return figure
 
     def svg(self) -> str:
-        """The figure as an element of a page, in the colours of the page's style sheet."""
+        """The chart as an SVG element in the colours of the page's style sheet."""
         _, _, body = plot_style.to_svg(self.draw, self.title).partition("</defs>")
-        body = re.sub(r' id="[\w.]+_\d+"', "", body)  # names of groups, the same in every chart
+        body = re.sub(r' id="[\w.]+_\d+"', "", body)  # ids of groups, equal in all charts
         for colour, variable in VARIABLES.items():
             body = body.replace(colour, variable)
         label = f"{self.title}: {', '.join(line.label for line, _ in self.drawable())}"

@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl -> charts over training steps."""
+"""Charts of metrics.jsonl over training steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from v2idetr.plot_style import ACCENT, COLOURS, SOFT
 from v2idetr.report.charts import Chart, Line, Point
-from v2idetr.report.heldout import pictured_rule
+from v2idetr.report.heldout import shown_rule
 from v2idetr.runs.reading import RunFiles, StageFiles
 
-# The distillation losses: title and colour.
+# Distillation losses: title and colour.
 TAUGHT = {
     "loss_tfd": ("features (TFD)", COLOURS["student"]),
     "loss_fd": ("features (FD)", COLOURS["plain"]),
@@ -21,24 +21,24 @@ TAUGHT = {
 
 
 def charts(run: RunFiles) -> list[Chart]:
-    """All charts that the run has numbers for."""
+    """All charts for which the run has data."""
     rules = run.settings["evaluation"]["rules"]
     found = [_validation(run, "AP50", "Validation AP50")]
     if rules:
-        rule = pictured_rule(rules)
+        rule = shown_rule(rules)
         found.append(_validation(run, f"{rule}/f1", f"Validation F1, {rule}"))
     found += [_detection(run), _distillation(run)]
     return [chart for chart in found if chart.drawable()]
 
 
 def taught(settings: Mapping[str, Any]) -> list[str]:
-    """What the student imitates, by the run's config."""
+    """Titles of the distillation losses of the run's config."""
     losses = settings.get("distillation") or {}
     return [title for name, (title, _) in TAUGHT.items() if losses.get(name.removeprefix("loss_"))]
 
 
 def best_validation(stage: StageFiles, metric: str) -> Point | None:
-    """Step and value of the highest validation figure; the last of equal ones, as best.pth is."""
+    """Step and value of the best validation metric; the last of equal ones, as for best.pth."""
     points = _points(stage.validations, f"val/{metric}")
     return max(points, key=lambda point: (point[1], point[0])) if points else None
 
@@ -56,8 +56,8 @@ def _validation(run: RunFiles, metric: str, title: str) -> Chart:
     ]
     note = "Higher is better, 1 is perfect."
     if metric.endswith("/f1"):
-        note = "At the threshold that is best at each moment."
-    return Chart(title, note + " Ring: the best weights." * kept, lines)
+        note = "At the best threshold of each step."
+    return Chart(title, note + " Ring: the best checkpoint." * kept, lines)
 
 
 def _detection(run: RunFiles) -> Chart:
@@ -65,19 +65,19 @@ def _detection(run: RunFiles) -> Chart:
         Line(stage.title, COLOURS[stage.name], _points(stage.steps, "total_loss", less=TAUGHT))
         for stage in run.stages.values()
     ]
-    note = "Classification, L1 and GIoU, all layers, without what the teacher adds. Logarithmic."
+    note = "Classification, L1 and GIoU, all layers, without distillation losses. Logarithmic."
     return Chart("Detection loss", note, lines, log=True)
 
 
 def _distillation(run: RunFiles) -> Chart:
     steps = run.stages["student"].steps if "student" in run.stages else []
     lines = [Line(title, colour, _points(steps, name)) for name, (title, colour) in TAUGHT.items()]
-    note = "How far the V2I student is from its teacher, weighted. Logarithmic."
+    note = "Weighted losses between V2I student and teacher. Logarithmic."
     return Chart("Distillation losses", note, lines, log=True)
 
 
 def _points(lines: list[dict[str, Any]], key: str, less: Iterable[str] = ()) -> list[Point]:
-    """(step, value) of lines that have one; the values of the keys `less` are taken off it."""
+    """(step, value) of lines that have `key`, minus the values of the keys `less`."""
     return [
         (float(line["iteration"]), float(line[key] - sum(line.get(name) or 0.0 for name in less)))
         for line in lines

@@ -1,4 +1,4 @@
-"""What passes from teacher to student, in pictures: TFD's masks and the teacher's clip."""
+"""Illustrations of the distillation: TFD's masks and a clip of the teacher."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.distillation.spatial_masks import gaussian_mask
-from v2idetr.report.frame_images import Album, Box, Picture
+from v2idetr.report.frame_images import Album, Box, StoredFrame
 from v2idetr.report.heldout import HeldOutFrame, read
 from v2idetr.runs.reading import RunFiles
 
 Record = dict[str, Any]
 
-CARRIES = 0.05  # share of the largest weight from which a cell counts as taking part
+COUNTED_FROM = 0.05  # smallest weight of a counted cell, as a share of the largest weight
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the mask in panel units, with its weight over the largest one."""
+    """One cell of a mask in panel units; ``share`` is its weight over the largest one."""
 
     x: float
     y: float
@@ -38,9 +38,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class MaskPanel:
-    """A training frame at the size the network sees, and the mask over it."""
+    """A training frame at the network's input size, with its mask."""
 
-    picture: Picture
+    image: StoredFrame
     boxes: list[Box]
     cells: list[Cell]
     caption: str
@@ -48,7 +48,7 @@ class MaskPanel:
 
 @dataclass(frozen=True)
 class Masks:
-    """TFD's masks of some frames; ``stride`` in pixels of the network's picture."""
+    """TFD's masks of some frames; ``stride`` in pixels of the network's input."""
 
     stride: int
     columns: int
@@ -58,9 +58,9 @@ class Masks:
 
 @dataclass(frozen=True)
 class ClipFrame:
-    """One of the T frames."""
+    """One of the T frames of a clip."""
 
-    picture: Picture
+    image: StoredFrame
     boxes: list[Box]
     caption: str
     current: bool
@@ -68,16 +68,16 @@ class ClipFrame:
 
 @dataclass(frozen=True)
 class Clip:
-    """The T frames that the teacher sees to detect in one of them."""
+    """The T frames from which the teacher detects in one of them."""
 
     frames: list[ClipFrame]
     words: str
 
 
 def masks(run: RunFiles, train: SplitData, album: Album) -> Masks | None:
-    """Masks of training frames with a small, a middling and a large lesion, and of one without.
+    """Masks of training frames with a small, a medium and a large lesion, and of one without.
 
-    Returns None where the config has no TFD.
+    Returns None if the config has no TFD.
     """
     tfd = (run.settings.get("distillation") or {}).get("tfd")
     if not tfd:
@@ -98,18 +98,18 @@ def masks(run: RunFiles, train: SplitData, album: Album) -> Masks | None:
             sigma=tfd["sigma"],
             sigma_ratio=tfd["sigma_ratio"],
         )
-        picture = album.add(_pixels(sample["image"]))
-        boxes = picture.boxes("truth", boxes_xyxy_px.numpy(), [""] * len(boxes_xyxy_px))
-        weighty = int((mask > CARRIES * mask.max()).sum())
-        caption += f"; cells with weight: {weighty} of {mask.numel()}" if weighty else ""
-        panels.append(MaskPanel(picture, boxes, _cells(mask, stride * picture.scale), caption))
+        image = album.add(_pixels(sample["image"]))
+        boxes = image.boxes("truth", boxes_xyxy_px.numpy(), [""] * len(boxes_xyxy_px))
+        counted = int((mask > COUNTED_FROM * mask.max()).sum())
+        caption += f"; cells with weight: {counted} of {mask.numel()}" if counted else ""
+        panels.append(MaskPanel(image, boxes, _cells(mask, stride * image.scale), caption))
     return Masks(stride, columns, rows, panels)
 
 
 def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | None:
-    """The teacher's clip of one held-out frame, if possible one where it knows better.
+    """The teacher's clip of one held-out frame, if possible one where only the teacher is right.
 
-    Returns None where the config has no teacher or nothing is held out.
+    Returns None if the config has no teacher or there are no held-out frames.
     """
     if "teacher" not in run.settings or not frames:
         return None
@@ -127,16 +127,16 @@ def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | 
     lesions = {record["image_id"]: record["annotations"] for record in scene}
     shown = []
     for index, seen in enumerate(sample["clip"]):
-        picture = album.add(_pixels(seen["image"]))
+        image = album.add(_pixels(seen["image"]))
         offset = seen["frame_index"] - frame.record["frame_index"]
         current = index == sample["clip_index"]
-        boxes = _scaled(picture, seen, lesions[seen["image_id"]])
+        boxes = _scaled(image, seen, lesions[seen["image_id"]])
         if current and "teacher" in frame.outcomes:
             outcome = frame.outcomes["teacher"]
             corners = outcome.boxes_xyxy_px * _ratio(seen)
-            boxes += picture.boxes("teacher", corners, [f"{s:.2f}" for s in outcome.scores])
+            boxes += image.boxes("teacher", corners, [f"{s:.2f}" for s in outcome.scores])
         caption = "the frame itself" if current else _offset(offset)
-        shown.append(ClipFrame(picture, boxes, caption, current))
+        shown.append(ClipFrame(image, boxes, caption, current))
     words = "; ".join(
         f"{run.stages[stage].title}: {outcome.words}" for stage, outcome in frame.outcomes.items()
     )
@@ -144,7 +144,7 @@ def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | 
 
 
 def _mapper(run: RunFiles, *, num_frames: int, is_train: bool = False) -> ClipMapper:
-    """As in evaluation: nothing drawn at random."""
+    """The mapper of evaluation, without random sampling."""
     data = run.settings["data"]
     return ClipMapper(
         sampler=WindowSampler(
@@ -159,21 +159,19 @@ def _lesions_by_size(train: SplitData) -> list[tuple[str, Record]]:
     """Captions and records: lesions at the 10th, 50th and 90th percentile of area, and none."""
     lesions = [record for record in train.records if not is_lesion_free(record)]
     lesions.sort(key=lambda record: (_covered(record), record["image_id"]))
-    places = {"small": 0.1, "middling": 0.5, "large": 0.9}
+    places = {"small": 0.1, "medium": 0.5, "large": 0.9}
     chosen = [
-        (f"{name} lesion, {100 * _covered(record):.1f} % of the picture", record)
+        (f"{name} lesion, {100 * _covered(record):.1f} % of the image", record)
         for name, place in places.items()
         for record in lesions[int(place * len(lesions)) :][:1]
     ]
     without = [record for record in train.records if is_lesion_free(record)]
     middle = without[len(without) // 2 :][:1]
-    return chosen + [
-        ("no lesion: the mask is zero, and so is the loss", record) for record in middle
-    ]
+    return chosen + [("no lesion: mask and loss are zero", record) for record in middle]
 
 
 def _covered(record: Mapping[str, Any]) -> float:
-    """Share of the picture in boxes."""
+    """Share of the image in boxes."""
     area = sum(a["bbox"][2] * a["bbox"][3] for a in record["annotations"])
     return area / (record["width"] * record["height"])
 
@@ -188,7 +186,7 @@ def _cells(mask: Tensor, size: float) -> list[Cell]:
 
 
 def _instructive(frames: Sequence[HeldOutFrame], window: int) -> HeldOutFrame:
-    """A frame with a lesion, neighbours on both sides, and a teacher that knows better."""
+    """If possible, a frame with a lesion and neighbours, detected by the teacher alone."""
     with_lesion = [frame for frame in frames if len(frame.lesions_xyxy_px)] or list(frames)
     last: dict[Any, int] = {}
     for frame in frames:
@@ -205,23 +203,23 @@ def _instructive(frames: Sequence[HeldOutFrame], window: int) -> HeldOutFrame:
 
 
 def _scaled(
-    picture: Picture, seen: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
+    image: StoredFrame, seen: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
 ) -> list[Box]:
-    """Ground truth in pixels of the original -> boxes over the picture that the network sees."""
+    """Ground truth in pixels of the original image -> boxes over the network's input."""
     boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    return picture.boxes("truth", boxes * _ratio(seen), [""] * len(boxes))
+    return image.boxes("truth", boxes * _ratio(seen), [""] * len(boxes))
 
 
 def _ratio(seen: Mapping[str, Any]) -> Float[np.ndarray, "4"]:
-    """What the network's picture is to the original, for x, y, x, y."""
+    """Size of the network's input over that of the original image, for x, y, x, y."""
     height, width = seen["image"].shape[-2:]
     return np.array([width / seen["width"], height / seen["height"]] * 2)
 
 
 def _offset(frames: int) -> str:
     if frames == 0:
-        return "the same frame, repeated at the border of the scene"
+        return "the same frame, repeated at the end of the scene"
     count = f"{abs(frames)} frame{'s' if abs(frames) > 1 else ''}"
     return f"{count} {'later' if frames > 0 else 'earlier'}"
 

@@ -1,7 +1,7 @@
-"""Frames as JPEG inside the page, and what is drawn over them as SVG.
+"""Frames as JPEG inside the page, and boxes over them as SVG.
 
-A panel is 320 units wide whatever the frame's size, so that lines and letters look the same on
-all of them. Each frame is stored once and drawn as often as needed.
+A panel is 320 units wide for all frame sizes, so that lines and text have one size. Each frame is
+stored once and referenced by its id.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Picture:
+class StoredFrame:
     """A stored frame: its id in the page and its height in panel units."""
 
     key: str
     height: float
-    scale: float  # panel units a pixel of the frame
+    scale: float  # panel units per pixel of the frame
 
     def box(self, kind: str, corners_px: Float[np.ndarray, "4"], label: str = "") -> Box:
-        """A box xyxy in pixels of the frame -> panel units."""
+        """An xyxy box in pixels of the frame -> panel units."""
         x0, y0, x1, y1 = (corners_px.astype(float) * self.scale).round(2).tolist()
         return Box(kind, x0, y0, round(x1 - x0, 2), round(y1 - y0, 2), label)
 
@@ -59,12 +59,12 @@ class Album:
     stored: dict[str, tuple[str, float]] = field(default_factory=dict)
     _keys: dict[bytes, str] = field(default_factory=dict)
 
-    def add(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Picture:
-        """Store a frame, unless it is there already."""
+    def add(self, pixels: UInt8[np.ndarray, "H W 3"]) -> StoredFrame:
+        """Store a frame, once."""
         height, width = pixels.shape[:2]
         data = jpeg_thumbnail(pixels, max_width=MOST_PIXELS_WIDE, quality=QUALITY)
         key = self._keys.setdefault(data, f"frame{len(self._keys)}")
         panel_height = round(PANEL_WIDTH * height / width, 2)
         uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         self.stored[key] = (uri, panel_height)
-        return Picture(key, panel_height, PANEL_WIDTH / width)
+        return StoredFrame(key, panel_height, PANEL_WIDTH / width)

@@ -1,7 +1,7 @@
-"""Which model is right on which held-out frame, and which frames to show of it.
+"""Held-out frames grouped by the models that are right, and examples of each group.
 
-A model is right on a frame when, at its threshold, every lesion is found and nothing else is
-reported: by the rule ``iou50`` where it was evaluated, by the first rule otherwise.
+A model is right on a frame if, at its threshold, it finds every lesion and has no false positive:
+by the rule ``iou50`` if it was evaluated, else by the first rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from v2idetr.runs.reading import RunFiles
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model reports on a frame at its threshold."""
+    """Detections of one model on a frame at its threshold, and their assessment."""
 
     boxes_xyxy_px: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, "n"]
@@ -36,7 +36,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class HeldOutFrame:
-    """A frame with its lesions and every model's outcome, by stage."""
+    """A frame with its lesions and the outcome of each model, by stage."""
 
     video: Video
     record: Mapping[str, Any]
@@ -46,23 +46,22 @@ class HeldOutFrame:
 
     @property
     def right(self) -> dict[str, bool]:
-        """Whether each model is right."""
+        """Whether each model is right, by stage."""
         return {stage: outcome.right for stage, outcome in self.outcomes.items()}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Frames on which the models compare in one way, and some of them to look at."""
+    """Frames on which the same models are right, and the examples that are shown."""
 
     title: str
     frames: Sequence[HeldOutFrame]
     shown: Sequence[HeldOutFrame]
 
 
-NEAR_MISS = 0.2  # IoU from which a false box was probably meant for the lesion
+NEAR_MISS = 0.2  # IoU from which a false positive counts as a badly placed box
 
-# Title, how many frames are shown, and which frames belong: every frame to exactly one, of those
-# that the models at hand can have.
+# Title, number of examples, and condition; a frame belongs to the first group that matches.
 Belongs = Callable[[Mapping[str, bool]], bool]
 GROUPS: tuple[tuple[str, int, Belongs], ...] = (
     ("All models are right", 2, lambda r: all(r.values())),
@@ -88,10 +87,10 @@ GROUPS: tuple[tuple[str, int, Belongs], ...] = (
 
 
 def held_out_frames(run: RunFiles) -> list[HeldOutFrame]:
-    """Every frame of the test splits with the outcomes of all evaluated stages.
+    """All frames of the test splits with the outcomes of all evaluated stages.
 
     Raises:
-        ValueError: annotations or predictions are missing or do not fit each other.
+        ValueError: annotations or predictions are missing or do not match.
     """
     data, frames = run.settings["data"], []
     for name in data["test"]:
@@ -114,28 +113,28 @@ def held_out_frames(run: RunFiles) -> list[HeldOutFrame]:
 
 
 def read(data: Mapping[str, Any], paths: Mapping[str, Any]) -> SplitData:
-    """A split that a config's ``data`` section names."""
+    """A split of a config's ``data`` section."""
     split = read_split(paths["json"], paths["image_root"], on_bad_box=data["on_bad_box"])
     split.report.problems.raise_if_any(str(paths["json"]))
     return split
 
 
 def chosen_rule(evaluation: Mapping[str, Any]) -> tuple[str, float]:
-    """The rule that the pictures follow, and its score threshold from the validation split."""
+    """The rule by which frames are shown, and its threshold from the validation split."""
     thresholds = evaluation["thresholds"]
     if not thresholds:
         raise ValueError("evaluation.rules is empty, so no score threshold was chosen.")
-    rule = pictured_rule(list(thresholds))
+    rule = shown_rule(list(thresholds))
     return rule, thresholds[rule]
 
 
-def pictured_rule(rules: Sequence[str]) -> str:
-    """Of several rules the one that pictures and curves follow."""
+def shown_rule(rules: Sequence[str]) -> str:
+    """The rule by which frames and curves are shown."""
     return "iou50" if "iou50" in rules else rules[0]
 
 
 def judge_frame(frame: LabelledFrame, rule: str, threshold: float) -> Outcome:
-    """One model's outcome on one frame."""
+    """Outcome of one model on one frame."""
     hit_scores, false_scores = get_rule(rule)(frame)
     hits, false = (int((scores >= threshold).sum()) for scores in (hit_scores, false_scores))
     below = float(hit_scores[hit_scores < threshold].max(initial=0.0))
@@ -152,10 +151,10 @@ def judge_frame(frame: LabelledFrame, rule: str, threshold: float) -> Outcome:
 
 
 def groups_of(frames: Sequence[HeldOutFrame]) -> list[Group]:
-    """The frames by who is right, in the order of ``GROUPS``, without empty groups.
+    """Non-empty groups of frames by the models that are right, in the order of ``GROUPS``.
 
-    Of each group the middle frames of evenly spaced videos are shown, and one lesion-free frame
-    where there are some: chosen by position, not by looks.
+    Examples are the middle frames of evenly spaced videos, and one lesion-free frame if there are
+    any: chosen by position, not by content.
     """
     rest, groups = list(frames), []
     for title, count, belongs in GROUPS:
@@ -187,9 +186,9 @@ def _spread(frames: Sequence[HeldOutFrame], count: int) -> list[HeldOutFrame]:
 def _words(
     hits: int, false: int, lesions: np.ndarray, boxes: np.ndarray, below: float, threshold: float
 ) -> str:
-    """``below``: score of the best box that fits a lesion but does not reach the threshold."""
+    """``below``: highest score below the threshold of a box that would find a lesion."""
     if not len(lesions):
-        return f"{_alarms(false)} on a lesion-free frame" if false else "rightly silent"
+        return f"{_alarms(false)} on a lesion-free frame" if false else "correct, no detection"
     best = 0.0
     if len(boxes):
         best = float(box_iou(torch.from_numpy(boxes), torch.from_numpy(lesions)).max())
@@ -200,8 +199,8 @@ def _words(
     if hits:
         return f"{missed} of {len(lesions)} missed{alarms}"
     if best >= NEAR_MISS:
-        return f"box too far off, IoU {best:.2f}"
-    why = f" (score {below:.2f} is under {threshold:.2f})" if below else ""
+        return f"badly placed box, IoU {best:.2f}"
+    why = f" (score {below:.2f} is below {threshold:.2f})" if below else ""
     return f"missed{why}{alarms}"
 
 
@@ -212,7 +211,5 @@ def _alarms(count: int) -> str:
 def _predictions(run: RunFiles, stage: str, test: str, split: SplitData) -> list[FramePrediction]:
     path: Path = run.stages[stage].predictions(test)
     if not path.is_file():
-        raise ValueError(
-            f"{path}: there is no such file; train_net.py --eval-only writes it again."
-        )
+        raise ValueError(f"{path}: no such file; train_net.py --eval-only writes it again.")
     return read_predictions(path, split)

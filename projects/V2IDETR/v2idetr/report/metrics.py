@@ -1,4 +1,4 @@
-"""Evaluations of the stages -> one table and plain sentences that claim no more than they show."""
+"""Comparison of the evaluated stages: a table, and conclusions with their uncertainty."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PRECISIONS = {
     "AP": "average precision, mean over IoU 0.5 to 0.95",
 }
 COUNTED = (
-    ("f1", "F1", "balance of the two below"),
-    ("precision", "Precision", "share of the boxes shown that are right"),
-    ("recall", "Recall", "share of the lesions that are found"),
+    ("f1", "F1", "harmonic mean of the two below"),
+    ("precision", "Precision", "share of detections that are correct"),
+    ("recall", "Recall", "share of lesions that are found"),
 )
-LEARNED_AP50 = 0.05  # below it a comparison of two models says nothing
-SAME_SPEED = 0.2  # speeds that differ by less are one and the same: two timings of one network do
+LEARNED_AP50 = 0.05  # below it two models cannot be compared
+SAME_SPEED = 0.2  # relative difference of two timings of one network
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of one model: as text, as a share of 1 for a bar, and whether it is the best."""
+    """A metric of one model: text, share of 1 for a bar, and whether it is the best."""
 
     text: str
     share: float | None = None
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of all models; ``difference`` is V2I student minus plain student."""
+    """One metric of all models; ``difference`` is V2I student minus plain student."""
 
     name: str
     note: str
@@ -59,7 +59,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome in words; ``tone`` is "better", "worse" or "open"."""
+    """The conclusion; ``tone`` is "better", "worse" or "open"."""
 
     tone: str
     headline: str
@@ -67,13 +67,13 @@ class Verdict:
 
 
 def held_out(evaluation: Evaluation) -> Mapping[str, Any]:
-    """Figures of all test splits together; of the only one; of validation where there is none."""
+    """Metrics of the pooled test splits, else of the only one, else of the validation split."""
     tests = list(evaluation["tests"].values())
     return evaluation["all_tests"] or (tests[0] if tests else evaluation["val"])
 
 
 def headline_table(evaluations: Mapping[str, Evaluation]) -> list[Section]:
-    """Figures on the held-out frames and costs, one column a stage in the order given."""
+    """Metrics on the held-out frames and costs, one column per stage in the given order."""
     return sections_of(
         {name: held_out(evaluation) for name, evaluation in evaluations.items()},
         costs={name: evaluation.get("cost") for name, evaluation in evaluations.items()},
@@ -81,19 +81,19 @@ def headline_table(evaluations: Mapping[str, Evaluation]) -> list[Section]:
 
 
 def sections_of(
-    figures: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any] | None = None
+    results: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any] | None = None
 ) -> list[Section]:
-    """The table of some frames; without ``costs`` only what depends on the frames."""
+    """The table of metrics by stage, with costs if given."""
     sections = []
-    ranked = {stage: f["coco"] or {} for stage, f in figures.items()}
+    ranked = {stage: f["coco"] or {} for stage, f in results.items()}
     if any(ranked.values()):
         rows = [
             _percent_row(key, note, {stage: coco.get(key) for stage, coco in ranked.items()})
             for key, note in PRECISIONS.items()
         ]
         sections.append(Section("All detections, ranked by score (COCO)", rows))
-    for rule in dict.fromkeys(rule for f in figures.values() for rule in f["rules"]):
-        counted = {stage: f["rules"].get(rule, {}) for stage, f in figures.items()}
+    for rule in dict.fromkeys(rule for f in results.values() for rule in f["rules"]):
+        counted = {stage: f["rules"].get(rule, {}) for stage, f in results.items()}
         rows = [
             _percent_row(name, note, {stage: c.get(key) for stage, c in counted.items()})
             for key, name, note in COUNTED
@@ -105,9 +105,9 @@ def sections_of(
 
 
 def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
-    """What the run shows about distillation, in words."""
+    """The conclusion about distillation that the run supports."""
     if not evaluations:
-        return Verdict("open", "Nothing is evaluated yet", ["No stage has come to its end."])
+        return Verdict("open", "Nothing is evaluated yet", ["No stage has finished."])
     lesson = _teacher_sentence(evaluations)
     if not {"plain", "student"} <= evaluations.keys():
         missing = [TITLES[n] for n in ("plain", "student") if n not in evaluations]
@@ -115,7 +115,7 @@ def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
         return Verdict("open", "The comparison is not complete", [sentence, *lesson])
     plain, student = held_out(evaluations["plain"]), held_out(evaluations["student"])
     sentences, signs, certain = [], [], []
-    ours, theirs = ((figures["coco"] or {}).get("AP50") for figures in (student, plain))
+    ours, theirs = ((one["coco"] or {}).get("AP50") for one in (student, plain))
     if ours is not None and theirs is not None:
         gain = _points(ours, theirs)
         signs.append(float(np.sign(gain)))
@@ -132,7 +132,7 @@ def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
         signs.append(float(np.sign(gain)))
         certain.append(float(np.sign(low)) if np.sign(low) == np.sign(high) else 0.0)
         sentences.append(_f1_sentence(rule, gain, low, high))
-    sentences += [*lesson, "One run with one seed: another seed can turn a small difference round."]
+    sentences += [*lesson, "One run with one seed: another seed can reverse a small difference."]
     if ours is not None and theirs is not None and max(ours, theirs) < LEARNED_AP50:
         return Verdict("open", "The students have hardly learned to detect", sentences)
     return Verdict(*_judgement(signs, certain), sentences)
@@ -141,7 +141,7 @@ def verdict(evaluations: Mapping[str, Evaluation]) -> Verdict:
 def _f1_difference(
     ours: Evaluation, theirs: Evaluation, rule: str
 ) -> tuple[float, float, float] | None:
-    """See `bootstrap.f1_difference`; None as well where the videos are not the same."""
+    """See `bootstrap.f1_difference`; also None if the videos differ."""
     counts = [
         {
             (row["split"], row["video_id"]): [row["rules"][rule][key] for key in ("tp", "fp", "fn")]
@@ -157,9 +157,9 @@ def _f1_difference(
 def _f1_sentence(rule: str, gain: float, low: float, high: float) -> str:
     name = {"iou50": "by overlap", "endovis_center": "by box centre"}.get(rule, rule)
     if low > 0 or high < 0:
-        meaning = "more than the choice of videos explains"
+        meaning = "more than the sampling of videos explains"
     else:
-        meaning = "so these videos cannot tell the two apart"
+        meaning = "no significant difference on these videos"
     return (
         f"F1 {name}: {_signed(gain)} points (95\u00a0% interval over videos: {_signed(low)} to "
         f"{_signed(high)}), {meaning}."
@@ -168,21 +168,21 @@ def _f1_sentence(rule: str, gain: float, low: float, high: float) -> str:
 
 def _judgement(signs: Sequence[float], certain: Sequence[float]) -> tuple[str, str]:
     if not signs:
-        return "open", "The figures are undefined"
+        return "open", "The metrics are undefined"
     if all(sign > 0 for sign in signs):
         if any(c > 0 for c in certain):
             return "better", "In this run, the V2I student is better than the plain student"
         return (
             "open",
-            "In this run the V2I student is ahead of the plain student, but not for certain",
+            "In this run the V2I student is ahead of the plain student, but not significantly",
         )
     if all(sign <= 0 for sign in signs):
         if any(c < 0 for c in certain):
             return "worse", "In this run, the V2I student is worse than the plain student"
         return "open", "The V2I student is not better than the plain student here"
     if not any(certain):
-        return "open", "In this run the two students cannot be told apart"
-    return "open", "Mixed: the V2I student leads by one figure and not by another"
+        return "open", "In this run the two students do not differ significantly"
+    return "open", "Mixed: the V2I student is ahead by one metric and behind by another"
 
 
 def _teacher_sentence(evaluations: Mapping[str, Evaluation]) -> list[str]:
@@ -195,11 +195,11 @@ def _teacher_sentence(evaluations: Mapping[str, Evaluation]) -> list[str]:
     if gain <= 0:
         return [
             f"The teacher itself is not better than the plain student (AP50 {_signed(gain)} "
-            "points), so there was little for the V2I student to learn from it."
+            "points), so the V2I student had little to gain from it."
         ]
     return [
-        f"The teacher, which sees a clip, is {gain} points of AP50 above the plain student: this "
-        "is what there was to learn."
+        f"The teacher, which sees a clip, is {gain} points of AP50 above the plain student: the "
+        "gain that was to be distilled."
     ]
 
 
@@ -219,15 +219,13 @@ def _percent_row(name: str, note: str, values: Mapping[str, float | None]) -> Ro
 def _cost_rows(costs: Mapping[str, Any]) -> list[Row]:
     known = next(cost for cost in costs.values() if cost)
     frames = _cost(costs, lambda c: float(c["frames_per_detection"]))
-    picture = f"{known['input_width']} × {known['input_height']} px"
+    size = f"{known['input_width']} × {known['input_height']} px"
     rows = [
-        _cost_row("Frames it sees", "", frames, "{:.0f}", None),
+        _cost_row("Input frames", "", frames, "{:.0f}", None),
         _cost_row(
             "Parameters", "millions", _cost(costs, lambda c: c["parameters"] / 1e6), "{:.2f}", min
         ),
-        _cost_row(
-            "GFLOPs", f"at {picture}", _cost(costs, lambda c: c["flops"] / 1e9), "{:.2f}", min
-        ),
+        _cost_row("GFLOPs", f"at {size}", _cost(costs, lambda c: c["flops"] / 1e9), "{:.2f}", min),
         _cost_row(
             "Frames a second",
             "one at a time, decoded beforehand",
@@ -269,10 +267,10 @@ def _percent(value: float | None) -> str:
 
 
 def _points(ours: float, theirs: float) -> float:
-    """Percentage points between two figures, of the figures themselves and not as rounded."""
+    """Difference of two unrounded metrics in percentage points."""
     return round(100 * (ours - theirs), 1)
 
 
 def _signed(points: float) -> str:
-    """With a true minus sign; 0.0 without a sign."""
+    """Number with its sign (a true minus); 0.0 without."""
     return "0.0" if points == 0 else f"{'+' if points > 0 else '−'}{abs(points):.1f}"

@@ -1,6 +1,6 @@
-"""A run's folder -> one self-contained HTML page.
+"""The report of a run: one self-contained HTML page.
 
-Nothing is loaded from elsewhere: styles, charts and frames are in the file, and there is no script.
+Styles, charts and frames are in the file; there are no scripts and no external resources.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.clip_mapper import read_frame
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.report import curves, distillation, heldout, metrics, provenance
-from v2idetr.report.frame_images import PANEL_WIDTH, Album, Box, Picture
+from v2idetr.report.frame_images import PANEL_WIDTH, Album, Box, StoredFrame
 from v2idetr.report.heldout import HeldOutFrame, Outcome
 from v2idetr.runs.reading import TITLES, RunFiles, read_run
 
@@ -29,7 +29,7 @@ TEMPLATE = "report.html.j2"
 
 @dataclass(frozen=True)
 class ModelPanel:
-    """A held-out frame with one model's boxes."""
+    """Boxes of one model on a held-out frame."""
 
     stage: str
     boxes: list[Box]
@@ -39,16 +39,16 @@ class ModelPanel:
 
 @dataclass(frozen=True)
 class FrameRow:
-    """A held-out frame as every model sees it."""
+    """A held-out frame with the boxes of each model."""
 
-    picture: Picture
+    image: StoredFrame
     caption: str
     panels: list[ModelPanel]
 
 
 @dataclass(frozen=True)
 class GroupView:
-    """Frames on which the models compare in one way."""
+    """Examples of a group of held-out frames."""
 
     title: str
     count: int
@@ -64,13 +64,13 @@ def write_report(
     Args:
         folder: ``train.output_dir`` of a run, finished or not.
         output: the HTML file.
-        facts: further lines of "What was run".
+        facts: further lines of "Machine and versions".
 
     Returns:
-        what is missing from the page and why, one sentence each.
+        One sentence with the reason for each missing part of the page.
 
     Raises:
-        ValueError: ``folder`` is not the folder of a run, or holds damaged files.
+        ValueError: ``folder`` is no run folder, or has damaged files.
     """
     run = read_run(folder)
     missing: list[str] = []
@@ -80,7 +80,7 @@ def write_report(
 
 
 def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
-    """The page as text; adds to ``missing`` what it has to leave out."""
+    """The page as text; reasons for missing parts are added to ``missing``."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -90,7 +90,7 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
     )
     album = Album()
     frames = _held_out(run, missing)
-    groups = _with_pictures(frames, album, missing)
+    groups = _group_views(frames, album, missing)
     train = _training_split(run, missing)
     evaluations = {name: run.evaluations[name] for name in TITLES if name in run.evaluations}
     return environment.get_template(TEMPLATE).render(
@@ -122,21 +122,21 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
 def comparison_by_part(
     evaluations: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, Mapping[str, Any], list[metrics.Section]]]:
-    """(title, counts, table) of every test split, and of groups of videos over all of them."""
+    """(title, counts, table) of each test split, and of groups of videos over all of them."""
     parts: dict[str, dict[str, Mapping[str, Any]]] = {}
     for stage, evaluation in evaluations.items():
         together = metrics.held_out(evaluation)
         several = {f"{group} videos": f for group, f in together["groups"].items()}
         if len(several) > 1:
-            for title, figures in several.items():
-                parts.setdefault(title, {})[stage] = figures
+            for title, results in several.items():
+                parts.setdefault(title, {})[stage] = results
         if len(evaluation["tests"]) > 1:
-            for title, figures in evaluation["tests"].items():
-                parts.setdefault(title, {})[stage] = figures
+            for title, results in evaluation["tests"].items():
+                parts.setdefault(title, {})[stage] = results
     complete = {t: f for t, f in parts.items() if f.keys() == evaluations.keys()}
     return [
-        (title, next(iter(figures.values())), metrics.sections_of(figures))
-        for title, figures in complete.items()
+        (title, next(iter(results.values())), metrics.sections_of(results))
+        for title, results in complete.items()
     ]
 
 
@@ -168,15 +168,15 @@ def _training_split(run: RunFiles, missing: list[str]) -> SplitData | None:
 
 
 def _attempt(make: Any, missing: list[str]) -> Any:
-    """What ``make`` returns; None, with the reason noted, where frames cannot be read."""
+    """Result of ``make``; None, with the reason in ``missing``, if frames cannot be read."""
     try:
         return make()
     except (ValueError, OSError) as error:
-        missing.append(f"Some pictures are left out: {error}")
+        missing.append(f"Some images are not shown: {error}")
         return None
 
 
-def _with_pictures(
+def _group_views(
     frames: Sequence[HeldOutFrame], album: Album, missing: list[str]
 ) -> list[GroupView]:
     views = []
@@ -196,18 +196,16 @@ def _with_pictures(
 def _frame_row(frame: HeldOutFrame, album: Album) -> FrameRow:
     record = frame.record
     pixels = read_frame(record["file_name"], height=record["height"], width=record["width"])
-    picture = album.add(pixels)
-    truth = [picture.box("truth", corners) for corners in frame.lesions_xyxy_px]
+    image = album.add(pixels)
+    truth = [image.box("truth", corners) for corners in frame.lesions_xyxy_px]
     panels = [
-        ModelPanel(
-            stage, truth + _detections(picture, stage, outcome), outcome.right, outcome.words
-        )
+        ModelPanel(stage, truth + _detections(image, stage, outcome), outcome.right, outcome.words)
         for stage, outcome in frame.outcomes.items()
     ]
     where = [frame.video.split, frame.video.name, f"frame {record['frame_index']}"]
     where += [] if len(frame.lesions_xyxy_px) else ["lesion-free"]
-    return FrameRow(picture, ", ".join(where), panels)
+    return FrameRow(image, ", ".join(where), panels)
 
 
-def _detections(picture: Picture, stage: str, outcome: Outcome) -> list[Box]:
-    return picture.boxes(stage, outcome.boxes_xyxy_px, [f"{s:.2f}" for s in outcome.scores])
+def _detections(image: StoredFrame, stage: str, outcome: Outcome) -> list[Box]:
+    return image.boxes(stage, outcome.boxes_xyxy_px, [f"{s:.2f}" for s in outcome.scores])

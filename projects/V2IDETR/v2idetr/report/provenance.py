@@ -1,4 +1,4 @@
-"""What was run: commands, settings, data, versions, durations."""
+"""Provenance of a run: commands, settings, data, versions, durations."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from v2idetr.runs.reading import TITLES, RunFiles
 
 SYNTHETIC_RECORD = "generator.json"  # of datasets/make_synthetic.py
 
-# Settings that a reader asks for first: key in the config, words.
+# The most important settings: key in the config, title.
 KEY_SETTINGS = {
     "train.seed": "Seed",
-    "train.batch_size": "Clips a step",
+    "train.batch_size": "Clips per step",
     "train.amp": "Mixed precision",
     "optimizer.lr": "Learning rate",
     "optimizer.backbone_lr": "Learning rate of the backbone",
-    "data.num_frames": "Frames of a clip, T",
-    "data.window": "Furthest reference, frames",
+    "data.num_frames": "Frames per clip, T",
+    "data.window": "Largest distance of a reference, frames",
     "model.net.d": "Width, d",
     "model.net.num_queries": "Queries, N",
     "model.net.num_encoder_layers": "Encoder layers",
     "model.net.num_decoder_layers": "Decoder layers",
     "model.net.two_stage": "Two-stage queries",
     "model.net.box_refine": "Box refinement",
-    "distillation.frames": "Frames of a clip that the student learns from",
+    "distillation.frames": "Distilled frames of a clip",
     "distillation.tfd.weight": "Weight of TFD",
     "distillation.fd.weight": "Weight of FD",
     "distillation.ed.weight": "Weight of ED",
@@ -46,7 +46,7 @@ KEY_SETTINGS = {
 
 @dataclass(frozen=True)
 class StageRow:
-    """How far one stage is, and what it took."""
+    """Progress and duration of one stage."""
 
     name: str
     title: str
@@ -58,7 +58,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class SplitRow:
-    """Counts of one split; "" where they are not known."""
+    """Counts of one split; "" if unknown."""
 
     name: str
     videos: str
@@ -68,7 +68,7 @@ class SplitRow:
 
 
 def commands(run: RunFiles) -> list[tuple[str, str]]:
-    """(time, command line) of every start of the program."""
+    """(time, command line) of each start of the program."""
     return [
         (
             start["time"].replace("T", " ").replace("+00:00", " UTC"),
@@ -79,7 +79,7 @@ def commands(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def stage_rows(run: RunFiles) -> list[StageRow]:
-    """One row a stage that the run has or wants."""
+    """One row per stage that the run has or plans."""
     wanted = [*run.settings["train"]["stages"], *run.stages]
     rows = []
     for name in (name for name in TITLES if name in wanted):
@@ -91,7 +91,9 @@ def stage_rows(run: RunFiles) -> list[StageRow]:
             state = f"{done}, stopped early (at most {planned})"
         if stage is None or (stage.evaluation is None and not done):
             state = (
-                "given by teacher.checkpoint" if name == "teacher" and _given(run) else "not begun"
+                "replaced by teacher.checkpoint"
+                if name == "teacher" and _given(run)
+                else "not begun"
             )
         rows.append(
             StageRow(
@@ -130,7 +132,7 @@ def is_synthetic(run: RunFiles) -> bool:
 
 
 def settings(run: RunFiles) -> list[tuple[str, str]]:
-    """The settings that a reader asks for first, as far as the config has them."""
+    """The most important settings that the config has."""
     rows = []
     for key, words in KEY_SETTINGS.items():
         value: Any = run.settings
@@ -142,9 +144,9 @@ def settings(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def differences(run: RunFiles) -> tuple[str, list[str]]:
-    """The config file that the run was started with, and in what its settings differ from it.
+    """The config file of the first start, and the settings that differ from it.
 
-    ("", []) where the file is not known or is gone.
+    ("", []) if the file is unknown or missing.
     """
     for start in run.starts[:1]:
         words = start["command"]
@@ -156,12 +158,12 @@ def differences(run: RunFiles) -> tuple[str, list[str]]:
                 try:
                     return name, differing_keys(load_config(name), run.config)
                 except ValueError:
-                    return "", []  # the file has changed since, and no longer loads
+                    return "", []  # the file has changed and no longer loads
     return "", []
 
 
 def environment(run: RunFiles) -> list[tuple[str, str]]:
-    """Where it ran and with what, of the last start."""
+    """Machine and versions of the last start."""
     if not run.starts:
         return []
     start = run.starts[-1]
