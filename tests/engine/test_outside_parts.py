@@ -75,7 +75,7 @@ def test_a_later_stage_starts_from_what_an_earlier_one_hands_on(outside_config: 
     made = load_checkpoint(run.folder / "pretrain" / "best.pth").model
     trained = load_checkpoint(run.folder / "plain" / "final.pth").model
     for name, tensor in made.items():
-        assert torch.equal(trained[f"net.backbone.{name}"], tensor)
+        assert torch.equal(trained[f"backbone.{name}"], tensor)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,10 @@ def test_a_later_stage_starts_from_what_an_earlier_one_hands_on(outside_config: 
             [*STAGES, "train.stages=[plain, pretrain]"],
             r"add pretrain to train\.stages before it",
         ),
+        (["stages.plain.settings=trian"], r"stages\.plain\.settings is trian, which is no key of"),
+        (["+stages.evaluation={_target_: my_parts.Pretraining}"], r"rename the stage"),
+        (["+stages.mine=3"], r"stages\.mine must be a mapping with a _target_"),
+        (["train.stages=[plane]", "train.patience=1"], r"Did you mean plain\?"),
         (["train.stages=[plane]"], r"train\.stages must name some of .* Did you mean plain\?"),
         (["train.stages=[plain, plain]"], r"each stage once"),
         (["train.stages=[teacher]"], r"teacher\.model is missing"),

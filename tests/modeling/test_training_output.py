@@ -163,3 +163,11 @@ def test_a_denoising_network_can_be_distilled() -> None:
     assert {"loss_cqd", "loss_iou_denoising", "loss_iou"} <= losses.keys()
     with pytest.raises(AssertionError, match="knowledge"):
         student(samples)
+
+
+def test_two_sets_of_queries_need_two_names() -> None:
+    detector = denoising_detector()
+    own = detector.net.training_queries
+    detector.net.training_queries = lambda memory, targets: own(memory, targets) * 2
+    with pytest.raises(ValueError, match=r"need different names, got \['denoising', 'denoising'\]"):
+        detector(batch())

@@ -40,8 +40,6 @@ class Memory(nn.Module):
         self.class_names = list(class_names)
         self.reference_sampler = EveryOther()
         self.backbone = TinyBackbone(8)
-        self.net = nn.Module()
-        self.net.backbone = self.backbone
         self.head = nn.Linear(8, 5)
         self.reset()
 

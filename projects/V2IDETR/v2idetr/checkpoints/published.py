@@ -166,6 +166,8 @@ def check_header(
     """
     pixels, preprocess = [], header.preprocess
     for key in ("pixel_mean", "pixel_std"):
+        if not hasattr(detector, key):  # a detector with statistics of its own making
+            continue
         own = getattr(detector, key).flatten().cpu()
         theirs = torch.tensor(getattr(preprocess, key))
         if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-3):
@@ -173,13 +175,13 @@ def check_header(
     want = header.architecture
     check_architecture(want, detector, source, partial=partial, advice=advice, also=pixels)
     logger.info(
-        "%s was trained on images resized by %s, padded to multiples of %d (here %d).",
+        "%s was trained on images resized by %s, padded to multiples of %d (here %s).",
         source,
         preprocess.resize or "(not known)",
         preprocess.size_divisor,
-        detector.size_divisor,
+        getattr(detector, "size_divisor", "not known"),
     )
-    isolated = getattr(detector.net, "isolate_padding", None)
+    isolated = getattr(getattr(detector, "net", None), "isolate_padding", None)
     if isolated != want.get("isolate_padding", isolated):
         logger.info(
             "%s was trained with net.isolate_padding=%s and is used with %s: padded images give "
@@ -209,7 +211,7 @@ def check_architecture(
     Raises:
         CheckpointError: lists what differs.
     """
-    have = describe(detector.net)
+    have = describe(getattr(detector, "net", detector))
     keys = [key for key in want if key in have and (not partial or key in HIDDEN)]
     differing = [_difference(key, have[key], want[key]) for key in keys if have[key] != want[key]]
     differing += also

@@ -58,6 +58,8 @@ def validate_config(
         least = LEAST_ARGUMENTS.get(key.rpartition(".")[2])
         if least is not None and isinstance(value, int | float) and value < least:
             problems.append(f"{key} must be at least {least}, but is {value}.")
+    if not problems:
+        problems = check_stages(config, training=training)
     if not problems:  # the relations read keys that must be there and have their type
         relations: tuple[Callable[[dict[str, Any], list[str]], None], ...] = (
             _check_classes,
@@ -66,8 +68,6 @@ def validate_config(
         )
         for relation in relations:
             relation(config, problems)
-        problems += check_stages(config, training=training)
-    if not problems:
         if config["train"]["device"] == "cuda" and not has_gpu:
             problems.append("train.device=cuda, but torch finds no GPU here; use auto or cpu.")
         if training:
@@ -90,10 +90,11 @@ def _uses_teacher(config: dict[str, Any]) -> bool:
 
 def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
     """`distillation.frames=all` needs a teacher that detects in all frames of a clip, T > 1."""
-    learning = any("teacher" in needs_of(config, s) for s in config["train"]["stages"])
-    if not learning or _get(config, "distillation.frames") != "all":
+    teachers = {needs_of(config, s).get("teacher") for s in config["train"]["stages"]} - {None}
+    if not teachers or _get(config, "distillation.frames") != "all":
         return
-    T, watched = config["data"]["num_frames"], _get(config, "teacher.model.num_frames", 1)
+    key = f"{config['stages'][teachers.pop()]['model']}.num_frames"
+    T, watched = config["data"]["num_frames"], _get(config, key, 1)
     if T == 1:
         problems.append(
             "distillation.frames=all needs clips of several frames, but data.num_frames is 1."
@@ -101,7 +102,7 @@ def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
     elif watched != T:
         problems.append(
             f"distillation.frames=all needs a teacher that sees every frame of a clip, but "
-            f"teacher.model.num_frames is {watched} and data.num_frames {T}."
+            f"{key} is {watched} and data.num_frames {T}."
         )
 
 
@@ -183,7 +184,8 @@ def _check_patience(config: dict[str, Any]) -> list[str]:
     """Early stopping needs `patience` + 1 evaluations before the latest start of the decay."""
     train = config["train"]
     needed = (train["patience"] + 1) * train["eval_period"]
-    steps = min(steps_of(config, stage) for stage in stages_to_train(config))
+    trained = stages_to_train(config)
+    steps = min((steps_of(config, stage) for stage in trained), default=train["max_iter"])
     latest = latest_fall(steps, train["cooldown"])
     if needed <= latest:
         return []

@@ -18,6 +18,8 @@ from omegaconf import DictConfig
 
 Config = Mapping[str, Any] | DictConfig
 
+EVALUATION = "evaluation"  # folder in that of a run where --eval-only writes
+
 
 def stage_names(config: Config) -> list[str]:
     """Names of all stages that the config defines."""
@@ -80,6 +82,8 @@ def check_stages(config: Config, *, training: bool) -> list[str]:
         training: whether anything is trained; an evaluation needs no earlier stage.
     """
     known, chosen = stage_names(config), list(config["train"]["stages"])
+    if malformed := _malformed(config, known):
+        return [malformed]
     unknown = [stage for stage in chosen if stage not in known]
     if not chosen or unknown:
         near = [n for s in unknown for n in difflib.get_close_matches(str(s), known, n=1)]
@@ -102,7 +106,13 @@ def check_stages(config: Config, *, training: bool) -> list[str]:
         return [f"stages need each other in a circle: {' -> '.join(circle)}."]
     needed = [n for s in chosen for n in needs_of(config, s).values()] if training else []
     for stage in dict.fromkeys([*chosen, *needed]):
-        model = config["stages"][stage].get("model")
+        node = config["stages"][stage]
+        for name in ("settings", "given"):
+            if node.get(name) and value_at(config, node[name]) is None:
+                problems.append(
+                    f"stages.{stage}.{name} is {node[name]}, which is no key of the config."
+                )
+        model = node.get("model")
         if isinstance(model, str) and value_at(config, model) is None:
             problems.append(
                 f"train.stages={chosen} needs the stage {stage}, but this config has no {model}: "
@@ -122,6 +132,22 @@ def check_stages(config: Config, *, training: bool) -> list[str]:
                 f"train.stages before it{trained if key else ''}."
             )
     return problems
+
+
+def _malformed(config: Config, known: list[str]) -> str:
+    """What is wrong with the definition of a stage; "" if nothing is."""
+    for stage in known:
+        node = config["stages"][stage]
+        if not isinstance(node, Mapping | DictConfig):
+            return f"stages.{stage} must be a mapping with a _target_, but is {node!r}."
+        if not isinstance(node.get("needs") or {}, Mapping | DictConfig):
+            return (
+                f"stages.{stage}.needs must name stages by role, such as {{teacher: teacher}}, but "
+                f"is {node['needs']!r}."
+            )
+        if stage == EVALUATION:
+            return f"stages.{stage}: the folder of this name is --eval-only's; rename the stage."
+    return ""
 
 
 def value_at(config: Any, key: str) -> Any:

@@ -241,7 +241,8 @@ class Validation(TrainerHook):
         metrics = self.validate()
         if self.metric not in metrics:
             raise ValueError(
-                f"train.best_metric is {self.metric!r}; the evaluation computes "
+                f"the best checkpoint is chosen by {self.metric!r} (train.best_metric, or a "
+                "stage's own), but the evaluation computes "
                 f"{', '.join(metrics)}."
             )
         value = float(metrics[self.metric])

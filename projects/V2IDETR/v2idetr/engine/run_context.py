@@ -93,10 +93,9 @@ class RunContext:
             ValueError: the sampler of a detector makes clips of another length than it looks at.
         """
         split, world = self.splits["train"], comm.get_world_size()
-        looking = models.model if models.teacher is None else models.teacher
         return build_train_loader(
             split,
-            self._mapper(split, looking, is_train=True, keep=not dry_run),
+            self._mapper(split, stage.clip_user(models), is_train=True, keep=not dry_run),
             batch_size=1 if dry_run else self.batch_size(stage) // world,
             seed=self.config.train.seed,
             start_iteration=start_iteration,
@@ -134,9 +133,10 @@ class RunContext:
                 num_frames=num_frames, window=data.window, sampling=data.sampling, side=data.side
             )
         if sampler.num_frames != num_frames:
+            chosen, by = type(sampler).__name__, type(detector).__name__
             raise ValueError(
-                f"{type(sampler).__name__} makes clips of {sampler.num_frames} frames, but the "
-                f"detector has num_frames={num_frames}: make them equal"
+                f"{by}.reference_sampler: {chosen} makes clips of {sampler.num_frames} frames, but "
+                f"the detector has num_frames={num_frames}; make them agree."
             )
         store = self.frames if keep else None
         return ClipMapper(

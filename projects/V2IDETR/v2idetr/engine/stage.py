@@ -93,6 +93,10 @@ class Stage:
         """How many frames of a split ("train", "val", "test/...") it looks at together."""
         return 1
 
+    def clip_user(self, models: StageModels) -> nn.Module:
+        """The module whose ``num_frames`` and ``reference_sampler`` choose the training clips."""
+        return models.trained
+
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         """Give models what earlier stages have made.
 
@@ -185,6 +189,9 @@ class DetectorStage(Stage):
     def clip_frames(self, config: DictConfig, split: str) -> int:
         return int(value_at(config, f"{self.model}.num_frames") or 1)
 
+    def clip_user(self, models: StageModels) -> nn.Module:
+        return models.model
+
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         if (backbone := self.earlier.get("backbone")) is not None:
             network: Any = getattr(models.model, "net", models.model)
@@ -234,12 +241,19 @@ class StudentStage(DetectorStage):
             for name, settings in config.distillation.items()
             if isinstance(settings, DictConfig)
         }
+        for name, loss in losses.items():
+            if not isinstance(loss, DistillationLoss):
+                raise ValueError(
+                    f"distillation.{name}: {type(loss).__name__} is no DistillationLoss."
+                )
         try:
             distilled = DistilledStudent(
                 student=own, losses=losses, frames=config.distillation.frames
             )
         except ValueError as error:
-            raise ValueError(f"distillation: {error}") from error
+            said = str(error)
+            prefix = "" if said.startswith("distillation.") else "distillation: "
+            raise ValueError(f"{prefix}{said}") from error
         for name, loss in losses.items():
             if loss.compares_features and not list(loss.parameters()):  # nothing translates them
                 _check_scales(name, own.net, theirs.net)
@@ -248,6 +262,10 @@ class StudentStage(DetectorStage):
     def clip_frames(self, config: DictConfig, split: str) -> int:
         looking = self._teacher_stage if split == "train" else super()
         return looking.clip_frames(config, split)
+
+    def clip_user(self, models: StageModels) -> nn.Module:
+        assert models.teacher is not None
+        return models.teacher
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         super().load_needs(run, models)

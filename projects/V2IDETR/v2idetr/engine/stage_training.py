@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.config.load import build, fingerprint, save_config
-from v2idetr.config.stage_settings import key_of, optimizer_key, value_at
+from v2idetr.config.stage_settings import optimizer_key, value_at
 from v2idetr.engine import hooks
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.run_context import RunContext
@@ -45,15 +46,14 @@ def train_stage(run: RunContext, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_config(run.config, folder / CONFIG)
     models = stage.build(run.config, pretrained=starts_from_imagenet(run, stage))
-    stage.load_needs(run, models)
-    if models.teacher is not None:
-        models.teacher.to(run.device)
-    last = folder / LAST
-    checkpoint = load_checkpoint(last) if started(run, stage) else None
+    checkpoint = load_checkpoint(folder / LAST) if started(run, stage) else None
     if checkpoint is None:
         load_initial_weights(run.config, stage, models.model)
-    else:
+    stage.load_needs(run, models)
+    if checkpoint is not None:
         _load_model(models, checkpoint, run, stage)
+    if models.teacher is not None:
+        models.teacher.to(run.device)
     models.trained.to(run.device)
     start, steps = checkpoint.iteration if checkpoint else 0, stage.steps(run.config)
     trainer = _build_trainer(run, stage, models, start)
@@ -95,11 +95,12 @@ def dry_run(run: RunContext, stage: Stage, models: StageModels) -> None:
     models.trained.train()
     if models.teacher is not None:
         models.teacher.to(run.device)
-    extra: dict = {}
+    model: Any = models.trained
+    extra: dict[str, Any] = {"num_boxes": max(1.0, model.count_boxes(batch))}
     for hook in stage.hooks(models):
         extra |= hook.before_forward(batch)
     with EventStorage():  # where Detectron2's detectors write
-        models.trained(batch, **extra)
+        model(batch, **extra)
 
 
 def load_initial_weights(config: DictConfig, stage: Stage, model: nn.Module) -> None:
@@ -130,8 +131,8 @@ def load_initial_weights(config: DictConfig, stage: Stage, model: nn.Module) -> 
 
 def _initial_weights(config: DictConfig, stage: Stage) -> tuple[str, bool, str]:
     """The file that the stage starts from ("" for none), whether in part, and the file's key."""
-    key = key_of(config, stage.name, "init_checkpoint")
-    partial = value_at(config, key_of(config, stage.name, "init_partial"))
+    key = f"{stage.settings}.init_checkpoint"
+    partial = value_at(config, f"{stage.settings}.init_partial")
     return str(value_at(config, key) or ""), bool(partial), key
 
 

@@ -115,7 +115,7 @@ class SetCriterion(nn.Module):
         losses: dict[str, Tensor] = {}
         last = len(decoded.logits) - 1
         for layer, (logits, boxes) in enumerate(zip(decoded.logits, decoded.boxes, strict=True)):
-            extras = {key: extra[layer] for key, extra in decoded.extras.items()}
+            extras = {key: extra[layer].float() for key, extra in decoded.extras.items()}
             output = LayerOutput(logits.float(), boxes.float(), extras)
             suffix = f"_{name}" if name else ""
             suffix += "" if layer == last else f"_{layer}"

@@ -18,7 +18,7 @@ class ExtraQueries:
     """A set of queries that are decoded beside the detector's own in training.
 
     Attributes:
-        queries: n of them; no set sees another one.
+        queries: n of them; no set sees another one, unless the mask of both is "none".
         mask: in self-attention: "one_way": the detector's own queries do not see these, but these
             see them; "isolated": nor these them; "none": all see all. Unless "none", the own
             queries are decoded exactly as if these did not exist.

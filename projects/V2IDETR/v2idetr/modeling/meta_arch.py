@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -30,6 +31,8 @@ class Detector(nn.Module):
         criterion: the detection loss; its classification must fit the logits of ``net``.
         class_names: K names; must agree with ``net.num_classes``.
         num_frames: T.
+        reference_sampler: choice of the frames of a clip, see ``data/reference_sampler.py``; None
+            for a window as ``data`` in the config describes it.
         pixel_mean, pixel_std: RGB, for pixels in [0, 255].
         score_topk: detections per image, as far as the classification gives so many.
         size_divisor: images are padded to multiples of this.
@@ -48,6 +51,7 @@ class Detector(nn.Module):
         criterion: SetCriterion,
         class_names: Sequence[str],
         num_frames: int = 1,
+        reference_sampler: Any = None,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
         score_topk: int = 100,
@@ -65,6 +69,7 @@ class Detector(nn.Module):
         _check_logits(net, criterion.classification)
         self.net, self.criterion = net, criterion
         self.class_names, self.num_frames = list(class_names), num_frames
+        self.reference_sampler = reference_sampler
         self.score_topk, self.size_divisor = score_topk, size_divisor
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1), False)
@@ -105,6 +110,9 @@ class Detector(nn.Module):
         own = self.net.queries(memory)
         ask = getattr(self.net, "training_queries", None)
         sets = [*extra, *([] if ask is None else ask(memory, targets))]
+        names = [queries.name for queries in sets if queries.pairs is not None]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sets of extra queries with losses need different names, got {names}")
         decoded, extra_decoded = decode_beside(self.net, memory, own, sets)
         losses = self.criterion(decoded, targets, proposals=memory.proposals, num_boxes=num_boxes)
         for queries, result in zip(sets, extra_decoded, strict=True):

@@ -26,15 +26,14 @@ import torch
 from omegaconf import DictConfig
 
 from v2idetr.atomic_file import read_record, write_text_atomically
-from v2idetr.config.load import differing_keys, fingerprint, load_config, save_config
-from v2idetr.config.stage_settings import stage_names
+from v2idetr.config.load import ConfigError, differing_keys, fingerprint, load_config, save_config
+from v2idetr.config.stage_settings import EVALUATION, stage_names
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.output_folder import LOCK
 
 logger = logging.getLogger(__name__)
 
 CONFIG, RECORD, RESULTS, LOG = "config.yaml", "run.json", "results.json", "log.txt"
-EVALUATION = "evaluation"  # where --eval-only writes
 CONSOLE = (".log", ".out", ".err", ".txt")  # what users let programs print into
 PACKAGES = [
     "torch",
@@ -76,7 +75,7 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
                 "folder with train.output_dir=..."
             )
         if existing.exists():
-            _check_same(load_config(existing), config, folder)
+            _check_same(saved_config(existing), config, folder)
     else:
         ours = {CONFIG, RECORD, EVALUATION, *stage_names(config)}
         _check_nothing_else(folder, ours, "train.output_dir=...")
@@ -92,9 +91,27 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
     save_config(config, existing)
 
 
+def saved_config(path: Path) -> DictConfig:
+    """The config that a run has saved.
+
+    Raises:
+        ValueError: this version does not read it; names the file.
+    """
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise ValueError(
+            f"{path}: was saved by another version of this program, or is damaged. Use another "
+            "folder; the weights beside it can be evaluated with a config of today, by --eval-only "
+            f"--weights FILE. {error}"
+        ) from error
+
+
 def holds_results(folder: Path) -> bool:
     """Whether a run has a checkpoint, or an evaluation, of any of its stages."""
-    stages = [part for part in folder.iterdir() if part.is_dir()] if folder.is_dir() else []
+    if not (folder / CONFIG).exists():
+        return False
+    stages = [part for part in folder.iterdir() if part.is_dir()]
     return any((s / "evaluation.json").exists() or any(s.glob("*.pth")) for s in stages)
 
 
@@ -170,7 +187,7 @@ def check_evaluation(folder: Path, config: DictConfig, weights: Mapping[str, Pat
     files = {name: Path(result["checkpoint"]) for name, result in before.items()}
     changed = ["its settings are unknown"]
     if (folder / CONFIG).exists():
-        changed = differing_keys(load_config(folder / CONFIG), config, with_data_paths=True)
+        changed = differing_keys(saved_config(folder / CONFIG), config, with_data_paths=True)
     if [file.resolve() for file in files.values()] != [f.resolve() for f in weights.values()]:
         both = (", ".join(map(str, paths.values())) for paths in (files, weights))
         changed.append("weights: " + " -> ".join(both))

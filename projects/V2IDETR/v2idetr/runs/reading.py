@@ -14,8 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from v2idetr.config.load import load_config, to_plain
+from v2idetr.config.load import to_plain
 from v2idetr.config.stage_settings import stage_names
+from v2idetr.runs.folder import saved_config
 from v2idetr.runs.stage_folder import StageFolder, read_metrics
 
 # What a reader calls the stages.
@@ -109,9 +110,8 @@ def read_run(folder: str | Path) -> RunFiles:
             f"{folder}: there is no run.json in it, so it is the folder of an evaluation or of "
             "a stage; give the train.output_dir of train_net.py."
         )
-    settings = load_config(config)
-    known = stage_names(settings) or settings.train.stages  # of before stages were in the config
-    begun = [name for name in known if (folder / name).is_dir()]
+    settings = saved_config(config)
+    begun = [name for name in stage_names(settings) if (folder / name).is_dir()]
     return RunFiles(
         folder=folder,
         config=settings,

@@ -178,7 +178,11 @@ class DeformableDETR(DetectionTransformer):
         place = Place(position_tokens, token_centres(shapes, ratios))
         image = TokenGrid(tokens, None, padding, shapes, ratios)
         tokens = encode_tokens(self.encoder, place, image)
-        memory = Memory(features, tokens, padding, shapes, ratios)
+        return Memory(features, tokens, padding, shapes, ratios)
+
+    def encode(self, features: Features) -> Memory:
+        """Encoder and, with two stages, its proposals, made of tokens whose frames are mixed."""
+        memory = super().encode(features)
         if self.two_stage:
             memory.proposals = self._propose(memory)
         return memory
