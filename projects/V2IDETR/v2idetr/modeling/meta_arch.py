@@ -23,15 +23,15 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Detector(nn.Module):
-    """An image detector. It sees the current frame of each sample alone.
+    """An image detector, for the current frame of each sample.
 
     Args:
-        net: see ``interface.DetectorNetwork``.
-        criterion: the detection loss; its classification must fit the logits of ``net``.
-        class_names: K names; must agree with ``net.num_classes``.
-        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
-        score_topk: detections per image, as far as the classification gives so many.
-        size_divisor: images are padded to multiples of this.
+        net: network, see ``interface.DetectorNetwork``.
+        criterion: detection loss with a classification for the logits of ``net``.
+        class_names: ``net.num_classes`` names.
+        pixel_mean, pixel_std: RGB statistics for pixels in [0, 255].
+        score_topk: largest number of detections per image.
+        size_divisor: divisor of padded image sizes in pixels.
 
     Raises:
         ValueError: class names or classification do not fit the network.
@@ -76,8 +76,8 @@ class Detector(nn.Module):
         """Weighted losses in training, detections of every sample's current frame otherwise.
 
         Args:
-            batched_inputs: one dict a sample, see ``data/clip_mapper.py``.
-            num_boxes: what box losses are divided by, see ``SetCriterion``.
+            batched_inputs: one dict per sample, see ``data/clip_mapper.py``.
+            num_boxes: divisor of the box losses, see ``SetCriterion``.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -89,12 +89,11 @@ class Detector(nn.Module):
         extra: Sequence[ExtraQueries] = (),
         num_boxes: float | None = None,
     ) -> TrainingOutput:
-        """The training forward, of this detector and of a student that is distilled from it.
+        """Forward pass in training, also for a student.
 
         Args:
-            frames: with their lesions.
-            extra: sets of queries to decode beside the detector's own; those that the network
-                itself adds in training (``training_queries``) come on top.
+            frames: frames with their lesions.
+            extra: sets of extra queries, in addition to the network's ``training_queries``.
             num_boxes: see :meth:`forward`.
         """
         images, targets = self.images(frames), self.targets(frames)
@@ -127,19 +126,19 @@ class Detector(nn.Module):
         return self.postprocess(self.net(images, self.current(batched_inputs)), batched_inputs)
 
     def current(self, batched_inputs: list[Sample]) -> Tensor | None:
-        """Index of every sample's current frame among :meth:`frames`; None for all of them."""
+        """Index of every sample's current frame in :meth:`frames`; None for all frames."""
         return None
 
     def image_detector(self) -> ImageDetector:
-        """The same weights as a module of tensors, for export and live video.
+        """The detector as a module of tensors with the same weights, for export and live video.
 
         Raises:
-            ValueError: the detector looks at clips.
+            ValueError: the detector takes clips.
         """
         if self.num_frames > 1:
             raise ValueError(
-                f"the detector looks at clips of {self.num_frames} frames; only one of single "
-                "images can be exported: take the plain detector or the student."
+                f"the detector takes clips of {self.num_frames} frames; only detectors of single "
+                "images can be exported: use the plain detector or the student."
             )
         return ImageDetector(
             self.net,
@@ -151,15 +150,15 @@ class Detector(nn.Module):
         ).to(self.device)
 
     def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
-        """The frames that this detector looks at, and is supervised on."""
+        """The frames that are input and supervision of this detector."""
         return batched_inputs
 
     def count_frames(self, batched_inputs: list[Sample]) -> int:
-        """How many labelled frames supervise this batch."""
+        """Number of labelled frames of a batch."""
         return len(self.frames(batched_inputs))
 
     def count_boxes(self, batched_inputs: list[Sample]) -> int:
-        """How many lesions supervise this batch."""
+        """Number of lesions in the labelled frames of a batch."""
         return sum(len(frame["instances"]) for frame in self.frames(batched_inputs))
 
     def images(self, frames: list[Sample]) -> Images:
@@ -173,7 +172,7 @@ class Detector(nn.Module):
         )
 
     def targets(self, frames: list[Sample]) -> Targets:
-        """Ground truth of frames as the criterion wants it."""
+        """Ground truth of frames for the criterion."""
         labels, boxes, counts = [], [], []
         for frame in frames:
             instances = frame["instances"]
@@ -182,7 +181,7 @@ class Detector(nn.Module):
             boxes.append(box_convert(xyxy, "xyxy", "cxcywh") / xyxy.new_tensor([w, h, w, h]))
             labels.append(instances.gt_classes)
             counts.append(len(instances))
-        # One copy for all frames: a GPU would be waited for at each.
+        # One copy for all frames, because each synchronises with a GPU.
         all_labels = torch.cat(labels).to(self.device, non_blocking=True)
         all_boxes = torch.cat(boxes).to(self.device, non_blocking=True)
         return Targets(list(all_labels.split(counts)), list(all_boxes.split(counts)))
@@ -190,7 +189,7 @@ class Detector(nn.Module):
     def postprocess(
         self, decoded: Decoded, batched_inputs: list[Sample]
     ) -> list[dict[str, Instances]]:
-        """The best ``score_topk`` detections of every image; no suppression is needed.
+        """The best ``score_topk`` detections of every image, without non-maximum suppression.
 
         Raises:
             ValueError: a box or a score is not finite; names the frame.
@@ -215,10 +214,10 @@ class Detector(nn.Module):
 
 
 class ClipDetector(Detector):
-    """A video detector. It sees all frames of each sample's clip and is supervised on all of them.
+    """A video detector. All frames of each sample's clip are its input and supervision.
 
     Args:
-        num_frames: T, the frames that every clip has.
+        num_frames: number of frames per clip, T.
         net, criterion, class_names, pixel_mean, pixel_std, score_topk, size_divisor: see
             :class:`Detector`.
 
@@ -252,17 +251,17 @@ class ClipDetector(Detector):
         self.num_frames = num_frames
 
     def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
-        """All frames, clip-major; ValueError for a clip that has not T frames."""
+        """All frames, clip-major; ValueError for a clip without exactly T frames."""
         for sample in batched_inputs:
             if len(sample["clip"]) != self.num_frames:
                 raise ValueError(
                     f"{sample['file_name']}: the clip has {len(sample['clip'])} frames, the "
-                    f"detector needs {self.num_frames}. Make data.num_frames agree with it."
+                    f"detector needs {self.num_frames}: set data.num_frames to it."
                 )
         return [frame for sample in batched_inputs for frame in sample["clip"]]
 
     def current(self, batched_inputs: list[Sample]) -> Tensor:
-        """Index of every sample's current frame among :meth:`frames`, (C,)."""
+        """Index of every sample's current frame in :meth:`frames`, (C,)."""
         index = [c * self.num_frames + s["clip_index"] for c, s in enumerate(batched_inputs)]
         return torch.tensor(index, device=self.device)
 
