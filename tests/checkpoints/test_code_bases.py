@@ -237,10 +237,10 @@ def test_missing_tensors_are_listed_as_the_file_calls_them(case: str, tmp_path: 
     lost = ["decoder.layers.1.", "backbone."]
     names = [next(n for n in state if part in n and n.endswith("weight")) for part in lost]
     torch.save({"model": {n: t for n, t in state.items() if n not in names}}, path)
-    with pytest.raises(CheckpointError, match="not a whole detector") as caught:
+    with pytest.raises(CheckpointError, match="not a complete detector") as caught:
         read(path)
     assert "missing (2)" in str(caught.value)
-    assert str(caught.value).endswith("or save all of model.state_dict() again.")
+    assert str(caught.value).endswith("or save the complete model.state_dict() again.")
     assert all(name in str(caught.value) for name in names)
 
 
@@ -299,7 +299,7 @@ def test_of_a_file_that_lost_what_it_is_known_by_the_nearest_layout_is_named() -
     state = {n: t for n, t in tensors(*shapes_of("detr", TINY)).items() if n != mark}
     with pytest.raises(CheckpointError) as caught:
         find_layout(state, "file.pth")
-    nearest = f"nearest to the official code of DETR, but has no {mark}."
+    nearest = f"most similar to the official code of DETR, but has no {mark}."
     assert nearest in str(caught.value)
 
 
@@ -344,7 +344,9 @@ def test_a_file_is_believed_against_its_name(tmp_path: Path) -> None:
 def test_what_to_do_about_a_tensor_too_many_is_said(tmp_path: Path) -> None:
     path, state = tiny_file("detr", tmp_path)
     torch.save({"model": state | {"extra": torch.zeros(2)}}, path)
-    with pytest.raises(CheckpointError, match="If the detector works without them, save the oth"):
+    with pytest.raises(
+        CheckpointError, match="If the detector works without them, save only the oth"
+    ):
         read(path)
 
 
@@ -378,5 +380,5 @@ def test_levels_that_transformers_does_not_read_are_not_exported(
     weights = read(tiny_file(case, tmp_path)[0])
     architecture = weights.header.architecture | {"strides": strides}
     other = replace(weights, header=replace(weights.header, architecture=architecture))
-    with pytest.raises(CheckpointError, match=rf"{re.escape(str(strides))}, but .* give 32"):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(strides))}, but .* only 32"):
         export(other, tmp_path / "out")

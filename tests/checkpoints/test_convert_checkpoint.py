@@ -139,7 +139,7 @@ def test_of_several_sets_of_weights_one_is_named_and_another_can_be_taken(
     other, said = taken("--weights-key", key)
     assert torch.equal(other, averaged[name]) and f"those under '{key}'" in said
     assert main([str(source), "--weights-key", "emma"]) == 2
-    assert f"it has them under model, {key}." in capsys.readouterr().err
+    assert f"has no weights under 'emma', but under model, {key}." in capsys.readouterr().err
 
 
 def test_a_set_of_weights_that_stands_alone_is_taken_and_named(
@@ -178,7 +178,7 @@ def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
     with pytest.raises(CheckpointError) as caught:
         load_initial_weights(load_config(config, start), "teacher", teacher)
     assert str(caught.value).startswith(f"teacher.init_checkpoint: {output}: ")
-    assert "(teacher.model.net.fusion=null switches it off)" in str(caught.value)
+    assert "(teacher.model.net.fusion=null disables it)" in str(caught.value)
     assert "or set teacher.init_partial=true to leave out" in str(caught.value)
     run = load_config(config, [*start, "teacher.init_partial=true"])
     load_initial_weights(run, "teacher", teacher)
@@ -295,7 +295,7 @@ def without(part: str) -> Callable[[State], State]:
             r"level_embed \(4, 31\), expected \(4, 32\)",
         ),
         (dict, {"num_queries": 7}, "num_queries is 7, the tensors show 6"),
-        (dict, {"num_heads": "2"}, "never has"),
+        (dict, {"num_heads": "2"}, "that do not occur in"),
         (dict, {"network": "YOLO"}, "the network 'YOLO', which is none of DETR"),
     ],
 )

@@ -178,5 +178,5 @@ def test_a_backbone_is_no_detector_to_start_from(model: nn.Module, tmp_path: Pat
     torch.save(model.state_dict(), tmp_path / "net.pth")
     output = tmp_path / "a.safetensors"
     assert convert([str(tmp_path / "net.pth"), "--output", str(output)]) == 0
-    with pytest.raises(CheckpointError, match=r"backbone alone.*model\.net\.weights"):
+    with pytest.raises(CheckpointError, match=r"only a backbone.*model\.net\.weights"):
         load_detector(nn.Linear(2, 2), output)

@@ -217,6 +217,9 @@ def test_the_converter_publishes_it_and_reads_it_with_its_config(
     assert "the network 'ToyNetwork', which is none of DETR" in capsys.readouterr().err
     assert main([str(path), *given]) == 0
     assert main([str(path), *given, "--new-class-head"]) == 2
-    assert "not known of ToyNetwork; give the class weight_rules" in capsys.readouterr().err
+    assert (
+        "class heads of ToyNetwork are unknown; add weight_rules to the class"
+        in capsys.readouterr().err
+    )
     assert main([str(path), *given, "--to", "transformers", "--output", str(tmp_path / "t")]) == 2
     assert "transformers has no ToyNetwork" in capsys.readouterr().err

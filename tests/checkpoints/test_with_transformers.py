@@ -213,10 +213,10 @@ def test_what_the_config_beside_a_file_says_gets_into_the_header(tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"dilation": True}, "config.json: has dilation=True; ours is False"),
+        ({"dilation": True}, "config.json: has dilation=True; only False is supported"),
         (
             {"backbone_config": {"model_type": "timm_backbone", "output_stride": 16}},
-            "has backbone_config.output_stride=16, which is a dilated (DC5) backbone",
+            "has backbone_config.output_stride=16, a dilated (DC5) backbone",
         ),
     ],
 )
@@ -320,13 +320,16 @@ def test_differences_that_remain_in_transformers_are_said(
     write_published(path, weights.published_state(), weights.header)
     assert convert([str(path), "--to", "transformers", "--output", str(tmp_path / "theirs")]) == 0
     printed = capsys.readouterr().out
-    assert "net.isolate_padding is true, but transformers has no such thing" in printed
-    assert f"'shortest_edge': 800, 'longest_edge': 1333}}, for want of {resize}" in printed
+    assert "net.isolate_padding is true, but transformers does not support it" in printed
+    assert (
+        f"'shortest_edge': 800, 'longest_edge': 1333}}, because {resize} is not supported"
+        in printed
+    )
 
 
 def test_a_resnet_of_no_known_depth_is_not_exported_to_transformers(tmp_path: Path) -> None:
     ours = build_ours("detr")
     torch.save({"model": ours.state_dict()}, tmp_path / "best.pth")
     weights = of_detector(tmp_path / "best.pth", ours, "", Preprocess(NoResize()))
-    with pytest.raises(CheckpointError, match="no ResNet of a known depth"):
+    with pytest.raises(CheckpointError, match="not a ResNet of known depth"):
         export(weights, tmp_path / "out")

@@ -110,7 +110,7 @@ def test_the_limit_holds_for_all_splits_together(split, caplog) -> None:
     assert store.of("val", records, FrameCache(0).read) is None
     assert store.of("test", records[:2], FrameCache(0).read) is not None
     assert "train: decoded frames stay in 6 MiB of shared memory" in caplog.text
-    assert "val: its decoded frames take 6 MiB, and of data.cache_mib=10 are 4 left" in caplog.text
+    assert "val: decoded frames need 6 MiB, but of data.cache_mib=10 4 MiB are left" in caplog.text
 
 
 def test_no_room_in_shared_memory_is_said_once_and_done_without(split, caplog, monkeypatch) -> None:

@@ -369,7 +369,7 @@ def test_output_that_cannot_be_made_is_named_before_rendering(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(make_synthetic, "plan", lambda options: pytest.fail("it began to work"))
-    (tmp_path / "file").write_text("exists and was not made by")
+    (tmp_path / "file").write_text("in the way")
     output = tmp_path / "file" / "data"
     assert make_synthetic.main(["--layout", "buv", "--output", str(output)]) == 2
     assert f"--output {output}: {tmp_path / 'file'} is no folder" in capsys.readouterr().err

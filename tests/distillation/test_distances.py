@@ -14,8 +14,8 @@ from v2idetr.distillation.distances import (
     cosine_distance,
     one_of,
     same_level,
-    translation,
     weighted_mean,
+    width_projection,
 )
 from v2idetr.modeling.interface import Features
 
@@ -36,8 +36,8 @@ def test_widths_that_differ_need_an_alignment_by_the_key_of_the_loss() -> None:
 
 
 def test_queries_of_equal_width_need_no_translation() -> None:
-    assert isinstance(translation(4, 4), nn.Identity)
-    assert translation(4, 6)(torch.zeros(2, 3, 4)).shape == (2, 3, 6)
+    assert isinstance(width_projection(4, 4), nn.Identity)
+    assert width_projection(4, 6)(torch.zeros(2, 3, 4)).shape == (2, 3, 6)
 
 
 def test_levels_are_compared_in_single_precision_and_teach_one_way() -> None:

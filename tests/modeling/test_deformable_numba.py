@@ -49,14 +49,14 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     torch_threads(1)
     alone = outputs_and_gradients()
-    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_PER_THREAD", 1)
     torch_threads(threads)
     for have, want in zip(outputs_and_gradients(), alone, strict=True):
         assert torch.equal(have, want)
 
 
 def test_two_python_threads_read_at_once(monkeypatch: pytest.MonkeyPatch, torch_threads) -> None:
-    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_PER_THREAD", 1)
     torch_threads(2)
     want = [outputs_and_gradients(seed) for seed in range(2)]
     found: dict[int, list[list[Tensor]]] = {0: [], 1: []}
@@ -79,7 +79,7 @@ PROGRAM = """
 import os, sys, torch
 torch.set_num_threads(2)
 from v2idetr.modeling import deformable_numba, numba_kernels
-numba_kernels.MIN_WORK_A_THREAD = 1
+numba_kernels.MIN_WORK_PER_THREAD = 1
 value = torch.ones(1, 12, 4, 8)
 where = torch.full((1, 8, 4, 1, 1, 2), 0.5)
 def read():
@@ -135,7 +135,7 @@ logging.basicConfig(format="%(message)s")
 """
     result = run(program + PROGRAM)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("compiled at each start") == 1
+    assert result.stderr.count("compiled at every start") == 1
 
 
 def test_a_full_disk_does_not_stop_a_run(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_trained_teacher_has_the_same_weights_for_any_number_of_kernel_threads
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = [noise_clip((64, 96))]
-    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_PER_THREAD", 1)
 
     def trained(threads: int) -> list[Tensor]:
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -77,7 +77,7 @@ def test_our_gradients_are_used_where_torchs_are_slow(
 
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_PER_THREAD", 1)
     arguments = case((3, 8, 9), (5, 5, 5), 1, 2, d=300)
     before, results = torch.get_num_threads(), []
     try:

@@ -45,7 +45,7 @@ def test_torchs_seed_decides_and_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     before = torch.get_num_threads()
     alone = drawn(0.1, 1000, 37)
-    monkeypatch.setattr(numba_kernels, "MIN_WORK_A_THREAD", 1)
+    monkeypatch.setattr(numba_kernels, "MIN_WORK_PER_THREAD", 1)
     try:
         for threads in (2, 3, 7):
             torch.set_num_threads(threads)

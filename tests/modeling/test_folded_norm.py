@@ -174,8 +174,8 @@ def test_a_copied_backbone_folds_its_own_norms():
         assert not torch.equal(maps(other, pixels(torch.float32)), before)
 
 
-def test_a_model_that_needs_the_layers_behind_its_last_map_is_refused():
-    with pytest.raises(ValueError, match="hrnet_w18_small does not run without the layers behind"):
+def test_a_model_that_needs_the_layers_after_its_last_map_is_refused():
+    with pytest.raises(ValueError, match="hrnet_w18_small does not run without the layers after"):
         TimmBackbone("hrnet_w18_small", freeze_stem=False)
 
 

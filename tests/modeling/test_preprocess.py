@@ -85,7 +85,7 @@ FOREIGN = {"_target_": "detectron2.data.transforms.Resize", "shape": 3}
     [
         ([FOREIGN], r" is detectron2\.data\.transforms\.Resize, which .* use one of"),
         ([ONE, ONE], r" is .*ShortEdge, .*ShortEdge, which .* use one of"),
-        ([DRAWN], r"\[0\]\.short_edges is \[3, 4\].* give one length"),
+        ([DRAWN], r"\[0\]\.short_edges is \[3, 4\].* set a single length"),
     ],
 )
 def test_a_resize_that_is_not_known_is_refused_with_its_key(

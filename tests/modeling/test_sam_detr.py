@@ -141,7 +141,7 @@ def test_what_made_a_position_has_a_gradient_of_zero() -> None:
 
 def test_a_bare_centre_is_refused() -> None:
     net = tiny_sam_detr()
-    with pytest.raises(AssertionError, match="SAM-DETR takes the region of a box"):
+    with pytest.raises(AssertionError, match="SAM-DETR needs reference boxes"):
         net.decode(remember(net), foreign(3).with_reference_dim(2))
 
 

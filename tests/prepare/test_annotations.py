@@ -149,7 +149,7 @@ def test_a_split_without_usable_frames_says_which_files_and_why(tmp_path: Path):
         class_names=["polyp"],
     )
     splits = {"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [Frame("2.jpg")])]}
-    message = r"split 'val' is empty, as none of its frames can be used: 1 .2\.jpg cannot be read"
+    message = r"split 'val' is empty: none of its frames can be used: 1 .2\.jpg cannot be read"
     with pytest.raises(ValueError, match=message):
         conversion.write(splits)
     assert not (tmp_path / "out").exists()

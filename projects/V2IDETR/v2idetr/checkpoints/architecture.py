@@ -1,7 +1,7 @@
-"""A detector as far as weights must agree with it: a dict of its settings.
+"""Architecture of a detector, a dict of the settings that its weights must match.
 
-Most of them show in the tensors, so that a file of another code base says them too. See
-``modeling/weight_rules.py`` for what each family adds.
+Most settings follow from the tensors, also in files of other code bases. Each family adds its own,
+see ``modeling/weight_rules.py``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from v2idetr.modeling.renaming import State
 from v2idetr.modeling.resnet_names import describe_resnet, resnet_names
 from v2idetr.modeling.weight_rules import Architecture, Layout, rules_of
 
-# Settings in which tensors of the right shapes can still disagree.
+# Settings that can differ between tensors of equal shapes.
 HIDDEN = ("network", "num_heads")
 
 
 def describe(net: nn.Module) -> Architecture:
-    """Settings of a network; its class alone where that has no rules for weights."""
+    """Settings of a network; only its class without rules for weights."""
     rules = rules_of(type(net))
     if rules is None:
         return {"network": type(net).__name__}
@@ -39,12 +39,12 @@ def describe_state(
     """Settings of a network from its tensors.
 
     Args:
-        network: its class, which has rules for weights.
+        network: class with rules for weights.
         state: our tensors, named as in the network.
-        known: settings that tensors do not show, such as "num_heads".
+        known: settings that are not in the tensors, such as "num_heads".
 
     Raises:
-        KeyError: a tensor is missing; it is named.
+        KeyError: a tensor is missing; names it.
     """
     rules = rules_of(network)
     assert rules is not None
@@ -61,22 +61,22 @@ def check_complete(
     *,
     resnet: bool = True,
 ) -> None:
-    """Compare a file with what its architecture needs; a temporal module is left out of it.
+    """Compare a file's tensors with those of its architecture, except for a temporal module.
 
     Args:
-        network: class of the detector's network, which has rules for weights.
+        network: class of the detector's network with rules for weights.
         state: our tensors.
-        architecture: of them.
-        layout: of the file, whose names are shown.
-        source: for messages.
-        resnet: the backbone must be one; otherwise it is left out, too.
+        architecture: settings of these tensors.
+        layout: layout of the file, for names in messages.
+        source: file name for messages.
+        resnet: whether the backbone is a ResNet; other backbones are not compared.
 
     Raises:
-        CheckpointError: lists what is missing, has another shape or has no place.
+        CheckpointError: lists missing, unexpected and reshaped tensors.
     """
     try:
         expected = _shapes(network, state, architecture)
-    except ValueError as error:  # numbers that no whole file has
+    except ValueError as error:  # sizes that no complete file has
         raise CheckpointError(f"{source}: {error}") from error
     backbone = resnet_names(_in_backbone(state)) if resnet else []
     needed = dict.fromkeys([*(f"backbone.{name}" for name in backbone), *expected])
@@ -105,25 +105,25 @@ def incomplete(
     unexpected: Sequence[str] = (),
     reshaped: Sequence[str] = (),
 ) -> CheckpointError:
-    """The error for a file that is not what its layout says.
+    """The error for a file that does not match its layout.
 
     Args:
         layout, source: see :func:`check_complete`.
-        missing: our names.
-        unexpected: their names.
+        missing: our names of missing tensors.
+        unexpected: their names of unexpected tensors.
         reshaped: one line for each tensor of another shape.
     """
     parts = "".join(f" {sentence}" for sentence in missing_parts(unexpected))
     remedy = ""
     if not parts and (missing or reshaped or layout is OURS):
-        remedy = "\nGet the file again, or save all of model.state_dict() again."
+        remedy = "\nDownload the file again, or save the complete model.state_dict() again."
     elif not parts:
         remedy = (
-            "\nIf the detector works without them, save the others alone: "
+            "\nIf the detector works without them, save only the others: "
             "torch.save({'model': others}, 'weights.pth')."
         )
     return CheckpointError(
-        f"{source}: has the layout of {layout.title}, but is not a whole detector that we have."
+        f"{source}: has the layout of {layout.title}, but is not a complete detector."
         f"{parts}"
         + listed("missing", names_in_file(layout, missing))
         + listed("unexpected", unexpected)
@@ -133,7 +133,7 @@ def incomplete(
 
 
 class _Channels(nn.Module):
-    """Stands for a backbone that gives maps of these channels, by stride."""
+    """Placeholder of a backbone with maps of these channels by stride."""
 
     def __init__(self, channels: dict[int, int]) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class _Channels(nn.Module):
 def _shapes(
     network: type[nn.Module], state: State, architecture: Architecture
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that a network of this architecture has besides its backbone."""
+    """Names and shapes of a network of this architecture without its backbone."""
     rules = rules_of(network)
     assert rules is not None
     taken = inspect.signature(network).parameters.keys() - {"backbone", "fusion"}

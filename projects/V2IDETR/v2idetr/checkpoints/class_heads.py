@@ -1,4 +1,4 @@
-"""Class heads: whose rows are which classes, rows of some classes alone, and fresh heads."""
+"""Class heads: class names of rows, selection of rows, and new heads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.modeling.renaming import State
 from v2idetr.modeling.weight_rules import WeightRules, rules_of
 
-# By COCO's ids, 91 rows as the official codes have them; two words stand for ids without a class.
+# By COCO id, 91 rows as in the official code; two words mark ids without a class.
 COCO_BY_ID = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 UNUSED = ("__background__", "N/A")
 COCO_CLASSES = [name for name in COCO_BY_ID if name not in UNUSED]  # 80 rows, as in detrex
 
 
 def default_class_names(num_classes: int) -> list[str]:
-    """Names for a file that says none: COCO's for heads of COCO's sizes.
+    """Class names for a file without names: COCO's for heads of COCO's sizes.
 
-    Rows that are no class are called "unused 0" and so on by their index.
+    Rows without a class are "unused 0" and so on, by index.
     """
     if num_classes == len(COCO_CLASSES):
         return list(COCO_CLASSES)
@@ -33,7 +33,7 @@ def default_class_names(num_classes: int) -> list[str]:
 
 
 def class_head_prefixes(net: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of a network's class heads.
+    """Prefixes of the names of a network's class heads.
 
     A network without rules is taken to name them as the families here, or Detectron2, do.
     """
@@ -50,23 +50,23 @@ def with_classes(
     wanted: Sequence[str],
     source: str | Path,
 ) -> State:
-    """The detector for some of its classes, in the wanted order.
+    """Tensors of a detector for some of its classes, in the wanted order.
 
     Args:
         state: our tensors.
-        rules: of the network class.
-        have: its class names.
-        wanted: class names.
-        source: for messages.
+        rules: rules of the network class.
+        have: class names of the detector.
+        wanted: class names to keep.
+        source: file name for messages.
 
     Raises:
-        CheckpointError: it does not know a class.
+        CheckpointError: a wanted class is not in ``have``.
     """
-    strange = [name for name in wanted if name not in have]
-    if strange:
+    unknown = [name for name in wanted if name not in have]
+    if unknown:
         raise CheckpointError(
-            f"{source}: detects {_shown(have)}, not {_shown(strange)}. Add --new-class-head to "
-            "start with a fresh class head, or choose from its classes."
+            f"{source}: detects {_shown(have)}, not {_shown(unknown)}. Add --new-class-head to "
+            "start with a new class head, or choose from its classes."
         )
     rows = [list(have).index(name) for name in wanted]
 
@@ -81,16 +81,16 @@ def with_classes(
 def with_new_class_head(
     state: State, rules: WeightRules, num_classes: int, new_num_classes: int
 ) -> State:
-    """The detector with class heads as before training, always the same ones.
+    """Tensors of a detector with new class heads, from a fixed seed.
 
-    The first row of a two-stage encoder's own head stays: it does not tell classes apart but
-    proposals from background.
+    The first row of a two-stage encoder's head is kept, because it scores proposals against
+    background.
 
     Args:
         state: our tensors.
-        rules: of the network class.
-        num_classes: K that it has.
-        new_num_classes: K that it gets.
+        rules: rules of the network class.
+        num_classes: number of classes in ``state``.
+        new_num_classes: number of classes of the new heads.
     """
     old = {n: t for n, t in state.items() if n.startswith(rules.class_heads)}
     weight = next(tensor for name, tensor in old.items() if name.endswith(".weight"))
@@ -100,13 +100,13 @@ def with_new_class_head(
         head = nn.Linear(weight.shape[1], new_num_classes + no_object, dtype=weight.dtype)
     if not no_object:
         nn.init.constant_(head.bias, -math.log(99))  # focal loss: a prior of 1 %
-    fresh = {kind: tensor.detach() for kind, tensor in head.named_parameters()}
-    heads = {name: fresh[name.rpartition(".")[2]].clone() for name in old}
+    new = {kind: tensor.detach() for kind, tensor in head.named_parameters()}
+    heads = {name: new[name.rpartition(".")[2]].clone() for name in old}
     return _with_proposal_row({**state, **heads}, state, rules)
 
 
 def _with_proposal_row(state: State, before: State, rules: WeightRules) -> State:
-    """Put back the one row that scores the proposals of two stages."""
+    """Restore the row that scores the proposals of two stages."""
     head = rules.proposal_head(before)
     for name in before if head else ():
         if name.startswith(head):

@@ -1,4 +1,4 @@
-"""From a file of any layout to a detector's weights with their header."""
+"""File of any layout -> a detector's weights with their header."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from v2idetr.modeling.weight_rules import (
     rules_of,
 )
 
-# Of all published detectors: ImageNet's statistics, as on COCO.
+# Of all published detectors on COCO, with ImageNet's statistics.
 PUBLISHED_PREPROCESS = Preprocess(ShortestEdge(800, 1333), size_divisor=1)
-QUERIES = 300  # of the official two-stage detectors
+DEFAULT_NUM_QUERIES = 300  # of the official two-stage detectors
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Weights:
 
     Attributes:
         state: tensors, named as in the network.
-        header: facts that they do not show.
-        path: of the file that they were read from, for messages.
-        rules: of the network class; None where it has none.
-        assumed: facts that the file does not say either, one sentence each.
+        header: facts that are not in the tensors.
+        path: path of the source file, for messages.
+        rules: rules of the network class; None for none.
+        assumed: assumptions about facts that are not in the file, one sentence each.
     """
 
     state: State
@@ -62,12 +62,12 @@ def read_foreign(path: Path, stored: Stored, *, num_heads: int | None = None) ->
     """A detector from a file of another code base.
 
     Args:
-        path: of the file; settings that transformers has written beside it are read, too.
-        stored: its content.
-        num_heads: attention heads where the file does not say them; None for the published number.
+        path: path of the file; settings of transformers beside it are also read.
+        stored: content of the file.
+        num_heads: number of attention heads for files without it; None for the published number.
 
     Raises:
-        CheckpointError: it is in no known layout, not whole, or of a detector that we do not have.
+        CheckpointError: the layout is unknown, the file incomplete or the detector unsupported.
     """
     network, layout = find_layout(stored.state, path)
     rules = rules_of(network)
@@ -78,8 +78,8 @@ def read_foreign(path: Path, stored: Stored, *, num_heads: int | None = None) ->
         raise incomplete(layout, str(path), [], unknown)
     if "dc5" in path.name.lower() and "dilation" not in beside:
         raise CheckpointError(
-            f"{path}: is a DC5 detector by its name, with a dilated backbone, which is none of "
-            "ours. If it is not, rename the file."
+            f"{path}: is a DC5 detector by its name, with a dilated backbone, which is not "
+            "supported. If it is not, rename the file."
         )
     assumed = []
     if "num_heads" not in beside:
@@ -92,12 +92,12 @@ def read_foreign(path: Path, stored: Stored, *, num_heads: int | None = None) ->
     architecture = _architecture_of(path, network, state, layout, known)
     if architecture["backbone"] == NOT_PLAIN:
         raise CheckpointError(
-            f"{path}: its backbone is not {PLAIN}, but has their names with other shapes; no "
-            "config here has it."
+            f"{path}: its backbone is not {PLAIN}, but has their names with other shapes, "
+            "which is not supported."
         )
     if "num_queries" not in architecture | beside:
-        assumed.append(f"number of queries is not in the file; {QUERIES} assumed")
-    architecture.setdefault("num_queries", beside.get("num_queries", QUERIES))
+        assumed.append(f"number of queries is not in the file; {DEFAULT_NUM_QUERIES} assumed")
+    architecture.setdefault("num_queries", beside.get("num_queries", DEFAULT_NUM_QUERIES))
     names = beside.get("class_names", [])
     if len(names) != architecture["num_classes"]:
         names = default_class_names(architecture["num_classes"])
@@ -114,12 +114,12 @@ def read_foreign(path: Path, stored: Stored, *, num_heads: int | None = None) ->
 def read_published(
     path: Path, state: State, header: Header, network: type[nn.Module] | None = None
 ) -> Weights:
-    """A detector from a file with a header of ours.
+    """A detector from a file with our header.
 
     Args:
-        path: of the file.
-        state: its tensors, named as in the network.
-        header: of the file.
+        path: path of the file.
+        state: tensors of the file, named as in the network.
+        header: header of the file.
         network: class that a config names, for detectors that are no family of this project.
 
     Raises:
@@ -151,20 +151,20 @@ def read_published(
         differing.append(f"class_names are {classes}, not {shown['num_classes']}")
     if differing:
         raise CheckpointError(
-            f"{path}: its header is of another detector than its tensors; convert the file that it "
-            "was made from again.\n  " + "\n  ".join(differing)
+            f"{path}: its header does not match its tensors; convert its source file "
+            "again.\n  " + "\n  ".join(differing)
         )
     return Weights(state, header, path, rules)
 
 
 def of_detector(path: Path, detector: Any, config: str, preprocess: Preprocess) -> Weights:
-    """The weights of a detector of ours that were loaded from a file.
+    """Weights of one of our detectors, loaded from a file.
 
     Args:
-        path: of that file.
+        path: path of the file.
         detector: a ``meta_arch.Detector``.
-        config: YAML of its run.
-        preprocess: of its run.
+        config: YAML config of its run.
+        preprocess: preprocessing of its run.
     """
     state = {
         name.removeprefix("net."): tensor.detach()
@@ -184,20 +184,20 @@ def for_classes(weights: Weights, class_names: Sequence[str], *, new_head: bool)
     """The same detector for other classes.
 
     Args:
-        weights: of the detector.
-        class_names: known to it, unless there is a new head.
-        new_head: give it a fresh class head.
+        weights: weights of the detector.
+        class_names: some of its class names, or any with a new head.
+        new_head: whether to replace the class head by a new one.
 
     Raises:
-        CheckpointError: it does not know a class; or its network has no rules that name its heads.
+        CheckpointError: an unknown class, or a network without rules that name its heads.
     """
     header, rules, names = weights.header, weights.rules, list(class_names)
     if not new_head and names == header.class_names:
         return weights
     if rules is None:
         raise CheckpointError(
-            f"{weights.path}: which tensors are class heads is not known of "
-            f"{header.architecture['network']}; give the class weight_rules, or keep its classes."
+            f"{weights.path}: the class heads of {header.architecture['network']} are unknown; add "
+            f"weight_rules to the class, or keep its classes."
         )
     if new_head:
         had = len(header.class_names)
@@ -210,7 +210,7 @@ def for_classes(weights: Weights, class_names: Sequence[str], *, new_head: bool)
 
 
 def check_fits(weights: Weights, detector: Any, config: str) -> Weights:
-    """The same weights for a detector of a config, which their header then holds.
+    """The same weights for a config's detector, with the config in their header.
 
     Raises:
         CheckpointError: lists the differences.
@@ -231,7 +231,7 @@ def _architecture_of(
     *,
     resnet: bool = True,
 ) -> Architecture:
-    """The settings that tensors show; CheckpointError where they are no whole detector."""
+    """Settings from the tensors; CheckpointError for an incomplete detector."""
     try:
         architecture = describe_state(network, state, known)
         width, num_heads = architecture.get("d", 0), architecture.get("num_heads", 1)
@@ -240,13 +240,13 @@ def _architecture_of(
         raise incomplete(layout, str(path), [str(error.args[0])]) from error
     except (IndexError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{path}: has tensors of shapes that {layout.title} never has."
+            f"{path}: has tensors of shapes that do not occur in {layout.title}."
         ) from error
     if not divisible:
         raise CheckpointError(
-            f"{path}: its width of {width} cannot be cut into {num_heads} heads; "
-            "keep the training arguments or the config.json with the file, which say how many, or "
-            "give --num-heads."
+            f"{path}: its width of {width} cannot be divided into {num_heads} heads; "
+            "keep the training arguments or the config.json with the file for their number, or "
+            "set --num-heads."
         )
     check_complete(network, state, architecture, layout, str(path), resnet=resnet)
     return architecture

@@ -1,4 +1,4 @@
-"""Files of weights: read without running code, written whole or not at all."""
+"""Files of weights: read without executing code, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from v2idetr.atomic_file import write_atomically
 from v2idetr.modeling.backbone_weights import read_numpy_pickle
 from v2idetr.tensor_files import read_safetensors
 
-MAX_LISTED = 10  # names shown of each kind of mismatch
-# What training programs keep beside the weights and torch does not know to be harmless: a record of
-# the command line (DETR, Deformable DETR, SAM-DETR). It has no code of its own to run.
-HARMLESS = (argparse.Namespace,)
-FORMER = re.compile(r"^((?:.*\.)?)temporal\.(?=levels\.)")  # of MSI, now in a slot of the network
-USUAL = ("model", "state_dict")  # where weights are looked for first
+MAX_LISTED = 10  # names in a message for each kind of mismatch
+# Additional class allowed in torch files, without code to execute: the command line of DETR,
+# Deformable DETR and SAM-DETR.
+SAFE_CLASSES = (argparse.Namespace,)
+FORMER_NAME = re.compile(r"^((?:.*\.)?)temporal\.(?=levels\.)")  # MSI, now in a slot of the network
+USUAL = ("model", "state_dict")  # preferred keys of weights
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or used; the message says what to do."""
+    """A checkpoint that cannot be written, read or used; the message has the remedy."""
 
 
 @dataclass
 class Stored:
-    """What a file of weights holds.
+    """Content of a file of weights.
 
     Attributes:
         state: tensors by name.
-        beside: what else a torch file holds on its first level, by name.
-        metadata: the header of a safetensors file, words by name.
-        taken: where in a torch file the tensors were: "model", "ema.module"; "" if at its top.
-        others: where further weights of the same names are.
+        beside: other top-level entries of a torch file.
+        metadata: header of a safetensors file.
+        taken: key of the tensors in a torch file: "model", "ema.module"; "" for the top level.
+        others: keys of further weights of the same names.
     """
 
     state: dict[str, Tensor]
@@ -55,17 +55,16 @@ class Stored:
 def read_weights(path: str | Path, key: str = "") -> Stored:
     """Tensors by name of a safetensors or torch file or of a pickle of numpy arrays, on the CPU.
 
-    A torch file holds them bare, or below a key. Of several sets "model" is taken, or else
-    "state_dict", or else the first one. What DataParallel puts before all names ("module.") is
-    taken off.
+    A torch file has them at the top level or below a key. Of several sets, "model", else
+    "state_dict", else the first one is read. The prefix "module." of DataParallel is removed.
 
     Args:
-        path: of the file.
-        key: the set to take, such as "ema_state" or "ema.module".
+        path: path of the file.
+        key: key of the set to read, such as "ema_state" or "ema.module".
 
     Raises:
-        CheckpointError: see :func:`read_torch`; or there are no named tensors in the file, or none
-            below ``key``.
+        CheckpointError: see :func:`read_torch`; or the file has no named tensors, or none below
+            ``key``.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -92,30 +91,30 @@ def read_weights(path: str | Path, key: str = "") -> Stored:
 
 
 def with_current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of files that were written before a module moved, under their names of today."""
-    return {FORMER.sub(r"\1fusion.features.", name): tensor for name, tensor in state.items()}
+    """Tensors of older files, under their current names."""
+    return {FORMER_NAME.sub(r"\1fusion.features.", name): tensor for name, tensor in state.items()}
 
 
 def read_torch(path: str | Path) -> Any:
     """Content of a torch file, on the CPU.
 
     Raises:
-        CheckpointError: missing, truncated, damaged, or holding pickled code.
+        CheckpointError: the file is missing, truncated or damaged, or contains pickled code.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file.")
+        raise CheckpointError(f"{path}: no such checkpoint file.")
     try:
         _check_sums(path)
-        with torch.serialization.safe_globals(list(HARMLESS)):
+        with torch.serialization.safe_globals(list(SAFE_CLASSES)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        if named or path.read_bytes()[:1] == b"\x80":  # \x80 opens a bare pickle
+        if named or path.read_bytes()[:1] == b"\x80":  # \x80 begins a bare pickle
             what = f" ({named[1]})" if named else ""
             raise CheckpointError(
-                f"{path}: holds pickled Python objects{what}, which can run code when read, and is "
-                "refused. If you trust it, convert it where it was made: "
+                f"{path}: contains pickled Python objects{what}, which can run code when read: "
+                "not loaded. If you trust it, convert it where it was made: "
                 "torch.save({'model': model.state_dict()}, 'weights.pth')."
             ) from error
         raise CheckpointError(f"{path}: is not a checkpoint, or is truncated.") from error
@@ -132,7 +131,7 @@ def read_torch(path: str | Path) -> Any:
 
 
 def check_finite(state: dict[str, Tensor], source: str | Path) -> None:
-    """Refuse weights of which one is NaN or infinite.
+    """Reject weights with NaN or infinity.
 
     Raises:
         CheckpointError: names the tensors.
@@ -140,17 +139,17 @@ def check_finite(state: dict[str, Tensor], source: str | Path) -> None:
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
-            f"{source}: has weights that are NaN or infinite: its training has diverged, or the "
-            "file was put together wrongly. Use an earlier checkpoint." + listed("in", broken)
+            f"{source}: has weights that are NaN or infinite: its training diverged, or the "
+            "file was assembled wrongly. Use an earlier checkpoint." + listed("in", broken)
         )
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, advice: str) -> None:
-    """Let ``write`` fill a file that then replaces ``path``.
+    """Replace ``path`` by a new file that ``write`` fills.
 
     Raises:
-        CheckpointError: the disk is full or cannot be written; what ``path`` held before is
-            untouched. ``advice`` ends the message.
+        CheckpointError: the disk is full or not writable; an earlier file at ``path`` is untouched.
+            ``advice`` ends the message.
     """
     try:
         write_atomically(path, write)
@@ -168,7 +167,7 @@ def sha256(path: Path) -> str:
 
 
 def listed(title: str, names: Sequence[str]) -> str:
-    """Lines that show the first names under a title with their number; "" without names."""
+    """Lines with a title, the number of names and the first names; "" without names."""
     if not names:
         return ""
     more = f"\n    and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
@@ -176,11 +175,11 @@ def listed(title: str, names: Sequence[str]) -> str:
 
 
 def _sets_of_weights(content: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """All dicts of named tensors in a file, at its top or at most two keys below it."""
+    """All dicts of named tensors in a file, at the top level or at most two keys below."""
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         return
     if any(hasattr(value, "shape") for value in content.values()):
-        # Words stand beside the arrays in Detectron2's pickles.
+        # Detectron2's pickles have strings beside the arrays.
         arrays = {n: v for n, v in content.items() if not isinstance(v, str)}
         if all(hasattr(value, "shape") for value in arrays.values()):
             yield key, {name: torch.as_tensor(value) for name, value in arrays.items()}
@@ -197,9 +196,9 @@ def _without_module(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether two sets are weights of one network: most names are of both."""
+    """Whether two sets are weights of one network: they share most names."""
     shared = one.keys() & other.keys()
-    if not shared:  # each with what its own wrapper puts before all names
+    if not shared:  # each with the prefix of its own wrapper
         one, other = (_without_module(state) for state in (one, other))
         shared = one.keys() & other.keys()
     return 2 * len(shared) > max(len(one), len(other))
@@ -207,20 +206,20 @@ def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def _no_weights(path: Path, content: Any, key: str, have: list[str]) -> str:
     if have:
-        return f"{path}: has no weights under {key!r}; it has them under {', '.join(have)}."
+        return f"{path}: has no weights under {key!r}, but under {', '.join(have)}."
     found = f"is a {type(content).__name__}"
     if isinstance(content, dict):
         found = f"has the keys {', '.join(map(repr, [*content][:MAX_LISTED])) or '(none)'}"
     return (
-        f"{path}: holds no state dict (names to tensors), bare or under a key such as 'model' or "
-        f"'state_dict'; it {found}. If the weights are in it, save them alone: "
+        f"{path}: has no state dict (names to tensors), at the top level or under a key such as "
+        f"'model' or 'state_dict'; it {found}. If it contains the weights, save them alone: "
         "torch.save({'model': weights}, 'weights.pth')."
     )
 
 
 def _read_safetensors(path: Path) -> Stored:
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file.")
+        raise CheckpointError(f"{path}: no such checkpoint file.")
     try:
         state, metadata = read_safetensors(path)
     except (OSError, ValueError) as error:
@@ -229,7 +228,7 @@ def _read_safetensors(path: Path) -> Stored:
 
 
 def _check_sums(path: Path) -> None:
-    """Compare the checksums, which torch does not: damaged tensors load without a word."""
+    """Compare the checksums, since torch loads damaged tensors silently."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return
@@ -240,7 +239,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """The system's error: torch closes its half-written file and reports that failure instead."""
+    """The original OSError, hidden by torch's failure to close the incomplete file."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
@@ -250,7 +249,7 @@ def _write_failure(path: Path, error: OSError, advice: str) -> str:
     folder = next(folder for folder in (path.parent, *path.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(folder).free / 2**20
     code = errno.errorcode.get(error.errno or 0, "error")
-    kept = "The file that was there before is untouched" if path.exists() else "Nothing is left"
+    kept = "The previous file is untouched" if path.exists() else "Nothing is left"
     return (
         f"{path}: could not be written ({code}: {error.strerror}; {free:.0f} MiB free). {kept}. "
         f"{advice}"

@@ -16,27 +16,27 @@ from v2idetr.modeling.resnet_names import (
     transformers_rules,
 )
 
-# What stands before the names of a ResNet in a file: MoCo's first encoder (its second is the
-# running mean of the first), that of MoCo v3, transformers' classifier, or nothing.
+# Prefixes of a ResNet's names in a file: MoCo's first encoder (the second is its running mean),
+# that of MoCo v3, transformers' classifier, or none.
 PREFIXES = ("encoder_q.", "base_encoder.", "resnet.", "")
 FIRST = ("conv1.weight", "stem.conv1.weight", "embedder.embedder.convolution.weight")
 CLASSIFIER = ("fc.", "stem.fc.", "classifier.", "predictor.")
 
 
 def prefix_of(state: State) -> str | None:
-    """What stands before the names of a ResNet; None where there is none."""
+    """Prefix of a ResNet's names in a file; None without a ResNet."""
     return next((p for p in PREFIXES if any(p + first in state for first in FIRST)), None)
 
 
 def to_torchvision(state: State, source: str | Path) -> tuple[State, str]:
-    """A ResNet's tensors without its classifier, and which ResNet it is.
+    """A ResNet's tensors without its classifier, and its name.
 
     Args:
-        state: of a file for which :func:`prefix_of` has found something.
-        source: for messages.
+        state: tensors of a file with a :func:`prefix_of`.
+        source: file name for messages.
 
     Raises:
-        CheckpointError: it is none of the ResNets that detectors here have.
+        CheckpointError: an unsupported ResNet.
     """
     prefix = prefix_of(state)
     assert prefix is not None

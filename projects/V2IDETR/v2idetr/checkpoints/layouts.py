@@ -1,7 +1,6 @@
-"""Reading files of other code bases by the layouts of all detector families, and writing them.
+"""Reading and writing files of other code bases by the layouts of all detector families.
 
-Files hold some tensors twice, under second names; these must agree and are dropped when a file is
-read.
+Files have duplicates of some tensors under second names, which are checked and dropped on reading.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ OURS = Layout("ours", "this project")
 
 
 def known_layouts() -> list[tuple[type[nn.Module], Layout]]:
-    """Every layout of every family, with the network class that it is of."""
+    """All layouts of all families, with their network classes."""
     return [(network, layout) for network, rules in _families() for layout in rules.layouts]
 
 
 def network_of(state: State) -> str:
-    """Name of the network class that has tensors of these names; "" for none of the families."""
+    """Name of the network class with these tensor names; "" if no family matches."""
     found = (net for net, rules in _families() if all(mark in state for mark in rules.marks))
     return next((network.__name__ for network in found), "")
 
 
 def layout_of(state: State) -> tuple[type[nn.Module], Layout] | None:
-    """Network class and layout of a file of another code base, recognised from its names."""
+    """Network class and layout of another code base's file, from its names; None if unknown."""
     return next((pair for pair in known_layouts() if all(m in state for m in pair[1].marks)), None)
 
 
@@ -41,11 +40,11 @@ def find_layout(state: State, source: str | Path) -> tuple[type[nn.Module], Layo
     """As :func:`layout_of`.
 
     Args:
-        state: of the file.
-        source: for messages.
+        state: tensors of the file.
+        source: file name for messages.
 
     Raises:
-        CheckpointError: the file is in no known layout.
+        CheckpointError: the layout is unknown.
     """
     found = layout_of(state)
     if found is not None:
@@ -59,7 +58,7 @@ def find_layout(state: State, source: str | Path) -> tuple[type[nn.Module], Layo
         parts = ["It has names such as " + ", ".join([*state][:3]) + "."]
         if known[nearest.title]:
             parts.append(
-                f"It is nearest to {nearest.title}, but has no {' and no '.join(lacking)}."
+                f"It is most similar to {nearest.title}, but has no {' and no '.join(lacking)}."
             )
     titles = ", ".join(layout.title for layout in layouts)
     raise CheckpointError(
@@ -68,15 +67,15 @@ def find_layout(state: State, source: str | Path) -> tuple[type[nn.Module], Layo
 
 
 def read_layout(layout: Layout, state: State, source: str | Path) -> tuple[State, list[str]]:
-    """Our tensors, and the names of those that we have no place for.
+    """Our tensors, and names without a counterpart in our networks.
 
     Args:
-        layout: of the file.
-        state: of the file.
-        source: for messages.
+        layout: layout of the file.
+        state: tensors of the file.
+        source: file name for messages.
 
     Raises:
-        CheckpointError: tensors that must be one differ.
+        CheckpointError: duplicates of a tensor differ.
     """
     state = _respelled(layout, state)
     mark = layout.own_heads_mark
@@ -91,22 +90,22 @@ def read_layout(layout: Layout, state: State, source: str | Path) -> tuple[State
 
 
 def write_layout(layout: Layout, state: State, source: str | Path) -> State:
-    """A file's tensors in a layout.
+    """Our tensors in another layout.
 
     Args:
-        layout: of the file; for the same network as the tensors.
+        layout: layout for the network of the tensors.
         state: our tensors.
-        source: for messages.
+        source: file name for messages.
 
     Raises:
-        CheckpointError: the layout has no place for some of them.
+        CheckpointError: some tensors have no counterpart in the layout.
     """
     theirs, unknown = renaming.to_theirs(layout.rules, state)
     if unknown:
         parts = "".join(f" {sentence}" for sentence in missing_parts(unknown))
         raise CheckpointError(
-            f"{source}: has tensors that the layout of {layout.title} has no place for.{parts}"
-            + listed("without a place", unknown)
+            f"{source}: has tensors without a counterpart in the layout of {layout.title}.{parts}"
+            + listed("without a counterpart", unknown)
         )
     heads, layers = count(state, "class_heads"), count(state, "decoder")
     two_stage = "proposal_proj.weight" in state
@@ -120,7 +119,7 @@ def write_layout(layout: Layout, state: State, source: str | Path) -> State:
 
 
 def names_in_file(layout: Layout, names: Sequence[str]) -> list[str]:
-    """Our names as the file would have them."""
+    """Their names of our tensors, or our names without a rule."""
     return [part for name in names for part in renaming.their_names(layout.rules, name) or [name]]
 
 
@@ -130,7 +129,7 @@ def _families() -> list[tuple[type[nn.Module], WeightRules]]:
 
 
 def _respelled(layout: Layout, state: State) -> State:
-    """The tensors that matter, spelled as the rules know them."""
+    """Used tensors, in the spelling of the rules."""
     result = {}
     for name, tensor in state.items():
         if any(re.search(pattern, name) for pattern in layout.unused):
@@ -142,7 +141,7 @@ def _respelled(layout: Layout, state: State) -> State:
 
 
 def _count_known(layout: Layout, state: State) -> int:
-    """Number of names of a file that are of a layout."""
+    """Number of names in a file that match a layout."""
     return sum(renaming.is_known(layout.rules, name) for name in _respelled(layout, state))
 
 
@@ -155,8 +154,8 @@ def _without_second_name(state: State, second: str, first: str, source: str | Pa
         del result[name]
         if not torch.equal(tensor, result.setdefault(kept, tensor)):
             raise CheckpointError(
-                f"{source}: {name} and {kept} should be one tensor, but they differ; the file was "
-                "put together from several, or is of a detector that we do not have."
+                f"{source}: {name} and {kept} should be equal, but differ; the file was "
+                "assembled from several, or is of an unsupported detector."
             )
     return result
 
@@ -170,7 +169,7 @@ def _under_another_name(state: State, first: str, second: str) -> State:
 
 
 def _with_all_heads(state: State) -> State:
-    """Give every layer the first head where the file holds it once for all."""
+    """Tensors with a copy of the first head for every layer, if the file has it once."""
     result, layers = dict(state), max(count(state, "class_heads"), count(state, "box_heads"))
     for heads in ("class_heads", "box_heads"):
         if count(state, heads) == 1:
@@ -179,44 +178,47 @@ def _with_all_heads(state: State) -> State:
     return result
 
 
-# Parts of other detectors, by a name that gives them away. In our names or in theirs.
-PARTS_ELSEWHERE = (
-    (r"(^|\.)(mask_head|bbox_attention)\.", "It has a segmentation head, which we do not have."),
+# Unsupported parts of detectors, by patterns of their names or ours.
+UNSUPPORTED_PARTS = (
+    (r"(^|\.)(mask_head|bbox_attention)\.", "It has a segmentation head, which is not supported."),
     (
         r"(^|\.)(label_enc|tgt_embed|label_encoder|denoising_generator)\.",
-        "It has queries of DINO or DN-DETR, which we do not have.",
+        "It has queries of DINO or DN-DETR, which are not supported.",
     ),
     (
         r"(^|\.)ref_point_head\.",
-        "It has the reference points of Conditional DETR, DAB-DETR or DINO, which we do not have.",
+        "It has the reference points of Conditional DETR, DAB-DETR or DINO: not supported.",
     ),
     (
         r"\.(ca_qpos_proj|ca_qpos_sine_proj|q_pos_sine_proj)\.",
-        "It has the cross-attention of Conditional DETR or DAB-DETR, which we do not have.",
+        "It has the cross-attention of Conditional DETR or DAB-DETR, which is not supported.",
     ),
-    (r"(row|col|column)_embed", "It has a learnt position embedding; ours is the sine."),
+    (
+        r"(row|col|column)_embed",
+        "It has a learnt position embedding; only the sine embedding is supported.",
+    ),
     (
         r"^(transformer\.encoder\.(norm|post_norm_layer)|model\.encoder\.layernorm)\.",
-        "Its layers normalise before they compute (--pre_norm); ours do so after.",
+        "It has pre-norm layers (--pre_norm); only post-norm layers are supported.",
     ),
-    (r"^bbox_head\.", "It is a file of MMDetection, whose layout is not known here."),
+    (r"^bbox_head\.", "It is a file of MMDetection, whose layout is not supported."),
     (
         r"^detr\.(transformer|backbone)\.",
-        "It is a file of DETR's Detectron2 wrapper; convert the file that it was made from.",
+        "It is a file of DETR's Detectron2 wrapper; convert its source file.",
     ),
     (r"^backbone\.body\.", "Its backbone is one of timm's; other code bases expect a ResNet."),
     (
         r"^content_embed\.",
-        "Its two-stage queries have learnt contents (mixed_queries), which exist nowhere else.",
+        "Its two-stage queries have learnt contents (mixed_queries); other code bases have none.",
     ),
-    (r"^fusion\.", "It is a teacher: its fusion of frames exists nowhere else."),
+    (r"^fusion\.", "It is a teacher: other code bases have no fusion of frames."),
 )
 
 
 def missing_parts(names: Sequence[str]) -> list[str]:
-    """Sentences about the parts of other detectors that these names belong to."""
+    """Sentences about unsupported parts with these names."""
     return [
         sentence
-        for pattern, sentence in PARTS_ELSEWHERE
+        for pattern, sentence in UNSUPPORTED_PARTS
         if any(re.search(pattern, name) for name in names)
     ]

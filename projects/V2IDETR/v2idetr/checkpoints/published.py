@@ -24,23 +24,23 @@ logger = logging.getLogger(__name__)
 
 FORMAT, BACKBONE_FORMAT = "v2idetr-weights", "v2idetr-backbone"
 VERSION, BACKBONE_VERSION = "2", "1"
-# In place of "preprocess" in version 1, whose "input_size" is the resize in words.
+# In version 1, in place of "preprocess"; "input_size" is the resize in words.
 VERSION_1_PREPROCESS = ("pixel_mean", "pixel_std", "size_divisor", "input_size")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the tensors alone do not say.
+    """Facts about a detector besides its tensors.
 
     Attributes:
-        architecture: see ``architecture.describe``; "num_queries" and "isolate_padding" with it.
-        class_names: by class index.
-        preprocess: of images.
-        config: YAML of the run that trained it; "" if none did.
-        source: name of the file that it was made from.
-        source_sha256: of that file's content.
-        source_layout: of that file.
-        project_version: that wrote it.
+        architecture: see ``architecture.describe``, with "num_queries" and "isolate_padding".
+        class_names: class names by index.
+        preprocess: preprocessing of images.
+        config: YAML config of the training run; "" for none.
+        source: name of the source file.
+        source_sha256: digest of the source file.
+        source_layout: layout of the source file.
+        project_version: version of the program that wrote the file.
     """
 
     architecture: Architecture
@@ -54,7 +54,7 @@ class Header:
 
 
 def project_version() -> str:
-    """Of the installed package; "" where it is used from its source tree alone."""
+    """Version of the installed package; "" for an uninstalled source tree."""
     try:
         return importlib.metadata.version("v2idetr")
     except importlib.metadata.PackageNotFoundError:
@@ -65,12 +65,12 @@ def write_published(path: Path, state: Mapping[str, Tensor], header: Header) -> 
     """Write a detector's weights with their header.
 
     Args:
-        path: of a ``.safetensors`` file.
+        path: path of a ``.safetensors`` file.
         state: tensors, named as in the detector (``net. ...``).
-        header: see :class:`Header`.
+        header: header of the file.
 
     Raises:
-        OSError: it cannot be written; what ``path`` held before is untouched.
+        OSError: the file cannot be written; an earlier one is untouched.
     """
     values = asdict(header) | {"preprocess": header.preprocess.to_json()}
     _write(path, state, FORMAT, VERSION, values)
@@ -80,10 +80,10 @@ def write_backbone(path: Path, state: Mapping[str, Tensor], kind: str, source: P
     """Write the ImageNet weights of a ResNet, for ``model.net.weights``.
 
     Args:
-        path: of a ``.safetensors`` file.
-        state: tensors in torchvision's names.
-        kind: such as "resnet50".
-        source: the file that they are from.
+        path: path of a ``.safetensors`` file.
+        state: tensors with torchvision's names.
+        kind: name of the ResNet, such as "resnet50".
+        source: source file.
 
     Raises:
         OSError: see :func:`write_published`.
@@ -102,14 +102,14 @@ def _write(
 
 
 def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | None:
-    """The header of a file; None if it has none of ours.
+    """The header of a file; None without one of our headers.
 
     Raises:
-        CheckpointError: a header that this program cannot read, or of a backbone.
+        CheckpointError: an unreadable header, or the header of a backbone.
     """
     if metadata.get("format") == BACKBONE_FORMAT:
         raise CheckpointError(
-            f"{source}: holds a backbone alone; name it as model.net.weights instead."
+            f"{source}: contains only a backbone; set model.net.weights to it instead."
         )
     if metadata.get("format") != FORMAT:
         return None
@@ -141,7 +141,7 @@ def read_header(metadata: Mapping[str, str], source: str | Path) -> Header | Non
 
 
 def _is_of_type(name: str, value: Any) -> bool:
-    """Whether a part of a header is what :class:`Header` says."""
+    """Whether a value has the type in :class:`Header`."""
     if name == "architecture":
         return isinstance(value, dict) and isinstance(value.get("network"), str)
     if name == "class_names":
@@ -152,17 +152,17 @@ def _is_of_type(name: str, value: Any) -> bool:
 def check_header(
     header: Header, detector: Any, source: str | Path, *, partial: bool, advice: str = ""
 ) -> None:
-    """Compare a file's header with the detector that is to get its weights.
+    """Compare a file's header with the detector for its weights.
 
     Args:
-        header: of the file.
+        header: header of the file.
         detector: a ``meta_arch.Detector``.
-        source: the file, for messages.
-        partial: only what tensors that fit can still disagree in must agree.
-        advice: how the user can have that, for the error.
+        source: file name for messages.
+        partial: comparison of only those settings that tensor shapes do not determine.
+        advice: alternative remedy for the error.
 
     Raises:
-        CheckpointError: lists what differs.
+        CheckpointError: lists the differences.
     """
     pixels, preprocess = [], header.preprocess
     for key in ("pixel_mean", "pixel_std"):
@@ -177,15 +177,15 @@ def check_header(
     logger.info(
         "%s was trained on images resized by %s, padded to multiples of %d (here %s).",
         source,
-        preprocess.resize or "(not known)",
+        preprocess.resize or "(unknown)",
         preprocess.size_divisor,
         getattr(detector, "size_divisor", "not known"),
     )
     isolated = getattr(getattr(detector, "net", None), "isolate_padding", None)
     if isolated != want.get("isolate_padding", isolated):
         logger.info(
-            "%s was trained with net.isolate_padding=%s and is used with %s: padded images give "
-            "slightly other features.",
+            "%s was trained with net.isolate_padding=%s and is used with %s: features of padded "
+            "images differ slightly.",
             source,
             want["isolate_padding"],
             isolated,
@@ -201,15 +201,15 @@ def check_architecture(
     advice: str = "",
     also: Sequence[str] = (),
 ) -> None:
-    """Compare what is known of a file's detector with the detector that is to get its weights.
+    """Compare a file's architecture with the detector for its weights.
 
     Args:
-        want: of the file; what it does not name is not compared.
+        want: settings of the file; others are not compared.
         detector, source, partial, advice: see :func:`check_header`.
-        also: what differs besides.
+        also: further differences.
 
     Raises:
-        CheckpointError: lists what differs.
+        CheckpointError: lists the differences.
     """
     have = describe(getattr(detector, "net", detector))
     keys = [key for key in want if key in have and (not partial or key in HIDDEN)]
@@ -217,7 +217,7 @@ def check_architecture(
     differing += also
     if differing:
         raise CheckpointError(
-            f"{source}: is of another detector than the config's:\n  "
+            f"{source}: does not fit the config's detector:\n  "
             + "\n  ".join(differing)
             + f"\n{_remedy(have, want, partial, advice)}"
         )
@@ -228,8 +228,7 @@ def _difference(key: str, have: Any, want: Any) -> str:
         return f"net.{key} is {have!r}, in the file {want!r}"
     if have:
         return (
-            "net.fusion is a module, which the file has not "
-            "(teacher.model.net.fusion=null switches it off)"
+            "net.fusion is a module, in the file null (teacher.model.net.fusion=null disables it)"
         )
     return "net.fusion is null, in the file a module: it is of a teacher (teacher.checkpoint)"
 

@@ -1,4 +1,4 @@
-"""Settings of a detector that its tensors do not show, from what lies beside them."""
+"""Settings of a detector that are not in its tensors, from the data beside them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"  # of transformers
 
 
 def settings_beside(path: Path, stored: Stored, layout: Layout) -> dict[str, Any]:
-    """Settings of ours, and "class_names", "preprocess" and "dilation" as far as they are said.
+    """Our settings, and "class_names", "preprocess" and "dilation" if given.
 
     Args:
-        path: of the file.
-        stored: its content.
-        layout: of the file.
+        path: path of the file.
+        stored: content of the file.
+        layout: layout of the file.
 
     Raises:
-        CheckpointError: a file that is no JSON; the detector has something that we do not have.
+        CheckpointError: invalid JSON, or unsupported settings.
     """
     if layout.name == "transformers":
         return read_folder(path.parent)
@@ -37,7 +37,7 @@ def settings_beside(path: Path, stored: Stored, layout: Layout) -> dict[str, Any
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """As :func:`settings_beside`, from the files that transformers has written into a folder."""
+    """As :func:`settings_beside`, from the JSON files of transformers in a folder."""
     settings: dict[str, Any] = {}
     for name, interpret in ((CONFIG, _of_config), (PROCESSOR, _of_processor)):
         path = folder / name
@@ -47,7 +47,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
             content = json.loads(path.read_bytes())  # with or without a byte-order mark
             settings |= interpret(content)
         except (json.JSONDecodeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: is no JSON of settings: {error}.") from error
+            raise CheckpointError(f"{path}: is not a JSON file of settings: {error}.") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}.") from error
     return settings
@@ -55,12 +55,12 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 def _of_command_line(args: Namespace) -> dict[str, Any]:
     if getattr(args, "dilation", False):
-        raise ValueError("was trained with --dilation (DC5), which our backbones do not have")
+        raise ValueError("was trained with --dilation (DC5), which is not supported")
     if getattr(args, "pre_norm", False):
-        raise ValueError("was trained with --pre_norm; our layers normalise after they compute")
+        raise ValueError("was trained with --pre_norm; only post-norm layers are supported")
     if getattr(args, "position_embedding", "sine") not in ("sine", "v2"):
         raise ValueError(
-            f"was trained with --position_embedding {args.position_embedding}; ours is the sine"
+            f"was trained with --position_embedding {args.position_embedding}; we support only sine"
         )
     known = {"num_heads": "nheads", "num_queries": "num_queries", "dilation": "dilation"}
     return {ours: getattr(args, theirs) for ours, theirs in known.items() if hasattr(args, theirs)}
@@ -70,19 +70,19 @@ def _of_config(config: dict[str, Any]) -> dict[str, Any]:
     heads = {config.get(f"{stack}_attention_heads", 8) for stack in ("encoder", "decoder")}
     points = {config.get(f"{stack}_n_points", 4) for stack in ("encoder", "decoder")}
     if len(heads) > 1 or len(points) > 1:
-        raise ValueError("has other heads or points in the encoder than in the decoder")
+        raise ValueError("has different numbers of heads or points in encoder and decoder")
     for key, ours in (
         ("dilation", False),
         ("position_embedding_type", "sine"),
         ("activation_function", "relu"),
     ):
         if config.get(key, ours) != ours:
-            raise ValueError(f"has {key}={config[key]!r}; ours is {ours!r}")
+            raise ValueError(f"has {key}={config[key]!r}; only {ours!r} is supported")
     for key in ("backbone_config", "backbone_kwargs"):
         stride = (config.get(key) or {}).get("output_stride")
         if stride not in (None, 32):
             raise ValueError(
-                f"has {key}.output_stride={stride}, which is a dilated (DC5) backbone; ours have 32"
+                f"has {key}.output_stride={stride}, a dilated (DC5) backbone; only 32 is supported"
             )
     settings: dict[str, Any] = {"num_heads": heads.pop(), "dilation": False}
     if config.get("two_stage", False):

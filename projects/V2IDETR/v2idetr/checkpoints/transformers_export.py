@@ -19,18 +19,19 @@ PUBLISHED_SIZE = {"shortest_edge": 800, "longest_edge": 1333}  # of the detector
 
 
 def export(weights: Weights, folder: Path) -> list[str]:
-    """Write a detector so that transformers can load it.
+    """Write a detector in the format of transformers.
 
     Args:
-        weights: of the detector.
-        folder: gets ``model.safetensors``, ``config.json`` and ``preprocessor_config.json``.
+        weights: weights of the detector.
+        folder: output folder of ``model.safetensors``, ``config.json`` and
+            ``preprocessor_config.json``.
 
     Returns:
-        differences that remain in transformers, one sentence each.
+        remaining differences in transformers, one sentence each.
 
     Raises:
-        CheckpointError: transformers has no such detector, or no place for a part of it; timm,
-            whose backbones it names, has none of this kind.
+        CheckpointError: transformers does not support the detector, one of its parts or its
+            backbone.
         OSError: a file cannot be written.
     """
     rules, header, path = weights.rules, weights.header, weights.path
@@ -39,30 +40,32 @@ def export(weights: Weights, folder: Path) -> list[str]:
     if layout is None or rules is None or rules.transformers_config is None:
         have = [layout.title for _, layout in known_layouts() if layout.name == "transformers"]
         raise CheckpointError(
-            f"{path}: transformers has no {header.architecture['network']}; there are "
+            f"{path}: transformers has no {header.architecture['network']}, only "
             f"{' and '.join(have)}."
         )
     strides = header.architecture["strides"]
     if strides != [32] and (len(strides) == 1 or strides[:3] != [8, 16, 32]):
         raise CheckpointError(
-            f"{path}: its feature levels have strides {strides}, but the backbones of transformers "
-            "give 32, or 8, 16 and 32 and on from there."
+            f"{path}: its feature levels have strides {strides}, but transformers supports only "
+            "32, or 8, 16, 32 and coarser ones."
         )
     state, remarks = write_layout(layout, weights.state, path), []
     if header.architecture["backbone"] not in DEPTHS.values():
         raise CheckpointError(
-            f"{path}: transformers takes a backbone by name, and this is no ResNet of a known "
+            f"{path}: transformers needs a backbone's name, but this is not a ResNet of known "
             "depth."
         )
     if header.architecture.get("isolate_padding"):
         remarks.append(
-            "padding: net.isolate_padding is true, but transformers has no such thing; images "
-            "padded to a common size get slightly other features there"
+            "padding: net.isolate_padding is true, but transformers does not support it; features "
+            "of images padded to a common size differ slightly there"
         )
     size = _size_of(header.preprocess)
     if size is None:
         size = PUBLISHED_SIZE
-        remarks.append(f"resize: {PROCESSOR} has {size}, for want of {header.preprocess.resize}")
+        remarks.append(
+            f"resize: {PROCESSOR} has {size}, because {header.preprocess.resize} is not supported"
+        )
     config = rules.transformers_config(header.architecture) | {
         "id2label": {str(index): name for index, name in enumerate(header.class_names)},
         "label2id": {name: index for index, name in enumerate(header.class_names)},
@@ -77,17 +80,17 @@ def export(weights: Weights, folder: Path) -> list[str]:
 
 
 def _size_of(preprocess: Preprocess) -> dict[str, int] | None:
-    """The size that transformers resizes to; None where it has no such resize."""
+    """Resize of transformers; None if it has no equivalent."""
     resize = preprocess.resize
     if isinstance(resize, FixedSize):
         return {"height": resize.height_px, "width": resize.width_px}
     if isinstance(resize, ShortestEdge) and resize.multiple_px == 1:
         return {"shortest_edge": resize.short_edge_px, "longest_edge": resize.max_size_px}
-    return PUBLISHED_SIZE if isinstance(resize, NoResize) else None  # it is then not used
+    return PUBLISHED_SIZE if isinstance(resize, NoResize) else None  # unused without a resize
 
 
 def _processor_of(preprocess: Preprocess, model: str, size: dict[str, int]) -> dict[str, Any]:
-    """The settings by which transformers prepares images for a detector."""
+    """Settings of transformers' image processor for a detector."""
     return {
         "image_processor_type": model.replace("ForObjectDetection", "ImageProcessor"),
         "format": "coco_detection",

@@ -1,4 +1,4 @@
-"""What training programs wrap around weights: prefixes of all names, further sets beside them."""
+"""Removal of training wrappers from weights: prefixes of all names, further sets of weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from v2idetr.modeling.renaming import State
 
 
 def unwrapped(stored: Stored) -> tuple[Stored, list[str]]:
-    """A file's content without what training programs wrap around it, and what was taken off.
+    """A file's content without training wrappers, and remarks.
 
     Args:
-        stored: of the file.
+        stored: content of the file.
 
     Returns:
-        The content: what is common to the front of all names, such as "_orig_mod." of a compiled
-        model or Lightning's "model.", is taken off where names of a known layout result. And one
-        sentence each about that, and about further sets of weights in the file.
+        the content, without a common prefix of all names, such as "_orig_mod." of a compiled model
+        or Lightning's "model.", if the result has a known layout; and one sentence each about the
+        prefix and about further sets of weights in the file.
     """
     remarks = []
     if stored.taken not in ("", *USUAL) or stored.others:
@@ -34,12 +34,12 @@ def unwrapped(stored: Stored) -> tuple[Stored, list[str]]:
             return stored, remarks
         state, prefix = {n.removeprefix(first): t for n, t in state.items()}, prefix + first
     if prefix:
-        remarks.append(f"names: without the {prefix!r} that stands before all of them")
+        remarks.append(f"names: without their common prefix {prefix!r}")
     return replace(stored, state=state), remarks
 
 
 def _is_known(state: State) -> bool:
-    """Whether names are of one of the layouts, ours and that of ImageNet weights among them."""
+    """Whether names match one of the layouts, including ours and that of ImageNet weights."""
     bare = {name.removeprefix("net."): tensor for name, tensor in state.items()}
     found = layout_of(state) is not None or network_of(bare) != ""
     return found or imagenet.prefix_of(state) is not None

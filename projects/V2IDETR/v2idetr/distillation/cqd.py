@@ -15,7 +15,7 @@ from v2idetr.distillation.distances import (
     compared_layers,
     cosine_distance,
     one_of,
-    translation,
+    width_projection,
 )
 from v2idetr.distillation.knowledge import Knowledge, Reach
 from v2idetr.distillation.loss import DistillationLoss, Pairing
@@ -30,10 +30,10 @@ Reference = Literal["query", "prediction"]
 
 @dataclass(kw_only=True)
 class CrossView(ExtraQueries):
-    """Teacher queries that the student decodes, and what the teacher made of them.
+    """Teacher queries for the student's decoder, and the teacher's decoded features for them.
 
     Attributes:
-        queries: q_t of all frames of a view's clip, n a frame, frame after frame.
+        queries: q_t of all frames of a view's clip, n per frame, in the order of frames.
         target: D_t of the same (frame, index), after every layer of the teacher.
     """
 
@@ -41,23 +41,23 @@ class CrossView(ExtraQueries):
 
 
 class CrossViewQueryDistillation(DistillationLoss):
-    """The student decodes some of the teacher's queries and must find what the teacher found.
+    """Cosine distance between the student's and the teacher's decoded features of teacher queries.
 
     ``L_qe = mean(1 - cos(D_hat, D))``: equation 5 plus a constant, so that it cannot be negative.
 
     Args:
         weight: lambda_qe of equation 6.
-        per_frame: n, how many queries of each frame: "N/T" (as many in all as the teacher has),
-            "N/2" or "N".
+        per_frame: number of queries per frame, n: "N/T" (N for all frames together), "N/2" or "N".
         sampling: "disjoint": one permutation cut into T chunks, so that no index is drawn for two
-            frames (as long as T * n <= N); "independent": equation 4 to the letter.
-        mask: in the student's self-attention: "one_way": its own queries do not see the cross-view
-            ones; "isolated": nor the other way round; "none": all see all.
-        source: "input": Q_t are the decoder's inputs; "decoded": its last outputs.
-        reference: where a cross-view query looks: "query": where it looked in the teacher;
-            "prediction": at the box that the teacher predicted with it.
-        layers: compare the "last" decoder layer or the mean over "all".
-        student_dim, teacher_dim: widths; where they differ, learnt projections translate.
+            frames (if T * n <= N); "independent": equation 4 literally.
+        mask: visibility in the student's self-attention: "one_way": cross-view queries see the
+            student's own, but not the reverse; "isolated": neither sees the other; "none": all see
+            all.
+        source: content of Q_t: "input": the decoder's inputs; "decoded": its last outputs.
+        reference: reference of a cross-view query: "query": as in the teacher; "prediction": the
+            teacher's predicted box.
+        layers: compared decoder layers: "last", or "all" for their mean.
+        student_dim, teacher_dim: widths; learnt projections map one to the other if they differ.
     """
 
     key = "cqd"
@@ -87,15 +87,15 @@ class CrossViewQueryDistillation(DistillationLoss):
         self.source, self.reference = source, reference
         self.mask: Visibility = mask
         self.layers: Layers = layers
-        self.content_in = translation(teacher_dim, student_dim)
-        self.position_in = translation(teacher_dim, student_dim)
-        self.hidden_out = translation(student_dim, teacher_dim)
+        self.content_in = width_projection(teacher_dim, student_dim)
+        self.position_in = width_projection(teacher_dim, student_dim)
+        self.hidden_out = width_projection(student_dim, teacher_dim)
 
     def queries_per_frame(self, num_queries: int, num_frames: int) -> int:
         """n for a teacher of ``num_queries`` queries and clips of ``num_frames`` frames.
 
         Raises:
-            ValueError: there would be none.
+            ValueError: n would be zero.
         """
         n = {"N/T": num_queries // num_frames, "N/2": num_queries // 2, "N": num_queries}
         if n[self.per_frame] < 1:
@@ -141,7 +141,7 @@ class CrossViewQueryDistillation(DistillationLoss):
         return CrossView(queries, self.mask, target=target)
 
     def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
-        """The weighted loss between what student and teacher made of the cross-view queries."""
+        """The weighted loss between student and teacher for the cross-view queries."""
         cross_view, decoded = pairing.extra[self.key]
         assert isinstance(cross_view, CrossView)
         return self.compare(decoded, cross_view)
@@ -150,19 +150,19 @@ class CrossViewQueryDistillation(DistillationLoss):
         """The weighted loss: mean of 1 - cos over layers, views and cross-view queries.
 
         Args:
-            decoded: the student's decoder outputs of ``cross_view.queries``.
-            cross_view: as drawn for this batch.
+            decoded: the student's decoder outputs for ``cross_view.queries``.
+            cross_view: cross-view queries of the batch.
         """
         hidden, target = decoded.hidden, cross_view.target
         ours, theirs = compared_layers("cqd", self.layers, len(hidden), len(target))
-        translated = self.hidden_out(hidden[ours])
-        return self.weight * cosine_distance(translated, target[theirs]).mean()
+        projected = self.hidden_out(hidden[ours])
+        return self.weight * cosine_distance(projected, target[theirs]).mean()
 
 
 def draw_indices(
     N: int, T: int, n: int, *, disjoint: bool, generator: torch.Generator | None = None
 ) -> Int[Tensor, "T n"]:
-    """For each of T frames n different indices below N; with ``disjoint`` none twice at all."""
+    """n different indices below N for each of T frames; with ``disjoint``, none occurs twice."""
     if disjoint:
         assert T * n <= N
         return torch.randperm(N, generator=generator)[: T * n].view(T, n)

@@ -1,4 +1,4 @@
-"""Student against teacher: what several of the distillation losses do alike."""
+"""Distances between student and teacher, shared by the distillation losses."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Layers = Literal["last", "all"]
 
 
 def one_of(key: str, value: str, choices: Any) -> None:
-    """Refuse a word that is not among the choices.
+    """Reject a value that is not one of the choices.
 
     Args:
-        key: below ``distillation``, such as "tfd.sigma".
-        value: as given.
-        choices: a ``Literal``.
+        key: config key below ``distillation``, such as "tfd.sigma".
+        value: value of the key.
+        choices: ``Literal`` of the valid values.
 
     Raises:
-        ValueError: it is another.
+        ValueError: ``value`` is not in ``choices``.
     """
     words = get_args(choices)
     if value not in words:
@@ -38,15 +38,15 @@ def one_of(key: str, value: str, choices: Any) -> None:
 
 
 def alignment(loss: str, align: Align, *, student_dim: int, teacher_dim: int) -> nn.Module:
-    """What is done to the student's map before it is compared.
+    """Projection of the student's map to the teacher's width.
 
     Args:
-        loss: its key below ``distillation``.
+        loss: key of the loss below ``distillation``.
         align: "none", or "conv1x1": a learnt projection.
-        student_dim, teacher_dim: widths.
+        student_dim, teacher_dim: widths of the maps.
 
     Raises:
-        ValueError: "none" between two widths; another word.
+        ValueError: "none" for different widths; unknown ``align``.
     """
     one_of(f"{loss}.align", align, Align)
     if align == "conv1x1":
@@ -54,7 +54,7 @@ def alignment(loss: str, align: Align, *, student_dim: int, teacher_dim: int) ->
     if student_dim != teacher_dim:
         raise ValueError(
             f"The student's features have width {student_dim} and the teacher's {teacher_dim}: "
-            f"set distillation.{loss}.align=conv1x1, or give both models one d."
+            f"set distillation.{loss}.align=conv1x1, or set both models to the same d."
         )
     return nn.Identity()
 
@@ -62,15 +62,15 @@ def alignment(loss: str, align: Align, *, student_dim: int, teacher_dim: int) ->
 def same_level(
     key: str, stride: int, student: Features, teacher: Features
 ) -> tuple[Float[Tensor, "B ds h w"], Float[Tensor, "B dt h w"]]:
-    """The maps of one stride, in single precision; the teacher's has no gradient.
+    """Maps of one stride in single precision, the teacher's without gradient.
 
     Args:
-        key: below ``distillation``, which asks for this stride.
-        stride: in pixels.
+        key: config key of the stride below ``distillation``.
+        stride: stride in pixels.
         student, teacher: features of the same images.
 
     Raises:
-        ValueError: one of them has no such level, or the maps have other sizes.
+        ValueError: one of them has no such level, or the maps differ in size.
     """
     for name, features in (("student", student), ("teacher", teacher)):
         if stride not in features.maps:
@@ -83,8 +83,8 @@ def same_level(
     if ours.shape[-2:] != theirs.shape[-2:]:
         raise ValueError(
             f"The student's stride-{stride} map is {tuple(ours.shape[-2:])} cells and the "
-            f"teacher's {tuple(theirs.shape[-2:])}: both must see the same padded images "
-            "(one size_divisor)."
+            f"teacher's {tuple(theirs.shape[-2:])}: both need the same padded images "
+            "(same size_divisor)."
         )
     return ours, theirs.detach()
 
@@ -102,10 +102,9 @@ def weighted_mean(
     Args:
         distance: D, summed over channels.
         weights: M, zero on padding.
-        normalizer: what N counts: "pixels" (cells of the image), "elements" (cells x channels) or
-            "mask_sum".
-        padding: True on padding; None when nothing is padded.
-        channels: of the map.
+        normalizer: N: "pixels" (cells of the image), "elements" (cells x channels) or "mask_sum".
+        padding: True on padding; None without padding.
+        channels: number of channels of the map.
     """
     if normalizer == "mask_sum":
         count = weights.flatten(1).sum(1).clamp(min=1e-6)
@@ -121,20 +120,20 @@ def weighted_mean(
 # ------------------------------------------------------------------ queries
 
 
-def translation(have: int, want: int) -> nn.Module:
-    """Queries of one width to another: a learnt projection, nothing where the widths agree."""
+def width_projection(have: int, want: int) -> nn.Module:
+    """Learnt projection of queries to another width; the identity for equal widths."""
     return nn.Identity() if have == want else nn.Linear(have, want)
 
 
 def compared_layers(
     loss: str, layers: Layers, student: int, teacher: int
 ) -> tuple[list[int], list[int]]:
-    """The student's decoder layers, and the teacher's that they are compared with.
+    """Compared decoder layers of student and teacher.
 
     Args:
-        loss: its key below ``distillation``.
-        layers: the "last" ones or "all".
-        student, teacher: how many layers they have.
+        loss: key of the loss below ``distillation``.
+        layers: "last" or "all".
+        student, teacher: numbers of decoder layers.
 
     Raises:
         ValueError: "all" of decoders with different depths.
@@ -143,7 +142,7 @@ def compared_layers(
         return [student - 1], [teacher - 1]
     if student != teacher:
         raise ValueError(
-            f"distillation.{loss}.layers=all needs decoders of one depth; the student has "
+            f"distillation.{loss}.layers=all needs decoders of equal depth; the student has "
             f"{student} layers and the teacher {teacher}. Use layers=last."
         )
     return list(range(student)), list(range(teacher))
@@ -152,5 +151,5 @@ def compared_layers(
 def cosine_distance(
     student: Float[Tensor, "*Q d"], teacher: Float[Tensor, "*Q d"]
 ) -> Float[Tensor, "*Q"]:
-    """``1 - cos``, in single precision; nothing flows to the teacher."""
+    """``1 - cos`` in single precision, without gradient for the teacher."""
     return 1 - F.cosine_similarity(student.float(), teacher.detach().float(), -1)

@@ -31,26 +31,25 @@ class FeatureDistillation(DistillationLoss):
 
     ``L = 1/N sum_ijk |M_ij F_s - M_ij F_t|``, or the squares of these differences, summed over the
     levels, mean over the images of the batch. The attention mask is DETRDistill's (Chang et al.,
-    ICCV 2023): one a decoder layer of the teacher, and the sum over them.
+    ICCV 2023): one per decoder layer of the teacher, with the losses summed over layers.
 
     Args:
-        weight: of the loss.
-        strides: which levels, in pixels.
-        mask: which cells count: "none": all of the image; "box": those in a lesion's box;
-            "attention": each as much as the teacher's queries attend to it, see
-            :func:`attention_mask`.
-        distance: "l1" (equation 2) or "mse" (the text, and DETRDistill).
-        normalizer: what N counts: "pixels" (cells of the image, without padding), "elements"
-            (cells x channels) or "mask_sum" (M, or its squares with "mse"). Equation 2 reads as
-            "pixels"; for unrelated features of unit variance and d = 256 that is 290, beside which
-            a detection loss counts for nothing.
-        align: "none", or "conv1x1": a learnt projection of the student's features, needed where
-            widths or scales differ and dropped after training.
-        student_dim, teacher_dim: widths.
+        weight: weight of the loss.
+        strides: strides of the compared levels in pixels.
+        mask: weights of the cells: "none": 1 for all cells of the image; "box": 1 in the boxes of
+            lesions; "attention": attention of the teacher's queries, see :func:`attention_mask`.
+        distance: "l1" (equation 2) or "mse" (the paper's text, and DETRDistill).
+        normalizer: N: "pixels" (cells of the image, without padding), "elements" (cells x channels)
+            or "mask_sum" (M, or its squares with "mse"). Equation 2 reads as "pixels", with
+            a loss of 290 for unrelated features of unit variance and d = 256, far above a
+            detection loss.
+        align: "none", or "conv1x1": a learnt projection of the student's features, for different
+            widths or scales, dropped after training.
+        student_dim, teacher_dim: widths of the features.
     """
 
     key = "fd"
-    nearest = Reach.FEATURES  # where the teacher's maps are found
+    nearest = Reach.FEATURES  # of the teacher's maps
     compares_features = True
 
     def __init__(
@@ -86,7 +85,7 @@ class FeatureDistillation(DistillationLoss):
 
     @property
     def reach(self) -> Reach:
-        """How far the teacher has to go."""
+        """Last required step of the teacher."""
         return Reach.DECODED if self.mask == "attention" else self.nearest
 
     def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
@@ -95,7 +94,7 @@ class FeatureDistillation(DistillationLoss):
         return self.compare(*self._maps(pairing), pairing.boxes_xyxy_px, attended)
 
     def _maps(self, pairing: Pairing) -> tuple[Features, Features]:
-        """The student's and the teacher's."""
+        """Maps of the student and of the teacher."""
         return pairing.student.memory.features, pairing.teacher.features
 
     def compare(
@@ -109,9 +108,9 @@ class FeatureDistillation(DistillationLoss):
 
         Args:
             student, teacher: maps of the same images.
-            boxes_xyxy_px: the lesions, in pixels of these images.
-            attended: what the teacher looks for, see :func:`attended_queries`; for the attention
-                mask.
+            boxes_xyxy_px: lesions in pixels of these images.
+            attended: sum of the teacher's queries, see :func:`attended_queries`, for the
+                attention mask.
         """
         losses = []
         for stride in self.strides:
@@ -139,7 +138,7 @@ class FeatureDistillation(DistillationLoss):
         boxes_xyxy_px: list[Tensor],
         attended: Tensor | None,
     ) -> list[Float[Tensor, "B h w"]]:
-        """M; one a decoder layer for "attention"."""
+        """Masks M, one per decoder layer for "attention"."""
         B, _, h, w = teacher.shape
         if self.mask == "box":
             return [torch.stack([box_mask(boxes, stride, h, w) for boxes in boxes_xyxy_px])]
@@ -151,7 +150,7 @@ class FeatureDistillation(DistillationLoss):
 
 
 class EmbeddingDistillation(FeatureDistillation):
-    """ED: the same between the outputs of the encoders."""
+    """ED: the same distance between the outputs of the encoders."""
 
     key = "ed"
     nearest = Reach.MEMORY

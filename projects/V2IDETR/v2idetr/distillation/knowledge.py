@@ -1,4 +1,4 @@
-"""What the teacher knows about a batch of clips."""
+"""The teacher's outputs for a batch of clips."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Frames = Literal["current", "all"]
 
 
 class Reach(IntEnum):
-    """How far the teacher goes with a batch; each step includes those before it."""
+    """Last step of the teacher for a batch; each includes those before it."""
 
     FEATURES = 0  # the temporal module's output for the views
     MEMORY = 1  # the encoder's output for the views
@@ -31,18 +31,18 @@ class Reach(IntEnum):
 class Knowledge:
     """Features, queries and detections of the frozen teacher for a batch of C clips of T frames.
 
-    Views are the frames that the student learns from, see :func:`views_of`: V = C or C*T. What lies
-    beyond the reach that was asked for is None; nothing has a gradient.
+    Views are the student's training frames, see :func:`views_of`: V = C or C*T. Attributes beyond
+    the requested reach are None; none has a gradient.
 
     Attributes:
-        features: of the views (V), after the temporal module: Y in equation 3.
-        queries: decoder inputs Q of all frames (C*T), clip-major.
+        features: features of the V views after the temporal module, Y in equation 3.
+        queries: decoder inputs Q of all C*T frames, clip-major.
         hidden: decoded features D of these queries after every layer.
         num_frames: T.
-        boxes: that the teacher predicts for these queries after its last layer, cxcywh in [0, 1].
-        encoded: the encoder's output for the views, as maps.
-        decoded: what became of the queries of the views.
-        scores: probability of each class for these.
+        boxes: predicted boxes of these queries after the last layer, cxcywh in [0, 1].
+        encoded: encoder output for the views, as maps.
+        decoded: decoder outputs of the views.
+        scores: probability of each class for the views' queries.
     """
 
     features: Features
@@ -56,12 +56,12 @@ class Knowledge:
 
 
 def views_of(batched_inputs: list[Sample], frames: Frames) -> list[Sample]:
-    """The samples that a student learns from.
+    """The student's training samples.
 
     Args:
         batched_inputs: C samples with their clips, see ``data/clip_mapper.py``.
-        frames: "current": these samples; "all": every frame of every clip in turn is the current
-            one, C*T samples, clip-major. Each draws from a seed of its own.
+        frames: "current": these samples; "all": C*T samples, clip-major, with every frame of every
+            clip as the current one, and a seed for each.
     """
     if frames == "current":
         return batched_inputs
@@ -84,17 +84,17 @@ def teacher_knowledge(
     reach: Reach = Reach.CLIPS,
     frames: Frames = "current",
 ) -> Knowledge:
-    """Run the teacher on whole clips once, as far as is needed.
+    """Run the teacher once on whole clips, up to the required step.
 
     Args:
-        teacher: in evaluation mode.
+        teacher: teacher in evaluation mode.
         batched_inputs: samples with their clips, as in training.
-        reach: see ``DistilledStudent.reach``. Below ``CLIPS`` only the views are encoded, unless
-            the teacher mixes frames behind its encoder.
-        frames: which frames are views, see :func:`views_of`.
+        reach: last required step. Below ``CLIPS`` only the views are encoded, unless the teacher
+            mixes frames after its encoder.
+        frames: choice of views, see :func:`views_of`.
 
     Raises:
-        ValueError: the teacher is in training mode, or a clip has another number of frames.
+        ValueError: the teacher is in training mode, or a clip has a wrong number of frames.
     """
     if teacher.training:
         raise ValueError("The teacher must be in evaluation mode: call teacher.eval() first.")

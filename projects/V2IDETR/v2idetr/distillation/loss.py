@@ -1,4 +1,4 @@
-"""What a distillation loss is: a module that compares a student with its teacher."""
+"""Base class and input of the distillation losses."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from v2idetr.modeling.training import TrainingOutput
 
 @dataclass
 class Pairing:
-    """Student and teacher on one batch of frames: what every distillation loss is given.
+    """Outputs of student and teacher for one batch of frames, the input of distillation losses.
 
     Attributes:
-        student: the training forward of the student.
-        teacher: what the teacher knows of the same frames.
-        extra: of the losses that asked for extra queries, by their keys: the queries, and what the
-            student made of them.
+        student: the student's output in training.
+        teacher: the teacher's output for the same frames.
+        extra: extra queries of losses, and the student's decoder outputs for them, by loss key.
     """
 
     student: TrainingOutput
@@ -36,7 +35,7 @@ class Pairing:
 
     @cached_property
     def boxes_xyxy_px(self) -> list[Float[Tensor, "_ 4"]]:
-        """The lesions of every frame, in pixels of the student's images."""
+        """Lesions of every frame in pixels of the student's images."""
         return [
             box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([w, h, w, h])
             for boxes, (h, w) in zip(
@@ -46,7 +45,7 @@ class Pairing:
 
     @cached_property
     def attended(self) -> Float[Tensor, "L B d"]:
-        """What the teacher's decoder looks for, see :func:`attended_queries`."""
+        """Sum of the teacher's query features, see :func:`attended_queries`."""
         assert self.teacher.decoded is not None and self.teacher.scores is not None
         return attended_queries(
             self.teacher.decoded, self.teacher.scores, self.student.targets.boxes
@@ -54,13 +53,13 @@ class Pairing:
 
 
 class DistillationLoss(nn.Module):
-    """A term of the student's training, below ``distillation.<key>`` in the config.
+    """A loss term of the student, ``distillation.<key>`` in the config.
 
     Attributes:
-        key: its name in the config; the loss is reported as ``loss_<key>``.
-        reach: how far the teacher has to go for it.
-        compares_features: whether the student's projected features are compared as they are, so
-            that both networks must normalise them alike.
+        key: name in the config; the loss is reported as ``loss_<key>``.
+        reach: last required step of the teacher.
+        compares_features: whether the networks' projected features are compared directly, so that
+            both networks need the same normalisation.
     """
 
     key: ClassVar[str]
@@ -74,12 +73,12 @@ class DistillationLoss(nn.Module):
         reference_dim: int,
         generators: Sequence[torch.Generator | None],
     ) -> ExtraQueries | None:
-        """Queries for the student to decode beside its own; None for none.
+        """Extra queries for the student's decoder; None for none.
 
         Args:
-            knowledge: what the teacher knows of the batch.
-            reference_dim: 2 or 4, as the references of the student's own queries.
-            generators: one a frame; None draws from torch's global state.
+            knowledge: the teacher's output for the batch.
+            reference_dim: dimension of the student's references, 2 or 4.
+            generators: one generator per frame; None for torch's global one.
         """
         return None
 

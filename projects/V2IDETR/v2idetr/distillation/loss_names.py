@@ -1,3 +1,3 @@
-"""The keys below `distillation`, apart from the losses, which need torch."""
+"""Keys below `distillation`, in a module that does not import torch."""
 
 LOSSES = ("tfd", "fd", "ed", "cqd", "qd")

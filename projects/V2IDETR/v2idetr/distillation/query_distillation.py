@@ -1,4 +1,4 @@
-"""Query Distillation, row 8 of Table IV (V2I-DETR, section II-D: what CQD replaces)."""
+"""Query Distillation, row 8 of Table IV (V2I-DETR, section II-D), the baseline of CQD."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from v2idetr.distillation.distances import (
     compared_layers,
     cosine_distance,
     one_of,
-    translation,
+    width_projection,
 )
 from v2idetr.distillation.knowledge import Reach
 from v2idetr.distillation.loss import DistillationLoss, Pairing
@@ -24,18 +24,18 @@ Matching = Literal["index", "hungarian"]
 
 
 class QueryDistillation(DistillationLoss):
-    """QD: the student's queries must become what the teacher's have become, on the same frame.
+    """QD: cosine distance between decoded queries of student and teacher for the same frame.
 
-    ``L = mean_i (1 - cos(D_s[i], D_t[sigma(i)]))``, without any added query.
+    ``L = mean_i (1 - cos(D_s[i], D_t[sigma(i)]))``, without additional queries.
 
     Args:
-        weight: of the loss.
-        matching: sigma: "index": the query of the same number ("directly", in the paper's words);
-            "hungarian": the assignment of the two sets of predictions that is cheapest by boxes
-            and class scores, made anew for every layer. Query banks of networks that did not start
-            alike have no numbering in common.
-        layers: compare the "last" decoder layer or the mean over "all".
-        student_dim, teacher_dim: widths; where they differ, a learnt projection translates.
+        weight: weight of the loss.
+        matching: sigma: "index": the query of the same index ("directly", in the paper's words);
+            "hungarian": the cheapest assignment of the two sets of predictions by boxes and class
+            scores, for each layer. Query indices of networks with different initialisations do not
+            correspond.
+        layers: compared decoder layers: "last", or "all" for their mean.
+        student_dim, teacher_dim: widths; a learnt projection maps one to the other if they differ.
     """
 
     key = "qd"
@@ -57,7 +57,7 @@ class QueryDistillation(DistillationLoss):
         self.matching: Matching = matching
         self.layers: Layers = layers
         self.matcher = HungarianMatcher()
-        self.hidden_out = translation(student_dim, teacher_dim)
+        self.hidden_out = width_projection(student_dim, teacher_dim)
 
     def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
         """The weighted loss between the decoded queries."""
@@ -73,40 +73,40 @@ class QueryDistillation(DistillationLoss):
         """The weighted loss.
 
         Args:
-            student, teacher: decoded queries of the same images after every layer, and their
-                class scores.
+            student, teacher: decoded queries of the same images after every layer, and their class
+                scores.
         """
         hidden, target = student[0].hidden, teacher[0].hidden
         losses = []
         layers = compared_layers("qd", self.layers, len(hidden), len(target))
         for ours, theirs in zip(*layers, strict=True):
             query, match = self._pairs(_layer(student, ours), _layer(teacher, theirs))
-            translated = self.hidden_out(select_queries(hidden[ours], query))
-            losses.append(cosine_distance(translated, select_queries(target[theirs], match)))
+            projected = self.hidden_out(select_queries(hidden[ours], query))
+            losses.append(cosine_distance(projected, select_queries(target[theirs], match)))
         return self.weight * torch.stack(losses).mean()
 
     @torch.no_grad()
     def _pairs(
         self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
     ) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B n"]]:
-        """Which query is compared with which."""
+        """Indices of the compared queries of student and teacher."""
         (boxes, scores), (target_boxes, target_scores) = student, teacher
         B, N = boxes.shape[:2]
         if self.matching == "index":
             if target_boxes.shape[1] != N:
                 raise ValueError(
-                    f"distillation.qd.matching=index pairs queries by their number, but the "
+                    f"distillation.qd.matching=index pairs queries by their index, but the "
                     f"student has {N} and the teacher {target_boxes.shape[1]}: use "
-                    "matching=hungarian, or give both models one num_queries."
+                    "matching=hungarian, or set both models to the same num_queries."
                 )
-            number = torch.arange(N, device=boxes.device).expand(B, -1)
-            return number, number
-        apart = torch.cdist(scores.flatten(0, 1), target_scores.flatten(0, 1), p=1)
-        pairs = self.matcher.assign(apart, boxes, list(target_boxes))
+            index = torch.arange(N, device=boxes.device).expand(B, -1)
+            return index, index
+        class_cost = torch.cdist(scores.flatten(0, 1), target_scores.flatten(0, 1), p=1)
+        pairs = self.matcher.assign(class_cost, boxes, list(target_boxes))
         query, match = (torch.stack(side).to(boxes.device) for side in zip(*pairs, strict=True))
         return query, match
 
 
 def _layer(predictions: tuple[Decoded, Tensor], layer: int) -> tuple[Tensor, Tensor]:
-    """Boxes and scores."""
+    """Boxes and scores of one layer."""
     return predictions[0].boxes[layer], predictions[1][layer]

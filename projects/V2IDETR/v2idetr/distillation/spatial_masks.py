@@ -1,4 +1,4 @@
-"""Where a student is compared with its teacher: cells of a map, chosen by lesions or by queries."""
+"""Spatial masks of feature distillation: weights of a map's cells, from lesions or queries."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from v2idetr.modeling.interface import Decoded
 
 Sigma = Literal["box", "centernet", "ttfnet"]
 
-# Of DETRDistill's code (Chang et al., ICCV 2023).
-MOST_QUERIES = 100
-LEAST_ATTENTION = 0.01
+# From DETRDistill's code (Chang et al., ICCV 2023).
+MAX_QUERIES = 100
+MIN_ATTENTION = 0.01
 
 # ------------------------------------------------------------------ lesions
 
@@ -30,19 +30,19 @@ def gaussian_mask(
     sigma: Sigma = "box",
     sigma_ratio: float = 1 / 6,
 ) -> Float[Tensor, "h w"]:
-    """The soft selection mask M: a Gaussian in every box, their maximum, L2 norm 1.
+    """Soft selection mask M: maximum of one Gaussian per box, with L2 norm 1.
 
-    Every lesion has its highest value, 1 before the norm, on the cell that is nearest its centre.
-    A box that covers no cell centre selects the cell its centre lies in. Without boxes M is zero.
+    The maximum of every lesion, 1 before normalisation, is on the cell nearest its centre. A box
+    without a cell centre selects the cell of its own centre. Without boxes M is zero.
 
     Args:
         boxes_xyxy_px: lesions in pixels of the image.
         stride: pixels per cell.
-        h, w: cells of the level, padding included.
+        h, w: cells of the level, including padding.
         sigma: "box": ``sigma_ratio`` times width and height; "centernet": a sixth of the diameter
-            of CenterNet's code (Zhou et al., 2019), in both directions; "ttfnet": 0.54 / 3 of
-            half the size, in each direction (Liu et al., 2020).
-        sigma_ratio: for "box".
+            in CenterNet's code (Zhou et al., 2019), in both directions; "ttfnet": 0.54 / 3 of half
+            the size, in each direction (Liu et al., 2020).
+        sigma_ratio: sigma over box size for "box".
     """
     if not len(boxes_xyxy_px):
         return boxes_xyxy_px.new_zeros(h, w)
@@ -53,8 +53,8 @@ def gaussian_mask(
     spread = _spread(size, sigma, sigma_ratio)
     along_x = torch.exp(-((x - centre[:, :1]) ** 2) / (2 * spread[:, :1] ** 2)) * inside_x
     along_y = torch.exp(-((y - centre[:, 1:]) ** 2) / (2 * spread[:, 1:] ** 2)) * inside_y
-    splats = _with_the_missed(along_y.unsqueeze(2) * along_x.unsqueeze(1), centre)
-    # On coarse maps the nearest cell centre can be far out on a small lesion's Gaussian.
+    splats = _with_centre_cells(along_y.unsqueeze(2) * along_x.unsqueeze(1), centre)
+    # On coarse maps, the nearest cell centre can be far from a small lesion's centre.
     mask = (splats / splats.amax((1, 2), keepdim=True)).amax(0)
     return mask / mask.norm()
 
@@ -62,20 +62,20 @@ def gaussian_mask(
 def box_mask(
     boxes_xyxy_px: Float[Tensor, "M 4"], stride: int, h: int, w: int
 ) -> Float[Tensor, "h w"]:
-    """1 on the cells whose centre lies in a box, 0 elsewhere.
+    """1 on cells with their centre in a box, 0 elsewhere.
 
-    A box that covers no cell centre selects the cell its centre lies in.
+    A box without a cell centre selects the cell of its own centre.
 
     Args:
         boxes_xyxy_px: lesions in pixels of the image.
         stride: pixels per cell.
-        h, w: cells of the level, padding included.
+        h, w: cells of the level, including padding.
     """
     if not len(boxes_xyxy_px):
         return boxes_xyxy_px.new_zeros(h, w)
     inside_y, inside_x = _inside(boxes_xyxy_px, stride, h, w)
     covered = (inside_y.unsqueeze(2) & inside_x.unsqueeze(1)).float()
-    return _with_the_missed(covered, _in_cells(boxes_xyxy_px, stride)[0]).amax(0)
+    return _with_centre_cells(covered, _in_cells(boxes_xyxy_px, stride)[0]).amax(0)
 
 
 # ------------------------------------------------------------------ queries
@@ -86,21 +86,21 @@ def attended_queries(
     scores: Float[Tensor, "L B N K"],
     boxes_cxcywh: list[Float[Tensor, "_ 4"]],
 ) -> Float[Tensor, "L B d"]:
-    """What a decoder looks for: directions of its queries, the better the heavier, summed.
+    """Score-weighted sum of L2-normalised query features, per decoder layer.
 
-    The weight of a query is its class score times its best IoU with a lesion; where there is no
-    lesion, its score. The 100 pairs of query and class that score best take part.
+    The weight of a query is its class score times its best IoU with a lesion, or its score without
+    lesions. The sum is over the 100 pairs of query and class with the highest scores.
 
     Args:
-        decoded: the queries after every layer.
+        decoded: decoded queries of every layer.
         scores: probability of each class.
-        boxes_cxcywh: the lesions of every image, in [0, 1] of the unpadded image.
+        boxes_cxcywh: lesions of every image in [0, 1] of the unpadded image.
     """
     N, K = scores.shape[2:]
     overlap = torch.stack(
         [_best_overlap(decoded.boxes[:, image], own) for image, own in enumerate(boxes_cxcywh)], 1
     )
-    best, pair = scores.flatten(2).topk(min(MOST_QUERIES, N * K), dim=-1)
+    best, pair = scores.flatten(2).topk(min(MAX_QUERIES, N * K), dim=-1)
     query = pair // K
     weight = best * overlap.gather(2, query)
     direction = F.normalize(decoded.hidden.float(), dim=-1)
@@ -113,18 +113,18 @@ def attention_mask(
     features: Float[Tensor, "B d h w"],
     padding: Bool[Tensor, "B h w"] | None,
 ) -> Float[Tensor, "B h w"]:
-    """How much a decoder layer attends to each cell: ``sum_n w_n cos(q_n, F)``, at most 1.
+    """Attention of a decoder layer to each cell, ``sum_n w_n cos(q_n, F)``, scaled to at most 1.
 
-    The sum over queries has been taken already: a cosine with unit vectors is linear in them.
-    Clamped from below and divided by its maximum as in DETRDistill's code.
+    The sum over unit vectors is computed first, because a cosine with them is linear. Clamped from
+    below and divided by its maximum as in DETRDistill's code.
 
     Args:
-        attended: of this layer, see :func:`attended_queries`.
-        features: the map of the same network.
-        padding: True on padding, where the mask is zero; None when nothing is padded.
+        attended: sum of this layer's query features, see :func:`attended_queries`.
+        features: map of the same network.
+        padding: True on padding, where the mask is zero; None without padding.
     """
     mask = torch.einsum("bd,bdhw->bhw", attended, F.normalize(features.float(), dim=1))
-    mask = mask.clamp(min=LEAST_ATTENTION)
+    mask = mask.clamp(min=MIN_ATTENTION)
     if padding is not None:
         mask = mask.masked_fill(padding, 0.0)
     return mask / mask.flatten(1).amax(1).view(-1, 1, 1)
@@ -136,7 +136,7 @@ def attention_mask(
 def _in_cells(
     boxes_xyxy_px: Float[Tensor, "M 4"], stride: int
 ) -> tuple[Float[Tensor, "M 2"], Float[Tensor, "M 2"]]:
-    """Centres and sizes."""
+    """Centres and sizes in cells."""
     low, high = (boxes_xyxy_px.float() / stride).split(2, dim=1)
     return (low + high) / 2, high - low
 
@@ -144,17 +144,17 @@ def _in_cells(
 def _inside(
     boxes_xyxy_px: Float[Tensor, "M 4"], stride: int, h: int, w: int
 ) -> tuple[Bool[Tensor, "M h"], Bool[Tensor, "M w"]]:
-    """Rows and columns of cells whose centre lies in each box."""
+    """Rows and columns with cell centres in each box."""
     low, high = (boxes_xyxy_px.float() / stride).split(2, dim=1)
     x = torch.arange(w, device=low.device) + 0.5
     y = torch.arange(h, device=low.device) + 0.5
     return (y >= low[:, 1:]) & (y <= high[:, 1:]), (x >= low[:, :1]) & (x <= high[:, :1])
 
 
-def _with_the_missed(
+def _with_centre_cells(
     splats: Float[Tensor, "M h w"], centre: Float[Tensor, "M 2"]
 ) -> Float[Tensor, "M h w"]:
-    """A box that selects nothing gets the cell its centre lies in."""
+    """Masks with the cell of the centre for each box that selects no cell."""
     h, w = splats.shape[-2:]
     missed = splats.flatten(1).amax(1) == 0
     if missed.any():
@@ -167,7 +167,7 @@ def _with_the_missed(
 def _best_overlap(
     boxes: Float[Tensor, "L N 4"], lesions: Float[Tensor, "M 4"]
 ) -> Float[Tensor, "L N"]:
-    """IoU of each box with the lesion it covers best; 1 where there is no lesion."""
+    """Largest IoU of each box with a lesion; 1 without lesions."""
     if not len(lesions):
         return boxes.new_ones(boxes.shape[:2], dtype=torch.float32)
     iou = box_iou(
@@ -189,11 +189,11 @@ def _spread(size: Float[Tensor, "M 2"], sigma: Sigma, ratio: float) -> Float[Ten
 
 
 def _centernet_radius(size: Float[Tensor, "M 2"], overlap: float = 0.7) -> Float[Tensor, " M"]:
-    """The radius that CenterNet's code gives for an IoU of ``overlap``, in cells.
+    """Radius of CenterNet's code for an IoU of ``overlap``, in cells.
 
     Its formula divides by 2 where the root of the quadratic divides by 2a, so that the radius is
-    0.27 of a square's side where 0.10 keeps that IoU. Kept, because the code of the paper's authors
-    for other detectors has it too; of the three radii of that formula this is always the smallest.
+    0.27 of a square's side instead of 0.10. The formula is kept because other code of the paper's
+    authors has it too; of its three radii this is always the smallest.
     """
     total, area = size.sum(1), size.prod(1)
     b = 2 * overlap * total

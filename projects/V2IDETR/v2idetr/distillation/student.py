@@ -1,4 +1,4 @@
-"""A student in training: the plain detector plus what it learns from the teacher (equation 6)."""
+"""Student in training: the plain detector with distillation losses (equation 6)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from v2idetr.modeling.training import TransformerDetector
 
 
 class DistilledStudent(nn.Module):
-    """Wraps a detector for training; in evaluation it is that detector and nothing else.
+    """A detector with distillation losses; in evaluation only the detector.
 
     Args:
-        student: the plain detector; its state dict is what is kept after training.
-        losses: by their keys below ``distillation``: the paper's are "tfd" and "cqd".
-        frames: which frames of a clip the student learns from: "current", as the paper, or "all":
-            every frame is a current one for all losses, at one forward of the teacher. Losses stay
-            means over frames, so that their weights keep their meaning.
+        student: plain detector, whose state dict is saved after training.
+        losses: losses by key below ``distillation``; the paper's are "tfd" and "cqd".
+        frames: the student's training frames: "current", as in the paper, or "all": every frame of
+            a clip, with one forward pass of the teacher. Losses are means over frames, so that
+            their weights do not depend on this.
 
     Raises:
-        ValueError: no loss at all, or one under another's key; ``frames="all"`` for a student that
-            sees clips itself.
+        ValueError: no loss, or a wrong key of a loss; ``frames="all"`` for a student of clips.
     """
 
     student: TransformerDetector
@@ -44,13 +43,13 @@ class DistilledStudent(nn.Module):
         self.frames: Frames = frames
         if frames == "all" and student.num_frames > 1:
             raise ValueError(
-                f"distillation.frames=all is for students of single frames; model sees clips of "
+                f"distillation.frames=all is for students of single frames; model takes clips of "
                 f"{student.num_frames}."
             )
         if not losses:
             raise ValueError(
                 "A distilled student needs a loss below distillation, such as distillation.tfd; "
-                "for none of them, run the stage 'plain'."
+                "to train without, run the stage 'plain'."
             )
         for key, loss in losses.items():
             if loss.key != key:
@@ -71,7 +70,7 @@ class DistilledStudent(nn.Module):
         return self.student.count_boxes(views_of(batched_inputs, self.frames))
 
     def knowledge(self, teacher: TransformerDetector, batched_inputs: list[Sample]) -> Knowledge:
-        """What a frozen teacher knows about a batch, as far as these losses need it."""
+        """The frozen teacher's outputs for a batch that these losses require."""
         return teacher_knowledge(teacher, batched_inputs, reach=self.reach, frames=self.frames)
 
     def forward(
@@ -83,9 +82,9 @@ class DistilledStudent(nn.Module):
         """Detection and distillation losses in training, the student's detections otherwise.
 
         Args:
-            batched_inputs: one dict a sample, see ``data/clip_mapper.py``.
-            knowledge: of these samples, see :meth:`knowledge`.
-            num_boxes: what box losses are divided by, see ``SetCriterion``.
+            batched_inputs: one dict per sample, see ``data/clip_mapper.py``.
+            knowledge: the teacher's outputs for these samples, see :meth:`knowledge`.
+            num_boxes: divisor of the box losses, see ``SetCriterion``.
         """
         if not self.training:
             return self.student(batched_inputs)
@@ -119,7 +118,7 @@ class DistilledStudent(nn.Module):
 
 
 def _generators(views: list[Sample]) -> list[torch.Generator | None]:
-    """A generator a view from its own seed: draws do not depend on the batch around."""
+    """One generator per view, from its seed, so that draws do not depend on the batch."""
     return [
         torch.Generator().manual_seed(view["seed"]) if "seed" in view else None for view in views
     ]

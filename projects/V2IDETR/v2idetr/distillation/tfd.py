@@ -27,14 +27,14 @@ class TargetGuidedFeatureDistillation(DistillationLoss):
 
     Args:
         weight: lambda_bk of equation 6.
-        stride: which level, in pixels; the last backbone stage is 32.
+        stride: stride of the compared level in pixels; 32 for the last backbone stage.
         sigma: width of the Gaussians, see :func:`gaussian_mask`.
         sigma_ratio: sigma over box size for ``sigma="box"``.
-        normalizer: what N counts: "pixels" (cells of the image, without padding), "elements"
-            (cells x channels) or "mask_sum".
-        align: "none", or "conv1x1": a learnt projection of the student's features, needed where
-            widths or scales differ and dropped after training.
-        student_dim, teacher_dim: widths.
+        normalizer: N: "pixels" (cells of the image, without padding), "elements" (cells x channels)
+            or "mask_sum".
+        align: "none", or "conv1x1": a learnt projection of the student's features, for different
+            widths or scales, dropped after training.
+        student_dim, teacher_dim: widths of the features.
     """
 
     key = "tfd"
@@ -80,7 +80,7 @@ class TargetGuidedFeatureDistillation(DistillationLoss):
 
         Args:
             student, teacher: features of the same images.
-            boxes_xyxy_px: the lesions, in pixels of these images.
+            boxes_xyxy_px: lesions in pixels of these images.
         """
         ours, theirs = same_level("tfd.stride", self.stride, student, teacher)
         h, w = ours.shape[-2:]

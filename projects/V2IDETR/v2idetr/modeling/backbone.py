@@ -1,8 +1,8 @@
-"""Image backbones, and features that do not depend on padding.
+"""Image backbones, and exclusion of padding from their features.
 
 A backbone is a module that maps (B, 3, H, W) to ``{name: (B, channels, h, w)}`` and has
-``output_shape() -> {name: shape}`` whose values have ``channels`` and ``stride``: Detectron2's own
-backbones fit as they are, timm's through :class:`TimmBackbone`.
+``output_shape() -> {name: shape}`` whose values have ``channels`` and ``stride``: Detectron2's
+backbones directly, timm's through :class:`TimmBackbone`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from v2idetr.modeling.interface import Images
 
 logger = logging.getLogger(__name__)
 
-# Names of the first stage in timm's models; of "blocks", all stages, it is the first.
+# Names of the first stage in timm's models; "blocks" has all stages.
 FIRST_STAGES = {"layer1", "blocks", "blocks_0", "stages_0", "s1"}
 
 
@@ -38,17 +38,17 @@ class FeatureShape:
 
 
 class TimmBackbone(nn.Module):
-    """Feature maps of a timm model, its batch normalisation frozen.
+    """Feature maps of a timm model with frozen batch normalisation.
 
     Args:
         name: timm model name, for example ``tf_efficientnet_lite0``.
-        strides: which maps to return, by stride in pixels; they are named ``stride8`` and so on.
-            The model ends with the coarsest of them.
-        freeze_stem: keep the stem and the first stage at their pretrained weights, as DETR does.
+        strides: strides of the returned maps in pixels; the maps are named ``stride8`` and so on.
+            Layers after the coarsest map are removed.
+        freeze_stem: fixed pretrained weights of the stem and the first stage, as in DETR.
 
     Raises:
-        ValueError: the model has no map of such a stride, does not run without the layers behind
-            the coarsest of them (HRNet, DLA), or it is not known where its stem ends.
+        ValueError: the model has no map of such a stride, does not run without the layers after the
+            coarsest map (HRNet, DLA), or the end of its stem is unknown.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class TimmBackbone(nn.Module):
         known = timm.get_pretrained_cfg(name)
         size = known.input_size if known is not None else (3, 224, 224)
         try:
-            _cut_behind(body, body.feature_info.module_name(max(self.out_indices)))
+            _remove_after(body, body.feature_info.module_name(max(self.out_indices)))
             # Channels last: a quarter less time on a CPU, with EfficientNet-Lite0 at 96 x 128.
             self.body = _freeze_batch_norm(body).to(memory_format=torch.channels_last)
             _fold(self.body, torch.zeros(1, *size))
         except (AssertionError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(
-                f"{name} does not run without the layers behind its map of stride {max(strides)} "
+                f"{name} does not run without the layers after its map of stride {max(strides)} "
                 f"({type(error).__name__}: {error}); use another model, a ResNet for example."
             ) from error
         if freeze_stem:
@@ -94,11 +94,11 @@ class TimmBackbone(nn.Module):
 
 
 def _freeze_stem(body: nn.Module, name: str) -> None:
-    """Keep the first stage and all that lies before it as they are."""
+    """Freeze all layers up to the first stage."""
     children = dict(body.named_children())
     if not children.keys() & FIRST_STAGES:
         raise ValueError(
-            f"Where the stem of {name} ends is not known here (it has {', '.join(children)}); set "
+            f"The end of the stem of {name} is unknown (it has {', '.join(children)}); set "
             "model.net.backbone.freeze_stem=false."
         )
     for key, child in children.items():
@@ -108,24 +108,24 @@ def _freeze_stem(body: nn.Module, name: str) -> None:
             return
 
 
-def _cut_behind(module: nn.Module, path: str) -> None:
-    """Remove the layers behind the one at a dotted path, such as ``blocks.4`` or ``layer3``."""
+def _remove_after(module: nn.Module, path: str) -> None:
+    """Remove the layers after the one at a dotted path, such as ``blocks.4`` or ``layer3``."""
     names = [name for name, _ in module.named_children()]
-    flat = path.replace(".", "_")  # how timm names what it has taken out of a folder
+    flat = path.replace(".", "_")  # timm's name for a layer taken out of its parent
     name, _, inner = (flat, "", "") if flat in names else path.partition(".")
     if name not in names:
         raise LookupError(f"it has no layer {name}")
     for later in names[names.index(name) + 1 :]:
         delattr(module, later)
     if inner:
-        _cut_behind(module.get_submodule(name), inner)
+        _remove_after(module.get_submodule(name), inner)
 
 
 def _freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm2d by one with fixed statistics and affine map, activation kept.
+    """Replace every BatchNorm2d by one with fixed statistics and affine map, and its activation.
 
-    A batch of a few clips has no statistics worth learning from, and frozen ones make an image's
-    features independent of the rest of the batch.
+    Batches of a few clips are too small for statistics, and frozen ones make an image's features
+    independent of the rest of the batch.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -137,11 +137,11 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _fold(body: nn.Module, pixels: Float[Tensor, "1 3 H W"]) -> None:
-    """Fold normalisations into the convolutions whose outputs they get, as a dry run shows.
+    """Fold normalisations into the convolutions before them, which a dry run finds.
 
-    A convolution whose output is one of the maps stays as it is.
+    Convolutions whose output is one of the maps are not changed.
     """
-    made_by: dict[int, tuple[Any, Tensor, int]] = {}  # by identity; the tensor is kept alive
+    made_by: dict[int, tuple[Any, Tensor, int]] = {}  # by id; the tensor is kept alive
     pairs: list[tuple[Any, _FrozenNormAct]] = []
     calls: Counter[nn.Module] = Counter()
 
@@ -152,7 +152,7 @@ def _fold(body: nn.Module, pixels: Float[Tensor, "1 3 H W"]) -> None:
     def pair(norm: Any, inputs: tuple[Tensor]) -> None:
         calls[norm] += 1
         convolution, output, version = made_by.get(id(inputs[0]), (None, inputs[0], -1))
-        if output._version == version:  # nothing in place has come between
+        if output._version == version:  # no operation in place between them
             pairs.append((convolution, norm))
 
     handles = [m.register_forward_hook(note) for m in body.modules() if isinstance(m, nn.Conv2d)]
@@ -161,17 +161,17 @@ def _fold(body: nn.Module, pixels: Float[Tensor, "1 3 H W"]) -> None:
     maps = body(pixels)
     for handle in handles:
         handle.remove()
-    shown = {made_by[id(m)][0] for m in maps if id(m) in made_by}
+    returned = {made_by[id(m)][0] for m in maps if id(m) in made_by}
     for convolution, norm in pairs:
-        once = calls[convolution] == calls[norm] == 1 and convolution not in shown
+        once = calls[convolution] == calls[norm] == 1 and convolution not in returned
         norm.folded = once and fold_norm(convolution, norm)
 
 
 class _FrozenNormAct(FrozenBatchNorm2d):
-    """Frozen batch normalisation followed by the activation that timm puts into it.
+    """Frozen batch normalisation and the activation that timm includes in it.
 
     Attributes:
-        folded: the convolution before it does the normalisation.
+        folded: whether the convolution before it includes the normalisation.
     """
 
     weight: Tensor
@@ -187,7 +187,7 @@ class _FrozenNormAct(FrozenBatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.folded else self._normalised(x)
         if isinstance(self.act, nn.ReLU6):
-            # In place where there is no gradient, which would cost a copy of the map.
+            # In place without a gradient, which would require a copy of the map.
             return F.relu6(x, inplace=not x.requires_grad)
         return self.act(x)
 
@@ -203,14 +203,13 @@ class _FrozenNormAct(FrozenBatchNorm2d):
 
 @contextmanager
 def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
-    """While this is open, an image's features do not depend on the padding beside it.
+    """Context in which an image's features do not depend on its padding.
 
-    Convolutions pad with zeros, but the cells beyond an image's edge stop being zero after the
-    first normalisation, so the same image gives other features in another batch. Here those cells
-    are zeroed before and after every layer that reads neighbours, which makes a padded image
-    equal to the same image alone. Exceptions: with TensorFlow's "SAME" padding, as in
-    EfficientNet-Lite, only for sizes that are multiples of 32; not where a layer averages over the
-    whole image, as squeeze-and-excitation does.
+    Convolutions pad with zeros, but cells beyond an image's edge are no longer zero after the first
+    normalisation, so that an image's features depend on its batch. Here these cells are zeroed
+    before and after every layer that reads neighbours, so that a padded image has the features of
+    the image alone. Exceptions: TensorFlow's "SAME" padding, as in EfficientNet-Lite, unless sizes
+    are multiples of 32; layers that average over the whole image, as squeeze-and-excitation.
     """
     H, W = images.pixels.shape[-2:]
     if images.padding(1, H, W) is None:
@@ -243,7 +242,7 @@ def padding_isolated(backbone: nn.Module, images: Images) -> Iterator[None]:
 
 
 def _stride(pixels: int, cells: int) -> int:
-    """The stride of a map that has so many cells along so many pixels: a power of two."""
+    """Stride, a power of two, of a map with ``cells`` cells along ``pixels`` pixels."""
     stride = 1
     while -(-pixels // stride) > cells:
         stride *= 2

@@ -32,7 +32,7 @@ def load_imagenet_weights(
         key: of `weights` in the config, for messages.
 
     Raises:
-        ValueError: no such file, or a file that does not fit the backbone.
+        ValueError: the file does not exist or does not fit the backbone.
     """
     if weights is None:
         return
@@ -59,7 +59,7 @@ def load_imagenet_weights(
     if missing or wrong or unused:
         raise ValueError(
             f"{path} does not fit the backbone {type(target).__name__}: "
-            f"missing {missing[:5]} ({len(missing)}), of other shape {wrong[:5]} ({len(wrong)}), "
+            f"missing {missing[:5]} ({len(missing)}), of another shape {wrong[:5]} ({len(wrong)}), "
             f"unknown {unused[:5]} ({len(unused)}). "
             f"Give the weights of this very architecture in {key}."
         )
@@ -101,7 +101,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         except Exception as error:
             raise ValueError(
                 f"{path} is not a file of plain tensors ({type(error).__name__}); it may be "
-                "truncated, or hold code, which is refused."
+                "truncated, or contain code, which is not loaded."
             ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -116,7 +116,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_numpy_pickle(path: Path) -> Any:
-    """A pickle that holds numpy arrays and plain containers; anything else in it is refused."""
+    """Content of a pickle of numpy arrays and plain containers; anything else raises ValueError."""
     import pickle
 
     allowed = {
@@ -133,7 +133,7 @@ def read_numpy_pickle(path: Path) -> Any:
     class NumpyOnly(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in allowed:
-                raise ValueError(f"{path} holds {module}.{name}: pickled code is refused.")
+                raise ValueError(f"{path} contains {module}.{name}: pickled code is not loaded.")
             return super().find_class(module, name)
 
     with path.open("rb") as file:
@@ -144,7 +144,7 @@ def read_numpy_pickle(path: Path) -> Any:
 
 
 def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under other names, in the same order (the EfficientNet-Lite0 package)."""
+    """Tensors renamed by their order (for the EfficientNet-Lite0 package)."""
     if set(expected) <= set(state):
         return state
     trunk = [value for key, value in state.items() if not _is_classifier(key)]
@@ -154,13 +154,13 @@ def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str
 
 
 def _stage_of(key: str) -> str:
-    """The stage of a backbone that a tensor belongs to; "" for none."""
+    """The backbone stage of a tensor; "" for none."""
     found = re.match(r"(layer|res|blocks\.|stages[._])\d+", key)
     return found[0] if found else ""
 
 
 def _is_cut(key: str, stages: set[str]) -> bool:
-    """Whether a tensor belongs to a stage behind the last one of a backbone."""
+    """Whether a tensor belongs to a stage after the last one of a backbone."""
     stage = _stage_of(key)
     return bool(stage) and stage not in stages and stage > max(stages)
 

@@ -1,4 +1,4 @@
-"""How class logits are trained, matched and read: focal (Deformable DETR) or softmax (DETR)."""
+"""Losses, matching costs and scores of class logits: focal (Deformable DETR) or softmax (DETR)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Detections = tuple[Float[Tensor, "B k"], Int[Tensor, "B k"], Int[Tensor, "B k"]]
 
 @runtime_checkable
 class Classification(Protocol):
-    """What matcher, criterion and post-processing must agree on.
+    """Meaning of class logits, shared by matcher, criterion and post-processing.
 
     Attributes:
-        uses_quality: whether the loss looks at the boxes' IoU, which is computed for it then.
+        uses_quality: whether the loss uses the boxes' IoU.
     """
 
     uses_quality: ClassVar[bool]
 
     def num_logits(self, num_classes: int) -> int:
-        """How many logits a query needs for K classes."""
+        """Number of logits per query for K classes."""
         ...
 
     def cost(
         self, logits: Float[Tensor, "Q logits"], label: Int[Tensor, " M"]
     ) -> Float[Tensor, "Q M"]:
-        """What it costs to match each query with a lesion of each label; unweighted."""
+        """Unweighted cost of matching each query with a lesion of each label."""
         ...
 
     def loss(
@@ -43,9 +43,9 @@ class Classification(Protocol):
         """The unweighted loss.
 
         Args:
-            logits: of all queries.
-            label: of the lesion that each query is matched with; -1 for none.
-            num_boxes: the mean number of lesions in a batch of this size, see ``SetCriterion``.
+            logits: logits of all queries.
+            label: label of each query's matched lesion; -1 for none.
+            num_boxes: mean number of lesions in a batch of this size, see ``SetCriterion``.
             quality: IoU of each query's box with that of its lesion, 0 without one; None unless
                 ``uses_quality``.
         """
@@ -62,10 +62,10 @@ class Classification(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FocalClassification:
-    """One sigmoid a class (Lin et al., 2017; Deformable DETR). A query may be of several classes.
+    """One sigmoid per class (Lin et al., 2017; Deformable DETR). A query may have several classes.
 
     Attributes:
-        alpha, gamma: of the focal loss, and of the matching cost made from it.
+        alpha, gamma: parameters of the focal loss and of the matching cost derived from it.
     """
 
     uses_quality: ClassVar[bool] = False
@@ -74,7 +74,7 @@ class FocalClassification:
     gamma: float = 2.0
 
     def num_logits(self, num_classes: int) -> int:
-        """K: background is where every class is unlikely."""
+        """K, because background is low scores for every class."""
         return num_classes
 
     def cost(self, logits: Float[Tensor, "Q K"], label: Int[Tensor, " M"]) -> Float[Tensor, "Q M"]:
@@ -98,11 +98,11 @@ class FocalClassification:
         return focal.sum() / num_boxes
 
     def scores(self, logits: Float[Tensor, "*Q K"]) -> Float[Tensor, "*Q K"]:
-        """They need not sum to one."""
+        """Their sum need not be one."""
         return logits.float().sigmoid()
 
     def detections(self, logits: Float[Tensor, "B N K"], topk: int) -> Detections:
-        """The best pairs of query and class; k = min(topk, N * K)."""
+        """The best pairs of query and class, k = min(topk, N * K)."""
         K = logits.shape[-1]
         scores = self.scores(logits).flatten(1)
         best, index = scores.topk(min(topk, scores.shape[1]), dim=1)
@@ -115,7 +115,7 @@ class SoftmaxClassification:
 
     Attributes:
         eos_coef: weight of "no object" in the loss. At DETR's 0.1 one lesion among 100 queries
-            carries 9 % of the weight, seven lesions 43 %.
+            has 9 % of the weight, seven lesions 43 %.
     """
 
     uses_quality: ClassVar[bool] = False
@@ -126,11 +126,11 @@ class SoftmaxClassification:
         if not 0 < self.eos_coef <= 1:
             raise ValueError(
                 f"criterion.classification.eos_coef must be above 0 and at most 1, got "
-                f"{self.eos_coef}: without it no query learns that it has found nothing."
+                f'{self.eos_coef}: without it no query learns to predict "no object".'
             )
 
     def num_logits(self, num_classes: int) -> int:
-        """K and one for "no object"."""
+        """K + 1, the last for "no object"."""
         return num_classes + 1
 
     def cost(
@@ -148,9 +148,9 @@ class SoftmaxClassification:
     ) -> Float[Tensor, ""]:
         """Weighted mean of the cross entropy over all queries.
 
-        The sum of the weights is taken from ``num_boxes``, not from the lesions at hand, so that
-        micro-batches and processes give the mean over the whole batch. It counts one lesion in a
-        batch that has none, as ``num_boxes`` does.
+        The sum of the weights follows from ``num_boxes``, not from ``label``, so that micro-batches
+        and processes give the mean over the whole batch. Like ``num_boxes``, it
+        counts one lesion in a batch without any.
         """
         no_object = logits.shape[-1] - 1
         weight = logits.new_ones(no_object + 1)
@@ -160,11 +160,11 @@ class SoftmaxClassification:
         return total / (num_boxes + self.eos_coef * (label.numel() - num_boxes))
 
     def scores(self, logits: Float[Tensor, "*Q logits"]) -> Float[Tensor, "*Q K"]:
-        """They sum to one with the probability of "no object", which is left out."""
+        """Without the probability of "no object", so that they sum to less than one."""
         return logits.float().softmax(-1)[..., :-1]
 
     def detections(self, logits: Float[Tensor, "B N logits"], topk: int) -> Detections:
-        """The best queries, each as its likeliest class; k = min(topk, N)."""
+        """The best queries, each with its most likely class, k = min(topk, N)."""
         scores, classes = self.scores(logits).max(-1)
         best, query = scores.topk(min(topk, scores.shape[1]), dim=1)
         return best, classes.gather(1, query), query

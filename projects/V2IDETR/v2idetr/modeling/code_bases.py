@@ -1,4 +1,4 @@
-"""Tensor names that the detectors of one code base share: official codes, detrex, transformers."""
+"""Tensor names common to the detectors of a code base: official codes, detrex, transformers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from v2idetr.modeling.weight_rules import Architecture, Layout
 
 @dataclass(frozen=True)
 class CodeBase:
-    """Names that all detectors of a code base share.
+    """Tensor names common to all detectors of a code base.
 
     Attributes:
         name, spellings, unused: see ``weight_rules.Layout``.
-        title: with ``{}`` for the detector.
-        encoder, decoder: patterns of their layers.
-        in_encoder, in_decoder: names in such a layer, ours to theirs.
-        rules: for names outside of it, or of another form.
+        title: title with ``{}`` for the detector.
+        encoder, decoder: patterns of layer names.
+        in_encoder, in_decoder: names in a layer, ours to theirs.
+        rules: rules for other names.
     """
 
     name: str
@@ -43,14 +43,14 @@ class CodeBase:
         rules: Sequence[Rule] = (),
         **settings: Any,
     ) -> Layout:
-        """Names of one detector.
+        """Layout of one detector.
 
         Args:
-            detector: for messages.
-            in_encoder, in_decoder: names in a layer, ours to theirs, besides the shared ones.
+            detector: name for messages.
+            in_encoder, in_decoder: additional names in a layer, ours to theirs.
             others: names outside the layers, ours to theirs.
-            rules: of another form.
-            settings: further ones of ``weight_rules.Layout``.
+            rules: rules for names of another form.
+            settings: further arguments of ``weight_rules.Layout``.
         """
         places = (
             ("encoder.{}.", self.encoder, {**self.in_encoder, **in_encoder}),
@@ -101,14 +101,14 @@ DETREX = CodeBase(
         "cross_norm.": "norms.1.",
         **_ffn("ffns.0.layers.0.0.", "ffns.0.layers.1.", "norms.2."),
     },
-    # Its backbones are Detectron2's, as ours.
+    # Its backbones, like ours, are Detectron2's.
     rules=[
         Rule(f"backbone.{p}.", f"backbone.{p}.") for p in ("stem", "res2", "res3", "res4", "res5")
     ],
     unused=(r"\.num_batches_tracked$", r"^criterion\."),
 )
 # Files of transformers keep the names of its version 4 (``fc1``, ``out_proj``), though its modules
-# have had others since version 5. Both are read, the former are written.
+# have had others since version 5. Both are read, those of version 4 are written.
 _BACKBONE = "model.backbone.conv_encoder.model."
 TRANSFORMERS = CodeBase(
     name="transformers",
@@ -125,7 +125,7 @@ TRANSFORMERS = CodeBase(
         **_ffn("fc1.", "fc2.", "final_layer_norm."),
     },
     rules=[
-        # timm's ResNet, as in the published files and as we write it, or transformers' own
+        # timm's ResNet, as in published files and in ours, or transformers' own
         *torchvision_rules("backbone.", _BACKBONE),
         *transformers_rules("backbone.", _BACKBONE),
         *joined("decoder.{}.self_attention.", "model.decoder.layers.{}.self_attn."),
@@ -140,7 +140,7 @@ TRANSFORMERS = CodeBase(
 
 
 def transformers_config(architecture: Architecture) -> dict[str, Any]:
-    """The part of ``config.json`` that all detectors of transformers share."""
+    """The part of ``config.json`` common to all detectors of transformers."""
     config = {"d_model": architecture["d"], "num_queries": architecture["num_queries"]}
     for stack in ("encoder", "decoder"):
         config |= {

@@ -1,4 +1,4 @@
-"""Detection loss: matched class, L1 and GIoU terms after every decoder layer (DETR, equation 2)."""
+"""Detection loss: class, L1 and GIoU terms of every decoder layer (DETR, equation 2)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Targets:
     """The lesions of a batch.
 
     Attributes:
-        labels: 0-based classes, one tensor (M,) an image.
-        boxes: cxcywh in [0, 1] of the unpadded image, one tensor (M, 4) an image.
+        labels: 0-based classes, one tensor (M,) per image.
+        boxes: cxcywh in [0, 1] of the unpadded image, one tensor (M, 4) per image.
     """
 
     labels: list[Int[Tensor, " _"]]
@@ -40,7 +40,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class LayerOutput:
-    """What one decoder layer says of its queries, in single precision; see ``Decoded``."""
+    """Outputs of one decoder layer in single precision; see ``Decoded``."""
 
     logits: Float[Tensor, "B N logits"]
     boxes: Float[Tensor, "B N 4"]
@@ -52,9 +52,9 @@ class Matches:
     """The m matched pairs of query and lesion of a batch.
 
     Attributes:
-        image, query: of each pair.
-        label: of every query, the class of its lesion; -1 for none.
-        boxes: cxcywh of each pair's lesion, in [0, 1].
+        image, query: indices of each pair.
+        label: class of every query's lesion; -1 for none.
+        boxes: cxcywh of each pair's lesion in [0, 1].
     """
 
     image: Int[Tensor, " m"]
@@ -64,13 +64,13 @@ class Matches:
 
 
 class SetCriterion(nn.Module):
-    """Detection loss of all decoder layers, each matched anew.
+    """Detection loss of all decoder layers, each with its own matching.
 
     Args:
-        classification: what the logits mean, to the matcher and to ``Detector`` too.
-        matcher: assigns queries to lesions.
-        class_weight, l1_weight, giou_weight: of the three terms.
-        terms: further ones, (LayerOutput, Matches, num_boxes) -> weighted losses by name.
+        classification: meaning of the logits, also for matcher and ``Detector``.
+        matcher: assignment of queries to lesions.
+        class_weight, l1_weight, giou_weight: weights of the three terms.
+        terms: further terms, (LayerOutput, Matches, num_boxes) -> weighted losses by name.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class SetCriterion(nn.Module):
         Args:
             decoded: queries after every layer.
             targets: the lesions.
-            proposals: of a two-stage encoder, trained to tell lesion from background.
-            num_boxes: what box sums are divided by; by default the mean number of lesions a
-                process has in this batch, at least 1 over all processes.
-            pairs: (query, lesion) of every image, where they are known, as of denoising queries; by
-                default each layer is matched.
-            name: added to the names of the losses, where the queries are not the detector's own.
+            proposals: proposals of a two-stage encoder, trained as lesion against background.
+            num_boxes: divisor of the box losses; by default the mean number of lesions per process
+                in this batch, at least 1 over all processes.
+            pairs: known pairs (query, lesion) of every image, as for denoising queries; by default
+                each layer is matched.
+            name: suffix of the losses' names, for queries that are not the detector's own.
         """
         if num_boxes is None:
             num_boxes = mean_over_processes(targets.num_boxes, decoded.logits.device)
@@ -143,7 +143,9 @@ class SetCriterion(nn.Module):
             torch.stack([torch.full_like(q, b), q, m + before])
             for b, ((q, m), before) in enumerate(zip(found, first, strict=False))
         ]
-        image, query, lesion = torch.cat(triples, 1).to(device)  # at once: a GPU waits for each
+        image, query, lesion = torch.cat(triples, 1).to(
+            device
+        )  # one copy, because each synchronises with a GPU
         boxes = torch.cat(targets.boxes)[lesion].float()
         label = torch.full(output.logits.shape[:2], -1, device=device)
         label[image, query] = torch.cat(targets.labels)[lesion]
@@ -166,9 +168,9 @@ class SetCriterion(nn.Module):
 
 
 def mean_over_processes(count: int | float, device: torch.device) -> float:
-    """A count summed over all processes, at least 1, divided by their number.
+    """Sum of a count over all processes, at least 1, divided by their number.
 
-    Divided so, the average of the processes' gradients is the gradient of the whole batch.
+    With this divisor, the mean of the processes' gradients is the gradient of the whole batch.
     """
     world = 1
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -1,13 +1,13 @@
 """Multi-scale deformable attention: every query reads a few points of every feature level.
 
-Five implementations of one read (Deformable DETR, equation 3):
+Five implementations of the read (Deformable DETR, equation 3):
 
-- ``numba``: kernels for CPUs that need no compiler; the default there.
-- ``grid_sample``: pure torch, the textbook form. The default elsewhere.
-- ``gather``: pure torch, by indices. Repeatable on a GPU, and for exports to devices that compute
-  GridSample wrongly.
-- ``compiled``: the package ``torch-ms-deform-attn``; the default on GPUs where it is installed.
-- ``triton``: kernels for NVIDIA GPUs; chosen by hand until they have been measured on one.
+- ``numba``: kernels for CPUs, without a compiler; the default there.
+- ``grid_sample``: pure torch, the reference form; the default elsewhere.
+- ``gather``: pure torch, by indices. Deterministic on a GPU, and for exports to devices with a
+  wrong GridSample.
+- ``compiled``: the package ``torch-ms-deform-attn``; the default on GPUs if installed.
+- ``triton``: kernels for NVIDIA GPUs; only on request, until they are measured on one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _chosen: Implementation | None = None  # see `reading_with`
 
 
 def implementation(device_type: str = "cpu") -> Implementation:
-    """Which implementation runs on a kind of device ("cpu", "cuda", ...)."""
+    """The implementation for a type of device ("cpu", "cuda", ...)."""
     if _chosen is not None:
         return _chosen
     if device_type == "cpu":
@@ -48,7 +48,7 @@ def implementation(device_type: str = "cpu") -> Implementation:
 
 @contextmanager
 def reading_with(how: Implementation) -> Iterator[None]:
-    """In this block every read uses one implementation, as exports and comparisons need."""
+    """Context in which every read uses one implementation, for exports and comparisons."""
     global _chosen
     before, _chosen = _chosen, how
     try:
@@ -82,7 +82,7 @@ def _compiled_works(device_type: str) -> bool:
 
 
 def _reads_ones(read: Read, device_type: str) -> bool:
-    """Whether one read of ones with a weight of two gives twos."""
+    """Whether a read of ones with a weight of two gives twos."""
     one = torch.ones(1, 1, 1, 8, device=device_type)
     points = torch.full((1, 1, 1, 1, 1, 2), 0.5, device=device_type)
     out = read(one, [(1, 1)], points, points[..., 0] * 4)
@@ -96,17 +96,17 @@ def deformable_read(
     weights: Float[Tensor, "B N heads levels points"],
     how: Implementation | None = None,
 ) -> Float[Tensor, "B N heads*c"]:
-    """Weighted bilinear reads of the levels' values; outside a level there are zeros.
+    """Weighted bilinear reads of the levels' values, zero outside a level.
 
     Args:
         value: values of all levels, one level after the other, row-major.
         shapes: (h, w) of each level.
-        locations: where to read, (x, y) in [0, 1] of each level; a cell centre is at (i + 0.5) / w.
+        locations: (x, y) of each read in [0, 1] of its level; cell centres are at (i + 0.5) / w.
         weights: weight of each read.
-        how: which implementation; by default the best for the device.
+        how: implementation; by default the best for the device.
     """
     how = how or implementation(value.device.type)
-    # Half precision loses the sub-cell position of a read: computed in float32 at least.
+    # At least float32, because half precision loses the sub-cell position of a read.
     with torch.autocast(value.device.type, enabled=False):
         precise = torch.float64 if value.dtype == torch.float64 else torch.float32
         return _read_of(how)(value.to(precise), shapes, locations.to(precise), weights.to(precise))
@@ -161,7 +161,7 @@ def _read_gather(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
         points = locations[:, :, :, level].transpose(1, 2)  # (B, heads, N, points, 2)
         weight = weights[:, :, :, level].transpose(1, 2)
         cells = points * size - 0.5
-        # Far reads would overflow an integer; two cells outside is as empty as any other.
+        # Far reads would overflow an integer; two cells outside is as empty.
         not_finite = 0 * points.detach().sum(-1)
         cells = torch.minimum(cells.clamp(min=-2), size + 1)
         low = cells.detach().floor()
@@ -171,7 +171,7 @@ def _read_gather(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
             inside = (column >= 0) & (column < w) & (line >= 0) & (line < h)
             across = fraction[..., 0] if right else 1 - fraction[..., 0]
             down = fraction[..., 1] if below else 1 - fraction[..., 1]
-            # Outside nothing is read, but NaN and infinity must show.
+            # Outside, the value is zero, but NaN and infinity must propagate.
             share = across * down * weight * inside + not_finite
             cell = start + line.clamp(0, h - 1) * w + column.clamp(0, w - 1)
             rows = table.gather(2, cell.flatten(2).unsqueeze(-1).expand(-1, -1, -1, c))
@@ -185,9 +185,9 @@ class DeformableAttention(nn.Module):
 
     Args:
         d: width; divisible by ``num_heads``.
-        num_heads: heads.
-        num_levels: feature levels.
-        num_points: reads per head and level.
+        num_heads: number of heads.
+        num_levels: number of feature levels.
+        num_points: number of reads per head and level.
     """
 
     def __init__(self, *, d: int, num_heads: int, num_levels: int, num_points: int) -> None:
@@ -203,7 +203,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in eight compass directions, point p at a distance of p + 1 cells."""
+        """Heads read in evenly spaced directions, point p at a distance of p + 1 cells."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
@@ -228,7 +228,7 @@ class DeformableAttention(nn.Module):
         shapes: Shapes,
         padding: Bool[Tensor, "B S"] | None,
     ) -> Float[Tensor, "B N d"]:
-        """What each query reads around its reference.
+        """Values read by each query around its reference.
 
         Args:
             query: content plus position.
@@ -260,6 +260,6 @@ class DeformableAttention(nn.Module):
     def _for_points(self, xy: Shaped[Tensor, "*batch levels 2"]) -> Tensor:
         """(x, y) of levels -> of all points of one head, (*batch, 1, levels * points * 2).
 
-        Written out, because rows of two numbers are too short for vector instructions.
+        Expanded, because rows of two numbers are too short for vector instructions.
         """
         return xy.unsqueeze(-2).expand(*xy.shape[:-1], self.num_points, 2).flatten(-3).unsqueeze(-2)

@@ -2,17 +2,17 @@
 
     out(row) = sum over levels and points of  weight * bilinear(value of the level, location)
 
-A row is one query and head of one image. Its corners (four cells a read) are listed first; then
-one loop adds up their channels. Nothing larger than the output is written. Cells, borders and
+A row is one query and head of one image. Its corners (four cells per read) are listed first; then
+one loop sums their channels. Nothing larger than the output is written. Cells, borders and
 padding are those of ``grid_sample`` (zeros, align_corners=False).
 
-No sum is split over threads, so outputs and gradients are the same bits for any number of them.
-Import this module only where it is wanted: numba takes a second.
+No sum is split over threads, so outputs and gradients are bitwise equal for any number of threads.
+Import this module lazily: numba takes a second.
 
 Legend: B images, S cells of all levels, N queries, c channels of a head.
 """
 
-# ruff: noqa: ANN001, ANN202 (what a kernel takes has numba's types)
+# ruff: noqa: ANN001, ANN202 (arguments of kernels have numba's types)
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from v2idetr.modeling.numba_kernels import Kernel, compiled, share_out
 
 Shapes = list[tuple[int, int]]
 
-# Cells are those of grid_sample to the last bit, which fuses multiplications and additions and
-# changes nothing else; sums may be reordered besides, so that they are vectorized.
+# Cells equal those of grid_sample bitwise, so only multiplications and additions may be fused; sums
+# may also be reordered, for vectorization.
 CELLS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 SUMS = {**CELLS, "fastmath": {"contract", "reassoc", "nsz"}}
 
@@ -48,8 +48,8 @@ def read_numba(
     Args:
         value: values of all levels, one level after the other, row-major; float32 or float64.
         shapes: (h, w) of each level.
-        locations: (x, y) in [0, 1] of each level; outside there are zeros. One that is not finite
-            gives NaN and reads nothing.
+        locations: (x, y) in [0, 1] of each level; zero outside. A location that is not finite
+            gives NaN.
         weights: weight of each read.
     """
     assert value.dtype == locations.dtype == weights.dtype
@@ -62,7 +62,7 @@ class _NumbaRead(torch.autograd.Function):
     def forward(
         ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
     ) -> Tensor:
-        # Head by head: what a row reads then lies in fewer pages of memory.
+        # Head by head, so that the reads of a row are in fewer memory pages.
         value = value.transpose(1, 2).contiguous()
         locations, weights = locations.contiguous(), weights.contiguous()
         B, heads, _, c = value.shape
@@ -87,15 +87,15 @@ class _NumbaRead(torch.autograd.Function):
         arrays = [x.detach().numpy() for x in (*tensors, *gradients)]
         _, backward = _kernels(value.dtype)
         B, heads, _, c = value.shape
-        # An image's head at a time: all that is added to its values is added by one thread.
+        # By image and head: one thread sums the gradients of their values.
         share_out(backward, B * heads, weights.numel() * c, ctx.levels, *arrays)
         return grad_value.transpose(1, 2), None, grad_locations, grad_weights
 
 
 # ------------------------------------------------------------------------- kernels
 
-# What `_list_reads` knows of a read: shares of its columns and rows (zero outside of the level),
-# and 1 for those that lie inside.
+# Rows of `shares` in `_list_reads`: share of each column and row (zero outside the level), then 1
+# for each inside.
 LEFT, RIGHT, TOP, BOTTOM, LEFT_INSIDE, RIGHT_INSIDE, TOP_INSIDE, BOTTOM_INSIDE = range(8)
 
 
@@ -118,15 +118,15 @@ def _list_levels(levels, num_points, reads):
 def _list_reads(first, locations, sizes, starts, cells, shares):
     """Cells and shares of all reads of a row.
 
-    Without branches, which would be guessed wrong half of the time: a cell outside has no share,
-    and any cell inside stands for it.
+    Without branches, half of which would be mispredicted: a cell outside is replaced by one inside
+    with share zero.
 
     Args:
-        first: of the row's reads among all.
-        locations: of all reads, flat.
-        sizes, starts: of the reads' levels, see `_list_levels`.
-        cells: (4, reads); top left, top right, bottom left, bottom right, among the S of a head.
-        shares: (8, reads); see above.
+        first: index of the row's first read.
+        locations: locations of all reads, flat.
+        sizes, starts: sizes and first cells of the reads' levels, see `_list_levels`.
+        cells: (4, reads), output: top left, top right, bottom left, bottom right, of a head's S.
+        shares: (8, reads), output: see above.
     """
     number = locations.dtype.type
     zero, half, one, two = number(0), number(0.5), number(1), number(2)
@@ -138,7 +138,7 @@ def _list_reads(first, locations, sizes, starts, cells, shares):
         not_finite = zero * (x + y)  # NaN, else 0
         x = ((x * two - one) + one) * (width * half) - half
         y = ((y * two - one) + one) * (height * half) - half
-        # Beyond these it is as empty; NaN fails each comparison, so it ends at -2.
+        # Beyond these limits all cells are outside; NaN fails each comparison and becomes -2.
         x, y = min(x, width) if x > -two else -two, min(y, height) if y > -two else -two
         column, row = np.floor(x), np.floor(y)
         inside_left = one if zero <= column < width else zero
@@ -179,7 +179,7 @@ def _forward(first, last, levels, value, locations, weights, out):
             top, bottom = shares[TOP, read] * weight, shares[BOTTOM, read] * weight
             share_0, share_1 = top * shares[LEFT, read], top * shares[RIGHT, read]
             share_2, share_3 = bottom * shares[LEFT, read], bottom * shares[RIGHT, read]
-            # Unsigned: numba would look at each index whether it counts from the end.
+            # Unsigned: numba would check each index for counting from the end.
             cell_0 = np.uint64((base + cells[0, read]) * c)
             cell_1 = np.uint64((base + cells[1, read]) * c)
             cell_2 = np.uint64((base + cells[2, read]) * c)
@@ -208,7 +208,7 @@ def _backward(
     grad_locations,
     grad_weights,
 ):
-    """Images' heads first..last; ``grad_value`` is added to, the other gradients are written."""
+    """Images' heads first..last; adds to ``grad_value``, writes the other gradients."""
     _, heads, S, c = value.shape
     N, reads = locations.shape[1], locations.shape[3] * locations.shape[4]
     sizes, starts = _list_levels(levels, locations.shape[4], reads)
@@ -239,7 +239,7 @@ def _backward(
                 dot_1 += gradient[k] * table[cell_1 + k]
                 dot_2 += gradient[k] * table[cell_2 + k]
                 dot_3 += gradient[k] * table[cell_3 + k]
-            # One after the other: at a border two of them are the same cell.
+            # In separate loops: at a border two of them are the same cell.
             share_0, share_1 = top * left * weight, top * right * weight
             share_2, share_3 = bottom * left * weight, bottom * right * weight
             for k in range(np.uint64(c)):
@@ -264,7 +264,7 @@ def _backward(
 
 @cache
 def _kernels(dtype: torch.dtype) -> list[Kernel]:
-    """Forward and backward for a type of numbers."""
+    """Forward and backward kernel for a dtype."""
     number = {torch.float32: numba.float32, torch.float64: numba.float64}[dtype]
     of = [numba.types.Array(number, ndim, "C") for ndim in range(7)]
     span, levels = (numba.int64, numba.int64), numba.types.Array(numba.int64, 2, "C")

@@ -2,17 +2,17 @@
 
     out(row) = sum over levels and points of  weight * bilinear(value of the level, location)
 
-A row is one query and head of one image. A program computes a block of rows; it holds the block's
-channels and goes through levels and points, so nothing larger than the output is written. Cells,
+A row is one query and head of one image. A program computes a block of rows: it holds the block's
+channels and loops over levels and points, so that nothing larger than the output is written. Cells,
 borders and padding are those of ``grid_sample`` (zeros, align_corners=False).
 
-Triton comes with PyTorch's CUDA builds; import this module only where it is wanted. It has been
-run in Triton's interpreter only: neither its speed nor its block sizes were measured on a GPU.
+Triton is part of PyTorch's CUDA builds; import this module lazily. It has been run in Triton's
+interpreter only: neither its speed nor its block sizes were measured on a GPU.
 
 Legend: B images, S cells of all levels, N queries, c channels of a head.
 """
 
-# ruff: noqa: ANN001, ANN202 (what a kernel takes has Triton's types)
+# ruff: noqa: ANN001, ANN202 (arguments of kernels have Triton's types)
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from torch.autograd.function import once_differentiable
 
 Shapes = list[tuple[int, int]]
 
-BLOCK_ELEMENTS = 1024  # rows x channels of a program: 8 a thread with Triton's 4 warps
-VARYING = ("blocks", "rows", "S")  # with the size of the images: one compilation serves all
-# How the gradient of the values is added up.
+BLOCK_ELEMENTS = 1024  # rows x channels of a program: 8 per thread with Triton's 4 warps
+VARYING = ("blocks", "rows", "S")  # with the image size; one compilation for all
+# Summation of the gradient of the values.
 NO_VALUE_GRAD, ATOMIC, LISTED = 0, 1, 2
 
 
@@ -43,17 +43,17 @@ def read_triton(
 ) -> Float[Tensor, "B N heads*c"]:
     """Weighted bilinear reads of the levels' values, as ``deformable_read``; once differentiable.
 
-    The gradient of the values is a sum over the reads of a cell. By default it is added up with
-    atomic operations, in another order each time. Under
-    ``torch.use_deterministic_algorithms(True)`` the reads are sorted by cell and added up in
-    their order: repeatable bit for bit, but slower, and with about 32 bytes more for each of the
-    four cells of every read. Outputs and the other gradients are repeatable always.
+    The gradient of the values is a sum over the reads of a cell. By default it is computed with
+    atomic additions, whose order varies. Under ``torch.use_deterministic_algorithms(True)`` the
+    reads are sorted by cell and summed in their order: deterministic, but slower, with about 32
+    bytes more for each of the four cells of every read. Outputs and the other gradients are always
+    deterministic.
 
     Args:
         value: values of all levels, one level after the other, row-major; float32 or float64.
         shapes: (h, w) of each level.
-        locations: (x, y) in [0, 1] of each level; outside there are zeros. One that is not finite
-            gives NaN and reads nothing.
+        locations: (x, y) in [0, 1] of each level; zero outside. A location that is not finite
+            gives NaN.
         weights: weight of each read.
     """
     assert value.dtype in (torch.float32, torch.float64), value.dtype
@@ -89,7 +89,7 @@ class _TritonRead(torch.autograd.Function):
         grid, sizes = _launch(value, locations, ctx.shapes)
         grad_out = grad_out.contiguous()
         how = NO_VALUE_GRAD
-        grad_value = cells = shares = value  # stand-ins where the kernel does not write
+        grad_value = cells = shares = value  # placeholders where the kernel does not write
         if ctx.needs_input_grad[0] and torch.are_deterministic_algorithms_enabled():
             how = LISTED
             entries = (*weights.shape, 4)
@@ -115,20 +115,20 @@ class _TritonRead(torch.autograd.Function):
                 VALUE_GRAD=how,
             )
         if how == LISTED:
-            grad_value = _added_in_order(cells, shares, grad_out, value.shape)
+            grad_value = _sum_in_order(cells, shares, grad_out, value.shape)
         return grad_value if how else None, None, grad_locations, grad_weights
 
 
-def _added_in_order(
+def _sum_in_order(
     cells: Tensor, shares: Tensor, grad_out: Tensor, shape: tuple[int, ...]
 ) -> Tensor:
     """Sum over the reads of each cell, always in the order of the reads.
 
     Args:
-        cells: row of the table (B*S*heads, c) of each cell that a read touches.
-        shares: what of the gradient of the read's row it gets.
-        grad_out: (B, N, heads*c).
-        shape: of the result, (B, S, heads, c).
+        cells: row in the table (B*S*heads, c) of each cell of a read.
+        shares: the cell's share of the gradient of the read's row.
+        grad_out: gradient of the output, (B, N, heads*c).
+        shape: shape of the result, (B, S, heads, c).
     """
     B, S, heads, c = shape
     per_row = cells[0, 0, 0].numel() if cells.numel() else 1
@@ -147,7 +147,7 @@ def _added_in_order(
 def _launch(
     value: Tensor, locations: Tensor, shapes: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid and sizes of either kernel."""
+    """Grid and sizes of both kernels."""
     B, S, heads, c = value.shape
     _, N, _, levels, points, _ = locations.shape
     block_c = triton.next_power_of_2(c)
@@ -170,7 +170,7 @@ def _launch(
 
 @lru_cache(maxsize=64)
 def _level_table(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(h, w, first cell) of each level; kept, because a copy to a GPU waits for it."""
+    """(h, w, first cell) of each level; cached, because a copy to a GPU synchronises."""
     rows, start = [], 0
     for h, w in shapes:
         rows.append((h, w, start))
@@ -294,7 +294,7 @@ def _backward_kernel(
                 addend = (weight * across * along)[:, None] * gradient
                 tl.atomic_add(grad_value_ptr + offset, addend, mask=mask, sem="relaxed")
             elif VALUE_GRAD == 2:
-                # Nothing of a cell outside goes to the level's first cell.
+                # A cell outside is replaced by the level's first cell with share zero.
                 share = tl.where(inside, weight * across * along, 0.0)
                 listed = tl.where(inside, cell, first).to(cells_ptr.dtype.element_ty)
                 tl.store(cells_ptr + entry * 4 + corner, listed, mask=in_row)
@@ -310,10 +310,10 @@ def _cells(location, size):
     """The two cells beside a location on one axis.
 
     Returns:
-        the lower cell, the share of the upper one, and whether each lies inside. A cell that
-        lies inside is exact; one that does not may be any near number, so that it fits an int32.
+        the lower cell, the share of the upper one, and whether each is inside. The index is exact
+        if one of them is inside, and arbitrary otherwise, so that it fits an int32.
     """
-    # The steps of grid_sample, so that a floor falls on the same side of a cell's centre.
+    # The operations of grid_sample, so that floor gives the same cells.
     edge = tl.cast(size, location.dtype)
     cell = tl.fma((2.0 * location - 1.0) + 1.0, edge, -1.0) * 0.5
     low = tl.floor(cell)

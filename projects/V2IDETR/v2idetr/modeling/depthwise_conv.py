@@ -1,4 +1,4 @@
-"""Depth-wise convolutions with a backward pass that does not hold up training on a CPU.
+"""Depth-wise convolutions with a fast backward pass on CPUs.
 
 oneDNN computes the weight gradient of kernels above 3 x 3, and both gradients of 3D kernels, many
 times slower than the forward pass: a fifth of a training step of the demo's teacher (RESULTS.md).
@@ -6,7 +6,7 @@ Here the input gradient of a 3D convolution is a convolution with the mirrored k
 kernel sums the weight gradient.
 """
 
-# ruff: noqa: ANN001, ANN202 (what a kernel takes has numba's types)
+# ruff: noqa: ANN001, ANN202 (arguments of kernels have numba's types)
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from v2idetr.modeling.numba_kernels import compiled, numba_works, share_out
 
-CHANNELS_A_BLOCK = 64  # whose sums stay in the first-level cache
+CHANNELS_PER_BLOCK = 64  # so that the sums stay in the first-level cache
 
 
 class DepthwiseConv3d(nn.Conv3d):
-    """A depth-wise 3D convolution of stride 1 that keeps the size.
+    """A depth-wise 3D convolution of stride 1 with outputs of the input's size.
 
     Args:
-        d: channels.
-        kernel_size: odd; time, height and width alike.
+        d: number of channels.
+        kernel_size: odd size along time, height and width.
     """
 
     def __init__(self, d: int, kernel_size: int) -> None:
@@ -47,9 +47,9 @@ def depthwise_conv(
     stride: tuple[int, ...],
     padding: Any,
 ) -> Float[Tensor, "B d *out"]:
-    """A 2D or 3D convolution with one filter a channel; torch's arguments and result.
+    """A 2D or 3D convolution with one filter per channel; arguments and result as in torch.
 
-    Where the backward pass of torch is slow (see above) it can be differentiated once only.
+    Only once differentiable where this module's backward pass replaces torch's.
     """
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     slow = weight.dim() == 5 or max(weight.shape[2:]) > 3
@@ -116,7 +116,7 @@ def _weight_gradient(
     x, grad_out = (t.detach().movedim(1, -1).contiguous() for t in (x, grad_out))
     out = np.empty((*size, d), np.float32)
     share_out(
-        _kernel(), -(-d // CHANNELS_A_BLOCK), grad_out.numel() * len(out.reshape(-1, d)),
+        _kernel(), -(-d // CHANNELS_PER_BLOCK), grad_out.numel() * len(out.reshape(-1, d)),
         *stride, *padding, x.numpy(), grad_out.numpy(), out,
     )  # fmt: skip
     return torch.from_numpy(out).movedim(-1, 0).reshape(weight.shape)
@@ -124,20 +124,20 @@ def _weight_gradient(
 
 @no_type_check  # the tests' type checker would wrap what numba compiles
 def _sum_products(first, last, st, sh, sw, pt, ph, pw, x, grad_out, out):
-    """Blocks first..last of channels: products of inputs and output gradients, a filter cell each.
+    """Weight gradient of channel blocks first..last: sums of inputs times output gradients.
 
-    One row of the filter at a time; always in the same order, whatever the number of threads.
+    By rows of the filter, in an order that does not depend on the number of threads.
 
     Args:
         st, sh, sw, pt, ph, pw: stride and padding.
-        x: (B, T, H, W, d); grad_out: (B, t, h, w, d); out: (kt, kh, kw, d).
+        x, grad_out, out: (B, T, H, W, d), (B, t, h, w, d) and (kt, kh, kw, d).
     """
     B, T, H, W, d = x.shape
     t, h, w = grad_out.shape[1:4]
     kt, kh, kw = out.shape[:3]
     for block in range(first, last):
-        c0 = block * CHANNELS_A_BLOCK
-        c1 = min(d, c0 + CHANNELS_A_BLOCK)
+        c0 = block * CHANNELS_PER_BLOCK
+        c1 = min(d, c0 + CHANNELS_PER_BLOCK)
         sums = np.zeros((kw, c1 - c0), np.float32)
         for row in range(kt * kh):
             k, m = row // kh, row % kh
@@ -180,4 +180,4 @@ def _numba_works() -> bool:
         x, weight = torch.ones(1, 2, 2, 2, 2), torch.ones(2, 1, 1, 1, 1)
         return bool((_weight_gradient(x, weight, x, (1, 1, 1), (0, 0, 0)) == 8).all())
 
-    return numba_works(check, "depth-wise convolutions learn slowly")
+    return numba_works(check, "depth-wise convolutions train slowly")

@@ -1,4 +1,4 @@
-"""What all families of detection transformers share: backbone, neck, fusion, order of the steps."""
+"""Base of all detection transformers: backbone, neck, fusion, order of the steps."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from v2idetr.modeling.neck import Neck
 class DetectionTransformer(nn.Module):
     """Images to decoded queries. Implements ``interface.DetectorNetwork``.
 
-    A family adds encoder, decoder and heads, and defines ``encode_images``, ``initial_queries`` and
-    ``decode``.
+    A subclass adds encoder, decoder and heads, and defines ``encode_images``, ``initial_queries``
+    and ``decode``.
 
     Args:
-        backbone: see ``backbone.py``.
+        backbone: backbone module, see ``backbone.py``.
         weights: ImageNet weights of the backbone, see ``backbone_weights.py``.
-        num_classes: K.
-        num_logits: of a query, see ``classification.py``.
-        strides: feature levels in pixels.
+        num_classes: number of classes, K.
+        num_logits: number of logits per query, see ``classification.py``.
+        strides: strides of the feature levels in pixels.
         d: width.
-        num_queries: N.
-        reference_dim: numbers of a query's reference, 2 or 4.
+        num_queries: number of queries, N.
+        reference_dim: dimension of a query's reference, 2 or 4.
         neck_norm: "group" or "none", see ``neck.py``.
-        isolate_padding: features of an image do not depend on the padding beside it; False is the
-            published behaviour, for parity with published checkpoints.
-        fusion: where frames of a clip are mixed; None for a detector of single images.
+        isolate_padding: exclusion of padding from an image's features; False is the published
+            behaviour, for parity with published checkpoints.
+        fusion: modules that mix the frames of a clip; None for a detector of single images.
 
     Raises:
         ValueError: levels or fusion do not fit.
@@ -77,12 +77,12 @@ class DetectionTransformer(nn.Module):
             if getattr(mixer, name, own) != own:
                 raise ValueError(
                     f"net.fusion.features.{name} is {getattr(mixer, name)}, but net.{name} is "
-                    f"{own}: it mixes the very features of the detector, so make them agree."
+                    f"{own}: set both to the same value."
                 )
         self.fusion = fusion
 
     def extract(self, images: Images) -> Features:
-        """Backbone and neck; frames mixed in the slot "features"."""
+        """Backbone and neck, then the slot "features"."""
         with padding_isolated(self.backbone, images) if self.isolate_padding else nullcontext():
             maps = self.backbone(images.pixels)
         features = self.neck(maps, images)
@@ -91,21 +91,21 @@ class DetectionTransformer(nn.Module):
         return features
 
     def encode(self, features: Features) -> Memory:
-        """Encoder, image by image; frames mixed in the slot "memory"."""
+        """Encoder for each image, then the slot "memory"."""
         memory = self.encode_images(features)
         if self.fusion is not None and self.fusion.memory is not None:
             memory = self.fusion.memory(memory)
         return memory
 
     def queries(self, memory: Memory) -> Queries:
-        """The detector's own N queries for each image; frames mixed in the slot "queries"."""
+        """The detector's N queries for each image, then the slot "queries"."""
         queries = self.initial_queries(memory)
         if self.fusion is not None and self.fusion.queries is not None:
             queries = self.fusion.queries(queries, memory)
         return queries
 
     def forward(self, images: Images, current: Int[Tensor, " n"] | None = None) -> Decoded:
-        """All steps; with ``current`` only these images are decoded, see ``DetectorNetwork``."""
+        """All steps; with ``current``, only these images are decoded, see ``DetectorNetwork``."""
         if current is None:
             memory = self.encode(self.extract(images))
             return self.decode(memory, self.queries(memory))
@@ -122,30 +122,30 @@ class DetectionTransformer(nn.Module):
         return self.decode(memory, queries)
 
     def mixes_frames_after(self, slot: Slot) -> bool:
-        """Whether frames are mixed in a slot behind this one."""
+        """Whether frames are mixed in a slot after this one."""
         return self.fusion is not None and self.fusion.is_used_after(slot)
 
     def encode_images(self, features: Features) -> Memory:
-        """Features to memory, image by image."""
+        """Features to memory, for each image."""
         raise NotImplementedError
 
     def initial_queries(self, memory: Memory) -> Queries:
-        """N queries for each image."""
+        """Queries of each image, N each."""
         raise NotImplementedError
 
     def decode(self, memory: Memory, queries: Queries, context: Context | None = None) -> Decoded:
-        """Queries against the memory of the same images.
+        """Decoder outputs of queries for the memory of the same images.
 
         Args:
-            memory: of the images.
-            queries: any number.
-            context: decoded queries of the same images that these may look at in self-attention.
+            memory: encoder output.
+            queries: any number of queries.
+            context: decoded queries of the same images, visible to ``queries`` in self-attention.
         """
         raise NotImplementedError
 
 
 def xavier(*modules: nn.Module) -> None:
-    """Xavier-uniform values for all their parameters of two or more dimensions."""
+    """Xavier-uniform initialisation of all parameters of two or more dimensions."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.dim() > 1:
@@ -153,7 +153,7 @@ def xavier(*modules: nn.Module) -> None:
 
 
 def joined_padding(features: Features) -> Tensor | None:
-    """Padding of the tokens of all levels, (B, S); None when nothing is padded."""
+    """Padding of the tokens of all levels, (B, S); None without padding."""
     if features.padding is None:
         return None
     return torch.cat([mask.flatten(1) for mask in features.padding.values()], 1)

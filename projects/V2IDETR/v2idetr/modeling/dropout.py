@@ -1,4 +1,4 @@
-"""Dropout that does not hold up training on a CPU."""
+"""Dropout with a fast kernel on CPUs."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """Dropout on CPUs as a numba kernel.
 
-torch draws its numbers one after the other and keeps a factor for each: a fifth of a training step
-(RESULTS.md). Here a number is a hash of a seed and of the element's index, so that threads share
-the elements out, the bits do not depend on their number, and the backward pass draws again.
+torch draws its numbers in sequence and keeps a factor for each: a fifth of a training step
+(RESULTS.md). Here a number is a hash of a seed and of the element's index, so that elements are
+computed in parallel, the result does not depend on the number of threads, and the backward pass
+recomputes the numbers.
 """
 
-# ruff: noqa: ANN001, ANN202 (what a kernel takes has numba's types)
+# ruff: noqa: ANN001, ANN202 (arguments of kernels have numba's types)
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ from v2idetr.modeling.numba_kernels import Kernel, compiled, share_out
 
 
 def dropout(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
-    """Elements are zero with a probability of p, the others divided by 1 - p.
+    """Dropout: elements are zero with probability p, the others divided by 1 - p.
+
+    The seed is drawn from torch's generator.
 
     Args:
-        x: float32, on a CPU, fewer than 2**32 elements.
-        p: in [0, 1), rounded to 32 bits. The seed comes from torch's generator.
+        x: float32 on a CPU, fewer than 2**32 elements.
+        p: probability in [0, 1), rounded to 32 bits.
     """
     assert x.numel() < 2**32
     seed = np.random.SeedSequence(int(torch.randint(2**63 - 1, ()))).generate_state(2)
@@ -51,9 +54,9 @@ class _Dropout(torch.autograd.Function):
 
 @no_type_check  # the tests' type checker would wrap what numba compiles
 def _drop(first, last, seed_0, seed_1, limit, scale, x, out):
-    """Elements first..last: those whose hash is below the limit are multiplied by zero.
+    """Elements first..last, multiplied by zero if their hash is below the limit, else by scale.
 
-    Two rounds of multiplying and folding, as MurmurHash3 ends, with half of the seed before each.
+    The hash is the finaliser of MurmurHash3 with half of the seed before each of two rounds.
     """
     word = np.uint32  # numba widens every product
     zero = np.float32(0)

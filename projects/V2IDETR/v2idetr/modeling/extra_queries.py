@@ -1,4 +1,4 @@
-"""Queries that are decoded beside a detector's own in training: cross-view, denoising."""
+"""Additional decoder queries in training: cross-view, denoising."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ Visibility = Literal["one_way", "isolated", "none"]
 
 @dataclass
 class ExtraQueries:
-    """A set of queries that are decoded beside the detector's own in training.
+    """A set of additional queries, decoded with the detector's own queries in training.
 
     Attributes:
-        queries: n of them; no set sees another one, unless the mask of both is "none".
-        mask: in self-attention: "one_way": the detector's own queries do not see these, but these
-            see them; "isolated": nor these them; "none": all see all. Unless "none", the own
-            queries are decoded exactly as if these did not exist.
-        pairs: (query, lesion) of every image, for queries whose lesion is known beforehand, such as
-            denoising ones; their detection losses are then part of the training. None: no such
-            losses.
-        name: of these losses.
+        queries: n queries, not visible to other sets unless both masks are "none".
+        mask: visibility in self-attention: "one_way": these queries see the detector's own, but not
+            the reverse; "isolated": neither sees the other; "none": all see all. Unless "none", the
+            own queries are decoded exactly as without this set.
+        pairs: (query, lesion) of every image for queries with a known lesion, such as denoising
+            queries, for additional detection losses; None for no such losses.
+        name: name of these losses.
     """
 
     queries: Queries
@@ -37,16 +36,16 @@ class ExtraQueries:
 def decode_beside(
     net: DetectorNetwork, memory: Memory, own: Queries, extra: Sequence[ExtraQueries]
 ) -> tuple[Decoded, list[Decoded]]:
-    """Decode a network's own queries, and sets of extra ones beside them.
+    """Decode a network's own queries and sets of extra queries.
 
     Args:
-        net: decodes.
-        memory: of the images.
+        net: network with the decoder.
+        memory: encoder output.
         own: the network's queries.
-        extra: see :class:`ExtraQueries`.
+        extra: sets of extra queries.
 
     Returns:
-        the decoded own queries, and the decoded sets in their order.
+        the decoded own queries, and the decoded sets in the order of ``extra``.
     """
     together = [part.queries for part in extra if part.mask == "none"]
     start = sum(queries.num_queries for queries in together)

@@ -18,7 +18,7 @@ from v2idetr.modeling.depthwise_conv import depthwise_conv
 def fold_frozen_norms(module: nn.Module) -> nn.Module:
     """Fold the frozen normalisation of every Detectron2 convolution below a module, in place.
 
-    Parameters, buffers and their names stay, so that checkpoints do; gradients are the same.
+    Parameters, buffers, their names and gradients do not change.
     """
     for child in module.modules():
         if isinstance(child, nn.Conv2d) and child.bias is None and _has_frozen_norm(child):
@@ -27,37 +27,37 @@ def fold_frozen_norms(module: nn.Module) -> nn.Module:
 
 
 def fold_norm(convolution: nn.Conv2d, norm: nn.Module) -> bool:
-    """Let a convolution compute the frozen normalisation behind it, which then must not.
+    """Fold the frozen normalisation after a convolution into it; the caller must then skip it.
 
-    The normalisation stays where it is registered, and keeps its tensors.
+    The normalisation stays registered and keeps its tensors.
 
     Returns:
-        False, and nothing is done, where the convolution has a bias, does not pad with zeros or is
-        of an unknown kind.
+        False, without a change, if the convolution has a bias, does not pad with zeros or is of an
+        unknown kind.
     """
-    same = type(convolution).__name__ == "Conv2dSame"  # timm's, which networks do not import
+    same = type(convolution).__name__ == "Conv2dSame"  # timm's, which is not imported here
     known = same or type(convolution) is nn.Conv2d
     if convolution.bias is not None or convolution.padding_mode != "zeros" or not known:
         return False
     convolution.__class__ = FoldedConv2d
-    # Not registered a second time: tensors keep their one name.
+    # Not registered a second time, so that each tensor has one name.
     vars(convolution).update(norm=norm, activation=None, pads_same=same)
     return True
 
 
 def _has_frozen_norm(convolution: nn.Module) -> bool:
-    """Whether it is Detectron2's, which networks do not import, with a frozen normalisation."""
+    """Whether a convolution is Detectron2's (not imported here) with a frozen normalisation."""
     norm = type(getattr(convolution, "norm", None)).__name__
     return norm == "FrozenBatchNorm2d" and hasattr(convolution, "activation")
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution and the frozen normalisation behind it, as one convolution.
+    """A convolution and the frozen normalisation after it, as one convolution.
 
     Attributes:
-        norm: a FrozenBatchNorm2d.
-        activation: what follows it, or None.
-        pads_same: padded as TensorFlow does, by the size of the input.
+        norm: FrozenBatchNorm2d after the convolution.
+        activation: activation after the normalisation, or None.
+        pads_same: TensorFlow's padding by the size of the input.
     """
 
     norm: nn.Module
@@ -67,7 +67,7 @@ class FoldedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._folded()
-        if torch.is_autocast_enabled(x.device.type):  # which casts weights, not what is made here
+        if torch.is_autocast_enabled(x.device.type):  # which casts weights, but not this bias
             bias = bias.to(torch.get_autocast_dtype(x.device.type))
         padding: Any = self.padding
         if self.pads_same:
@@ -82,15 +82,15 @@ class FoldedConv2d(nn.Conv2d):
         return x if self.activation is None else self.activation(x)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias; kept until a tensor that they are made from changes."""
-        own = self.norm._buffers.values()  # without a walk through the module: this runs often
+        """Weight and bias, cached until one of their source tensors changes."""
+        own = self.norm._buffers.values()  # faster than named_buffers(): this runs often
         made_from = (self.weight, *(buffer for buffer in own if buffer is not None))
         learning = self.weight.requires_grad and torch.is_grad_enabled()
         if learning or torch.compiler.is_compiling() or any(t.is_inference() for t in made_from):
             return self._fold()
         key = [(t.data_ptr(), t._version, t.device, t.dtype) for t in made_from]
         if self._kept is None or self._kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():  # to be of use in training, too
+            with torch.inference_mode(False), torch.no_grad():  # for later use in training
                 self._kept = (key, self._fold())
         return self._kept[1]
 
@@ -98,6 +98,6 @@ class FoldedConv2d(nn.Conv2d):
         norm: Any = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight = self.weight * scale.view(-1, 1, 1, 1)
-        if weight.device.type == "cpu":  # the faster layout there; maps follow it
+        if weight.device.type == "cpu":  # the faster layout there, also for the maps
             weight = weight.contiguous(memory_format=torch.channels_last)
         return weight, norm.bias - norm.running_mean * scale

@@ -1,12 +1,12 @@
-"""Slots of a network where the frames of a clip may be mixed.
+"""Slots for modules that mix the frames of a clip.
 
-A slot lies behind a step, and its module maps what the step gave to the same with frames mixed:
+A slot follows a step of the network; its module maps the step's output to the same type:
 
-    features  Features -> Features            behind backbone and neck (MSI, CVA-Net)
-    memory    Memory -> Memory                behind the encoder (TransVOD)
-    queries   (Queries, Memory) -> Queries    behind the choice of queries (TransVOD)
+    features  Features -> Features            after backbone and neck (MSI, CVA-Net)
+    memory    Memory -> Memory                after the encoder (TransVOD)
+    queries   (Queries, Memory) -> Queries    after the choice of queries (TransVOD)
 
-Images are whole clips, clip-major; ``Features.num_frames`` says of how many frames.
+Images are whole clips of ``Features.num_frames`` frames, clip-major.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SLOTS: tuple[Slot, ...] = ("features", "memory", "queries")
 
 
 class Fusion(nn.Module):
-    """The modules in the slots; None leaves one empty.
+    """Modules of the slots; None for an empty slot.
 
     Raises:
         ValueError: all slots are empty.
@@ -41,6 +41,6 @@ class Fusion(nn.Module):
             )
 
     def is_used_after(self, slot: Slot) -> bool:
-        """Whether frames are mixed in a slot behind this one."""
+        """Whether frames are mixed in a slot after this one."""
         later = SLOTS[SLOTS.index(slot) + 1 :]
         return any(getattr(self, name) is not None for name in later)

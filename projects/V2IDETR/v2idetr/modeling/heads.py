@@ -1,4 +1,4 @@
-"""Heads: from decoded queries to class logits and boxes."""
+"""Heads: decoded queries -> class logits and boxes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-PRIOR = 0.01  # of "lesion" before training, for the focal loss (Lin et al., 2017, section 3.3)
+PRIOR = 0.01  # initial probability of "lesion" for the focal loss (Lin et al., 2017, section 3.3)
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them; the last one is free."""
+    """Linear layers with ReLU between them."""
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class MLP(nn.Module):
 
 @dataclass(frozen=True)
 class DetectionHeads:
-    """Class and box heads, those of a network.
+    """Class and box heads of a network.
 
     Attributes:
-        classes, boxes: one for all layers, or one for each layer and perhaps one for the encoder.
-        refine: whether each layer has its own and goes on from the box of the layer before.
+        classes, boxes: one head for all layers, or one per layer and, optionally, the encoder.
+        refine: whether each layer has its own heads and refines the box of the layer before.
     """
 
     classes: nn.ModuleList
@@ -46,7 +46,7 @@ class DetectionHeads:
 
     @classmethod
     def build(cls, *, d: int, num_logits: int, count: int, refine: bool) -> DetectionHeads:
-        """Freshly drawn ones."""
+        """Heads with random weights."""
         classes = nn.ModuleList(nn.Linear(d, num_logits) for _ in range(count))
         return cls(classes, nn.ModuleList(MLP([d, d, d, 4]) for _ in range(count)), refine)
 
@@ -56,7 +56,7 @@ class DetectionHeads:
         return self.classes[head], self.boxes[head]
 
     def reset_parameters(self) -> None:
-        """All heads alike: "lesion" unlikely, boxes where the references are."""
+        """Equal initialisation of all heads: "lesion" unlikely, boxes at their references."""
         for head in self.classes:
             assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, -math.log((1 - PRIOR) / PRIOR))

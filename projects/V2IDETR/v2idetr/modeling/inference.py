@@ -1,4 +1,4 @@
-"""From pixels to detections, as tensors: no dicts, no files, no ground truth."""
+"""Pixels -> detections, as tensors, without dicts, files or ground truth."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def normalised_images(
     size_divisor: int,
     num_frames: int = 1,
 ) -> Images:
-    """RGB images (3, H, W) in [0, 255], normalised in one tensor padded to multiples of a divisor.
+    """One normalised batch of RGB images (3, H, W) in [0, 255], padded to multiples of a divisor.
 
     Padding is zero, at the right and at the bottom.
     """
@@ -50,20 +50,20 @@ def normalised_images(
 
 
 def best_detections(decoded: Decoded, topk: int, classification: Classification) -> Detections:
-    """The best detections of the last layer, k <= topk; no suppression is needed."""
+    """The best detections of the last layer, k <= topk, without non-maximum suppression."""
     scores, classes, query = classification.detections(decoded.logits[-1], topk)
     return Detections(scores, classes, select_queries(decoded.boxes[-1], query))
 
 
 class ImageDetector(nn.Module):
-    """Images of one size to scores, classes and boxes: what is exported and runs on live video.
+    """Images of one size -> scores, classes and boxes, for export and live video.
 
     Args:
-        net: a detector of single images.
-        classification: what its logits mean.
-        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
-        size_divisor: images are padded to multiples of this.
-        score_topk: detections per image, as far as the classification gives so many.
+        net: network of a detector of single images.
+        classification: meaning of its logits.
+        pixel_mean, pixel_std: RGB statistics for pixels in [0, 255].
+        size_divisor: divisor of padded image sizes in pixels.
+        score_topk: largest number of detections per image.
     """
 
     pixel_mean: Tensor
@@ -88,7 +88,7 @@ class ImageDetector(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"], Float[Tensor, "B k 4"]]:
-        """Scores, classes and boxes (xyxy px of these pixels) of RGB pixels in [0, 255]."""
+        """Scores, classes and boxes (xyxy px) of RGB images in [0, 255]."""
         images = normalised_images(
             list(pixels),
             mean=self.pixel_mean,

@@ -1,4 +1,4 @@
-"""The data that flows between the steps of a detector.
+"""Data between the steps of a detector.
 
     images -> extract -> Features -> encode -> Memory -> queries -> Queries -> decode -> Decoded
 
@@ -9,8 +9,8 @@ Shape legend of the project::
     N  queries          M  ground-truth boxes             H W  pixels
     K  classes          L  decoder layers                 S  tokens over all levels
 
-A network that implements :class:`DetectorNetwork` can be trained, evaluated and distilled. The
-distillation knows networks through this file alone.
+A network that implements :class:`DetectorNetwork` can be trained, evaluated and distilled.
+Distillation depends on networks through this file alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Width and height of a reference that has only a centre: sigmoid(-2), the size of a box that
-# Deformable DETR predicts before training (bias -2 on the last layer of the box head).
+# Width and height for a reference with only a centre: sigmoid(-2), the size of Deformable DETR's
+# boxes before training (bias -2 on the last layer of the box head).
 DEFAULT_REFERENCE_SIZE = 0.11920292
 
 
@@ -45,13 +45,13 @@ class Images:
 
     @cached_property
     def size_tensor(self) -> Int[Tensor, "B 2"]:
-        """``sizes`` where the pixels are; made once, because a GPU waits for it."""
+        """``sizes`` on the pixels' device; cached, because the copy synchronises with a GPU."""
         return torch.tensor(self.sizes, device=self.pixels.device)
 
     def padding(self, stride: int, h: int, w: int) -> Bool[Tensor, "B h w"] | None:
-        """True on the cells of a (h, w) map of this stride that no pixel of the image reaches.
+        """True on the cells of a (h, w) map of this stride without a pixel of the image.
 
-        None when no image of the batch is padded.
+        None if no image of the batch is padded.
         """
         if all(size == tuple(self.pixels.shape[-2:]) for size in self.sizes):
             return None
@@ -62,11 +62,11 @@ class Images:
         return rows.unsqueeze(2) | columns.unsqueeze(1)
 
     def fill(self, stride: int, h: int, w: int) -> bool:
-        """Whether a (h, w) map of this stride is all image, to the last pixel."""
+        """Whether every image exactly fills a (h, w) map of this stride."""
         return all(size == (h * stride, w * stride) for size in self.sizes)
 
     def valid_ratio(self, stride: int, h: int, w: int) -> Float[Tensor, "B 2"]:
-        """Share of the width and of the height of a (h, w) map of this stride that is image.
+        """Share of a (h, w) map's width and height that the image covers.
 
         Exact in pixels: an image 144 px high ends in the middle of its fifth row of stride 32.
         """
@@ -80,10 +80,10 @@ class Features:
 
     Attributes:
         maps: (B, d, h, w) by stride in pixels, finest first.
-        padding: (B, h, w), True on padding, by stride; None when nothing is padded.
-        valid_ratios: (B, 2), share of a map's width and height that is image, by stride; None
-            when every map is all image.
-        num_frames: T where the images are whole clips, clip-major; otherwise 1.
+        padding: (B, h, w), True on padding, by stride; None without padding.
+        valid_ratios: (B, 2), share of a map's width and height covered by the image, by stride;
+            None if images fill every map.
+        num_frames: T if the images are whole clips, clip-major; otherwise 1.
     """
 
     maps: dict[int, Tensor]
@@ -106,12 +106,12 @@ class Features:
 
 @dataclass
 class Proposals:
-    """Boxes that a two-stage encoder predicts, one a token.
+    """Boxes predicted by a two-stage encoder, one per token.
 
     Attributes:
         logits: class logits; only the first is trained, as lesion against background.
         boxes: cxcywh in [0, 1] of the unpadded image.
-        valid: False for tokens on padding or within 1 % of the border, which propose nothing.
+        valid: False for tokens on padding or within 1 % of the border, which are ignored.
     """
 
     logits: Float[Tensor, "B S K"]
@@ -128,11 +128,11 @@ class Memory:
     """The encoder's output for a batch of images.
 
     Attributes:
-        features: the maps that went into the encoder, by stride.
-        tokens: encoded tokens, levels one after the other, finest first.
-        padding: True where a token lies on padding; None when nothing is padded.
+        features: input maps of the encoder, by stride.
+        tokens: encoded tokens, levels concatenated, finest first.
+        padding: True for tokens on padding; None without padding.
         shapes: (h, w) of each level.
-        valid_ratios: share of each level's width and height that is image.
+        valid_ratios: share of each level's width and height covered by the image.
         proposals: boxes predicted from the tokens (two-stage detectors only).
     """
 
@@ -171,13 +171,13 @@ class Memory:
 
 @dataclass
 class Queries:
-    """Decoder inputs. What identifies an object query travels together.
+    """Object queries, the decoder's inputs.
 
     Attributes:
-        content: what the query knows.
+        content: content embedding.
         position: positional embedding, added to the content in attention.
-        reference: where the query looks: a centre (x, y) or a box (cx, cy, w, h) in [0, 1] of the
-            unpadded image.
+        reference: centre (x, y) or box (cx, cy, w, h) of attention, in [0, 1] of the unpadded
+            image.
     """
 
     content: Float[Tensor, "B N d"]
@@ -189,7 +189,7 @@ class Queries:
         return self.content.shape[1]
 
     def select(self, index: Tensor) -> Queries:
-        """Per image some of its queries; ``index`` is (B, n), integers in [0, N)."""
+        """Selected queries of each image; ``index`` is (B, n), integers in [0, N)."""
         return Queries(
             select_queries(self.content, index),
             select_queries(self.position, index),
@@ -206,7 +206,7 @@ class Queries:
     def with_reference_dim(self, dim: int) -> Queries:
         """The same queries with references of ``dim`` numbers, 2 or 4.
 
-        A box gives its centre; a centre becomes a box of Deformable DETR's initial size.
+        A box is reduced to its centre; a centre becomes a box of Deformable DETR's initial size.
         """
         have = self.reference.shape[-1]
         if have == dim:
@@ -218,7 +218,7 @@ class Queries:
 
     @staticmethod
     def cat(queries: Sequence[Queries]) -> Queries:
-        """Queries one after the other along N; all references must have one dimension."""
+        """Queries concatenated along N; all references must have the same dimension."""
         return Queries(
             torch.cat([q.content for q in queries], 1),
             torch.cat([q.position for q in queries], 1),
@@ -229,7 +229,7 @@ class Queries:
 def select_queries(
     of_queries: Float[Tensor, "B N x"], index: Int[Tensor, "B n"]
 ) -> Float[Tensor, "B n x"]:
-    """Per image some of its queries, by index in [0, N)."""
+    """Selected queries of each image, by index in [0, N)."""
     return of_queries.gather(1, index.unsqueeze(-1).expand(-1, -1, of_queries.shape[-1]))
 
 
@@ -239,10 +239,10 @@ class Decoded:
 
     Attributes:
         hidden: decoded features, each normalised by a LayerNorm.
-        logits: class logits; what they mean is the classification's, see ``classification.py``.
+        logits: class logits, see ``classification.py``.
         boxes: cxcywh in [0, 1] of the unpadded image.
-        content: what each layer handed to the next one. It is ``hidden``, and need not be given,
-            unless the decoder normalises what it gives out apart from what it goes on with (DETR).
+        content: input of the next layer; ``hidden`` by default, other than that only in decoders
+            that normalise their outputs separately (DETR).
         extras: further outputs of every query, (L, B, N, ...) each, for terms of the criterion.
     """
 
@@ -257,7 +257,7 @@ class Decoded:
             self.content = self.hidden
 
     def slice(self, start: int, stop: int) -> Decoded:
-        """The queries ``start`` to ``stop`` alone."""
+        """Queries ``start`` to ``stop``."""
         return self._part((slice(None), slice(None), slice(start, stop)))
 
     def select(self, images: Int[Tensor, " n"]) -> Decoded:
@@ -273,34 +273,34 @@ class Decoded:
 
 @dataclass
 class Place:
-    """Where queries are, as a decoder layer is told.
+    """Positions and references of queries, as inputs of a decoder layer.
 
     Attributes:
         position: see ``Queries``; the same in all layers.
-        reference: see ``Queries``; moved from layer to layer where boxes are refined.
+        reference: see ``Queries``; updated by each layer with box refinement.
     """
 
     position: Float[Tensor, "B N d"]
     reference: Float[Tensor, "B N ref"]
 
 
-# Content and place of further queries that a decoder layer's own ones look at.
+# Content and place of further queries, visible in a decoder layer's self-attention.
 Beside = tuple[Float[Tensor, "B n d"], Place]
 
 
 @dataclass
 class Context:
-    """Queries that have been decoded already and that others may look at in self-attention.
+    """Decoded queries, visible to other queries in self-attention.
 
-    Decoding B with A as its context is one decoder run on A and B together under an attention mask
-    that hides B from A, except that A is decoded exactly as if B did not exist.
+    Decoding B with context A equals one decoder run on A and B with an attention mask that hides B
+    from A, except that A is decoded exactly as without B.
     """
 
     queries: Queries
     decoded: Decoded
 
     def layer_input(self, layer: int) -> Beside:
-        """Their content and place as they entered a decoder layer."""
+        """Their content and place at the input of a decoder layer."""
         if layer == 0:
             return self.queries.content, Place(self.queries.position, self.queries.reference)
         place = Place(self.queries.position, self.decoded.boxes[layer - 1])
@@ -311,13 +311,12 @@ class Context:
 class DetectorNetwork(Protocol):
     """A plain torch module with these methods and attributes.
 
-    ``forward`` runs the steps one after the other. With ``current``, an index of images, it decodes
-    these alone, as soon as no later step mixes frames.
+    ``forward`` runs the steps in order. With ``current``, an index of images, only these images are
+    processed after the last step that mixes frames.
 
-    A network may have two further members. ``training_queries(memory, targets)`` gives sets of
-    queries that are decoded beside its own in training, see ``extra_queries.py``.
-    ``mixes_frames_after(slot)`` says whether frames are mixed behind the step "features" or
-    "memory", see ``fusion.py``; without it they are not.
+    Optional members: ``training_queries(memory, targets)`` gives sets of extra queries for
+    training, see ``extra_queries.py``. ``mixes_frames_after(slot)`` tells whether frames are mixed
+    after the step "features" or "memory", see ``fusion.py``; without it they are not.
     """
 
     d: int

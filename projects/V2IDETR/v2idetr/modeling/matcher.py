@@ -15,9 +15,9 @@ class HungarianMatcher(nn.Module):
     """Cheapest one-to-one assignment between an image's queries and its lesions.
 
     Args:
-        class_weight: of the classification's cost.
-        l1_weight: of the L1 distance between cxcywh boxes in [0, 1].
-        giou_weight: of minus the generalised IoU.
+        class_weight: weight of the classification's cost.
+        l1_weight: weight of the L1 distance between cxcywh boxes in [0, 1].
+        giou_weight: weight of minus the generalised IoU.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class HungarianMatcher(nn.Module):
         Args:
             logits, boxes: predictions; boxes are cxcywh in [0, 1].
             labels, targets: 0-based classes and cxcywh boxes of every image's lesions.
-            classification: what the logits mean; the criterion's own, so that cost and loss agree.
+            classification: meaning of the logits, the same as in the criterion.
 
         Raises:
-            FloatingPointError: a cost is not finite; says in which image and term.
+            FloatingPointError: a cost is not finite; names images and terms.
         """
         class_cost = classification.cost(logits.float().flatten(0, 1), torch.cat(labels))
         return self.assign(class_cost, boxes, targets)
@@ -59,10 +59,10 @@ class HungarianMatcher(nn.Module):
         boxes: Float[Tensor, "B N 4"],
         targets: list[Float[Tensor, "_ 4"]],
     ) -> list[tuple[Tensor, Tensor]]:
-        """The same from a class cost of any kind: of every query against every target of the batch.
+        """Matched pairs for any class cost.
 
         Args:
-            class_cost: unweighted.
+            class_cost: unweighted cost of every query for every target of the batch.
             boxes, targets: cxcywh in [0, 1].
         """
         sizes = [len(target) for target in targets]
@@ -76,7 +76,7 @@ class HungarianMatcher(nn.Module):
     def _cost(
         self, class_cost: Tensor, boxes: Tensor, target: Tensor
     ) -> Float[Tensor, "B N total"]:
-        """Cost of every query of every image against every lesion of the batch."""
+        """Cost of every query of every image for every lesion of the batch."""
         shape = (*boxes.shape[:2], len(target))
         boxes, target = boxes.flatten(0, 1), target.float()
         overlap = generalized_box_iou(

@@ -84,8 +84,8 @@ class Detector(nn.Module):
         """Weighted losses in training, detections of every sample's current frame otherwise.
 
         Args:
-            batched_inputs: one dict a sample, see ``data/clip_mapper.py``.
-            num_boxes: what box losses are divided by, see ``SetCriterion``.
+            batched_inputs: one dict per sample, see ``data/clip_mapper.py``.
+            num_boxes: divisor of the box losses, see ``SetCriterion``.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -97,12 +97,11 @@ class Detector(nn.Module):
         extra: Sequence[ExtraQueries] = (),
         num_boxes: float | None = None,
     ) -> TrainingOutput:
-        """The training forward, of this detector and of a student that is distilled from it.
+        """Forward pass in training, also for a student.
 
         Args:
-            frames: with their lesions.
-            extra: sets of queries to decode beside the detector's own; those that the network
-                itself adds in training (``training_queries``) come on top.
+            frames: frames with their lesions.
+            extra: sets of extra queries, in addition to the network's ``training_queries``.
             num_boxes: see :meth:`forward`.
         """
         images, targets = self.images(frames), self.targets(frames)
@@ -145,15 +144,15 @@ class Detector(nn.Module):
         return torch.tensor(index, device=self.device)
 
     def image_detector(self) -> ImageDetector:
-        """The same weights as a module of tensors, for export and live video.
+        """The detector as a module of tensors with the same weights, for export and live video.
 
         Raises:
-            ValueError: the detector looks at clips.
+            ValueError: the detector takes clips.
         """
         if self.num_frames > 1:
             raise ValueError(
-                f"the detector looks at clips of {self.num_frames} frames; only one of single "
-                "images can be exported: take the plain detector or the student."
+                f"the detector takes clips of {self.num_frames} frames; only detectors of single "
+                "images can be exported: use the plain detector or the student."
             )
         return ImageDetector(
             self.net,
@@ -181,11 +180,11 @@ class Detector(nn.Module):
         return [frame for sample in batched_inputs for frame in sample["clip"]]
 
     def count_frames(self, batched_inputs: list[Sample]) -> int:
-        """How many labelled frames supervise this batch."""
+        """Number of labelled frames of a batch."""
         return len(self.frames(batched_inputs))
 
     def count_boxes(self, batched_inputs: list[Sample]) -> int:
-        """How many lesions supervise this batch."""
+        """Number of lesions in the labelled frames of a batch."""
         return sum(len(frame["instances"]) for frame in self.frames(batched_inputs))
 
     def images(self, frames: list[Sample]) -> Images:
@@ -199,7 +198,7 @@ class Detector(nn.Module):
         )
 
     def targets(self, frames: list[Sample]) -> Targets:
-        """Ground truth of frames as the criterion wants it."""
+        """Ground truth of frames for the criterion."""
         labels, boxes, counts = [], [], []
         for frame in frames:
             instances = frame["instances"]
@@ -208,7 +207,7 @@ class Detector(nn.Module):
             boxes.append(box_convert(xyxy, "xyxy", "cxcywh") / xyxy.new_tensor([w, h, w, h]))
             labels.append(instances.gt_classes)
             counts.append(len(instances))
-        # One copy for all frames: a GPU would be waited for at each.
+        # One copy for all frames, because each synchronises with a GPU.
         all_labels = torch.cat(labels).to(self.device, non_blocking=True)
         all_boxes = torch.cat(boxes).to(self.device, non_blocking=True)
         return Targets(list(all_labels.split(counts)), list(all_boxes.split(counts)))
@@ -216,7 +215,7 @@ class Detector(nn.Module):
     def postprocess(
         self, decoded: Decoded, batched_inputs: list[Sample]
     ) -> list[dict[str, Instances]]:
-        """The best ``score_topk`` detections of every image; no suppression is needed.
+        """The best ``score_topk`` detections of every image, without non-maximum suppression.
 
         Raises:
             ValueError: a box or a score is not finite; names the frame.

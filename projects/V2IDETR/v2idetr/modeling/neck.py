@@ -1,4 +1,4 @@
-"""From backbone maps to feature levels of one width (Deformable DETR, appendix A.2)."""
+"""Backbone maps -> feature levels of one width (Deformable DETR, appendix A.2)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from v2idetr.modeling.interface import Features, Images
 
 
 class PaddedGroupNorm(nn.GroupNorm):
-    """Group normalisation whose statistics come from the image alone, not from its padding."""
+    """Group normalisation with statistics of the image without its padding."""
 
     def forward(
         self, x: Float[Tensor, "B d h w"], padding: Bool[Tensor, "B h w"] | None = None
     ) -> Float[Tensor, "B d h w"]:
         if padding is None:
             return super().forward(x)
-        x = x.float()  # a half cannot count the cells of a level, nor sum them
+        x = x.float()  # half precision cannot count or sum the cells of a level
         B, d, h, w = x.shape
         keep = (~padding).view(B, 1, 1, h, w).to(x.dtype)
         groups = x.reshape(B, self.num_groups, -1, h, w)
@@ -34,7 +34,7 @@ class PaddedGroupNorm(nn.GroupNorm):
 
 
 class PaddedIdentity(nn.Module):
-    """No normalisation; padding becomes zero as behind :class:`PaddedGroupNorm`."""
+    """No normalisation; padding becomes zero as after :class:`PaddedGroupNorm`."""
 
     def forward(
         self, x: Float[Tensor, "B d h w"], padding: Bool[Tensor, "B h w"] | None = None
@@ -43,22 +43,22 @@ class PaddedIdentity(nn.Module):
 
 
 class Neck(nn.Module):
-    """Projects backbone maps to d channels and adds coarser levels.
+    """Projection of backbone maps to d channels, and coarser levels.
 
-    Levels that the backbone has: convolution 1x1 and normalisation. The first level beyond
-    it: convolution 3x3 of stride 2 on the backbone's last raw map (C6 of Deformable DETR); further
-    ones on the level before.
+    Levels of the backbone: convolution 1x1 and normalisation. The first coarser level: convolution
+    3x3 of stride 2 on the backbone's last map (C6 of Deformable DETR); further ones on the level
+    before.
 
     Args:
         shapes: the backbone's ``output_shape()``.
-        strides: the levels to make, in pixels, ascending.
-        d: width; divisible by 32, the number of groups, if there are any.
+        strides: strides of the levels in pixels, ascending.
+        d: width; divisible by 32, the number of groups, for "group".
         norm: "group" (Deformable DETR) or "none" (DETR), after every projection.
-        isolate_padding: padding becomes zero and does not count in the group normalisation, and the
-            image's edge is exact in pixels; False counts whole cells, as the published code.
+        isolate_padding: zeros on padding, its exclusion from the group normalisation, and image
+            edges exact in pixels; False counts whole cells, as in the published code.
 
     Raises:
-        ValueError: strides do not ascend or cannot be made from these maps; d does not fit norm.
+        ValueError: strides do not ascend or do not fit the maps; d does not fit norm.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Neck(nn.Module):
     def _valid_ratios(
         self, images: Images, levels: dict[int, Tensor], padding: dict[int, Tensor]
     ) -> dict[int, Tensor] | None:
-        """See ``Features``. What is known of the sizes decides, so that no GPU is waited for."""
+        """See ``Features``. From sizes on the host, without synchronising with a GPU."""
         if not self.isolate_padding:
             return {stride: _share_of_cells(mask) for stride, mask in padding.items()} or None
         cells = {stride: level.shape[-2:] for stride, level in levels.items()}
@@ -135,7 +135,7 @@ class Neck(nn.Module):
 
 
 def _share_of_cells(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
-    """Share of a level's columns and rows that are image."""
+    """Share of a level's columns and rows covered by the image."""
     keep = ~padding
     return torch.stack([keep[:, 0].float().mean(1), keep[:, :, 0].float().mean(1)], -1)
 

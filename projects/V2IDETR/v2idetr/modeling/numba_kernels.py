@@ -1,6 +1,6 @@
-"""Compiling and running numba kernels on CPUs.
+"""Compilation and execution of numba kernels on CPUs.
 
-Threads are Python's: kernels release the GIL and share items out over as many threads as torch
+Threads are Python's: kernels release the GIL and divide the items among as many threads as torch
 uses. numba's own thread pools abort when two threads enter them, or after a fork.
 """
 
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 Kernel = Callable[..., None]
 
-# Below so many numbers read, a second thread costs more than it saves.
-MIN_WORK_A_THREAD = 200_000
+# Numbers read per thread, below which a second thread costs more than it saves.
+MIN_WORK_PER_THREAD = 200_000
 
 
 def compiled(signatures: dict[Kernel, tuple[Any, ...]], **options: Any) -> list[Kernel]:
-    """Kernels compiled for numba's types of their arguments; from numba's cache on disk if there.
+    """Kernels compiled for numba types of their arguments, or loaded from numba's cache.
 
     Args:
-        signatures: types of the arguments, by kernel.
-        options: of `numba.njit`.
+        signatures: argument types by kernel.
+        options: options of `numba.njit`.
     """
 
     from numba import njit
@@ -39,18 +39,17 @@ def compiled(signatures: dict[Kernel, tuple[Any, ...]], **options: Any) -> list[
 
     try:
         return all_of(cache=True)
-    except (RuntimeError, OSError) as error:  # no folder that can be written to, or a full disk
-        logger.warning("kernels are compiled at each start: %s", error)
+    except (RuntimeError, OSError) as error:  # no writable folder, or a full disk
+        logger.warning("numba kernels are compiled at every start: %s", error)
         return all_of()
 
 
 def numba_works(check: Callable[[], bool], otherwise: str) -> bool:
-    """Whether numba is here and a kernel computes what it should.
+    """Whether numba is installed and a kernel gives correct results.
 
     Args:
-        check: runs the kernel. A broken install must not stop a run that can do without it, so
-            whatever it raises means no.
-        otherwise: what that costs, for the log.
+        check: test of the kernel. Any exception means no, because runs do not depend on numba.
+        otherwise: consequence of a failure, for the log.
     """
     try:
         return check()
@@ -64,20 +63,20 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, thread_name_prefix="numba-kernel")
 
 
-if hasattr(os, "register_at_fork"):  # a child has none of the threads
+if hasattr(os, "register_at_fork"):  # a child process does not have the threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def share_out(kernel: Kernel, count: int, work: int, *arguments: Any) -> None:
-    """Call a kernel for 0..count, in as many parts as torch has threads if the work is worth it.
+    """Call a kernel for items 0..count, in as many threads as torch uses if the work suffices.
 
     Args:
-        kernel: takes the first item, the one behind the last, and the arguments.
-        count: items.
-        work: numbers that are read for all items.
+        kernel: (first item, item after the last, *arguments).
+        count: number of items.
+        work: numbers read for all items.
         arguments: numpy arrays and numbers.
     """
-    threads = min(torch.get_num_threads(), count, 1 + work // MIN_WORK_A_THREAD)
+    threads = min(torch.get_num_threads(), count, 1 + work // MIN_WORK_PER_THREAD)
     if threads <= 1:
         kernel(0, count, *arguments)
         return

@@ -16,7 +16,7 @@ TEMPERATURE = 10000.0
 def sine_embedding(
     positions: Float[Tensor, "*batch axes"], width: int
 ) -> Float[Tensor, "*batch axes*{width}"]:
-    """Each coordinate in [0, 1] -> ``width`` sines and cosines, coordinates one after the other."""
+    """``width`` sines and cosines of each coordinate in [0, 1], coordinates concatenated."""
     index = torch.arange(width, dtype=torch.float32, device=positions.device)
     frequency = TEMPERATURE ** (2 * (index // 2) / width)
     angle = positions.float().unsqueeze(-1) * (2 * math.pi) / frequency
@@ -36,12 +36,12 @@ def sine_map(
     """Position embedding of every cell of one level, counted over the image without padding.
 
     Args:
-        padding: True on padding; None when there is none.
+        padding: True on padding; None without padding.
         size: (B, h, w).
-        d: width; y takes the first half of the channels, x the second.
-        offset: added to the cell number 1, 2, ...: 0 as in DETR, -0.5 as in Deformable DETR.
-        device: where to put it.
-        image_cells: (width, height) in cells of what is image; whole cells, counted, when None.
+        d: width; the first half of the channels is for y, the second for x.
+        offset: addend of the cell numbers 1, 2, ...: 0 as in DETR, -0.5 as in Deformable DETR.
+        device: device of the result.
+        image_cells: (width, height) of the image in cells; by default whole cells, counted.
     """
     B, h, w = size
     keep = torch.ones(B, h, w, device=device) if padding is None else (~padding).float()
@@ -61,10 +61,10 @@ def position_maps(
     """Position embedding of every level, by stride.
 
     Args:
-        features: the levels.
+        features: feature levels.
         offset: see :func:`sine_map`.
-        exact: by the features' valid ratios instead of whole cells; with an offset of -0.5 the
-            places of cell centres are then those of references.
+        exact: image sizes by valid ratios instead of whole cells; with an offset of -0.5, cell
+            centres then have the positions of references.
     """
     masks = features.padding or dict.fromkeys(features.maps)
     ratios = features.valid_ratios if exact else None

@@ -1,6 +1,6 @@
-"""How an image becomes the input of a detector: resized, normalised, padded. As plain data.
+"""Preprocessing of images as plain data: resize, normalisation, padding.
 
-The resize is that of a run's evaluation, the size it gives that of the Detectron2 transform there.
+The resize is that of a run's evaluation, with the output size of its Detectron2 transform.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NoResize:
 
 @dataclass(frozen=True)
 class FixedSize:
-    """Every image is squashed to ``height_px`` x ``width_px``."""
+    """Every image is resized to ``height_px`` x ``width_px``."""
 
     height_px: int
     width_px: int
@@ -38,7 +38,7 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class ShortestEdge:
-    """The shorter side gets ``short_edge_px``, or less where the longer passes ``max_size_px``.
+    """The shorter side gets ``short_edge_px``, or less to keep the longer within ``max_size_px``.
 
     Both sides are rounded to the nearest multiple of ``multiple_px`` within ``max_size_px``.
     """
@@ -70,12 +70,12 @@ class Preprocess:
     """Resize, then ``(pixel - mean) / std``, then zeros at the right and at the bottom.
 
     Attributes:
-        resize: None where it is not known.
-        pixel_mean, pixel_std: RGB, for pixels in [0, 255].
-        size_divisor: images are padded to multiples of this, px.
+        resize: resize of images; None if unknown.
+        pixel_mean, pixel_std: RGB statistics for pixels in [0, 255].
+        size_divisor: divisor of padded image sizes, px.
 
     Raises:
-        ValueError: a number that is out of range.
+        ValueError: a number is out of range.
     """
 
     resize: Resize | None
@@ -98,23 +98,23 @@ class Preprocess:
         """Size of an image after the resize, before padding.
 
         Args:
-            height, width: of the image, px.
+            height, width: image size, px.
 
         Returns:
             (height, width), px.
 
         Raises:
-            ValueError: the resize is not known.
+            ValueError: the resize is unknown.
         """
         if self.resize is None:
             raise ValueError(
-                "the size that images must have is not known: the weights do not say it. Publish "
-                "them again from the run that trained them (tools/convert_checkpoint.py)."
+                "the input size is unknown: it is not in the weights. Publish them again "
+                "from the run that trained them (tools/convert_checkpoint.py)."
             )
         return self.resize.size(height, width)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values, for :meth:`from_json`."""
+        """JSON values for :meth:`from_json`."""
         content = asdict(self)
         for kind, cls in KINDS.items():
             if isinstance(self.resize, cls):
@@ -123,10 +123,10 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, content: Any) -> Preprocess:
-        """The preprocessing of which :meth:`to_json` has given this.
+        """The preprocessing of an output of :meth:`to_json`.
 
         Raises:
-            ValueError: it has not.
+            ValueError: ``content`` is not such an output.
         """
         try:
             resize = content["resize"]
@@ -136,25 +136,25 @@ class Preprocess:
             mean, std = _numbers(content["pixel_mean"]), _numbers(content["pixel_std"])
             return cls(resize, mean, std, _whole(content["size_divisor"]))
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{content!r:.200} is no preprocessing: {error}") from error
+            raise ValueError(f"{content!r:.200} is not a preprocessing: {error}") from error
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], model: str = "model") -> Preprocess:
         """Preprocessing of a run's evaluation.
 
         Args:
-            config: of the run; ``data.augmentations.test`` and the detector's statistics are read.
+            config: a run's config with ``data.augmentations.test`` and the detector's statistics.
             model: key of the detector.
 
         Raises:
-            ValueError: the resize is none of those above; names the key.
+            ValueError: the resize is of another kind; names the key.
         """
         resize = _resize_of(config["data"]["augmentations"]["test"])
         return replace(cls.without_resize(config, model), resize=resize)
 
     @classmethod
     def without_resize(cls, config: Mapping[str, Any], model: str = "model") -> Preprocess:
-        """As :meth:`from_config`, with a resize that is not known."""
+        """As :meth:`from_config`, with an unknown resize."""
         node: Any = config
         for part in model.split("."):
             node = node[part]
@@ -164,18 +164,18 @@ class Preprocess:
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not an integer")
     return value
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
     if not all(type(value) in (int, float) for value in values):
-        raise TypeError(f"{values!r} are no numbers")
+        raise TypeError(f"{values!r} are not numbers")
     return tuple(float(value) for value in values)
 
 
 def _resize_of(test: Sequence[Mapping[str, Any]]) -> Resize:
-    """The resize that a config's augmentations for evaluation are."""
+    """The resize of a config's augmentations for evaluation."""
     if not test:
         return NoResize()
     node, target = test[0], str(test[0]["_target_"])
@@ -188,10 +188,10 @@ def _resize_of(test: Sequence[Mapping[str, Any]]) -> Resize:
             return ShortestEdge(edges[0], node["max_size"], node.get("size_divisor", 1))
         raise ValueError(
             f"data.augmentations.test[0].short_edges is {edges}, of which one is drawn for each "
-            "image: give one length for evaluation."
+            "image: set a single length for evaluation."
         )
     names = ", ".join(str(node["_target_"]) for node in test)
     raise ValueError(
-        f"data.augmentations.test is {names}, which cannot be written down for others: use one of "
+        f"data.augmentations.test is {names}, which cannot be exported: use one of "
         "v2idetr.data.augmentation.resize_fixed and ResizeShortEdge, or nothing."
     )

@@ -1,4 +1,4 @@
-"""References: where queries and tokens look, in [0, 1] of the image without its padding."""
+"""References of queries and tokens: centres or boxes in [0, 1] of the unpadded image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from v2idetr.modeling.interface import Features
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """log(x / (1 - x)) with x kept ``eps`` away from 0 and 1."""
+    """log(x / (1 - x)) with x and 1 - x clamped to at least ``eps``."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
@@ -18,9 +18,9 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 def move(
     reference: Float[Tensor, "B N ref"], delta: Float[Tensor, "B N 4"]
 ) -> Float[Tensor, "B N 4"]:
-    """A reference moved by a box head's output; a bare centre takes its size from the head.
+    """A reference moved by a box head's output; a reference without size gets it from the head.
 
-    In float32: the inverse sigmoid of a half has few digits near 0 and 1.
+    In float32: in half precision the inverse sigmoid has few digits near 0 and 1.
     """
     start = inverse_sigmoid(reference.float())
     if start.shape[-1] == 2:
@@ -29,16 +29,16 @@ def move(
 
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
-    """A module's output for places, whatever the precision around it.
+    """A module's output in float32, also under autocast, for positions.
 
-    In bfloat16 a place is only known to 1/512 of the image.
+    bfloat16 resolves positions only to 1/512 of the image.
     """
     with torch.autocast(x.device.type, enabled=False):
         return module(x.float())
 
 
 def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:
-    """Share of each level's width and height that is image."""
+    """Share of each level's width and height covered by the image."""
     if features.valid_ratios is None:
         first = next(iter(features.maps.values()))
         return torch.ones(len(first), len(features.maps), 2, device=first.device)
@@ -48,7 +48,7 @@ def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:
 def token_centres(
     shapes: list[tuple[int, int]], ratios: Float[Tensor, "B levels 2"]
 ) -> Float[Tensor, "B S 2"]:
-    """The centre of every token's cell, as (x, y) in [0, 1] of the unpadded image.
+    """Centre (x, y) of every token's cell in [0, 1] of the unpadded image.
 
     Args:
         shapes: (h, w) of each level.

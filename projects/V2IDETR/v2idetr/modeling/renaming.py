@@ -1,7 +1,7 @@
-"""Renaming as data: a table of rules maps tensors of another code base to ours, and back.
+"""Tables of rules that map tensors of another code base to ours, and back.
 
-A name in a rule may hold ``{}``, any number; the numbers of both sides are the same ones in the
-same order. A name that ends with "." stands for all that begin so.
+``{}`` in a name of a rule matches any number; both sides have the same numbers in the same order.
+A name that ends with "." matches all names with that prefix.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """Where one tensor of ours, or all below one of our modules, is in another layout.
+    """Name of one of our tensors, or of all in a module, in another layout.
 
     Attributes:
-        ours: name.
-        theirs: name; or the names of several tensors that make ours, one below the other.
-        kernel: theirs is a convolution of one cell, (out, in, 1, 1), ours a linear layer; such
-            rules are for reading alone.
+        ours: our name.
+        theirs: their name; or the names of several tensors whose concatenation is ours.
+        kernel: whether theirs is a 1x1 convolution, (out, in, 1, 1), and ours a linear layer; for
+            reading only.
     """
 
     ours: str
@@ -38,10 +38,11 @@ class Rule:
 
 
 def joined(ours: str, theirs: str) -> list[Rule]:
-    """Rules for an ``nn.MultiheadAttention`` of ours whose query, key and value theirs has apart.
+    """Rules for an ``nn.MultiheadAttention`` of ours with separate query, key and value in theirs.
 
     Args:
-        ours, theirs: modules; theirs has ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
+        ours, theirs: prefixes of the modules; theirs has ``q_proj``, ``k_proj``,
+            ``v_proj`` and ``out_proj``.
     """
     return [
         Rule(f"{ours}out_proj.", f"{theirs}out_proj."),
@@ -53,9 +54,9 @@ def joined(ours: str, theirs: str) -> list[Rule]:
 
 
 def to_ours(rules: Sequence[Rule], theirs: State) -> tuple[State, list[str]]:
-    """Their tensors under our names, and their names that no rule knows.
+    """Their tensors under our names, and their names without a rule.
 
-    Of a tensor with a missing part nothing is made: it is missing in the result.
+    A tensor with a missing part is missing in the result.
     """
     state: State = {}
     parts: dict[str, dict[int, Tensor]] = {}
@@ -79,7 +80,7 @@ def to_ours(rules: Sequence[Rule], theirs: State) -> tuple[State, list[str]]:
 
 
 def to_theirs(rules: Sequence[Rule], ours: State) -> tuple[State, list[str]]:
-    """Our tensors under their names, and our names that no rule knows."""
+    """Our tensors under their names, and our names without a rule."""
     state: State = {}
     unknown = []
     for name, tensor in ours.items():
@@ -88,18 +89,18 @@ def to_theirs(rules: Sequence[Rule], ours: State) -> tuple[State, list[str]]:
             unknown.append(name)
             continue
         for part, chunk in zip(names, tensor.chunk(len(names)), strict=True):
-            # A part by itself, since formats write storages and not views of them.
+            # A copy of the part, since formats write whole storages, not views.
             state[part] = chunk.clone() if len(names) > 1 else chunk
     return state, unknown
 
 
 def is_known(rules: Sequence[Rule], theirs: str) -> bool:
-    """Whether a rule knows a name of theirs."""
+    """Whether a rule matches one of their names."""
     return _match(rules, theirs) is not None
 
 
 def their_names(rules: Sequence[Rule], ours: str) -> list[str]:
-    """Names of the tensors that make one of ours in the other layout; empty for none."""
+    """Their names for one of our tensors; empty for none."""
     for rule in rules:
         names = [name for part in rule.parts if (name := fill(rule.ours, part, ours)) is not None]
         if names:
@@ -108,7 +109,7 @@ def their_names(rules: Sequence[Rule], ours: str) -> list[str]:
 
 
 def fill(pattern: str, other: str, name: str) -> str | None:
-    """``other`` with the numbers, and the rest, that ``name`` has where it matches ``pattern``."""
+    """``other`` with the numbers and suffix of ``name`` in ``pattern``; None without a match."""
     match = _compiled(pattern).fullmatch(name)
     if match is None:
         return None
@@ -117,7 +118,7 @@ def fill(pattern: str, other: str, name: str) -> str | None:
 
 
 def _match(rules: Sequence[Rule], theirs: str) -> tuple[Rule, str, int] | None:
-    """The first rule for a name of theirs, our name, and which part of that tensor theirs is."""
+    """The first rule for one of their names, our name, and the index of the part."""
     for rule in rules:
         for index, part in enumerate(rule.parts):
             ours = fill(part, rule.ours, theirs)

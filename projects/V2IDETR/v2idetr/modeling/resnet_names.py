@@ -1,4 +1,4 @@
-"""ResNets: our names, which are Detectron2's, and those of torchvision, timm and transformers."""
+"""Tensor names of ResNets: ours (Detectron2's), torchvision's, timm's and transformers'."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NOT_PLAIN = "resnet of other widths or groups"
 
 
 def torchvision_rules(ours: str, theirs: str) -> list[Rule]:
-    """Rules for the ResNets of torchvision, and timm's plain ones, which have the same names.
+    """Rules for the ResNets of torchvision, and for timm's plain ones with the same names.
 
     Args:
-        ours, theirs: what the names begin with.
+        ours, theirs: prefixes of the names.
     """
     rules = [
         Rule(f"{ours}stem.conv1.norm.", f"{theirs}bn1."),
@@ -61,11 +61,11 @@ def transformers_rules(ours: str, theirs: str) -> list[Rule]:
 
 
 def describe_resnet(state: State) -> str:
-    """ "resnet50" and so on; "resnet" for one of no known depth, :data:`NOT_PLAIN` for one that is
-    wide or has groups; "" for another network.
+    """ "resnet50" and so on; "resnet" for an unknown depth, :data:`NOT_PLAIN` for wide ResNets and
+    those with groups; "" for another network.
 
     Args:
-        state: tensors under our names, from "stem." on.
+        state: tensors under our names, without the prefix before "stem.".
     """
     blocks, bottleneck = _blocks(state)
     if not all(blocks):
@@ -75,16 +75,16 @@ def describe_resnet(state: State) -> str:
         return "resnet"
     last = {"res5.0.conv3.weight": (2048, 512, 1, 1)} if bottleneck else {}
     plain = {"res2.0.conv2.weight": (64, 64, 3, 3), **last}
-    # Which tensors are missing is said elsewhere.
+    # Missing tensors are reported elsewhere.
     same = all(state[n].shape == shape for n, shape in plain.items() if n in state)
     return kind if same else NOT_PLAIN
 
 
 def resnet_names(names: Iterable[str]) -> list[str]:
-    """What a ResNet has that has blocks of all these names.
+    """All tensor names of the ResNet with these blocks.
 
     Args:
-        names: our names, from "stem." on.
+        names: our names, without the prefix before "stem.".
     """
     have = set(names)
     blocks, bottleneck = _blocks(have)
@@ -93,7 +93,7 @@ def resnet_names(names: Iterable[str]) -> list[str]:
         for index in range(max(count, 1)):
             block = f"res{stage}.{index}."
             convolutions += [f"{block}conv{conv}" for conv in range(1, 4 if bottleneck else 3)]
-        # Whether the first stage widens its input is not in the names.
+        # The first stage has a shortcut only if it widens its input.
         if stage > STAGES[0] or any(name.startswith("res2.0.shortcut.") for name in have):
             convolutions.append(f"res{stage}.0.shortcut")
     return [
@@ -104,7 +104,7 @@ def resnet_names(names: Iterable[str]) -> list[str]:
 
 
 def _blocks(names: Iterable[str]) -> tuple[tuple[int, ...], bool]:
-    """Blocks of each stage, and whether they are bottlenecks."""
+    """Number of blocks of each stage, and whether they are bottlenecks."""
     found = [match for name in names if (match := re.match(r"res([2-5])\.(\d+)\.(\w+)\.", name))]
     counts = [max((int(m[2]) + 1 for m in found if int(m[1]) == s), default=0) for s in STAGES]
     return tuple(counts), any(match[3] == "conv3" for match in found)

@@ -26,24 +26,24 @@ Residual = Literal["uniformer", "paper"]
 
 
 class MSI(nn.Module):
-    """Mixes the T frames of each clip at each feature level.
+    """Mixing of the T frames of each clip at each feature level.
 
     Args:
-        strides: the levels it receives.
-        roles: "local", "global" or "none" for each of them.
+        strides: strides of the input levels in pixels.
+        roles: "local", "global" or "none" for each level.
         d: width.
         ffn_dim: hidden width of the feed-forward part.
-        num_heads: heads of the global interactor.
-        depth: blocks per level.
+        num_heads: number of heads of the global interactor.
+        depth: number of blocks per level.
         residual: "uniformer": residuals around the position embedding, the interactor and the
             feed-forward part, whose last projections start at zero, so that MSI starts as the
-            identity. "paper": equation 1 to the letter, one residual from F around A and PE and
-            none around FFN, which cannot start as the identity.
-        kernel_size: of the local interactor's depth-wise convolution (time, height and width).
+            identity. "paper": equation 1 literally, one residual from F around A and PE and none
+            around FFN, which cannot start as the identity.
+        kernel_size: size of the local interactor's depth-wise convolution (time, height, width).
 
     Raises:
-        ValueError: as many roles as strides are needed; unknown role or residual; ``kernel_size``
-            is even; heads do not share ``d`` out.
+        ValueError: numbers of roles and strides differ; unknown role or residual; even
+            ``kernel_size``; ``d`` is not divisible by ``num_heads``.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class MSI(nn.Module):
             )
             return InteractionBlock(d, interactor, ffn_dim=ffn_dim, residual=residual)
 
-        # What is built after this gets the weights that it would get without: a teacher and its
-        # student start alike, and so do teachers with and without MSI.
+        # The weights of later modules must not depend on MSI: a teacher and its student start with
+        # equal weights, and so do teachers with and without MSI.
         with torch.random.fork_rng(devices=[]):
             self.levels = nn.ModuleDict(
                 {
@@ -119,7 +119,7 @@ class InteractionBlock(nn.Module):
     """Equation 1 at one level: position embedding, interactor, feed-forward.
 
     All norms are layer norms over channels. UniFormer has batch norms in its local blocks; with a
-    few clips a batch their statistics are noise, and they would couple clips and processes.
+    few clips per batch, their statistics are noise, and they would couple clips and processes.
     """
 
     def __init__(
@@ -151,8 +151,8 @@ class InteractionBlock(nn.Module):
         if padding is not None:
             placed = placed.masked_fill(padding.unsqueeze(-1), 0.0)
         mixed = self.interactor(placed, padding) + (x if self.literal else placed)
-        thought = self.linear2(F.gelu(self.linear1(self.ffn_norm(mixed))))
-        return thought if self.literal else mixed + thought
+        update = self.linear2(F.gelu(self.linear1(self.ffn_norm(mixed))))
+        return update if self.literal else mixed + update
 
 
 class LocalInteractor(nn.Module):

@@ -1,6 +1,6 @@
-"""How tokens and queries look at an image, and queries at each other.
+"""Self-attention of queries, and attention of queries and tokens to an image.
 
-Encoder and decoder layers (``transformer.py``) take these attentions as parts.
+They are parts of the encoder and decoder layers in ``transformer.py``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from v2idetr.modeling.interface import Beside, Place
 
 @dataclass
 class TokenGrid:
-    """The tokens of all levels of an image, as an attention reads them.
+    """Tokens of all levels of an image, the input of cross-attention.
 
     Attributes:
-        tokens: levels one after the other, row by row.
-        position: of the tokens; None where nothing reads it, as in a deformable attention.
-        padding: True on padding; None when nothing is padded.
+        tokens: tokens of all levels, concatenated, row-major.
+        position: position embedding; None if unused, as in deformable attention.
+        padding: True on padding; None without padding.
         shapes: (h, w) of each level.
         valid_ratios: share of each level's width and height without padding.
     """
@@ -36,13 +36,13 @@ class TokenGrid:
 
     @cached_property
     def key(self) -> Float[Tensor, "B S d"]:
-        """Tokens plus position; one sum for all layers of a decoder."""
+        """Tokens plus position, cached for all layers of a decoder."""
         assert self.position is not None
         return self.tokens + self.position
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Queries look at each other; positions are added to queries and keys, not to values."""
+    """Self-attention of queries; positions are added to queries and keys, not to values."""
 
     def __init__(self, *, d: int, num_heads: int, dropout: float) -> None:
         super().__init__(d, num_heads, dropout, batch_first=True)
@@ -50,7 +50,7 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, content: Float[Tensor, "B N d"], place: Place, beside: Beside | None = None
     ) -> Float[Tensor, "B N d"]:
-        """``beside``: further queries to look at."""
+        """``beside``: further queries, as keys and values."""
         where = key = content + place.position
         value = content
         if beside is not None:
@@ -60,7 +60,7 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 class GlobalAttention(nn.MultiheadAttention):
-    """Queries look at every token of their image (DETR)."""
+    """Attention of queries to every token of their image (DETR)."""
 
     def __init__(self, *, d: int, num_heads: int, dropout: float) -> None:
         super().__init__(d, num_heads, dropout, batch_first=True)
@@ -68,7 +68,7 @@ class GlobalAttention(nn.MultiheadAttention):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, content: Float[Tensor, "B N d"], place: Place, image: TokenGrid
     ) -> Float[Tensor, "B N d"]:
-        own = content is image.tokens  # in an encoder, whose positions are those of the image
+        own = content is image.tokens  # in an encoder
         read = super().forward(
             image.key if own else content + place.position,
             image.key,
@@ -80,7 +80,7 @@ class GlobalAttention(nn.MultiheadAttention):
 
 
 class LocalAttention(DeformableAttention):
-    """Queries read a few points around their references (Deformable DETR)."""
+    """Deformable attention of queries to points around their references (Deformable DETR)."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, content: Float[Tensor, "B N d"], place: Place, image: TokenGrid

@@ -1,4 +1,4 @@
-"""What engine and evaluation ask of a detector, whatever is inside it."""
+"""Interface of detectors for engine and evaluation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Sample = dict[str, Any]  # of one frame and its clip, see ``data/clip_mapper.py`
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A torch module that a stage trains.
+    """A torch module for training in a stage.
 
-    Called in training, it gives weighted losses by name, each a scalar: ``model(batch,
-    num_boxes=...)``, with what the stage's hooks add. ``num_boxes`` is what sums over boxes are
-    divided by, see ``SetCriterion``.
+    In training, ``model(batch, num_boxes=...)``, with further arguments of the stage's hooks, gives
+    weighted losses by name, each a scalar. ``num_boxes`` is the divisor of the box losses, see
+    ``SetCriterion``.
     """
 
     training: bool
@@ -21,28 +21,28 @@ class Trainable(Protocol):
     def __call__(self, batched_inputs: list[Sample], **extra: Any) -> Any: ...
 
     def count_frames(self, batched_inputs: list[Sample]) -> int:
-        """How many labelled frames supervise a batch."""
+        """Number of labelled frames of a batch."""
         ...
 
     def count_boxes(self, batched_inputs: list[Sample]) -> int:
-        """How many lesions supervise a batch; 0 for what is trained without boxes."""
+        """Number of lesions in the labelled frames of a batch; 0 for training without boxes."""
         ...
 
 
 @runtime_checkable
 class TrainableDetector(Trainable, Protocol):
-    """A detector that can be trained, evaluated, saved and put into tables.
+    """A detector for training, evaluation and tables.
 
-    In evaluation it gives ``[{"instances": Instances}]``, one a sample, with pred_boxes in pixels
+    In evaluation it gives ``[{"instances": Instances}]``, one per sample, with pred_boxes in pixels
     of the original frame, scores and pred_classes.
 
-    It may have three further members. ``reference_sampler`` chooses the frames of its clips, see
-    ``data/reference_sampler.py``. ``order = "video"`` asks for whole videos, frame after frame, in
-    evaluation; ``reset()`` is then called before each of them.
+    Optional members: ``reference_sampler`` chooses the frames of its clips, see
+    ``data/reference_sampler.py``. ``order = "video"`` requests whole videos, frame by frame, in
+    evaluation, with a call of ``reset()`` before each video.
 
     Attributes:
-        num_frames: T, frames of a clip that it looks at; 1 for the current frame alone.
-        class_names: by class index.
+        num_frames: number of input frames per clip, T; 1 for the current frame alone.
+        class_names: class names by index.
     """
 
     num_frames: int

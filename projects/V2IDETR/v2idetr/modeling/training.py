@@ -1,4 +1,4 @@
-"""The training forward of a detection transformer: what it gives, and who can do it."""
+"""Forward pass of a detection transformer in training: its output and its interface."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from v2idetr.modeling.trainable import Sample, TrainableDetector
 
 @dataclass
 class TrainingOutput:
-    """What a training step computes of a batch of frames.
+    """Output of the forward pass for a batch of frames.
 
     Attributes:
-        losses: of detection, weighted, by name.
-        images: normalised.
-        targets: the lesions.
-        memory: the encoder's output.
-        queries: the detector's own.
-        decoded: these, decoded.
-        extra: the sets of extra queries that were asked for, decoded, in their order.
-        classification: what the logits mean.
+        losses: weighted detection losses by name.
+        images: normalised images.
+        targets: lesions.
+        memory: encoder output.
+        queries: the detector's own queries.
+        decoded: the decoded own queries.
+        extra: the decoded sets of requested extra queries, in their order.
+        classification: meaning of the logits.
     """
 
     losses: dict[str, Tensor]
@@ -49,17 +49,17 @@ class TrainingOutput:
 
 @runtime_checkable
 class TransformerDetector(TrainableDetector, Protocol):
-    """A detector that can teach and be taught: ``meta_arch.Detector``."""
+    """A possible teacher or student: ``meta_arch.Detector``."""
 
     net: DetectorNetwork
     criterion: SetCriterion
 
     def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
-        """The frames that it looks at, and is supervised on."""
+        """The frames that are input and supervision."""
         ...
 
     def current(self, batched_inputs: list[Sample]) -> Tensor | None:
-        """Index of every sample's current frame among its frames; None for all of them."""
+        """Index of every sample's current frame in ``frames``; None for all frames."""
         ...
 
     def images(self, frames: list[Sample]) -> Images:
@@ -72,5 +72,5 @@ class TransformerDetector(TrainableDetector, Protocol):
         extra: Sequence[ExtraQueries] = (),
         num_boxes: float | None = None,
     ) -> TrainingOutput:
-        """The training forward."""
+        """Forward pass in training."""
         ...

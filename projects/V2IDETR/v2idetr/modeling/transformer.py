@@ -1,6 +1,6 @@
 """Encoder and decoder layers, post-norm (DETR, appendix A.3; Deformable DETR, section 4.1).
 
-A layer is put together from its attentions, which differ between the families.
+Layers get their attentions, which differ between detector families, as arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from v2idetr.modeling.token_attention import TokenGrid
 
 
 def check_width(d: int, num_heads: int) -> None:
-    """Raise ValueError unless heads and the sine embedding of two axes can share a width out."""
+    """Raise ValueError unless the width fits the heads and the sine embedding of two axes."""
     if d % num_heads or d % 4:
         raise ValueError(f"net.d={d} must be divisible by net.num_heads={num_heads} and by 4.")
 
@@ -41,11 +41,11 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Every token looks at its image, then a feed-forward step.
+    """Attention of every token to its image, then a feed-forward step.
 
     Args:
         attention: (content, place, image) -> content, see ``token_attention.py``.
-        d, ffn_dim, dropout: of the layer.
+        d, ffn_dim, dropout: width, hidden width of the feed-forward step and dropout rate.
     """
 
     def __init__(self, attention: nn.Module, *, d: int, ffn_dim: int, dropout: float) -> None:
@@ -56,20 +56,20 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(d=d, ffn_dim=ffn_dim, dropout=dropout)
 
     def forward(self, place: Place, image: TokenGrid) -> Float[Tensor, "B S d"]:
-        """``place``: of the tokens."""
+        """``place``: positions and references of the tokens."""
         read = self.attention(image.tokens, place, image)
         return self.ffn(self.attention_norm(image.tokens + self.dropout(read)))
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the image, then a feed-forward step.
+    """Self-attention of queries, cross-attention to the image, then a feed-forward step.
 
     Args:
         self_attention: (content, place, beside) -> content.
         cross_attention: (content, place, image) -> content.
-        aligner: (content, reference, image) -> what the cross-attention takes instead of content
-            and place (SAM-DETR); None for families without one.
-        d, ffn_dim, dropout: of the layer.
+        aligner: (content, reference, image) -> input of the cross-attention in place of content
+            and place (SAM-DETR); None for other families.
+        d, ffn_dim, dropout: width, hidden width of the feed-forward step and dropout rate.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class DecoderLayer(nn.Module):
         image: Any,
         beside: Beside | None = None,
     ) -> Float[Tensor, "B N d"]:
-        """What the queries become.
+        """Content of the queries after the layer.
 
         Args:
-            content, place: of the queries.
-            image: what the family's cross-attention reads.
-            beside: further queries that these look at.
+            content, place: content, positions and references of the queries.
+            image: input of the cross-attention.
+            beside: further queries, visible in self-attention.
         """
         seen = self.self_attention(content, place, beside)
         content = self.self_norm(content + self.dropout(seen))
@@ -128,15 +128,14 @@ def decode_with_boxes(
     heads: DetectionHeads,
     context: Context | None,
 ) -> Decoded:
-    """Decode queries whose references are moved by a box head after every layer.
+    """Decode queries with a box head that moves the references after every layer.
 
     Args:
-        layers: of the decoder.
-        queries: with references of 2 or 4 numbers.
-        images: what each layer reads.
-        heads: class and box heads; where each layer has its own, it goes on from the box of the
-            layer before.
-        context: decoded queries that these look at in self-attention.
+        layers: decoder layers.
+        queries: queries with references of 2 or 4 numbers.
+        images: input of each layer's cross-attention.
+        heads: class and box heads; with one per layer, each refines the box of the layer before.
+        context: decoded queries, visible in self-attention.
     """
     reference, content = queries.reference, queries.content
     hidden, logits, boxes = [], [], []

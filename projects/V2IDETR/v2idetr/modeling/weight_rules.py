@@ -1,7 +1,7 @@
-"""What a detector family says about its weights; files of weights are read by this alone.
+"""Rules of a detector family for reading and writing files of weights.
 
-A network class has its :class:`WeightRules` as the class attribute ``weight_rules``. A file whose
-origin is unknown is compared with the classes that the sub-packages of ``v2idetr.modeling`` export.
+A network class has its :class:`WeightRules` as the class attribute ``weight_rules``. A file of
+unknown origin is compared with the classes exported by the sub-packages of ``v2idetr.modeling``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import v2idetr.modeling
 from v2idetr.modeling.renaming import Rule, State
 
 # Settings of a detector, named as the arguments of its network, besides "network" (the class),
-# "backbone" and "temporal" (whether there is a temporal module). All of them are JSON values.
+# "backbone" and "temporal" (whether it has a temporal module). All are JSON values.
 Architecture = dict[str, Any]
 
 
 class SecondName(NamedTuple):
-    """A pattern of names under which files of some detectors hold the tensors ``of`` another again.
+    """A pattern of duplicate names for the tensors ``of`` another name in files of some detectors.
 
-    "shared heads" are those of detectors whose layers have one head, which stands at number 0.
+    "shared heads": detectors with one head for all layers, numbered 0.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Layout:
     """Names of one detector's tensors in the files of one code base.
 
     Attributes:
-        name: of the code base: "official", "detrex" or "transformers".
-        title: of detector and code base, for messages.
-        marks: names that every such file has and, together, no other.
+        name: code base: "official", "detrex" or "transformers".
+        title: detector and code base, for messages.
+        marks: names that every such file has and that, together, no other file has.
         rules: our names and theirs.
-        own_heads_mark: prefix of names that a file has where, and only where, each layer has heads
-            of its own; "" where that is always or never so.
-        second_names: see :class:`SecondName`; they must agree and are dropped when a file is read.
-        spellings: earlier or later spellings of parts of names, as regular expressions, each with
-            the one that the rules know.
-        unused: names, as regular expressions, of tensors that detection does not need.
-        fills_heads: heads that are equal in all layers may be stored once.
+        own_heads_mark: prefix of names that a file has if and only if each layer has its own heads;
+            "" if that is always or never so.
+        second_names: duplicate names, checked and dropped when a file is read.
+        spellings: regular expressions for earlier or later spellings of parts of names, and the
+            spellings in the rules.
+        unused: regular expressions for names of tensors that detection does not need.
+        fills_heads: whether heads that are equal in all layers may be stored once.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Layout:
 
 
 def decoder_heads_and_strides(net: Any) -> Architecture:
-    """The settings of a built DETR that its tensors do not show."""
+    """Settings of a built DETR that are not in its tensors."""
     heads = int(net.decoder[0].self_attention.num_heads)
     return {"num_heads": heads, "strides": list(net.strides)}
 
 
 def neck_channels(state: State, settings: Architecture) -> dict[int, int]:
-    """Channels of the backbone's maps by stride, as the projections of the neck take them."""
+    """Channels of the backbone's maps by stride, from the projections of the neck."""
     return {
         stride: state[f"neck.projections.{level}.weight"].shape[1]
         for level, stride in enumerate(settings["strides"])
@@ -84,23 +84,23 @@ class WeightRules:
     """Names and meaning of the tensors of one network class.
 
     ``class(backbone=..., weights=None, **settings)`` must build a network of the described settings
-    whose backbone is its module ``backbone``; settings that are no arguments are left out.
+    with the module ``backbone``; settings that are not arguments are left out.
 
     Attributes:
         marks: names that every state dict of this class has and, together, no other family's.
-        describe: (state dict, known settings) -> settings. The known ones are those that tensors do
-            not show, such as "num_heads", and may be missing. KeyError, with its name, for a
-            missing tensor.
-        hidden: built network -> the settings that its tensors do not show.
+        describe: (state dict, known settings) -> settings. Known settings are those not in the
+            tensors, such as "num_heads", and may be missing. KeyError with the name of a missing
+            tensor.
+        hidden: built network -> settings that are not in its tensors.
         backbone_channels: (state dict, settings) -> channels of the backbone's maps by stride.
-        layouts: of other code bases; at most one for each.
-        assumed_heads: attention heads of published detectors, for files that do not say; None where
-            the tensors show them.
+        layouts: layouts of other code bases, at most one each.
+        assumed_heads: number of attention heads for files without it, as in published detectors;
+            None if it follows from the tensors.
         class_heads: prefix of the names of all class heads.
-        proposal_head: state dict -> prefix of the class head whose first row scores proposals,
-            whatever the classes are; "" for none.
-        transformers_config: architecture -> ``config.json`` without labels, for a detector that
-            transformers has.
+        proposal_head: state dict -> prefix of the class head whose first row scores proposals of
+            any class; "" for none.
+        transformers_config: architecture -> ``config.json`` without labels, for detectors in
+            transformers.
     """
 
     marks: tuple[str, ...]
@@ -115,9 +115,9 @@ class WeightRules:
 
 
 def rules_of(network: type) -> WeightRules | None:
-    """Rules of a network class; None where it has none of its own.
+    """Rules of a network class; None without its own attribute.
 
-    A subclass may have other tensors, so that it must repeat the attribute to have the same rules.
+    A subclass may have other tensors and must repeat the attribute to have the same rules.
     """
     return vars(network).get("weight_rules")
 
@@ -136,7 +136,7 @@ def families() -> dict[str, type[nn.Module]]:
 
 
 def count(state: State, stack: str) -> int:
-    """Number of the numbered modules of a stack of ours, such as "decoder"."""
+    """Number of modules in one of our stacks, such as "decoder"."""
     numbers = (re.match(rf"{re.escape(stack)}\.(\d+)\.", name) for name in state)
     return max((int(match[1]) + 1 for match in numbers if match), default=0)
 
@@ -144,14 +144,13 @@ def count(state: State, stack: str) -> int:
 def transformer_settings(
     state: State, known: Mapping[str, Any], *, class_head: str
 ) -> Architecture:
-    """Settings that the tensors of every DETR with our neck show.
+    """Settings that follow from the tensors of every DETR with our neck.
 
     Args:
         state: our tensors.
-        known: "num_heads" and, where levels are not those of published detectors (whose backbones
-            end at stride 32), "strides"; these are not used where they are not as many as the
-            levels.
-        class_head: name of a class head's weight, with a row a logit.
+        known: "num_heads" and, unless levels are those of published detectors (whose backbones end
+            at stride 32), "strides", ignored if their number is not that of the levels.
+        class_head: name of a class head's weight, with one row per logit.
     """
     published = _published_strides(state)
     strides = known.get("strides") or published
@@ -164,19 +163,19 @@ def transformer_settings(
         "ffn_dim": state["decoder.0.ffn.linear1.weight"].shape[0],
     }
     for learnt in ("query_embed.weight", "content_embed.weight"):
-        if learnt in state:  # two-stage queries without any are as many as one wants
+        if learnt in state:  # without them, the number of two-stage queries is free
             settings["num_queries"] = len(state[learnt])
     return settings | {"strides": strides if len(strides) == len(published) else published}
 
 
 def deformable_points(state: State, settings: Architecture) -> int:
-    """Reads a head and level of a deformable encoder."""
+    """Number of reads per head and level of a deformable encoder."""
     reads = len(state["encoder.0.attention.attention_weights.bias"])
     return reads // (settings["num_heads"] * len(settings["strides"]))
 
 
 def _published_strides(state: State) -> list[int]:
-    """Strides of the levels: 1x1 convolutions end at 32, those of 3x3 go on from there."""
+    """Strides of the levels: 1x1 convolutions up to stride 32, 3x3 convolutions beyond."""
     levels = count(state, "neck.projections")
     sides = [state[f"neck.projections.{i}.weight"].shape[-1] for i in range(levels)]
     last = sides.count(1) - 1  # of stride 32

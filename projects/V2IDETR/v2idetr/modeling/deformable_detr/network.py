@@ -39,30 +39,30 @@ from v2idetr.modeling.transformer import (
 
 
 class DeformableDETR(DetectionTransformer):
-    """The network: images to decoded queries. Implements ``interface.DetectorNetwork``.
+    """Images to decoded queries. Implements ``interface.DetectorNetwork``.
 
     Args:
-        backbone: see ``backbone.py``.
-        num_classes: K; no "no object" class.
+        backbone: backbone module, see ``backbone.py``.
+        num_classes: number of classes, K, without "no object".
         weights: ImageNet weights of the backbone, see ``backbone_weights.py``.
-        strides: feature levels in pixels.
+        strides: strides of the feature levels in pixels.
         d: width.
-        num_queries: N.
-        num_encoder_layers, num_decoder_layers: depth.
-        num_heads, num_points, ffn_dim, dropout: of every layer.
-        box_refine: every decoder layer refines the box of the layer before; heads are then not
-            shared between layers.
-        two_stage: queries are the encoder's best proposals instead of learnt embeddings; needs
+        num_queries: number of queries, N.
+        num_encoder_layers, num_decoder_layers: number of layers.
+        num_heads, num_points, ffn_dim, dropout: parameters of every layer.
+        box_refine: refinement of the previous layer's box by every decoder layer, with separate
+            heads for each layer.
+        two_stage: queries from the encoder's best proposals instead of learnt embeddings; needs
             ``box_refine``.
-        mixed_queries: with ``two_stage``, only position and reference come from the proposals and
-            the content is learnt (DINO, Zhang et al., ICLR 2023, section 3.4): proposals of one
-            place are then different queries from the first layer on.
-        fusion: where the T frames of each clip are mixed, see ``fusion.py``; None for images.
-        isolate_padding: features of an image do not depend on the padding beside it; False is the
-            published behaviour, for parity with published checkpoints.
+        mixed_queries: with ``two_stage``, positions and references from the proposals, but learnt
+            content (DINO, Zhang et al., ICLR 2023, section 3.4), so that proposals at one place
+            give different queries from the first layer on.
+        fusion: modules that mix the frames of a clip, see ``fusion.py``; None for images.
+        isolate_padding: exclusion of padding from an image's features; False is the published
+            behaviour, for parity with published checkpoints.
 
     Raises:
-        ValueError: options that need each other, widths, levels or ``fusion`` do not fit.
+        ValueError: options, widths, levels or ``fusion`` do not fit together.
     """
 
     weight_rules = RULES
@@ -141,7 +141,7 @@ class DeformableDETR(DetectionTransformer):
 
     @property
     def heads(self) -> DetectionHeads:
-        """Class and box heads; with two stages the last ones are the encoder's."""
+        """Class and box heads; with two stages, the last ones are the encoder's."""
         return DetectionHeads(self.class_heads, self.box_heads, self.box_refine)
 
     def reset_parameters(self) -> None:
@@ -158,7 +158,7 @@ class DeformableDETR(DetectionTransformer):
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
         self.heads.reset_parameters()
-        if not self.two_stage:  # a bare centre needs a size; anchors and refined boxes have one
+        if not self.two_stage:  # references without size get an initial one
             first = self.box_heads[0]
             assert isinstance(first, MLP)
             nn.init.constant_(first.last.bias[2:], -2.0)
@@ -207,7 +207,7 @@ class DeformableDETR(DetectionTransformer):
     # ------------------------------------------------------------------ two-stage
 
     def _propose(self, memory: Memory) -> Proposals:
-        """A box at every token: its cell, of a size that doubles with the level, moved."""
+        """One box per token: an anchor at its cell, doubling with the level, moved by the head."""
         centres = token_centres(memory.shapes, memory.valid_ratios)
         sizes = [
             centres.new_full((h * w, 2), 0.05 * 2.0**level)
@@ -229,7 +229,7 @@ class DeformableDETR(DetectionTransformer):
                 f"num_queries={self.num_queries} but the image has only {S} tokens to propose "
                 "boxes from; use fewer queries or larger images."
             )
-        # Proposals only know lesion from background: the first logit, as in the official code.
+        # The first logit scores lesion against background, as in the official code.
         score = proposals.logits[..., 0].masked_fill(~proposals.valid, -torch.inf)
         best = score.topk(self.num_queries, dim=1).indices
         reference = select_queries(proposals.boxes, best).detach()

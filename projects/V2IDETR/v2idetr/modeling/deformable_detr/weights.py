@@ -20,10 +20,10 @@ from v2idetr.modeling.weight_rules import (
 
 
 def _layout(code_base: CodeBase, transformer: str, others: dict[str, str], **parts: Any) -> Layout:
-    """A layout with reference points, two stages and heads, which all code bases name alike.
+    """A layout with the names of reference points, two stages and heads common to all code bases.
 
     Args:
-        code_base: of the layout.
+        code_base: code base of the layout.
         transformer: prefix of the transformer's names.
         others, parts: see ``CodeBase.layout``.
     """
@@ -61,7 +61,7 @@ OFFICIAL = _layout(
     marks=("transformer.decoder.layers.0.cross_attn.sampling_offsets.weight",),
     in_decoder={
         "self_attention.": "self_attn.",
-        "self_norm.": "norm2.",  # counted from the cross-attention
+        "self_norm.": "norm2.",  # numbered from the cross-attention on
         "cross_attention.": "cross_attn.",
         "cross_norm.": "norm1.",
     },
@@ -124,7 +124,7 @@ def _transformers_config(architecture: Architecture) -> dict[str, Any]:
         "with_box_refine": architecture["box_refine"],
         "two_stage": architecture["two_stage"],
         "two_stage_num_proposals": architecture["num_queries"],
-        # Version 5 would make the heads of all layers one.
+        # Version 5 would tie the heads of all layers.
         "tie_word_embeddings": not architecture["box_refine"],
     }
 

@@ -24,28 +24,28 @@ QueryContent = Literal["given", "zero"]
 
 
 class DETR(DetectionTransformer):
-    """The network: images to decoded queries. Implements ``interface.DetectorNetwork``.
+    """Images to decoded queries. Implements ``interface.DetectorNetwork``.
 
-    A query is its position; it looks wherever attention takes it. The references of its queries
-    are placeholders, the image's centre, and those of foreign queries are not read.
+    A query is its position embedding. References of its own queries are placeholders, the image's
+    centre; those of other queries are ignored.
 
     Args:
-        backbone: see ``backbone.py``.
-        num_classes: K; the network gives K + 1 logits, the last is "no object".
+        backbone: backbone module, see ``backbone.py``.
+        num_classes: number of classes, K; the last of K + 1 logits is "no object".
         weights: ImageNet weights of the backbone, see ``backbone_weights.py``.
-        strides: the one feature level, in pixels.
+        strides: stride of the one feature level in pixels.
         d: width.
-        num_queries: N.
-        num_encoder_layers, num_decoder_layers: depth.
-        num_heads, ffn_dim, dropout: of every layer.
-        query_content: what becomes of the content of queries from elsewhere, DETR's own being zero:
-            "given" keeps it, "zero" leaves them their position alone.
-        fusion: where frames of a clip are mixed, see ``fusion.py``; None for images.
-        isolate_padding: features of an image do not depend on the padding beside it; False is the
-            published behaviour, for parity with published checkpoints.
+        num_queries: number of queries, N.
+        num_encoder_layers, num_decoder_layers: number of layers.
+        num_heads, ffn_dim, dropout: parameters of every layer.
+        query_content: content of other networks' queries: "given" keeps it, "zero" replaces it by
+            zero, as for DETR's own queries.
+        fusion: modules that mix the frames of a clip, see ``fusion.py``; None for images.
+        isolate_padding: exclusion of padding from an image's features; False is the published
+            behaviour, for parity with published checkpoints.
 
     Raises:
-        ValueError: more than one level; heads do not share ``d`` out; unknown ``query_content``.
+        ValueError: several levels; ``d`` does not fit ``num_heads``; unknown ``query_content``.
     """
 
     weight_rules = RULES
@@ -112,7 +112,7 @@ class DETR(DetectionTransformer):
     # ------------------------------------------------------------------ the interface
 
     def encode_images(self, features: Features) -> Memory:
-        """Attention between all cells."""
+        """Encoder with attention between all cells."""
         tokens, shapes = flatten_levels(features.maps)
         padding, ratios = joined_padding(features), valid_ratios(features)
         memory = Memory(features, tokens, padding, shapes, ratios)
@@ -130,11 +130,10 @@ class DETR(DetectionTransformer):
         return Queries(torch.zeros_like(position), position, reference)
 
     def decode(self, memory: Memory, queries: Queries, context: Context | None = None) -> Decoded:
-        """Queries of any number; their references are not read.
+        """Any number of queries; their references are ignored.
 
-        A layer goes on with what the layer before left, and the outputs are that after the
-        decoder's LayerNorm; so ``hidden`` is not what other queries see of these in a context, but
-        ``content`` is.
+        Outputs pass through the decoder's LayerNorm, but the next layer's inputs do not. Therefore
+        ``content``, not ``hidden``, is visible to other queries in a context.
         """
         if self.query_content == "zero":
             queries = _without_content(queries)
@@ -162,5 +161,5 @@ def _grid(memory: Memory) -> TokenGrid:
 
 def _without_content(queries: Queries) -> Queries:
     """The same queries with zeros for content."""
-    # Times zero keeps the graph: DistributedDataParallel waits for a gradient of what made it.
+    # Times zero keeps the graph: DistributedDataParallel requires a gradient of its parameters.
     return replace(queries, content=queries.content * 0.0)

@@ -1,4 +1,4 @@
-"""The decoder layer of SAM-DETR: attention between features of one space (its figures 2 and 3)."""
+"""Decoder layer of SAM-DETR: attention between features of one space (figures 2 and 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from v2idetr.modeling.transformer import DecoderLayer
 def sam_decoder_layer(
     *, d: int, num_heads: int, ffn_dim: int, dropout: float, smca: bool
 ) -> DecoderLayer:
-    """Queries look at each other, are aligned, and find what resembles them in the image."""
+    """Self-attention, semantic alignment, and cross-attention by similarity of features."""
     attention = {"d": d, "num_heads": num_heads}
     return DecoderLayer(
         self_attention=ConditionalSelfAttention(**attention, dropout=dropout),
@@ -31,7 +31,7 @@ def sam_decoder_layer(
 
 
 def reset_biases(layer: DecoderLayer) -> None:
-    """Zero behind both attentions and behind the salient points, as in the official code."""
+    """Zero output biases of both attentions and of the salient points, as in the official code."""
     own, cross, aligner = layer.self_attention, layer.cross_attention, layer.aligner
     assert isinstance(own, ConditionalSelfAttention) and isinstance(cross, MatchingAttention)
     assert isinstance(aligner, SemanticsAligner)
@@ -40,7 +40,7 @@ def reset_biases(layer: DecoderLayer) -> None:
 
 
 class ConditionalSelfAttention(nn.Module):
-    """Self-attention with projections of content and position apart (Conditional DETR).
+    """Self-attention with separate projections of content and position (Conditional DETR).
 
     A query's position is the sine embedding of its reference's centre.
     """
@@ -61,7 +61,7 @@ class ConditionalSelfAttention(nn.Module):
         place: Place,
         beside: Beside | None = None,
     ) -> Float[Tensor, "B N d"]:
-        """``beside``: further queries to look at."""
+        """``beside``: further queries, as keys and values."""
         reference = place.reference
         seen, places = content, reference
         if beside is not None:
@@ -81,10 +81,10 @@ class ConditionalSelfAttention(nn.Module):
 
 
 class MatchingAttention(nn.Module):
-    """Cross-attention in which every head compares whole features of width d.
+    """Cross-attention in which every head compares full features of width d.
 
-    The heads have queries of their own, one a salient point, but share the keys; each of them
-    carries d / heads of the values. With SMCA (Gao et al., ICCV 2021) a Gaussian around the salient
+    Each head has its own query, from one salient point, and d / heads channels of the values; keys
+    are shared. With SMCA (Gao et al., ICCV 2021) a Gaussian around the salient
     point is added to the logits: ``-|s (p - c)|^2 / 8``, with the point p, a cell's centre c, both
     in cells, and the predicted sharpness s.
     """

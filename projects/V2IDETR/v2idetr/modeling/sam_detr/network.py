@@ -1,7 +1,6 @@
-"""SAM-DETR (Zhang et al., CVPR 2022): queries are reference boxes, made to match semantically.
+"""SAM-DETR (Zhang et al., CVPR 2022): queries are reference boxes with semantic alignment.
 
-The decoder's attentions are in ``decoder.py``, what aligns its queries in
-``semantics_aligner.py``.
+The decoder's attentions are in ``decoder.py``, the aligner in ``semantics_aligner.py``.
 """
 
 from __future__ import annotations
@@ -34,33 +33,35 @@ from v2idetr.modeling.transformer import (
 
 
 class SAMDETR(DetectionTransformer):
-    """The network: images to decoded queries. Implements ``interface.DetectorNetwork``.
+    """Images to decoded queries. Implements ``interface.DetectorNetwork``.
 
-    A query is its reference box. It starts with content zero, and its position is the sine
-    embedding of the reference's centre, made anew in every layer: ``Queries.position`` is zero and
-    not looked at. Queries from elsewhere bring their content and a reference of four numbers.
+    A query is its reference box. Its content starts at zero, and its position is the sine embedding
+    of the reference's centre in every layer: ``Queries.position`` is zero and ignored. Queries of
+    other networks need content and a reference of four numbers.
 
     Args:
-        backbone: see ``backbone.py``.
-        num_classes: K; no "no object" class.
+        backbone: backbone module, see ``backbone.py``.
+        num_classes: number of classes, K, without "no object".
         weights: ImageNet weights of the backbone, see ``backbone_weights.py``.
         d: width.
-        num_queries: N.
-        num_encoder_layers, num_decoder_layers: depth.
-        num_heads: of every layer; each head of the decoder has one salient point.
-        ffn_dim, dropout: of every layer; the encoder of ``multi_scale`` has half the ``ffn_dim``.
-        smca: a Gaussian around the salient points modulates the cross-attention (SAM-DETR w/ SMCA).
-        multi_scale: C3, C4 and C5 and a deformable encoder instead of C5 and an ordinary one; the
-            decoder's first third then reads C5, its second C4, its last C3.
-        num_points: reads per head and level of the deformable encoder of ``multi_scale``.
-        neck_norm: "group", as in the official runs of 12 epochs and at multiple scales, or "none",
-            as in those of 50 epochs.
-        fusion: where frames of a clip are mixed, see ``fusion.py``; None for images.
-        isolate_padding: features of an image do not depend on the padding beside it; False is the
-            published behaviour, for parity with published checkpoints.
+        num_queries: number of queries, N.
+        num_encoder_layers, num_decoder_layers: number of layers.
+        num_heads: number of heads of every layer, and of the decoder's salient points.
+        ffn_dim, dropout: parameters of every layer; half the ``ffn_dim`` in the encoder of
+            ``multi_scale``.
+        smca: Gaussian modulation of the cross-attention around the salient points (SMCA).
+        multi_scale: C3, C4 and C5 with a deformable encoder instead of C5 with global attention;
+            the decoder's first third then reads C5, its second C4, its last C3.
+        num_points: number of reads per head and level of the deformable encoder.
+        neck_norm: "group", as in the official runs of 12 epochs and with multiple scales, or
+            "none", as in those of 50 epochs.
+        fusion: modules that mix the frames of a clip, see ``fusion.py``; None for images.
+        isolate_padding: exclusion of padding from an image's features; False is the published
+            behaviour, for parity with published checkpoints.
 
     Raises:
-        ValueError: depth does not fit ``multi_scale``, or heads ``d``; unknown ``neck_norm``.
+        ValueError: number of layers does not fit ``multi_scale``, or ``d`` the heads; unknown
+            ``neck_norm``.
     """
 
     weight_rules = RULES
@@ -137,14 +138,13 @@ class SAMDETR(DetectionTransformer):
 
     @property
     def heads(self) -> DetectionHeads:
-        """Class and box heads, one of each a decoder layer."""
+        """Class and box heads, one of each per decoder layer."""
         return DetectionHeads(self.class_heads, self.box_heads, refine=True)
 
     def reset_parameters(self) -> None:
         """The official initialisation; the backbone has its own.
 
-        The official code sets the last layer of the salient points to zero and then overwrites its
-        weights with those of the whole transformer; so do we.
+        As in the official code, only the biases of the last layer of the salient points are zero.
         """
         for projection in self.neck.projections:
             assert isinstance(projection, nn.Conv2d)
@@ -163,7 +163,7 @@ class SAMDETR(DetectionTransformer):
     # ------------------------------------------------------------------ the interface
 
     def encode_images(self, features: Features) -> Memory:
-        """Deformable encoder over three levels, or an ordinary one over C5."""
+        """Deformable encoder over three levels, or global attention over C5."""
         tokens, shapes = flatten_levels(features.maps)
         position = flatten_levels(self._positions(features))[0].to(tokens.dtype)
         padding, ratios = joined_padding(features), valid_ratios(features)
@@ -180,12 +180,12 @@ class SAMDETR(DetectionTransformer):
         return Queries(nothing, nothing, reference)
 
     def decode(self, memory: Memory, queries: Queries, context: Context | None = None) -> Decoded:
-        """Queries of any number, with references of 4 numbers."""
-        assert queries.reference.shape[-1] == 4, "SAM-DETR takes the region of a box"
+        """Any number of queries, with references of 4 numbers."""
+        assert queries.reference.shape[-1] == 4, "SAM-DETR needs reference boxes"
         levels, layers = self._levels(memory), len(self.decoder)
         images = [levels[-1 - i * len(levels) // layers] for i in range(layers)]  # coarsest first
-        # Nothing of the position counts. With weight zero it stays in the graph, because an adapter
-        # that has made it must have a gradient under DistributedDataParallel.
+        # The position is unused. With weight zero it stays in the graph, because the adapter that
+        # made it needs a gradient under DistributedDataParallel.
         queries = replace(queries, content=queries.content + 0 * queries.position)
         return decode_with_boxes(self.decoder, queries, images, self.heads, context)
 
@@ -193,7 +193,7 @@ class SAMDETR(DetectionTransformer):
 
     def _positions(self, features: Features) -> dict[int, Tensor]:
         """Position embedding of every level, by stride."""
-        # Exact, because the sines of tokens are matched with those of references.
+        # Exact, because the embeddings of tokens are compared with those of references.
         maps = position_maps(features, offset=-0.5, exact=True)
         if not self.multi_scale:
             return maps
@@ -203,7 +203,7 @@ class SAMDETR(DetectionTransformer):
         }
 
     def _levels(self, memory: Memory) -> list[Level]:
-        """The memory as decoder layers read it, finest level first."""
+        """Levels of the memory as inputs of decoder layers, finest first."""
         cells = [h * w for h, w in memory.shapes]
         position = flatten_levels(self._positions(memory.features))[0].to(memory.tokens.dtype)
         paddings = [None] * len(cells) if memory.padding is None else memory.padding.split(cells, 1)
@@ -218,7 +218,7 @@ class SAMDETR(DetectionTransformer):
         ):
             size = ratio.new_tensor([w, h])
             image_cells = ratio * size
-            # Cells that any pixel reaches; a whole number of cells stays one in spite of rounding.
+            # Number of cells with any pixel; the tolerance absorbs rounding of whole numbers.
             reached = (image_cells - 1e-3).ceil()
             edge = reached if self.isolate_padding else size.expand_as(image_cells)
             levels.append(Level(tokens, place, padding, (h, w), image_cells, edge))

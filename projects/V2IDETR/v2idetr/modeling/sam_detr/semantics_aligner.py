@@ -1,4 +1,4 @@
-"""The semantics aligner: queries made of the very features that they are to be matched with.
+"""Semantics aligner: queries sampled from the features they are compared with.
 
 SAM-DETR (Zhang et al., CVPR 2022), section 3.3. For every query and head::
 
@@ -7,10 +7,10 @@ SAM-DETR (Zhang et al., CVPR 2022), section 3.3. For every query and head::
     content  = R(p) * sigmoid(Linear(Q))
     position = sine(c + wh / 2 * p) * sigmoid(Linear(Q))
 
-Q is the query's content before, (c, wh) the centre and the size of r.
+Q is the query's input content, (c, wh) the centre and size of r.
 
-All reads are matrix products with weights of linear interpolation: what torchvision's ``roi_align``
-and torch's ``grid_sample`` compute, but repeatable on a GPU and blind to padding.
+All reads are matrix products with weights of linear interpolation: the results of torchvision's
+``roi_align`` and torch's ``grid_sample``, but deterministic on a GPU and without padding.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ REGION = 7  # cells of a region along x and along y
 
 @dataclass
 class Level:
-    """One level of the encoded features, as a decoder layer reads it.
+    """One level of the encoded features, the input of a decoder layer.
 
     Attributes:
-        tokens: row by row.
-        position: their position embedding.
-        padding: True on padding; None when nothing is padded.
+        tokens: tokens, row-major.
+        position: position embedding of the tokens.
+        padding: True on padding; None without padding.
         shape: (h, w).
-        image_cells: (width, height) in cells of what is image.
-        edge: (width, height) in cells of what regions may read: the image, or the whole level.
+        image_cells: (width, height) of the unpadded image in cells.
+        edge: (width, height) in cells of the area for regions: the image, or the whole level.
     """
 
     tokens: Float[Tensor, "B S d"]
@@ -56,7 +56,7 @@ class Aligned:
         content: features at the salient points, re-weighted.
         position: sine embedding of the salient points, re-weighted.
         points: the salient points (x, y) in [0, 1] of the unpadded image; may lie outside.
-        sharpness: how fast attention falls around them along x and y, before squaring; None
+        sharpness: inverse width of the attention around them along x and y, before squaring; None
             without spatially modulated attention.
     """
 
@@ -71,8 +71,8 @@ class SemanticsAligner(nn.Module):
 
     Args:
         d: width.
-        num_heads: heads, and salient points.
-        smca: also predict the sharpness of spatially modulated attention.
+        num_heads: number of heads and of salient points.
+        smca: prediction of the sharpness of spatially modulated attention.
     """
 
     def __init__(self, *, d: int, num_heads: int, smca: bool) -> None:
@@ -93,14 +93,14 @@ class SemanticsAligner(nn.Module):
         """Sample the level at the salient points of every query's region.
 
         Args:
-            content: of the queries.
-            reference: cxcywh in [0, 1] of the unpadded image. No gradient reaches it through the
-                sampled features or the sine embedding.
-            level: to sample.
+            content: content of the queries.
+            reference: cxcywh in [0, 1] of the unpadded image, without gradient through the sampled
+                features or the sine embedding.
+            level: level to sample.
         """
         B, N, d = content.shape
         heads = (B, N, self.num_heads, -1)
-        # Half precision loses the sub-cell position of a read: places and reads are in float32.
+        # In float32, because half precision loses the sub-cell position of a read.
         with torch.autocast(content.device.type, enabled=False):
             regions = read_regions(level, reference.detach().float())
         inside, sharpness = self._salient_points(regions)
@@ -120,9 +120,9 @@ class SemanticsAligner(nn.Module):
     def _salient_points(
         self, regions: Float[Tensor, "B N cells d"]
     ) -> tuple[Float[Tensor, "B N heads 2"], Float[Tensor, "B N heads 2"] | None]:
-        """A point (x, y) in [-1, 1] of its region for each head, and its sharpness."""
+        """Salient point (x, y) of each head in [-1, 1] of its region, and its sharpness."""
         reduced = self.region_proj(regions).relu()
-        # Channel by channel: the order in which published weights expect a region's numbers.
+        # Channel by channel, in the order of published weights.
         numbers = self.salient_points(reduced.transpose(2, 3).flatten(2)).float()
         numbers = numbers.unflatten(-1, (-1, self.num_heads, 2))
         return numbers[:, :, 0].tanh(), numbers[:, :, 1] if self.smca else None
@@ -134,14 +134,14 @@ def _region_weights(
 ) -> Float[Tensor, "B N region {cells}"]:
     """Share of each of a level's ``cells`` in each cell of the regions, along one axis.
 
-    As RoIAlign: every cell of a region is the mean of ceil(size / 7) evenly spaced reads. A read
-    between the centre of the last cell and its border, or up to half a cell beyond it, takes that
-    cell; one further out is zero.
+    As in RoIAlign, every cell of a region is the mean of ceil(size / 7) evenly spaced reads. A read
+    beyond the centre of the last cell, up to half a cell outside, takes that cell; further out it
+    is zero.
 
     Args:
-        start, size: of the regions, in cells.
-        edge: where the level ends, in cells.
-        cells: of the level, at least ``edge``.
+        start, size: starts and sizes of the regions in cells.
+        edge: end of the level in cells.
+        cells: number of cells of the level, at least ``edge``.
     """
     device = start.device
     most = -(-cells // REGION)  # no reference is larger than the image
@@ -159,17 +159,17 @@ def _region_weights(
 
 
 def interpolation(at: Float[Tensor, "*batch"], cells: int) -> Float[Tensor, "*batch {cells}"]:
-    """Weights of linear interpolation between cells 0, 1, ...; zero for cells that do not exist."""
+    """Weights of linear interpolation between cells 0, 1, ...; zero outside."""
     index = torch.arange(cells, device=at.device)
     return (1 - (at.unsqueeze(-1) - index).abs()).clamp(min=0)
 
 
 def read_regions(level: Level, reference: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N cells d"]:
-    """RoIAlign of the boxes, row by row: ``torchvision.ops.roi_align(..., 7, aligned=True)``.
+    """RoIAlign of the boxes, row-major: ``torchvision.ops.roi_align(..., 7, aligned=True)``.
 
     Args:
-        level: to read.
-        reference: cxcywh in [0, 1] of the unpadded image; without gradient.
+        level: level to read.
+        reference: cxcywh in [0, 1] of the unpadded image, without gradient.
     """
     (h, w), (B, N, _) = level.shape, reference.shape
     size = reference[..., 2:] * level.image_cells.unsqueeze(1)
@@ -187,7 +187,7 @@ def read_points(
     """Bilinear reads: ``grid_sample(..., padding_mode="zeros", align_corners=False)``.
 
     Args:
-        regions: row by row.
+        regions: cells of each region, row-major.
         points: (x, y) in [-1, 1] of each region.
     """
     weights = interpolation(((points + 1) * REGION - 1) / 2, REGION)
