@@ -49,7 +49,7 @@ class Report:
 
     def introduction(self, jobs: int) -> str:
         """What will be done, after the table was written once."""
-        from v2idetr.ablation.run_records import commits_said
+        from v2idetr.ablation.run_records import describe_commits
         from v2idetr.runs.folder import git_commit
 
         found = len(self.runs) - len(self.missing)
@@ -57,7 +57,7 @@ class Report:
         text = f"{self.table.heading}\n{counted(len(self.runs), 'run')}{there}; {jobs} at a time."
         commits = list(dict.fromkeys([*self.content["commits"], git_commit()]))
         if self.missing and len(commits) > 1:
-            text += f"\nWARNING: {commits_said(commits)}"
+            text += f"\nWARNING: {describe_commits(commits)}"
         return text
 
     def tick(self, running: Sequence[Job]) -> None:
@@ -99,13 +99,13 @@ class Report:
 
     def summary(self, failures: Sequence[Failure]) -> str:
         """The table in short, what failed, and where to read on."""
-        from v2idetr.ablation.run_records import commits_said
+        from v2idetr.ablation.run_records import describe_commits
 
         lines = [_short_table(self.content)]
         if self.facts["smoke"]:
             lines.append("Smoke test: these numbers mean nothing.")
         if len(self.content["commits"]) > 1:
-            lines.append(f"WARNING: {commits_said(self.content['commits'])}")
+            lines.append(f"WARNING: {describe_commits(self.content['commits'])}")
         for failure in failures:
             log = "" if failure.log is None else f"\n  {failure.log}"
             lines.append(f"FAILED {failure.job.name}: {failure.reason}{log}")
@@ -127,11 +127,11 @@ def _parts_of(run: Run) -> list[Part]:
 
 def _headline(run: Run) -> str:
     """The main figures of a run on all test splits."""
-    from v2idetr.ablation.aggregation import figures_of, read_result
+    from v2idetr.ablation.aggregation import metrics_of, read_result
     from v2idetr.ablation.markdown import metric_title
 
-    figures, _ = figures_of(read_result(run.evaluation))
-    pooled = figures.get("all tests") or next(iter(figures.values()))
+    metrics, _ = metrics_of(read_result(run.evaluation))
+    pooled = metrics.get("all tests") or next(iter(metrics.values()))
     shown = [m for m in pooled if m in ("AP50", "AP") or m.endswith("/f1")]
     return ", ".join(f"{metric_title(m)} {_one(pooled[m])}" for m in shown)
 
