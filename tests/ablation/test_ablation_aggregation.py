@@ -388,8 +388,8 @@ def test_the_order_of_overrides_counts_only_where_they_meet(
 @pytest.mark.parametrize(
     ("now", "named"),
     [
-        ({"train": {"sha256": "b"}, "test/easy": {"sha256": "e"}}, "of train are"),
-        ({"train": {"sha256": "a"}}, "of test/easy are"),
+        ({"train": {"sha256": "b"}, "test/easy": {"sha256": "e"}}, "of train have"),
+        ({"train": {"sha256": "a"}}, "of test/easy have"),
     ],
 )
 def test_a_folder_of_other_data_is_refused(now: dict, named: str, tmp_path: Path) -> None:

@@ -104,15 +104,15 @@ def test_only_a_failure_makes_the_exit_status_1(
     level: str,
     status: int,
 ) -> None:
-    finding = doctor.Finding("disk", level, "1.0 GiB free", "make room")
+    finding = doctor.Finding("disk", level, "1.0 GiB free", "free some space")
     monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([finding]),))
     assert doctor.main([]) == status
-    assert "-> make room" in capsys.readouterr().out
+    assert "-> free some space" in capsys.readouterr().out
     assert doctor.main(["--json"]) == status
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is (status == 0)
     assert report["findings"] == [
-        {"topic": "disk", "level": level, "found": "1.0 GiB free", "mend": "make room"}
+        {"topic": "disk", "level": level, "found": "1.0 GiB free", "mend": "free some space"}
     ]
 
 
