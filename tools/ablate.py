@@ -70,8 +70,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="list the rows of --table, or of all tables, and which share runs and teachers",
     )
-    add("--table", metavar="NAME", help="I, II, III, IV, 5a, 5b, choices, controls")
-    add("--dataset", choices=DATASETS, default="synthetic", help="default synthetic")
+    add("--table", metavar="NAME", help="table: I, II, III, IV, 5a, 5b, choices, controls")
+    add("--dataset", choices=DATASETS, default="synthetic", help="data set (default synthetic)")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
     add(
         "--output",

@@ -74,7 +74,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--write-clipped",
         type=Path,
         metavar="OUT.json",
-        help="write a copy of the one JSON with its boxes cut to their frames",
+        help="write a copy of the one JSON with boxes clipped to their frames",
     )
     options = parser.parse_args(arguments)
     others = [path for path in options.json if path.name in NO_SPLITS]

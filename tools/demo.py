@@ -3,7 +3,7 @@
 
     python tools/demo.py                              # output/demo
     python tools/demo.py --output output/demo1 --seed 1
-    python tools/demo.py -- train.max_iter=200        # change the configuration after --
+    python tools/demo.py -- train.max_iter=200        # with changes to the configuration
 
 An interrupted demo is continued by the same command. Logs of the steps are in OUTPUT/logs.
 """

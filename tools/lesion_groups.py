@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Recall of detectors by groups of lesions, and the share of the teacher's gain in its student.
 
-    python tools/lesion_groups.py --split test \
-        --plain output/run/plain --teacher output/run/teacher \
-        --other "teacher alone" output/alone/teacher --other "V2I student" output/run/student \
+    python tools/lesion_groups.py --split test \\
+        --plain output/run/plain --teacher output/run/teacher \\
+        --other "teacher alone" output/alone/teacher --other "V2I student" output/run/student \\
         --output output/groups
 
 Every FOLDER is that of an evaluated stage, with config.yaml, evaluation.json and predictions. Give
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     for name in ("plain", "teacher"):
-        add(f"--{name}", type=Path, nargs="+", required=True, metavar="FOLDER")
+        add(f"--{name}", type=Path, nargs="+", required=True, metavar="FOLDER", help="one per seed")
     add(
         "--other",
         nargs="+",

@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN_DIR", help="train.output_dir of a run of train_net.py")
-    add("--output", type=Path, metavar="FILE", help="default: RUN_DIR/report.html")
+    add("--output", type=Path, metavar="FILE", help="output file (default RUN_DIR/report.html)")
     add(
         "--facts",
         type=Path,

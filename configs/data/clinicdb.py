@@ -1,4 +1,4 @@
-"""CVC-ClinicDB by whole sequences, small pictures: datasets/prepare_clinicdb.py."""
+"""CVC-ClinicDB split by sequences, at half size: datasets/prepare_clinicdb.py."""
 
 import os
 
@@ -12,7 +12,7 @@ data = dict(
     val=dict(json="data/clinicdb/val.json", image_root=ROOT),
     test=dict(test=dict(json="data/clinicdb/test.json", image_root=ROOT)),
     num_frames=3,  # T, paper, section III
-    window=2,  # its frames were picked from the videos: neighbours are far apart already
+    window=2,  # its frames are a selection of the videos: neighbours are far apart
     sampling="random",
     side="both",
     augmentations=dict(  # half of 384 x 288 px
@@ -27,13 +27,13 @@ data = dict(
     min_visible=0.25,
     on_bad_box="raise",
     negative_share=None,
-    cache_mib=512,  # decoded frames in memory that data workers share; 0: none
+    cache_mib=512,  # shared cache of decoded frames; 0: none
 )
 
-model = dict(size_divisor=16)  # 192 x 144 px have no padding then
+model = dict(size_divisor=16)  # no padding at 192 x 144 px
 
 # The 400 steps of recipes/small.py are 11 epochs * 297 frames of sequences 1-14 / batch 8.
 train = dict(batch_size=8)
 
-# What the paper's 1 is on maps of 25 x 34 cells; at stride 32 these have 5 x 6.
+# Equivalent to the paper's 1 on maps of 25 x 34 cells; at stride 32 these have 5 x 6.
 distillation = dict(tfd=dict(weight=0.3))

@@ -30,11 +30,11 @@ data = dict(
     min_visible=0.25,
     on_bad_box="raise",
     negative_share=None,
-    cache_mib=512,  # decoded frames in memory that data workers share; 0: none
+    cache_mib=512,  # shared cache of decoded frames; 0: none
 )
 
 # The 400 steps of recipes/small.py are 3.5 epochs * 360 clips of 5 frames / batch 16.
 teacher = dict(batch_size=8)  # clips of 3 frames
 
-# What the paper's 1 is on maps of 25 x 34 cells; at stride 32 these have 3 x 4.
+# Equivalent to the paper's 1 on maps of 25 x 34 cells; at stride 32 these have 3 x 4.
 distillation = dict(tfd=dict(weight=0.15))
