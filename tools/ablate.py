@@ -65,20 +65,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--list",
-        action="store_true",
-        help="list the rows of --table, or of all tables, and which share runs and teachers",
-    )
+    add("--list", action="store_true", help="list the rows of --table or of all, and shared runs")
     add("--table", metavar="NAME", help="table: I, II, III, IV, 5a, 5b, choices, controls")
     add("--dataset", choices=DATASETS, default="synthetic", help="data set (default synthetic)")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
-    add(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder of all tables of a data set; also holds the runs",
-    )
+    add("--output", type=Path, metavar="DIR", help="folder of the runs and tables of a data set")
     add(
         "--student",
         choices=list(STUDENTS),

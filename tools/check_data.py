@@ -50,12 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of the frames (default: image_root_hint of each JSON)",
     )
-    add(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder of the page (default: that of the first JSON)",
-    )
+    add("--output", type=Path, metavar="DIR", help="output folder (default: of the first JSON)")
     add(
         "--every",
         type=int,
@@ -63,13 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="K",
         help="read only every K-th frame of a video: quicker, finds less (default 1)",
     )
-    add(
-        "--samples",
-        type=int,
-        default=24,
-        metavar="N",
-        help="frames per split on the page (default 24)",
-    )
+    add("--samples", type=int, default=24, metavar="N", help="frames per split on the page (24)")
     add(
         "--write-clipped",
         type=Path,

@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="output file or folder; without it, SOURCE is only described",
     )
-    add("--to", choices=("ours", "transformers"), default="ours", help="output format (default ours)")
+    add("--to", choices=("ours", "transformers"), default="ours", help="format (default ours)")
     add(
         "--config-file",
         metavar="CONFIG",

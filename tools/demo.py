@@ -289,12 +289,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--output",
-        type=Path,
-        default=Path("output/demo"),
-        help="output folder (default output/demo)",
-    )
+    add("--output", type=Path, default=Path("output/demo"), help="folder (default output/demo)")
     add("--seed", type=int, default=0, help="random seed of data and training (default 0)")
     add(
         "--clips",
