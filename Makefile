@@ -1,5 +1,5 @@
-# `make` alone explains itself. Every target does its own set-up, once, in .venv beside this file;
-# an environment that happens to be activated is neither used nor changed.
+# `make` lists the targets. Each target sets up .venv beside this file the first time; an activated
+# environment is neither used nor changed.
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -13,44 +13,44 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.setup-complete
 
-# What an activated environment would bring in.
+# Variables of an activated environment.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE := 1
 
-# One thread a worker: two workers with two threads each only wait for each other on two cores.
+# One thread per worker: more would only compete for the cores.
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 
 .PHONY: help setup test test-all test-gpu lint format demo doctor clean distclean
 
-help:  ## this text
+help:  ## this list of targets
 	@echo "V2I-DETR. Usage: make TARGET [PYTHON=python3.12] [JOBS=2] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY)  ## libraries, detectron2 and this project in .venv: once, then at once
-	@echo "Ready: $(PY). What is in it: make doctor"
+setup: $(READY)  ## install libraries, detectron2 and this project in .venv
+	@echo "Ready: $(PY). To check it: make doctor"
 
-test: $(READY)  ## the tests, without the slow ones (ARGS='-k matcher' selects)
+test: $(READY)  ## run the tests except slow ones (ARGS='-k matcher' selects)
 	$(PYTEST) $(ARGS)
 
-test-all: $(READY)  ## all tests
+test-all: $(READY)  ## run all tests
 	$(PYTEST) -m "" $(ARGS)
 
-test-gpu: $(READY)  ## what needs a CUDA GPU; without one all of it is skipped
+test-gpu: $(READY)  ## run the tests that need a CUDA GPU; skipped without one
 	$(PY) -m pytest -m gpu tests/gpu $(ARGS)
 
-lint: $(READY)  ## ruff format --check, ruff check, pyright
+lint: $(READY)  ## run ruff format --check, ruff check, pyright
 	@failed=0; for check in "ruff format --check ." "ruff check ." pyright; do \
 	  echo "$$check"; $(PY) -m $$check || failed=1; \
 	done; exit $$failed
 
-format: $(READY)  ## let ruff rewrite what it can
+format: $(READY)  ## format and fix the code with ruff
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-demo: $(READY)  ## synthetic video, teacher, plain and distilled student, report: output/demo
+demo: $(READY)  ## run the demo: synthetic video, training, report in output/demo
 	$(PY) tools/demo.py --output output/demo $(ARGS)
 
-doctor: $(READY)  ## versions, device, memory: what is wrong and how to mend it
+doctor: $(READY)  ## check versions, device and memory, and say how to fix problems
 	$(PY) tools/doctor.py $(ARGS)
 
 clean:  ## remove caches and build leftovers (.venv, data/ and output/ stay)
@@ -60,7 +60,7 @@ clean:  ## remove caches and build leftovers (.venv, data/ and output/ stay)
 distclean: clean  ## clean, and remove .venv
 	rm -rf $(VENV)
 
-# A stamp written in another folder is that of a copied tree: its project is installed from there.
+# A stamp of another folder means a copied tree, whose project is installed from there.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif

@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""Run the rows of one of the paper's tables, and write the table beside the paper's figures.
+"""Run the rows of one of the paper's tables, and write the table with the paper's numbers.
 
     python tools/ablate.py --list
     python tools/ablate.py --table III --dataset synthetic --seeds 3 --output output/ablation
     python tools/ablate.py --table IV --dataset synthetic --seeds 3 --output output/ablation
     python tools/ablate.py --table III --dataset synthetic --seeds 1 --smoke --output output/smoke
 
-What is missing is run, each run once: tables in one folder share runs and teachers. It can be
-interrupted at any time; the same command continues where it was. OUTPUT/table_III.md, .json and
-.svg are written again after every run; OUTPUT/seed0/ROW/ is that row's run, with its log.
+Only missing runs are run; tables in one folder share runs and teachers. An interrupted ablation is
+continued by the same command. OUTPUT/table_III.md, .json and .svg are updated after every run;
+OUTPUT/seed0/ROW/ is the run of a row, with its log.
 
-Rows change a config of configs/, and key=value changes it for all rows; what a row itself sets or
-switches off stays as it is there. Runs at a time: one for each GPU; without one, one for each
-core, but no more than fit into memory (3 GiB each, with the sizes of sun and buv 14). Cores are
-shared out with OMP_NUM_THREADS, unless it is set; where a run has less than two, it prepares its
-samples itself (train.num_workers=0). On disk a run takes 80 MB with the small configs and 1 GB with
-the large ones.
+Rows change a config of configs/; key=value changes it for all rows, except keys that a row itself
+sets or sections that it sets to null. Parallel runs: one per GPU; without GPUs one per core, as far
+as memory allows (3 GiB each, 14 GiB for sun and buv). OMP_NUM_THREADS divides the cores among them,
+unless it is set; a run with fewer than two cores prepares its samples itself
+(train.num_workers=0). A run takes 80 MB of disk with the small configs, 1 GB with the large ones.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_LISTED = ("output", "seeds", "rows", "jobs", "smoke")  # options that change nothing in a list
+NOT_LISTED = ("output", "seeds", "rows", "jobs", "smoke")  # options without effect on --list
 CONFIGS = ROOT / "configs"
 TRAIN_NET = ROOT / "train_net.py"
 GIB_A_RUN = {"sun": 14.0, "buv": 14.0, "clinicdb": 3.0, "synthetic": 3.0}
@@ -66,29 +65,29 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--list", action="store_true", help="name every row, of --table or all, and what it shares")
-    add("--table", metavar="NAME", help="I, II, III, IV, 5a, 5b, choices, controls")
-    add("--dataset", choices=DATASETS, default="synthetic", help="default synthetic")
+    add("--list", action="store_true", help="list the rows of --table or of all, and shared runs")
+    add("--table", metavar="NAME", help="table: I, II, III, IV, 5a, 5b, choices, controls")
+    add("--dataset", choices=DATASETS, default="synthetic", help="data set (default synthetic)")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
-    add("--output", type=Path, metavar="DIR", help="folder of all tables of a data set")
+    add("--output", type=Path, metavar="DIR", help="folder of the runs and tables of a data set")
     add(
         "--student",
         choices=list(STUDENTS),
         default="deformable_detr",
-        help="of all tables but I and II, which have all three (default deformable_detr)",
+        help="student of all tables but I and II, which have all three (default deformable_detr)",
     )
     add(
         "--rows",
         type=lambda names: names.split(","),
         default=[],
         metavar="NAME,...",
-        help="only these, in full or by number, such as 1_baseline,5",
+        help="only these rows, by name or number, such as 1_baseline,5",
     )
-    add("--jobs", type=int, metavar="N", help="runs at a time (default: see above)")
+    add("--jobs", type=int, metavar="N", help="number of parallel runs (default: see above)")
     add(
         "--smoke",
         action="store_true",
-        help="a few steps on tiny pictures made for it: shows that every row runs; needs no data",
+        help="dry run: a few steps of every row on tiny generated images; needs no data",
     )
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)  # overrides anywhere
@@ -103,7 +102,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a table; 2 for a user's error, 1 where a run failed."""
+    """Run a table; returns 2 after a user's error, 1 if a run failed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
     command = shlex.join(["python", "tools/ablate.py", *given])
@@ -127,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ablate: {error}", file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"\nInterrupted. To go on where it was:\n  {command}", file=sys.stderr)
+        print(f"\nInterrupted. To continue:\n  {command}", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Interrupted) else 130
 
 
@@ -156,10 +155,10 @@ def run_table(
     table: Table,
     rows: Sequence[Row],
 ) -> int:
-    """Check everything, run what is missing, write the table; the exit code.
+    """Check everything, run missing runs, write the table; returns the exit code.
 
     Raises:
-        ValueError: settings, data or folder cannot be used. Interrupted: see `run_jobs`.
+        ValueError: settings, data or folder are not usable. Interrupted: see `run_jobs`.
     """
     from v2idetr.ablation.dry_run import check_starts
     from v2idetr.ablation.folder import BASE, RECORD, claim, claim_data, file_name
@@ -174,7 +173,7 @@ def run_table(
     to_make = data_to_make(options, plan, base)
     runs = plan.runs(rows, range(options.seeds))
     check_starts(runs)
-    # Before anything is written, where nothing has to be made.
+    # Before anything is written, unless data is to be made first.
     splits = {} if to_make else read_and_check(base, runs)
     shared = {key: getattr(options, key) for key in ("dataset", "student", "overrides", "smoke")}
     with sole_user(plan.folder / LOCK, "An ablation") as lock:
@@ -196,7 +195,7 @@ def run_table(
         report = Report(table, plan, seeds, facts, runs)
         report.write()
         slots = choose_slots(options, [run for run in runs if not run.finished])
-        # Where processor time is measured, preparing samples is a part of it, for all runs alike.
+        # Where processor time is measured, it includes the preparation of samples in all runs.
         own_samples = table.key == CONTROLS or needs_no_workers(options, slots)
         jobs = jobs_of(runs, plan.settings, own_samples=own_samples)
         print(report.introduction(len(slots)), flush=True)
@@ -210,10 +209,10 @@ def run_table(
 
 
 def read_and_check(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
-    """The splits that all runs share; on them one student of every row is tried.
+    """The splits that all runs share, after a dry run of one student of every row.
 
     Raises:
-        ValueError: the data cannot be used, is too little for a row, or a student does not fit its
+        ValueError: the data is not usable or too small for a row, or a student does not fit its
             teacher.
     """
     from v2idetr.ablation.dry_run import check_batches, check_students, new_students
@@ -226,7 +225,7 @@ def read_and_check(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def command_of(options: argparse.Namespace, table: Table, seeds: Sequence[int]) -> str:
-    """The command that makes the whole table, whatever this call adds to it."""
+    """The command that makes the whole table, including earlier seeds and all rows."""
     words = ["--table", table.label, "--dataset", options.dataset, "--student", options.student]
     words += ["--seeds", str(max(seeds) + 1), "--output", str(options.output)]
     words += ["--smoke"] if options.smoke else []
@@ -234,7 +233,7 @@ def command_of(options: argparse.Namespace, table: Table, seeds: Sequence[int]) 
 
 
 def jobs_of(runs: Sequence[Run], settings: Settings, *, own_samples: bool) -> list[Job]:
-    """The programs of runs; with `own_samples` they have no processes that prepare samples."""
+    """The programs of runs; with `own_samples` they have no data workers."""
     program = os.path.relpath(TRAIN_NET)
     more = ["train.num_workers=0"] if own_samples else []
     return [
@@ -254,7 +253,7 @@ def _command(program: str, run: Run, settings: Settings, more: Sequence[str]) ->
 
 
 def choose_slots(options: argparse.Namespace, runs: Sequence[Run]) -> list[dict[str, str]]:
-    """As many places for runs as the user says, or as the machine has room for."""
+    """Slots for parallel runs: as many as the user asks for, or as the machine has room for."""
     gpus = [] if "train.device=cpu" in options.overrides else visible_gpus()
     jobs = len(gpus) or cores()
     memory = available_memory_gib()
@@ -264,7 +263,7 @@ def choose_slots(options: argparse.Namespace, runs: Sequence[Run]) -> list[dict[
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, for CUDA_VISIBLE_DEVICES."""
+    """Names of the visible GPUs, for CUDA_VISIBLE_DEVICES."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -274,15 +273,15 @@ def visible_gpus() -> list[str]:
 
 
 def needs_no_workers(options: argparse.Namespace, slots: Sequence[dict[str, str]]) -> bool:
-    """Whether each of several runs has less than two cores."""
-    said = any(override.startswith("train.num_workers=") for override in options.overrides)
-    return not said and len(slots) > 1 and cores() < 2 * len(slots)
+    """Whether each of several parallel runs has fewer than two cores."""
+    given = any(override.startswith("train.num_workers=") for override in options.overrides)
+    return not given and len(slots) > 1 and cores() < 2 * len(slots)
 
 
 def data_to_make(
     options: argparse.Namespace, plan: Plan, base: Any
 ) -> list[tuple[list[str], Path]]:
-    """The programs that render and prepare synthetic video, where it is wanted and missing."""
+    """Programs that render and prepare synthetic video, if it is needed and missing."""
     commands = []
     if options.smoke:
         commands = smoke_commands(options.dataset, plan.folder)
@@ -295,7 +294,7 @@ def data_to_make(
 
 
 def make_data(commands: Sequence[tuple[list[str], Path]], folder: Path, lock: int) -> None:
-    """Run what makes data, each with what it makes last, into a folder with logs."""
+    """Run programs that make data, given with their last output files; logs in `folder`/logs."""
     logs = [folder / "logs" / f"{Path(command[0]).stem}.log" for command, _ in commands]
     progress, data = Progress(), commands[0][1].parent
 
@@ -312,13 +311,13 @@ def make_data(commands: Sequence[tuple[list[str], Path]], folder: Path, lock: in
 
 
 def earlier_seeds(folder: Path) -> list[int]:
-    """Seeds of which the folder has runs."""
+    """Seeds of the runs in a folder."""
     names = [path.name.removeprefix("seed") for path in folder.glob("seed*")]
     return [int(name) for name in names if name.isdigit()]
 
 
 def listing(tables: Sequence[Table], plan: Plan) -> str:
-    """Tables with their rows, and which other row's run or teacher is the same.
+    """Tables with their rows, and the rows with which these share runs and teachers.
 
     Raises:
         ValueError: the overrides do not fit these rows.
@@ -345,8 +344,8 @@ def listing(tables: Sequence[Table], plan: Plan) -> str:
     return "\n\n".join(
         [
             *parts,
-            f"What is shared is that of --dataset {settings.dataset} --student {settings.student}. "
-            "Rows are chosen with --rows, by name or number.",
+            f"Shared runs are those of --dataset {settings.dataset} --student {settings.student}. "
+            "--rows selects rows by name or number.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""The data of an ablation: what a smoke test trains on, and synthetic video where it is missing."""
+"""Data of an ablation: that of smoke tests, and synthetic video."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from synthetic_data import make_command, prepare_command, split_overrides
 
-# Layout of the smoke test's data, and the test splits of the config by files of the converter.
+# Layout of the smoke test's data, and {test split of the config: file of the converter}.
 SUNSEG, BUV = "sunseg", "buv"
 SMOKE_TESTS = {
     "sun": (SUNSEG, {"easy": "test_easy", "hard": "test_hard"}),
@@ -25,11 +25,11 @@ SMOKE_STEPS = 4
 
 
 def smoke_overrides(dataset: str, folder: Path) -> list[str]:
-    """A few steps on tiny pictures, of the whole models: every row does all that it does.
+    """Overrides for a few steps of the full models on tiny images.
 
     Args:
-        dataset: whose config is changed.
-        folder: of the ablation, see `smoke_commands`.
+        dataset: data set whose config is changed.
+        folder: folder of the ablation, see `smoke_commands`.
     """
     width, height = SMOKE_SIZE
     resize = {
@@ -56,7 +56,7 @@ def smoke_overrides(dataset: str, folder: Path) -> list[str]:
 
 
 def smoke_commands(dataset: str, folder: Path) -> list[tuple[list[str], Path]]:
-    """The programs that make the smoke test's data, each with what it makes last."""
+    """Programs that make the smoke test's data, each with its last output file."""
     layout, _ = SMOKE_TESTS[dataset]
     data, annotations = _smoke_folders(folder)
     size = "{}x{}".format(*SMOKE_SIZE)
@@ -64,7 +64,7 @@ def smoke_commands(dataset: str, folder: Path) -> list[tuple[list[str], Path]]:
 
 
 def synthetic_commands(data: Path, annotations: Path) -> list[tuple[list[str], Path]]:
-    """The programs that make the data of configs/v2i_synthetic.yaml."""
+    """Programs that make the data of configs/v2i_synthetic.yaml, likewise."""
     return _commands(SUNSEG, data, annotations)
 
 

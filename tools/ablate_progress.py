@@ -1,4 +1,4 @@
-"""What an ablation says while it runs and at its end, and when its table is written."""
+"""Progress and summary of an ablation, and updates of its table."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from v2idetr.wording import counted
 if TYPE_CHECKING:  # they import torch
     from v2idetr.ablation.runs import Plan, Run
 
-LOOK_PERIOD_S = 2.0  # how often the files of the runs are read
+LOOK_PERIOD_S = 2.0  # between reads of the files of the runs
 SECONDS_TO_START = 15.0  # imports, data and models, before the first step
 
 
 class Report:
-    """Of one table.
+    """Terminal output and files of one table.
 
     Args:
-        table, plan: see `build_content`.
-        seeds: that the table shows.
-        facts: see `build_content`.
-        runs: that are wanted now, finished or not.
+        table, plan, facts: see `build_content`.
+        seeds: seeds in the table.
+        runs: runs of this call, finished or not.
     """
 
     def __init__(
@@ -48,20 +47,20 @@ class Report:
         self._ended = 0
 
     def introduction(self, jobs: int) -> str:
-        """What will be done, after the table was written once."""
-        from v2idetr.ablation.run_records import commits_said
+        """Heading with the number of runs; call `write` before."""
+        from v2idetr.ablation.run_records import describe_commits
         from v2idetr.runs.folder import git_commit
 
         found = len(self.runs) - len(self.missing)
-        there = f", {found} of them there already" if found else ""
-        text = f"{self.table.heading}\n{counted(len(self.runs), 'run')}{there}; {jobs} at a time."
+        there = f", {found} of them finished" if found else ""
+        text = f"{self.table.heading}\n{counted(len(self.runs), 'run')}{there}; {jobs} in parallel."
         commits = list(dict.fromkeys([*self.content["commits"], git_commit()]))
         if self.missing and len(commits) > 1:
-            text += f"\nWARNING: {commits_said(commits)}"
+            text += f"\nWARNING: {describe_commits(commits)}"
         return text
 
     def tick(self, running: Sequence[Job]) -> None:
-        """Say how far it is; may be called often."""
+        """Show the progress; may be called often."""
         now = time.monotonic()
         if now - self._looked_s < LOOK_PERIOD_S or not running:
             return
@@ -71,11 +70,11 @@ class Report:
             if name in names or name not in self._parts:
                 self._parts[name] = _parts_of(self.runs[name])
         parts = [part for name in self.missing for part in self._parts[name]]
-        title = f"{self._ended} of {len(self.missing)} runs done, {len(names)} at work"
+        title = f"{self._ended} of {len(self.missing)} runs done, {len(names)} running"
         self._progress.show(names[0], title, parts)
 
     def ended(self, job: Job, failure: Failure | None, seconds: float) -> None:
-        """Say what came out of a run, and write the table with it."""
+        """Print the result of a run and update the table."""
         self._ended += 1
         run = self.runs[job.name]
         self._parts[job.name] = _parts_of(run)
@@ -86,11 +85,11 @@ class Report:
         self.write()
 
     def close(self) -> None:
-        """Leave the progress line."""
+        """Remove the progress line."""
         self._progress.close()
 
     def write(self) -> None:
-        """Write the table with what there is."""
+        """Write the table with all finished runs."""
         from v2idetr.ablation.folder import write_table
         from v2idetr.ablation.table_data import build_content
 
@@ -98,19 +97,19 @@ class Report:
         self.file = write_table(self.plan.folder, self.content)
 
     def summary(self, failures: Sequence[Failure]) -> str:
-        """The table in short, what failed, and where to read on."""
-        from v2idetr.ablation.run_records import commits_said
+        """Short table, failures and files."""
+        from v2idetr.ablation.run_records import describe_commits
 
         lines = [_short_table(self.content)]
         if self.facts["smoke"]:
             lines.append("Smoke test: these numbers mean nothing.")
         if len(self.content["commits"]) > 1:
-            lines.append(f"WARNING: {commits_said(self.content['commits'])}")
+            lines.append(f"WARNING: {describe_commits(self.content['commits'])}")
         for failure in failures:
             log = "" if failure.log is None else f"\n  {failure.log}"
             lines.append(f"FAILED {failure.job.name}: {failure.reason}{log}")
         if failures:
-            lines.append("The same command tries again what failed.")
+            lines.append("Run the same command to retry.")
         name = self.file.with_suffix("")
         lines.append(f"{name}.md, .json, .svg")
         return "\n" + "\n".join(lines)
@@ -126,12 +125,12 @@ def _parts_of(run: Run) -> list[Part]:
 
 
 def _headline(run: Run) -> str:
-    """The main figures of a run on all test splits."""
-    from v2idetr.ablation.aggregation import figures_of, read_result
+    """The main metrics of a run on all test splits."""
+    from v2idetr.ablation.aggregation import metrics_of, read_result
     from v2idetr.ablation.markdown import metric_title
 
-    figures, _ = figures_of(read_result(run.evaluation))
-    pooled = figures.get("all tests") or next(iter(figures.values()))
+    metrics, _ = metrics_of(read_result(run.evaluation))
+    pooled = metrics.get("all tests") or next(iter(metrics.values()))
     shown = [m for m in pooled if m in ("AP50", "AP") or m.endswith("/f1")]
     return ", ".join(f"{metric_title(m)} {_one(pooled[m])}" for m in shown)
 
@@ -141,7 +140,7 @@ def _one(value: float | None) -> str:
 
 
 def _short_table(content: Mapping[str, Any]) -> str:
-    """Headline figures of the first block."""
+    """Headline metrics of the first block."""
     from v2idetr.ablation.markdown import form, metric_title
 
     if not content["blocks"]:

@@ -1,20 +1,19 @@
 #!/usr/bin/env python3
-"""Measure what the parts of the project cost on this machine.
+"""Measure time and memory of parts of the project on this machine.
 
-    python tools/benchmark.py                          # the usual cases, on the GPU if there is one
+    python tools/benchmark.py                          # the default cases, on a GPU if available
     python tools/benchmark.py --attention --inference --training --json benchmark.json
     python tools/benchmark.py --inference --size 480 640 --backbone resnet50 --batch 1 16
     python tools/benchmark.py --sweep                  # time and memory over T, N, size and batch
-    python tools/benchmark.py --startup --waiting      # imports, kernels; beside a busy process
-    python tools/benchmark.py --parameters             # only the parameters of every detector
+    python tools/benchmark.py --startup --waiting      # imports, kernels; load by another process
+    python tools/benchmark.py --parameters             # only parameter counts
 
-Every case compares variants with a baseline in the same run: the variants take turns, repeat by
-repeat, so that a machine that slows down slows all of them. Times are medians; `times_baseline` is
-a variant's median over the baseline's. Images are noise and weights are random; neither changes
-what is computed. `floor_ms` is the time that a detection's operations would take as one product of
-matrices on this machine. Memory is managed as in any other program; `--keep-memory` keeps it as
-train_net.py does, which makes large tensors cheaper for everybody. `added_mib` is the most memory
-that a training step adds to the models'.
+Every case compares variants with a baseline. The variants take turns, repeat by repeat, so that a
+slowdown of the machine affects all of them. Times are medians; `times_baseline` is a variant's
+median over the baseline's. Images are noise and weights random; neither changes the computation.
+`floor_ms` is the time of a detection's operations as one matrix product on this machine.
+`--keep-memory` keeps freed memory as train_net.py does, which makes large tensors cheaper in all
+variants. `added_mib` is the peak memory of a training step beyond that of the models.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ USUAL = ("attention", "inference", "msi", "training")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what the command line asks for and print it; 2 for a user's error."""
+    """Run the chosen cases and print them; returns 2 after a user's error."""
     options = _options(arguments)
     ignore_torch_jit()
     if options.keep_memory:
@@ -69,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
     name = best if options.device == "auto" else options.device
     check(name, options.backbone)
     device = torch.device(name)
-    # Others' work on the same machine shows in the times.
+    # Other load on the machine affects the times.
     where = f"{machine(device)}, load before {os.getloadavg()[0]:.1f}"
     print(f"machine: {where}", flush=True)
     setting = Setting(
@@ -92,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def check(device: str, backbone: str) -> None:
-    """ValueError for a device or a backbone that there is not."""
+    """Raise ValueError for an unknown device or backbone."""
     import torch
 
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -102,7 +101,7 @@ def check(device: str, backbone: str) -> None:
         ("backbone", backbone, list(load("backbones"))),
     ):
         if given not in known:
-            raise ValueError(f"--{option} {given}: not here; choose from {', '.join(known)}.")
+            raise ValueError(f"--{option} {given}: not available; choose from {', '.join(known)}.")
 
 
 def _show_parameters(path: Path | None) -> None:
@@ -132,13 +131,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         add(f"--{name}", action="store_true", help=(cases.__doc__ or "").split("\n")[0])
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 ...")
     add("--size", nargs=2, type=int, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
-    add("--backbone", default="resnet50", help="a name in configs/models/backbones.py")
-    add("--batch", nargs="+", type=int, default=[1], help="images at once in inference (1)")
-    add("--clips", type=int, default=1, help="clips of a training step (default 1)")
+    add("--backbone", default="resnet50", help="a name in configs/models/backbones.py (resnet50)")
+    add("--batch", nargs="+", type=int, default=[1], help="batch sizes of inference (default 1)")
+    add("--clips", type=int, default=1, help="clips per training step (default 1)")
     add("--warm-up", type=int, default=3, help="untimed calls of each variant (default 3)")
     add("--repeats", type=int, default=10, help="timed calls of each variant (default 10)")
     add("--keep-memory", action="store_true", help="keep freed memory, as training does")
-    add("--json", type=Path, help="also write the result there")
+    add("--json", type=Path, help="file to which the result is written as well")
     add("--parameters", action="store_true", help="print the parameters of every detector and stop")
     options = parser.parse_args(arguments)
     if options.repeats < 1 or options.warm_up < 0 or min(*options.batch, options.clips, 1) < 1:
@@ -171,5 +170,5 @@ def measure(case: Case, device: Any, *, warm_up: int, repeats: int) -> list[dict
 
 
 if __name__ == "__main__":
-    logging.getLogger("v2idetr").setLevel(logging.ERROR)  # random weights are on purpose here
+    logging.getLogger("v2idetr").setLevel(logging.ERROR)  # random weights are intended here
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The computations that the benchmark compares, each as variants that take turns."""
+"""Cases of the benchmark: computations with their variants."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """What cases are built for.
+    """Settings of the cases.
 
     Attributes:
-        device: torch's.
+        device: torch device.
         size: height and width of an image, in pixels.
         backbone: a key of ``configs/models/backbones.py``.
         batches: batch sizes of inference.
-        clips: of one training step.
+        clips: clips per training step.
     """
 
     device: Any
@@ -58,9 +58,10 @@ class Case:
 
 
 def attention_cases(setting: Setting) -> Iterator[Case]:
-    """Implementations of the deformable read, as the encoder uses it (a query a token).
+    """Implementations of deformable sampling, as in the encoder (one query per token).
 
-    Places are drawn from the whole image: harder for caches than a trained encoder is.
+    Sampling locations are spread over the whole image, which is harder for caches than those of a
+    trained encoder.
     """
     import torch
 
@@ -95,7 +96,7 @@ def attention_cases(setting: Setting) -> Iterator[Case]:
 
 
 def inference_cases(setting: Setting) -> Iterator[Case]:
-    """Detecting: our detectors beside each other, and beside those of transformers."""
+    """Inference of our detectors and of those of transformers."""
     sample = noise_clip(setting.size)
     for students in families():
         models = {name: build(name, "model", setting.backbone) for name in students}
@@ -116,10 +117,10 @@ def inference_cases(setting: Setting) -> Iterator[Case]:
     if setting.backbone == "resnet50" and importlib.util.find_spec("transformers"):
         yield from _transformers_cases(setting, sample)
     else:
-        print("not compared with transformers: not installed, or the backbone is no resnet50")
+        print("no comparison with transformers: not installed, or the backbone is not resnet50")
 
 
-# How torch.compile is asked, by the name of a variant; CUDA graphs are what the second is for.
+# Arguments of torch.compile by name of the variant.
 COMPILED: dict[str, dict[str, Any]] = {
     "torch.compile": {"mode": "default"},
     "torch.compile, CUDA graphs": {"mode": "reduce-overhead"},
@@ -127,9 +128,9 @@ COMPILED: dict[str, dict[str, Any]] = {
 
 
 def compiled_case(name: str, model: Any, batch: list[dict[str, Any]], precision: str) -> Case:
-    """The network of a detector, normalised images to boxes, as it is and compiled.
+    """The network of a detector, normalised images to boxes, eager and compiled.
 
-    A way of compiling that fails here is named and left out.
+    Variants that fail to compile are reported and left out.
     """
     import torch
 
@@ -145,7 +146,7 @@ def compiled_case(name: str, model: Any, batch: list[dict[str, Any]], precision:
         try:
             call = partial(_in_precision, torch.compile(detect, **how), model, precision)
             call()
-        except Exception as error:  # whatever the compiler does not know
+        except Exception as error:  # compilers can raise anything
             print(f"{name}, {way}, fails: {str(error).splitlines()[0]}")
         else:
             variants[way] = call
@@ -166,10 +167,10 @@ def _transformers_cases(setting: Setting, sample: dict[str, Any]) -> Iterator[Ca
 
 
 def _transformers_models() -> dict[str, dict[str, Any]]:
-    """Detectors of transformers of the same size, by ours; the first is the same architecture."""
+    """Detectors of transformers of equal size, by ours; the first has the same architecture."""
     import transformers
 
-    library: Any = transformers  # its configs take keywords that their signatures do not show
+    library: Any = transformers  # its configs take keywords that are not in their signatures
     three = library.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
     last = library.ResNetConfig(out_features=["stage4"])
     size = {"num_queries": 100, "num_labels": 1}
@@ -205,7 +206,7 @@ def _in_precision(call: Call, model: Any, precision: str) -> Any:
 
 
 def _floor(model: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """GFLOPs of one detection, and the time they would take as one matrix product."""
+    """GFLOPs of one detection, and their time as one matrix product."""
     from v2idetr.evaluation.cost import flops
 
     operations = flops(model, sample)
@@ -213,7 +214,7 @@ def _floor(model: Any, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _matrix_rate(device: Any) -> float:
-    """Operations a second of a product of two matrices, the best of some."""
+    """Operations per second of a matrix product, the best of five."""
     import torch
 
     from v2idetr.evaluation.cost import timed
@@ -253,7 +254,7 @@ def training_cases(setting: Setting) -> Iterator[Case]:
 
 
 def sweep_cases(setting: Setting) -> Iterator[Case]:
-    """Training steps over T, N, image size and batch, one of them changed at a time."""
+    """Training steps for several T, N, image sizes and batch sizes."""
     small = (setting.size[0] // 2, setting.size[1] // 2)
     for T, N, size, clips in (
         (2, None, small, 1),
@@ -309,7 +310,7 @@ def _training_case(
 
 
 def _losses_alone(student: Any, knowledge: Any, batch: list[dict[str, Any]]) -> dict[str, Call]:
-    """TFD and CQD with their gradients, from features and decoded queries that are there."""
+    """TFD and CQD with their gradients, from precomputed features and decoded queries."""
     import torch
 
     plain = student.student
@@ -337,9 +338,9 @@ def _losses_alone(student: Any, knowledge: Any, batch: list[dict[str, Any]]) -> 
 
 
 def _added_memory_mib(call: Call, device: Any) -> float | None:
-    """Most memory that one call adds to what is in use: models and earlier cases are not in it.
+    """Peak memory of one call beyond the memory in use before, in MiB.
 
-    Of the GPU, or of this process where Linux tells.
+    Of the GPU, or of this process on Linux; else None.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The detectors that the benchmark measures, and what it counts of them without running them."""
+"""Detectors of the benchmark, and their parameter counts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ MODELS = ROOT / "configs" / "models"
 NUM_FRAMES = 3
 ROLES = {"model": "plain or student", "teacher": f"teacher, {NUM_FRAMES} frames"}
 
-# Totals of the official code with a ResNet-50 and 91 classes, by file and by its keys of model.net.
-# What the papers and SAM-DETR's logs give is 222,400 less: the trainable ones.
+# Totals of the official code with a ResNet-50 and 91 classes, by file and settings of model.net.
+# The papers and SAM-DETR's logs count trainable parameters: 222,400 less.
 COCO_CLASSES = 91
 OFFICIAL_TOTALS: list[tuple[str, dict[str, Any], int]] = [
     ("detr", {"num_queries": 100}, 41_524_768),
@@ -28,7 +28,7 @@ OFFICIAL_TOTALS: list[tuple[str, dict[str, Any], int]] = [
 def parameter_table() -> list[dict[str, Any]]:
     """Parameters of every detector of ``configs/models`` with every backbone, in total.
 
-    A teacher of several students stands once, with the first of them.
+    A teacher of several students is listed once, with the first of them.
     """
     import torch
 
@@ -49,7 +49,7 @@ def parameter_table() -> list[dict[str, Any]]:
 
 
 def official_table() -> list[dict[str, Any]]:
-    """Parameters at the size of the official detectors beside what their own code counts."""
+    """Parameters at the size of the official detectors, and the totals of the official code."""
     import torch
     from detectron2.config import instantiate
 
@@ -67,7 +67,7 @@ def official_table() -> list[dict[str, Any]]:
 
 
 def families() -> list[list[str]]:
-    """The files of ``configs/models`` with a detector, by the teacher that they have."""
+    """Files of ``configs/models`` with a detector, grouped by teacher."""
     from omegaconf import OmegaConf
 
     found: dict[str, list[str]] = {}
@@ -88,13 +88,13 @@ def build(
     num_frames: int = NUM_FRAMES,
     num_queries: int | None = None,
 ) -> Any:
-    """A detector as training would build it, with random weights.
+    """A detector as in training, with random weights.
 
     Args:
-        name: a file of ``configs/models``.
+        name: file of ``configs/models``, without suffix.
         role: "model" (plain detector and student) or "teacher".
         backbone: a key of ``configs/models/backbones.py``.
-        roles: of MSI's levels; the configured ones by default.
+        roles: roles of MSI's levels; the configured ones by default.
         num_frames: T.
         num_queries: N; the configured number by default.
     """
@@ -113,7 +113,7 @@ def build(
 
 
 def _ending_at(backbone: Any, stride: int) -> Any:
-    """A backbone without the levels behind a stride, in pixels."""
+    """A backbone without the levels beyond a stride in pixels."""
     key = "strides" if "strides" in backbone else "out_features"
     levels = zip((8, 16, 32), backbone[key], strict=True)
     backbone[key] = [level for pixels, level in levels if pixels <= stride]
@@ -121,7 +121,7 @@ def _ending_at(backbone: Any, stride: int) -> Any:
 
 
 def with_data(name: str, num_frames: int = NUM_FRAMES) -> Any:
-    """A file of ``configs/models`` with the keys of a data set that it refers to."""
+    """A file of ``configs/models`` with the ``data`` keys that it refers to."""
     config = load(name)
     config.data = {"class_names": ["lesion"], "num_frames": num_frames}
     return config
@@ -135,7 +135,7 @@ def load(name: str) -> Any:
 
 
 def noise_clip(size: tuple[int, int], num_frames: int = NUM_FRAMES) -> dict[str, Any]:
-    """A sample of noise with one lesion on each frame, as the loader would give it."""
+    """A sample of noise with one lesion per frame, in the format of the loader."""
     import torch
     from detectron2.structures import Boxes, Instances
 
@@ -157,7 +157,7 @@ def noise_clip(size: tuple[int, int], num_frames: int = NUM_FRAMES) -> dict[str,
 
 
 def build_student(name: str, backbone: str, **sizes: Any) -> tuple[Any, Any, Any]:
-    """A plain detector, it with TFD and CQD around it, and its frozen teacher.
+    """A plain detector, the student with TFD and CQD around it, and its frozen teacher.
 
     Args:
         name, backbone: see `build`.

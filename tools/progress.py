@@ -1,4 +1,4 @@
-"""How far a demo or an ablation is and how long it will still take, from the files it writes."""
+"""Progress and remaining time of a demo or an ablation, from the files that it writes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from v2idetr.runs.stage_folder import StageFolder, read_metrics
 
 TITLES = {"teacher": "teacher", "plain": "plain student", "student": "V2I student"}
 
-# Seconds on two cores without a GPU. What counts is how they compare: the machine's own speed
-# comes in with the first steps.
+# Seconds on two cores without a GPU; only their ratios matter once the first steps are measured.
 SECONDS_A_FRAME = 0.03
 SECONDS_A_STEP = {"teacher": 1.0, "plain": 0.5, "student": 1.1}
 SECONDS_OTHERWISE = {"annotations": 5.0, "evaluation": 15.0, "report": 15.0}
-TRUST_S = 60.0  # so many seconds count for the figures above before this machine outweighs them
+TRUST_S = 60.0  # weight of the values above against measured time
 
 TEXT = "{desc}, about {remaining} left"
 BAR, LINE = "{percentage:3.0f} % |{bar:20}| " + TEXT, "[{percentage:3.0f}%] " + TEXT
@@ -31,7 +30,7 @@ LAST_COUNT = re.compile(r"(\d+)/(\d+) \[")
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step: seconds it usually takes, the share that is done, name and count."""
+    """A part of a step: expected seconds, finished share, name and count."""
 
     step: str
     seconds: float
@@ -41,26 +40,26 @@ class Part:
 
 
 class Progress:
-    """One line about the whole: a bar on a terminal, a line now and then elsewhere."""
+    """Overall progress: a bar on a terminal, lines of text elsewhere."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._doing = ""
 
     def show(self, step: str, title: str, parts: Sequence[Part]) -> None:
-        """Say how far it is; may be called often.
+        """Show the progress; may be called often.
 
         Args:
-            step, title: what is running.
-            parts: of all steps.
+            step, title: the running step.
+            parts: parts of all steps.
         """
         total = sum(part.seconds for part in parts)
         done = sum(part.seconds * part.done for part in parts)
         part = next((p for p in parts if p.step == step and p.done < 1), None)
         doing = ": ".join(filter(None, [title, part.name if part else ""]))
         if self._bar is None:
-            # As if TRUST_S of work had just taken as long as is usual, and nothing before it: the
-            # estimate begins as usual and follows this machine in this session.
+            # As if TRUST_S of work had taken its expected time: the estimate starts from expected
+            # times and adapts to the measured speed of this session.
             settings = {"initial": done - TRUST_S, "delay": TRUST_S, "bar_format": BAR}
             self._bar = progress_bar(line=LINE, **settings)
             self._bar.start_t -= TRUST_S
@@ -79,13 +78,13 @@ class Progress:
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def data_part(data: Path, log: Path) -> Part:
-    """Rendering of the frames, from the count in its log."""
+    """Rendering of frames; progress from the count in its log."""
     counts = LAST_COUNT.findall(log.read_text(errors="replace")) if log.exists() else []
     frames, total = (int(n) for n in counts[-1]) if counts else (0, 2600)
     done = 1.0 if (data / "generator.json").exists() else min(frames / max(total, 1), 0.99)
@@ -97,8 +96,8 @@ def run_parts(run: Path, config: Path) -> list[Part]:
     """Training and evaluation of every stage of a run.
 
     Args:
-        run: its folder; it may not exist yet.
-        config: file whose number of steps counts until the run has its own.
+        run: folder of the run; it may not exist yet.
+        config: config file with the number of steps, until the run has its own.
     """
     settings = _yaml(run / "config.yaml") or _yaml(config)
     train, stages = settings.get("train") or {}, settings.get("stages") or {}
@@ -114,10 +113,10 @@ def stage_parts(step: str, folder: Path, stage: str, steps: int, name: str) -> l
     """Training and evaluation of a stage.
 
     Args:
-        step, name: of the parts.
-        folder: of the stage; it may not exist yet.
+        step, name: step and name of the parts.
+        folder: folder of the stage; it may not exist yet.
         stage: teacher, plain or student.
-        steps: of its training.
+        steps: number of training steps.
     """
     files = StageFolder(folder)
     done = max((line["iteration"] for line in read_metrics(files.metrics)), default=0)
@@ -133,7 +132,7 @@ def stage_parts(step: str, folder: Path, stage: str, steps: int, name: str) -> l
 
 
 def clock(seconds: float) -> str:
-    """A length of time as a person says it."""
+    """A duration, such as "45 s", "3 min" or "2 h 5 min"."""
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write a run's report: one HTML file with table, curves, frames and what was run.
+"""Write the report of a run: one HTML file with results, curves, frames and provenance.
 
     python tools/report.py output/run                       # -> output/run/report.html
     python tools/report.py output/run --output report.html
 
-The run may be unfinished; the page says what it does not have yet. It needs the frames that the
-run was trained and evaluated on, where they were then.
+The run may be unfinished; the page names missing parts. The frames of training and evaluation must
+still be at the paths of the config.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN_DIR", help="train.output_dir of a run of train_net.py")
-    add("--output", type=Path, metavar="FILE", help="default: RUN_DIR/report.html")
+    add("--output", type=Path, metavar="FILE", help="output file (default RUN_DIR/report.html)")
     add(
         "--facts",
         type=Path,
         metavar="FILE",
-        help='JSON object of further lines for "What was run", such as {"Operator": "Ann"}',
+        help='JSON object of further lines for "Machine and versions", such as {"Operator": "Ann"}',
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page and say where it is; 2 for a user's error."""
+    """Write the page and print its path; returns 2 after an error."""
     options = parse(arguments)
     ignore_torch_jit()
     # Imported here, so that --help and usage errors need no torch.
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_facts(path: Path | None) -> dict[str, str]:
-    """Lines to show; ValueError where the file is not an object of words."""
+    """Further lines by title; ValueError if the file is not a JSON object."""
     if path is None:
         return {}
     try:

@@ -3,7 +3,7 @@
 #
 #     [PYTHON=python3.12] tools/setup.sh [FOLDER]        # FOLDER: .venv
 #
-# May be interrupted and run again at any point. `make setup` calls it when something has changed.
+# Can be interrupted and run again. `make setup` calls it after changes of the requirements.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv}
@@ -21,7 +21,7 @@ new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-find_python() { # the first one that is new enough; PYTHON, when given, is the only candidate
+find_python() { # the first one that is new enough; only PYTHON if it is set
     local candidate
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
         if new_enough "$candidate"; then
@@ -32,10 +32,10 @@ find_python() { # the first one that is new enough; PYTHON, when given, is the o
     candidate=${PYTHON:-python3}
     fail "V2I-DETR needs Python 3.11 or newer." \
         "$candidate: $("$candidate" --version 2>/dev/null || echo "not found")" \
-        "Name another one: make setup PYTHON=/path/to/python3.12"
+        "Choose another one: make setup PYTHON=/path/to/python3.12"
 }
 
-make_environment() { # keeps one whose Python runs, completes one without pip, replaces a broken one
+make_environment() { # keeps a working one, adds pip if missing, replaces a broken one
     local python
     if ! "$py" -c '' 2>/dev/null; then
         python=$(find_python)
@@ -48,7 +48,7 @@ make_environment() { # keeps one whose Python runs, completes one without pip, r
     "$py" -m pip --version >/dev/null 2>&1 || "$py" -m ensurepip --upgrade >/dev/null
 }
 
-enough_disk() { # or pip stops in the middle, when the disk is full
+enough_disk() { # a full disk would stop pip halfway
     local place=. used=0 free
     if [ -d "$venv" ]; then
         place=$venv
@@ -56,17 +56,17 @@ enough_disk() { # or pip stops in the middle, when the disk is full
     fi
     free=$(df -Pk "$place" | awk 'NR == 2 { print $4 }')
     ((used + free >= 7 * 1024 * 1024)) ||
-        fail "The libraries need 7 GB of disk, and where $(cd "$place" && pwd) lies are" \
-            "$((free / 1024)) MB free. Make room, or clone the project to another disk; then again."
+        fail "The libraries need 7 GB of disk, but $(cd "$place" && pwd) has only" \
+            "$((free / 1024)) MB free. Free some space, or clone the project to another disk."
 }
 
-install() { # pip, with its output in the log; shown are downloads of 10 MB and more
+install() { # pip with its output in the log; shows downloads of 10 MB and more
     if ! "$py" -m pip install "$@" 2>&1 | tee -a "$log" |
         awk '/^ *Downloading .*\([0-9][0-9]+\.[0-9] MB\)/ { print "      " $2, $3, $4 }
             /^Installing collected/ && NF > 9 { print "      unpacking", NF - 3, "packages" }
             { fflush() }'; then
         tail -n 15 "$log" >&2
-        fail "" "pip failed. Its full output is in $log; \`make setup\` goes on from here."
+        fail "" "pip failed. Its full output is in $log; \`make setup\` continues from here."
     fi
 }
 
@@ -74,7 +74,7 @@ echo "[1/4] Environment in $venv"
 enough_disk
 make_environment
 : >"$log"
-echo "[2/4] Libraries (the first time some minutes and 6 GB of disk)"
+echo "[2/4] Libraries (first time: some minutes, 6 GB of disk)"
 install -r requirements.txt -r requirements-dev.txt
 echo "[3/4] detectron2"
 "$py" tools/install_detectron2.py

@@ -1,4 +1,4 @@
-"""Synthetic data: the command lines that make it, and where a configuration finds it."""
+"""Synthetic data: command lines that make it, and overrides with its paths."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def make_command(
 
     Args:
         layout: "sunseg" or "buv".
-        data: folder to make.
-        seed, size: of the pictures; "" is the usual size.
-        clips: for training, easy and hard test, and without lesion, as many of these as the layout
-            has; () for the usual numbers.
+        data: output folder.
+        seed: random seed.
+        size: size of the images, "WxH"; "" for the default.
+        clips: number of clips for training, easy and hard test, and without lesion, as far as the
+            layout has them; () for the default numbers.
     """
     command = [_program("make_synthetic.py"), "--layout", layout, "--output", str(data)]
     command += ["--seed", str(seed)]
@@ -34,11 +35,11 @@ def make_command(
 def prepare_command(
     layout: str, data: Path, annotations: Path, *, negatives: bool = False
 ) -> list[str]:
-    """Program and arguments that write one JSON a split.
+    """Program and arguments that write one JSON per split.
 
     Args:
         layout, data: see `make_command`.
-        annotations: folder for the files.
+        annotations: folder of the JSON files.
         negatives: whether there are clips without lesion.
     """
     command = [_program(f"prepare_{layout}.py"), "--source", str(data)]
@@ -47,11 +48,11 @@ def prepare_command(
 
 
 def split_overrides(data: Path, annotations: Path, tests: Mapping[str, str]) -> list[str]:
-    """Overrides with which a configuration reads this data.
+    """Overrides with the paths of this data.
 
     Args:
         data, annotations: see `prepare_command`.
-        tests: name in the configuration to name of the file, without ending.
+        tests: file name without suffix, by name of the test split.
     """
 
     def paths(name: str) -> dict[str, str]:

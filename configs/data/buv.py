@@ -10,7 +10,7 @@ data = dict(
     val=dict(json="data/buv/val.json", image_root=ROOT),
     test=dict(test=dict(json="data/buv/test.json", image_root=ROOT)),
     num_frames=3,  # T, paper, section III
-    window=10,  # frames of the video: train.json may list only some of them
+    window=10,  # in frames of the video; train.json may list only some of them
     sampling="random",
     side="both",
     # The paper states no sizes. No vertical flip: the probe is always at the top.
@@ -31,13 +31,13 @@ data = dict(
     min_visible=0.25,
     on_bad_box="raise",
     negative_share=None,
-    cache_mib=512,  # decoded frames in memory that data workers share; 0: none
+    cache_mib=512,  # shared cache of decoded frames; 0: none
 )
 
 train = dict(
-    # 12 epochs * 15 frames of each of 150 training videos / batch 16: the steps of the paper.
-    # Without the videos that prepare_buv.py excludes or keeps for validation: some 14 epochs.
+    # The steps of the paper: 12 epochs * 150 training videos * 15 frames / batch 16; some 14 epochs
+    # without the videos that prepare_buv.py excludes or keeps for validation.
     max_iter=1687,
     eval_period=281,  # 2 epochs: 2 * 2,250 / 16
-    best_metric="AP",  # what the paper reports
+    best_metric="AP",  # as the paper
 )

@@ -1,4 +1,4 @@
-"""CVC-ClinicDB by whole sequences, small pictures: datasets/prepare_clinicdb.py."""
+"""CVC-ClinicDB split by sequences, at half size: datasets/prepare_clinicdb.py."""
 
 import os
 
@@ -12,7 +12,7 @@ data = dict(
     val=dict(json="data/clinicdb/val.json", image_root=ROOT),
     test=dict(test=dict(json="data/clinicdb/test.json", image_root=ROOT)),
     num_frames=3,  # T, paper, section III
-    window=2,  # its frames were picked from the videos: neighbours are far apart already
+    window=2,  # its frames are a selection of the videos: neighbours are far apart
     sampling="random",
     side="both",
     augmentations=dict(  # half of 384 x 288 px
@@ -27,7 +27,7 @@ data = dict(
     min_visible=0.25,
     on_bad_box="raise",
     negative_share=None,
-    cache_mib=512,  # decoded frames in memory that data workers share; 0: none
+    cache_mib=512,  # shared cache of decoded frames; 0: none
 )
 
 # The 400 steps of recipes/small.py are 11 epochs * 297 frames of sequences 1-14 / batch 8.

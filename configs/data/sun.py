@@ -13,8 +13,8 @@ data = dict(
         hard=dict(json="data/sunseg/test_hard.json", image_root=ROOT),
     ),
     num_frames=3,  # T, paper, section III
-    window=10,  # frames at 30 a second: references within a third of a second
-    sampling="random",  # of training clips; evaluation spaces them evenly
+    window=10,  # in frames at 30 fps: references within a third of a second
+    sampling="random",  # of training clips; those of evaluation are evenly spaced
     side="both",
     # The paper states no sizes. SUN's 1158 x 1008 px at a short edge of 480 are 551 x 480.
     augmentations=dict(
@@ -32,14 +32,14 @@ data = dict(
     ),
     min_visible=0.25,
     on_bad_box="raise",
-    negative_share=None,  # lesion-free frames as they come
-    cache_mib=512,  # decoded frames in memory that data workers share; 0: none
+    negative_share=None,  # no resampling of lesion-free frames
+    cache_mib=512,  # shared cache of decoded frames; 0: none
 )
 
 train = dict(
-    # 12 epochs * 19,544 frames of the 112 training clips / batch 16: the steps of the paper.
-    # Without the cases that prepare_sunseg.py keeps for validation: some 13 epochs.
+    # The steps of the paper: 12 epochs * 19,544 frames of the 112 training clips / batch 16; some
+    # 13 epochs without the cases that prepare_sunseg.py keeps for validation.
     max_iter=14658,
     eval_period=2443,  # 2 epochs: 2 * 19,544 / 16
-    best_metric="endovis_center/f1",  # what the paper reports
+    best_metric="endovis_center/f1",  # as the paper
 )

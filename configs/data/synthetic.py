@@ -30,7 +30,7 @@ data = dict(
     min_visible=0.25,
     on_bad_box="raise",
     negative_share=None,
-    cache_mib=512,  # decoded frames in memory that data workers share; 0: none
+    cache_mib=512,  # shared cache of decoded frames; 0: none
 )
 
 # The 400 steps of recipes/small.py are 3.5 epochs * 360 clips of 5 frames / batch 16.

@@ -21,7 +21,7 @@ model = L("v2idetr.modeling.meta_arch.Detector")(
         box_refine=False,
         two_stage=False,
         mixed_queries=False,
-        fusion=None,  # where frames of a clip are mixed
+        fusion=None,  # mixing of the frames of a clip
         isolate_padding=True,
     ),
     criterion=L("v2idetr.modeling.criterion.SetCriterion")(
@@ -69,16 +69,16 @@ teacher = dict(
         ),
         **{key: f"${{model.{key}}}" for key in model if key not in ("_target_", "net")},
     ),
-    init_checkpoint="${train.init_checkpoint}",  # weights that its training starts from
-    init_partial=False,  # true for weights of a detector without MSI, such as COCO's
-    checkpoint="",  # a trained teacher: there is no training, the teacher stage is skipped
+    init_checkpoint="${train.init_checkpoint}",  # initial weights
+    init_partial=False,  # true for initial weights of a detector without MSI, such as COCO's
+    checkpoint="",  # checkpoint of a trained teacher; the teacher stage is then skipped
     max_iter="${train.max_iter}",
     batch_size="${train.batch_size}",
-    optimizer="${optimizer}",  # or one of its own
+    optimizer="${optimizer}",
 )
 
 distillation = dict(
-    frames="current",  # all: every frame of a clip is a current one, at one forward of the teacher
+    frames="current",  # current | all: distil every frame of a clip from one forward of the teacher
     cqd=L("v2idetr.distillation.cqd.CrossViewQueryDistillation")(
         weight=5.0,  # lambda_qe, paper, section II-E
         per_frame="N/T",
@@ -90,7 +90,7 @@ distillation = dict(
         student_dim="${model.net.d}",
         teacher_dim="${teacher.model.net.d}",
     ),
-    qd=None,  # fd, ed and qd are what the paper compares these with, see configs/ablations/table4
+    qd=None,  # fd, ed and qd: baselines of the paper, see configs/ablations/table4
     tfd=L("v2idetr.distillation.tfd.TargetGuidedFeatureDistillation")(
         weight=1.0,  # lambda_bk, paper, section II-E
         stride=32,

@@ -1,4 +1,4 @@
-"""For a laptop: EfficientNet-Lite0, d 128, 2 + 2 layers, two-stage queries."""
+"""Small Deformable DETR: EfficientNet-Lite0, d 128, 2 + 2 layers, two-stage queries."""
 
 from .backbones import efficientnet_lite0
 from .deformable_detr import distillation, model, teacher  # noqa: F401 (parts of this config)

@@ -20,7 +20,7 @@ model.net = L("v2idetr.modeling.detr.DETR")(
     num_heads=8,
     ffn_dim=2048,
     dropout=0.1,
-    query_content="given",  # given | zero: whether cross-view queries keep the teacher's content
+    query_content="given",  # given | zero: content of cross-view queries, the teacher's or zero
     isolate_padding=True,
 )
 model.criterion = L("v2idetr.modeling.criterion.SetCriterion")(

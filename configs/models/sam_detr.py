@@ -21,7 +21,7 @@ model.net = L("v2idetr.modeling.sam_detr.SAMDETR")(
     dropout=0.1,
     smca=False,
     multi_scale=False,
-    num_points=4,  # of multi_scale alone
+    num_points=4,  # for multi_scale only
     neck_norm="group",  # as SAM-DETR's 12 epochs; for "none" set distillation.tfd.align=conv1x1
     isolate_padding=True,
 )

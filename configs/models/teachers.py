@@ -2,16 +2,16 @@
 
 from omegaconf import DictConfig
 
-# What says how pictures become features is still the student's.
+# Arguments that remain references to the student's.
 SHARED = ("backbone", "weights", "num_classes", "isolate_padding")
 
 
 def on_its_own(teacher: DictConfig, detector: DictConfig) -> DictConfig:
-    """The teacher with its own network, criterion and start instead of references to the student's.
+    """The teacher with its own network and criterion instead of references to the student's.
 
     Args:
-        teacher: as deformable_detr.py makes it.
-        detector: the Deformable DETR that it is, apart from MSI.
+        teacher: `teacher` of deformable_detr.py.
+        detector: the same Deformable DETR without MSI.
     """
     for key in detector.net:
         if key not in ("_target_", "fusion", *SHARED):

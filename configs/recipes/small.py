@@ -1,4 +1,4 @@
-"""For a few hundred steps of a small detector: warm-up, then a cosine, at a higher rate."""
+"""Recipe for a few hundred steps of a small detector: warm-up and cosine, higher learning rate."""
 
 from detectron2.config import LazyCall as L
 
@@ -17,5 +17,5 @@ lr_multiplier = L("detectron2.solver.WarmupParamScheduler")(
         start_value=1.0, end_value=0.02
     ),
     warmup_factor=0.01,
-    warmup_length=0.05,  # share of the run
+    warmup_length=0.05,  # share of the training
 )

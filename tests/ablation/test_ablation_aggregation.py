@@ -103,7 +103,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert difference.sd == pytest.approx(5 / math.sqrt(2))
 
 
-def test_a_row_has_its_figures_and_its_difference_to_the_baseline(content) -> None:
+def test_a_row_has_its_metrics_and_its_difference_to_the_baseline(content) -> None:
     tfd = row(content, "2_tfd")
     mine = tfd["figures"]["all tests"]["AP50"]
     assert mine["mean"] == pytest.approx((70 + 75 + 60) / 3)
@@ -192,7 +192,7 @@ def cells(text: str, start: str) -> list[str]:
     return [cell.strip().replace("\u00a0", " ") for cell in line.strip("|").split("|")]
 
 
-def test_a_line_has_ticks_figures_and_the_papers(content) -> None:
+def test_a_line_has_ticks_metrics_and_the_papers(content) -> None:
     text = to_markdown(content)
     shown = dict(zip(cells(text, "| #"), cells(text, "| 2 "), strict=True))
     assert [shown[s] for s in ("TFD", "MSI", "CQD", "n")] == ["✓", "", "", "3"]
@@ -201,7 +201,7 @@ def test_a_line_has_ticks_figures_and_the_papers(content) -> None:
     assert [shown[f"paper hard {key}"] for key in ("P", "F1", "Δ F1")] == ["85.1", "78.3", "+3.9"]
 
 
-def test_the_papers_figures_stand_beside_ours_of_the_same_kind(content) -> None:
+def test_the_papers_numbers_stand_beside_ours_of_the_same_kind(content) -> None:
     columns = cells(to_markdown(content), "| #")
     at = columns.index("Δ F1")
     assert columns[at - 3 : at + 2] == ["P", "R", "F1", "Δ F1", "paper hard P"]
@@ -251,12 +251,12 @@ def test_one_seed_is_said_to_be_one(content) -> None:
 
 def test_what_is_missing_is_said(content) -> None:
     text = to_markdown(content)
-    assert "7 of 18 results are there" in text
+    assert "7 of 18 results are available" in text
     assert cells(text, "| 3 ")[6] == "-"
     assert "negative: without lesions" in text
 
 
-def test_figures_of_the_paper_stand_beside_their_own_test_set(content) -> None:
+def test_numbers_of_the_paper_stand_beside_their_own_test_set(content) -> None:
     text = to_markdown({**content, "dataset": "sun"})
     parts = {part.partition("\n")[0]: part for part in text.split("\n## ")}
     assert ["paper" in parts[title] for title in ("All tests", "Easy", "Hard")] == [
@@ -309,7 +309,7 @@ def test_a_plots_axis_ends_at_100_percent(tmp_path: Path) -> None:
     assert high == 100
 
 
-def test_nearly_equal_figures_look_so_in_a_plot(tmp_path: Path) -> None:
+def test_nearly_equal_values_look_so_in_a_plot(tmp_path: Path) -> None:
     table, plan = begin_table_3(tmp_path)
     write_evaluation(plan.run(table.rows[0], 1).evaluation, 0.601)
     low, high = draw(build_content(table, plan, SEEDS, FACTS)).axes[0].get_xlim()
@@ -345,7 +345,7 @@ def test_a_table_without_any_result_can_be_written(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the paper, the folder
 
 
-def test_the_papers_figures_are_of_rows_that_there_are() -> None:
+def test_the_papers_numbers_are_of_rows_that_there_are() -> None:
     paper = parse_yaml((CONFIGS / "ablations" / "paper.yaml").read_text())
     names = {table.key: {row.name for row in table.rows} for table in TABLES}
     for key, entry in paper["tables"].items():
@@ -388,8 +388,8 @@ def test_the_order_of_overrides_counts_only_where_they_meet(
 @pytest.mark.parametrize(
     ("now", "named"),
     [
-        ({"train": {"sha256": "b"}, "test/easy": {"sha256": "e"}}, "of train are"),
-        ({"train": {"sha256": "a"}}, "of test/easy are"),
+        ({"train": {"sha256": "b"}, "test/easy": {"sha256": "e"}}, "of train have"),
+        ({"train": {"sha256": "a"}}, "of test/easy have"),
     ],
 )
 def test_a_folder_of_other_data_is_refused(now: dict, named: str, tmp_path: Path) -> None:

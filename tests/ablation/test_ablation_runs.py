@@ -182,7 +182,7 @@ def test_an_override_does_not_reach_what_a_row_switches_off() -> None:
         ("train.stages.0=plain", "set by the rows"),
         ("teacher.model.net={}", "would undo"),
         ("train.max_itr=3", r"Did you mean train.max_iter\?"),
-        ("distillation.fd.weight=2", "no row of the table takes it"),
+        ("distillation.fd.weight=2", "applies to no row of the table"),
     ],
 )
 def test_an_override_that_cannot_be_is_refused(override: str, complaint: str) -> None:
@@ -196,7 +196,7 @@ def test_rows_of_a_table_share_their_data(tmp_path: Path) -> None:
     layer.write_text("# Half of the data\ndata: {train: {json: half.json}}\n")
     row = Row("mine", "half", "Half of the data", (layer,))
     plan = Plan(FOLDER, Settings(CONFIGS, "synthetic"), [Table("mine", "mine", "mine", (row,))])
-    with pytest.raises(ValueError, match=r"Rows half change where data\.train"):
+    with pytest.raises(ValueError, match=r"Rows half change data\.train"):
         plan.check([row])
 
 

@@ -146,7 +146,7 @@ def test_a_signal_stops_all_and_starts_no_more(job, number: signal.Signals, tmp_
         ),
         ("Traceback:\n  x\nRuntimeError: boom\n", 1, "RuntimeError: boom"),
         ("an earlier error: x\nlast line\n", 3, "last line"),
-        ("", 1, "it said nothing"),
+        ("", 1, "no output"),
     ],
 )
 def test_the_reason_is_what_was_said_last(tmp_path: Path, log: str, code: int, reason: str) -> None:
@@ -156,7 +156,7 @@ def test_the_reason_is_what_was_said_last(tmp_path: Path, log: str, code: int, r
 
 
 def test_a_killed_program_is_said_to_be_killed(tmp_path: Path) -> None:
-    assert last_error(tmp_path / "log", -9) == "ended by SIGKILL; was memory short?"
+    assert last_error(tmp_path / "log", -9) == "killed by SIGKILL; out of memory?"
 
 
 def test_gpus_are_shared_equally(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_what_a_given_teacher_has_cost_is_not_known(tmp_path: Path) -> None:
     weights = tmp_path / "t.pth"
     weights.touch()
     plan = plan_in(tmp_path, overrides=(f"teacher.checkpoint={weights}",))
-    with pytest.raises(ValueError, match="Rows 5_plain_frames, 6_plain_time are given"):
+    with pytest.raises(ValueError, match="Rows 5_plain_frames, 6_plain_time are matched"):
         plan.check(CONTROLS.rows)
     plan.check(CONTROLS.rows[:4])
 
@@ -166,7 +166,7 @@ def test_a_length_whose_reason_is_gone_is_named(tmp_path: Path) -> None:
     run = plan.run(row(plan, "5_plain_frames"), 0)
     (run.folder / run.stage).mkdir(parents=True)
     save_config(run.config, run.folder / "config.yaml")
-    with pytest.raises(ValueError, match=r"as long as .*controls/4_v2i_all.* are not there"):
+    with pytest.raises(ValueError, match=r"as long as .*controls/4_v2i_all.* are missing"):
         check_earlier_runs([run])
 
 
@@ -258,7 +258,7 @@ def test_tables_iii_and_iv_have_a_column_for_the_control(tmp_path: Path) -> None
     names = ("1b_control", "2_tfd", "5_tfd_msi_cqd")
     tables = {table.key: table for table in TABLES}
     without = to_markdown(content_of(plan, tables["table4"]))
-    assert "to control" not in without and "add `--table III --rows 1b`" in without
+    assert "to control" not in without and "add it with `--table III --rows 1b`" in without
     for name in names:
         finish(plan.run(plan.rows[f"table3/{name}"], 0), 10, frames=8.0, time_s=1.0)
     content = content_of(plan, tables["table3"])

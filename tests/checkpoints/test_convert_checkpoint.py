@@ -69,7 +69,7 @@ def test_training_starts_from_coco_weights(
     assert main([*arguments, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "the official code of Deformable DETR" in printed
-    assert "class head: fresh, for polyp; its 91 rows are dropped" in printed
+    assert "class head: new, for polyp; its 91 rows are dropped" in printed
 
     run = load_config(config, [f"train.init_checkpoint={output}"])
     detector = detector_of(config)
@@ -356,7 +356,7 @@ def test_a_trained_detector_gets_a_new_class_head_for_the_classes_that_it_has(
 ) -> None:
     output, given = tmp_path / "new.safetensors", ["--config-file", f"{trained.parent}/config.yaml"]
     assert main([str(trained), *given, "--new-class-head", "--output", str(output)]) == 0
-    assert "class head: fresh" in capsys.readouterr().out
+    assert "class head: new" in capsys.readouterr().out
     assert main([str(trained), *given, "--output", str(tmp_path / "old.safetensors")]) == 0
     new, old = (read_weights(path).state for path in (output, tmp_path / "old.safetensors"))
     changed = {name for name in old if not torch.equal(new[name], old[name])}
@@ -368,7 +368,10 @@ def test_a_trained_detector_without_its_config_is_refused(
 ) -> None:
     alone = trained.rename(tmp_path / "best.pth")
     assert main([str(alone)]) == 2
-    assert "without its config; give it with --config-file" in capsys.readouterr().err
+    assert (
+        "without its config.yaml; give that of the run with --config-file"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_config_beside_a_checkpoint_that_is_wrong_is_named(
@@ -440,7 +443,7 @@ def test_a_number_of_heads_against_what_the_file_says_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(coco_file(tmp_path)), "--num-heads", "4"]) == 2
-    assert "has 2 heads by what it says: leave out --num-heads" in capsys.readouterr().err
+    assert "has 2 heads by its own description: leave out --num-heads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -450,7 +453,7 @@ def test_a_number_of_heads_against_what_the_file_says_is_refused(
         (["a.pth", "--output", "b.pth"], "must end in .safetensors"),
         (["a.pth", "model.net.d=3"], "give --config-file"),
         (["a.pth", "--classes", "a", "--config-file", "c"], "leave out --classes"),
-        (["a.pth", "--classes", "a", "b", "a"], "must be different words, but is a b a"),
+        (["a.pth", "--classes", "a", "b", "a"], "must be distinct names, but is a b a"),
         (["a.pth", "--to", "official"], "invalid choice"),
     ],
 )

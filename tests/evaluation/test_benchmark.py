@@ -164,4 +164,4 @@ def test_what_there_is_not_is_refused_before_anything_runs(
     assert benchmark.main(["--device", "cpu", option, given]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"{option} {given}: not here; choose from {known}" in err
+    assert f"{option} {given}: not available; choose from {known}" in err

@@ -13,7 +13,7 @@ from v2idetr.modeling.deformable_attention import DeformableAttention
 
 
 class OnImage(nn.Module):
-    """A module as a detector: applied to the picture of the first sample."""
+    """A module as a detector: applied to the image of the first sample."""
 
     def __init__(self, module, prepare=lambda image: image):
         super().__init__()
@@ -127,7 +127,7 @@ def test_time_is_measured_in_evaluation_mode_and_training_mode_comes_back():
     assert spy.training
 
 
-def test_all_figures_of_a_cpu_detector():
+def test_all_costs_of_a_cpu_detector():
     cost = measure_cost(OnImage(nn.Conv2d(3, 4, 1)), sample(6, 10), repeats=5)
     assert cost["parameters"] == cost["trainable_parameters"] == 16
     assert (cost["input_height"], cost["input_width"]) == (6, 10)

@@ -76,17 +76,17 @@ def result(rules=RULES, coco_ap=True):
     )
 
 
-def counted(figures, rule="iou50"):
-    return tuple(figures["rules"][rule][key] for key in ("tp", "fp", "fn"))
+def counted(metrics, rule="iou50"):
+    return tuple(metrics["rules"][rule][key] for key in ("tp", "fp", "fn"))
 
 
 def test_threshold_is_chosen_on_validation_and_applied_unchanged_to_tests():
-    figures = result()
-    assert figures["thresholds"] == {"endovis_center": 0.7, "iou50": 0.7}
-    assert figures["val"]["rules"]["iou50"]["f1"] == 1.0
+    metrics = result()
+    assert metrics["thresholds"] == {"endovis_center": 0.7, "iou50": 0.7}
+    assert metrics["val"]["rules"]["iou50"]["f1"] == 1.0
     # At 0.65, the best threshold for the test split itself, another lesion would be found.
-    assert counted(figures["tests"]["easy"]) == (2, 2, 1)
-    assert figures["tests"]["easy"]["rules"]["iou50"]["threshold"] == 0.7
+    assert counted(metrics["tests"]["easy"]) == (2, 2, 1)
+    assert metrics["tests"]["easy"]["rules"]["iou50"]["threshold"] == 0.7
 
 
 def test_groups_are_reported_apart_and_add_up():
@@ -99,8 +99,8 @@ def test_groups_are_reported_apart_and_add_up():
 
 
 def test_test_splits_are_pooled_although_their_ids_collide():
-    figures = result()
-    pooled = figures["all_tests"]
+    metrics = result()
+    pooled = metrics["all_tests"]
     assert (pooled["videos"], pooled["frames"], pooled["lesions"]) == (3, 5, 4)
     assert pooled["lesion_free_frames"] == 1
     assert counted(pooled) == (2, 3, 2)
@@ -113,11 +113,11 @@ def test_test_splits_are_pooled_although_their_ids_collide():
 
 
 def test_one_test_split_is_not_pooled():
-    figures = evaluate_predictions(
+    metrics = evaluate_predictions(
         val=(VAL, VAL_FOUND), tests={"easy": (EASY, EASY_FOUND)}, rules=["iou50"], coco_ap=False
     )
-    assert figures["all_tests"] is None
-    assert figures["tests"]["easy"]["coco"] is None
+    assert metrics["all_tests"] is None
+    assert metrics["tests"]["easy"]["coco"] is None
 
 
 def test_every_rule_is_counted_in_every_video():
@@ -180,9 +180,9 @@ class Replay(nn.Module):
 
 
 def loader_of(split):
-    picture = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     return [
-        [{"image": picture, "image_id": r["image_id"], "split": split.json_path.stem}]
+        [{"image": image, "image_id": r["image_id"], "split": split.json_path.stem}]
         for r in split.records
     ]
 
@@ -209,7 +209,7 @@ def test_evaluating_a_model_equals_evaluating_its_predictions_and_adds_its_cost(
     assert (cost["input_height"], cost["input_width"]) == (100, 100)
 
 
-def test_figures_can_be_computed_again_from_the_written_predictions(tmp_path):
+def test_metrics_can_be_computed_again_from_the_written_predictions(tmp_path):
     evaluated(predictions_dir=tmp_path)
     splits = {"val": VAL, "easy": EASY, "hard": HARD}
     read = {
@@ -228,29 +228,29 @@ def test_unknown_rule_is_an_error_before_the_model_runs():
         validate(nn.Linear(1, 1), VAL, [], rules=["iou"], coco_ap=False)
 
 
-def test_validation_figures_are_flat_and_name_their_rule():
-    figures = validate(MODEL, VAL, loader_of(VAL), rules=RULES, coco_ap=True)
-    assert set(figures) == {"AP", "AP50", "AP75"} | {
+def test_validation_metrics_are_flat_and_name_their_rule():
+    metrics = validate(MODEL, VAL, loader_of(VAL), rules=RULES, coco_ap=True)
+    assert set(metrics) == {"AP", "AP50", "AP75"} | {
         f"{rule}/{key}" for rule in RULES for key in ("f1", "precision", "recall", "threshold")
     }
-    assert figures["iou50/f1"] == 1.0
-    assert figures["iou50/threshold"] == 0.7
+    assert metrics["iou50/f1"] == 1.0
+    assert metrics["iou50/threshold"] == 0.7
 
 
 def test_undefined_validation_figure_is_nan():
     negative = make_split("negative", {"n": (None, [0])})
     model = Replay((negative, predictions_of([])))
-    figures = validate(model, negative, loader_of(negative), rules=["iou50"], coco_ap=True)
-    assert math.isnan(figures["AP50"]) and math.isnan(figures["iou50/f1"])
+    metrics = validate(model, negative, loader_of(negative), rules=["iou50"], coco_ap=True)
+    assert math.isnan(metrics["AP50"]) and math.isnan(metrics["iou50/f1"])
 
 
 # ---- files and table
 
 
 def test_json_round_trip_is_exact(tmp_path):
-    figures = evaluated()
-    write_evaluation(tmp_path / "run" / "evaluation.json", figures)
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == figures
+    metrics = evaluated()
+    write_evaluation(tmp_path / "run" / "evaluation.json", metrics)
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == metrics
 
 
 def test_nan_never_reaches_a_file(tmp_path):
@@ -279,27 +279,27 @@ def test_table_has_a_block_a_split_and_each_of_several_groups_and_a_row_a_model(
 
 def test_table_shows_percent_and_a_dash_where_a_figure_is_undefined():
     silent = predictions_of([])
-    figures = evaluate_predictions(
+    metrics = evaluate_predictions(
         val=(VAL, VAL_FOUND), tests={"hard": (HARD, silent)}, rules=["iou50"], coco_ap=False
     )
-    row = next(line for line in format_table({"m": figures}).splitlines() if "m " in line[:20])
+    row = next(line for line in format_table({"m": metrics}).splitlines() if "m " in line[:20])
     assert row.split() == ["m", "0.0", "/", "-", "/", "0.0"]
 
 
 def test_table_counts_false_alarms_where_there_is_no_lesion():
     free = make_split("free", {"clip": ("seen", [0, 0, 0, 0])})
     alarms = predictions_of([(HIT, 0.9)], [], [(MISS, 0.8)], [(HIT, 0.1)])
-    figures = evaluate_predictions(
+    metrics = evaluate_predictions(
         val=(VAL, VAL_FOUND), tests={"free": (free, alarms)}, rules=["iou50"], coco_ap=False
     )
-    table = format_table({"m": figures})
+    table = format_table({"m": metrics})
     assert "false alarms (a frame)" in table and "F1 /" not in table
     row = next(line for line in table.splitlines() if "m " in line[:20])
     assert row.split() == ["m", "2", "(0.50)"]
 
 
 def test_table_without_test_splits_shows_validation():
-    figures = evaluate_predictions(val=(VAL, VAL_FOUND), tests={}, rules=["iou50"], coco_ap=True)
-    table = format_table({"plain": figures})
+    metrics = evaluate_predictions(val=(VAL, VAL_FOUND), tests={}, rules=["iou50"], coco_ap=True)
+    table = format_table({"plain": metrics})
     assert table.startswith("val (videos: 1, frames: 3, of them lesion-free: 1, lesions: 2)")
     assert "100.0" in table

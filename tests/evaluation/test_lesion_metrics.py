@@ -36,11 +36,11 @@ def frame(lesions, detections, *, video=1, lesion_classes=None) -> LabelledFrame
 
 
 def counts(frames, rule, threshold=0.0):
-    figures = summarize(judge(frames, rule).at(threshold))
-    return figures["tp"], figures["fp"], figures["fn"]
+    metrics = summarize(judge(frames, rule).at(threshold))
+    return metrics["tp"], metrics["fp"], metrics["fn"]
 
 
-def figures(frames, rule, threshold=0.0):
+def metrics_of(frames, rule, threshold=0.0):
     pooled = summarize(judge(frames, rule).at(threshold))
     return pooled["precision"], pooled["recall"], pooled["f1"]
 
@@ -56,8 +56,8 @@ def test_three_boxes_on_one_lesion_never_exceed_one():
         ((100, 105, 200, 205), 0.7),
     ]
     frames = [frame(ONE_LESION, three)]
-    assert figures(frames, "endovis_center") == (1.0, 1.0, 1.0)
-    assert figures(frames, "iou50") == (1 / 3, 1.0, 0.5)
+    assert metrics_of(frames, "endovis_center") == (1.0, 1.0, 1.0)
+    assert metrics_of(frames, "iou50") == (1 / 3, 1.0, 0.5)
 
 
 def test_huge_box_around_the_centre_is_a_hit_for_the_centre_only():
@@ -71,7 +71,7 @@ def test_every_detection_on_a_lesion_free_frame_is_false(rule):
     negative = frame([], [((0, 0, 10, 10), s) for s in (0.9, 0.8, 0.7)])
     found = frame(ONE_LESION, [(ONE_LESION[0], 0.9)])
     assert counts([found, negative], rule) == (1, 3, 0)
-    assert figures([found, negative], rule)[0] == 0.25
+    assert metrics_of([found, negative], rule)[0] == 0.25
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -135,18 +135,18 @@ def test_unknown_rule_lists_the_known_ones():
         get_rule("iou5")
 
 
-# ---- undefined figures
+# ---- undefined metrics
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_detections_recall_is_zero_and_precision_undefined(rule):
-    assert figures([frame(ONE_LESION, [])], rule) == (None, 0.0, 0.0)
+    assert metrics_of([frame(ONE_LESION, [])], rule) == (None, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_lesion_free_split_has_no_recall_and_f1_zero_or_undefined(rule):
-    assert figures([frame([], [((0, 0, 9, 9), 0.9)])], rule) == (0.0, None, 0.0)
-    assert figures([frame([], [])], rule) == (None, None, None)
+    assert metrics_of([frame([], [((0, 0, 9, 9), 0.9)])], rule) == (0.0, None, 0.0)
+    assert metrics_of([frame([], [])], rule) == (None, None, None)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -272,7 +272,7 @@ def test_order_of_detections_and_frames_does_not_matter(rule, frames, seed):
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=40)
 @given(frames=splits)
-def test_videos_add_up_and_figures_stay_within_zero_and_one(rule, frames):
+def test_videos_add_up_and_metrics_stay_within_zero_and_one(rule, frames):
     per_video = judge(frames, rule).at(0.3)
     pooled = summarize(per_video)
     assert sum(video.frames for video in per_video) == len(frames)

@@ -269,14 +269,14 @@ rank, store = int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 share = cases.batches_of([0, 1, 2] if rank == 0 else [3, 4])
 found = predict(cases.BoxAtId(), share)
-figures = validate(cases.BoxAtId(), cases.split_of(5), share, rules=["iou50"], coco_ap=True)
-print(json.dumps([[[p.image_id, p.scores.tolist()] for p in found], figures]))
+metrics = validate(cases.BoxAtId(), cases.split_of(5), share, rules=["iou50"], coco_ap=True)
+print(json.dumps([[[p.image_id, p.scores.tolist()] for p in found], metrics]))
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
-def test_two_processes_get_the_predictions_and_figures_of_one(tmp_path):
+def test_two_processes_get_the_predictions_and_metrics_of_one(tmp_path):
     from v2idetr.evaluation.evaluator import validate
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

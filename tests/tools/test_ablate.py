@@ -91,7 +91,7 @@ def test_a_table_is_run_once_and_goes_on_where_a_run_failed(
     assert "FAILED  table3/4_tfd_cqd, seed 1: error: no luck (code 1)" in output
     assert "out/seed1/table3/4_tfd_cqd/log" in output
     table = Path("out/table_III.md").read_text()
-    assert "11 of 12 results are there" in table
+    assert "11 of 12 results are available" in table
     assert "| 25.0\u00a0±\u00a07.1 |" in table
 
     Path("mended").touch()
@@ -208,7 +208,7 @@ def test_data_that_was_prepared_again_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--table", "V", "--output", "out"], "no such table. There are III"),
+        (["--table", "V", "--output", "out"], "no such table. The tables are III"),
         (["--table", "III", "--output", "out", "--rows", "6"], "has no row 6"),
         (["--table", "III", "--output", "out", "train.max_itr=5"], "Did you mean train.max_iter?"),
     ],

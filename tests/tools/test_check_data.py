@@ -84,7 +84,7 @@ def test_what_lies_beside_splits_is_left_out_aloud(check, tmp_path, capsys):
     (tmp_path / "audit.json").write_text("{}")
     for _ in range(2):  # the second time check_data.json is there as well
         assert check.main([str(path) for path in sorted(tmp_path.glob("*.json"))]) == 0
-    said = f"no splits: {tmp_path / 'audit.json'}, {tmp_path / 'check_data.json'}\n"
+    said = f"not a split: {tmp_path / 'audit.json'}, {tmp_path / 'check_data.json'}\n"
     assert said in capsys.readouterr().out
     with pytest.raises(SystemExit):
         check.main([str(tmp_path / "audit.json")])
@@ -227,7 +227,7 @@ def test_clipped_copy_can_be_trained_on(check, tmp_path, capsys):
     ]
     assert check.main([str(out)]) == 0
     assert check.main([str(train), "--write-clipped", str(train)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_clipped_copy_of_a_file_with_other_faults_is_refused(check, tmp_path, capsys):
@@ -250,7 +250,7 @@ def test_clipped_copy_of_a_file_with_other_faults_is_refused(check, tmp_path, ca
             ["train.json", "--image-root", "nowhere"],
             "nowhere: no such folder, but the frames of train",
         ),
-        (["train.json", "--every", "0"], "--every needs to be 1 or more"),
+        (["train.json", "--every", "0"], "--every must be 1 or more"),
         (["train.json", "val.json", "--write-clipped", "o.json"], "takes one JSON at a time"),
     ],
 )

@@ -24,7 +24,7 @@ from v2idetr.config.load import load_config
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["data", "annotations", "training", "report"]
 
-# Three small detectors, two steps each, on pictures of 64 x 64.
+# Three small detectors, two steps each, on images of 64 x 64.
 TINY = """
 train.max_iter=2 train.eval_period=2 train.checkpoint_period=1 train.log_period=1
 train.num_workers=0 train.batch_size=2 evaluation.batch_size=4

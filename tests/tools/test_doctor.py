@@ -46,20 +46,20 @@ def test_a_matched_pair_is_not_mentioned(doctor: ModuleType, versions: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("changes", "topic", "mend"),
+    ("changes", "topic", "fix"),
     [
         ({"torch": "2.13.0"}, "torch, torchvision", "torchvision==0.29.1"),
         ({"torchvision": "0.30.0"}, "torch, torchvision", "torchvision==0.29.1"),
         ({"omegaconf": "2.4.0"}, "omegaconf, detectron2", "omegaconf>=2.3,<2.4"),
     ],
 )
-def test_a_known_bad_pair_fails_with_the_command_that_mends_it(
-    doctor: ModuleType, versions: dict[str, str], changes: dict[str, str], topic: str, mend: str
+def test_a_known_bad_pair_fails_with_the_command_that_fixes_it(
+    doctor: ModuleType, versions: dict[str, str], changes: dict[str, str], topic: str, fix: str
 ) -> None:
     versions.update(changes)
     (finding,) = doctor.check_known_bad_pairs()
     assert (finding.topic, finding.level) == (topic, "fail")
-    assert mend in finding.mend
+    assert fix in finding.mend
 
 
 def test_met_requirements_are_ok(doctor: ModuleType, versions: dict[str, str]) -> None:
@@ -104,21 +104,21 @@ def test_only_a_failure_makes_the_exit_status_1(
     level: str,
     status: int,
 ) -> None:
-    finding = doctor.Finding("disk", level, "1.0 GiB free", "make room")
+    finding = doctor.Finding("disk", level, "1.0 GiB free", "free some space")
     monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([finding]),))
     assert doctor.main([]) == status
-    assert "-> make room" in capsys.readouterr().out
+    assert "-> free some space" in capsys.readouterr().out
     assert doctor.main(["--json"]) == status
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is (status == 0)
     assert report["findings"] == [
-        {"topic": "disk", "level": level, "found": "1.0 GiB free", "mend": "make room"}
+        {"topic": "disk", "level": level, "found": "1.0 GiB free", "mend": "free some space"}
     ]
 
 
 @pytest.mark.parametrize(("value", "level"), [(6.0, "ok"), (5.9, "warn"), (1.9, "fail")])
 def test_less_of_an_amount_is_worse(doctor: ModuleType, value: float, level: str) -> None:
-    finding = doctor.threshold("memory", value, "GiB", warn=6, fail=2, mend="close programs")
+    finding = doctor.threshold("memory", value, "GiB", warn=6, fail=2, fix="close programs")
     assert finding.level == level
     assert bool(finding.mend) is (level != "ok")
 

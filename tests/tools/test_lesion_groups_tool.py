@@ -56,9 +56,9 @@ def test_seeds_are_added(program: ModuleType, run: Path, tmp_path: Path) -> None
     [
         (["--split", "eesy"], "--split eesy: "),
         (["--split", "easy", "--rule", "iou75"], "--rule iou75: "),
-        (["--split", "easy", "--other", "plain", "x"], "--other plain: give a name of its own"),
-        (["--split", "easy", "--other", "more"], "--other more: give a name of its own"),
-        (["--split", "easy", "--other", "more", "a", "b"], "as many folders"),
+        (["--split", "easy", "--other", "plain", "x"], "--other plain: give a new name"),
+        (["--split", "easy", "--other", "more"], "--other more: give a new name"),
+        (["--split", "easy", "--other", "more", "a", "b"], "the same number of folders"),
         (["--split", "easy", "--other", "more", "nowhere"], "nowhere: has no evaluation.json"),
     ],
 )
@@ -79,4 +79,4 @@ def test_a_folder_without_a_config_is_refused(
     program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(program, tmp_path / "none", tmp_path / "out", "--split", "val") == 2
-    assert "is no folder of a stage" in capsys.readouterr().err
+    assert "is not the folder of a stage" in capsys.readouterr().err

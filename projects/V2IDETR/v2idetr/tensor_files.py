@@ -18,9 +18,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-CHECKSUM = (
-    "content_sha256"  # key in the header's metadata; covers tensors, names and other metadata
-)
+CHECKSUM = "content_sha256"  # key in the metadata; of tensors, names and other metadata
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

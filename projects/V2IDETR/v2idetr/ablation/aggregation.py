@@ -1,4 +1,4 @@
-"""Numbers of a table: from evaluation.json files to means over seeds and paired differences."""
+"""Means over seeds and paired differences from evaluation.json files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ COCO = ("AP50", "AP", "AP75")
 PER_RULE = ("precision", "recall", "f1")
 
 # Percent by metric ("AP50", "endovis_center/f1") by block ("all tests", "easy / seen").
-Figures = dict[str, dict[str, float | None]]
+Metrics = dict[str, dict[str, float | None]]
 # True positives, false positives and false negatives by video, (split, video_id), by rule.
 VideoCounts = dict[str, dict[tuple[str, int], tuple[int, int, int]]]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over seeds.
+    """A metric over seeds.
 
     Attributes:
-        values: by seed.
+        values: values by seed.
     """
 
     values: Mapping[int, float]
@@ -41,7 +41,7 @@ class Spread:
 
     @property
     def mean(self) -> float | None:
-        """None without values."""
+        """Mean; None without values."""
         return statistics.fmean(self.values.values()) if self.values else None
 
     @property
@@ -50,12 +50,12 @@ class Spread:
         return statistics.stdev(self.values.values()) if self.count > 1 else None
 
     def minus(self, other: Spread) -> Spread:
-        """Differences, seed by seed, where both have one."""
+        """Differences by seed, for seeds that both have."""
         both = sorted(self.values.keys() & other.values.keys())
         return Spread({seed: self.values[seed] - other.values[seed] for seed in both})
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for a file."""
+        """Mean, standard deviation, number of seeds and values."""
         values = {str(seed): value for seed, value in sorted(self.values.items())}
         return {"mean": self.mean, "sd": self.sd, "n": self.count, "seeds": values}
 
@@ -70,24 +70,24 @@ def read_result(evaluation: Path) -> dict[str, Any]:
         return json.loads(evaluation.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{evaluation}: is not JSON ({error}); remove it, the same command writes it again."
+            f"{evaluation}: is not JSON ({error}); remove it and run the same command again."
         ) from error
 
 
-def figures_of(result: Mapping[str, Any]) -> tuple[Figures, dict[str, dict[str, int]]]:
-    """All metrics of the test splits of an evaluation, and the size of each block."""
-    figures: Figures = {}
+def metrics_of(result: Mapping[str, Any]) -> tuple[Metrics, dict[str, dict[str, int]]]:
+    """Metrics of the test splits of an evaluation, and sizes, both by block."""
+    metrics: Metrics = {}
     sizes: dict[str, dict[str, int]] = {}
     for title in block_names([result]):
         part = block(result, title)
         assert part is not None
-        figures[title] = _percents(part)
+        metrics[title] = _percents(part)
         sizes[title] = {k: part[k] for k in ("videos", "frames", "lesion_free_frames", "lesions")}
-    return figures, sizes
+    return metrics, sizes
 
 
 def video_counts(result: Mapping[str, Any]) -> VideoCounts:
-    """Counts of every video of all test splits of an evaluation."""
+    """Counts of each video of all test splits of an evaluation."""
     pooled = result["all_tests"] or next(iter(result["tests"].values()), {})
     counts: VideoCounts = {}
     for video in pooled.get("per_video", ()):
@@ -105,11 +105,11 @@ def paired_f1(
     The counts of a video are added over the seeds that both rows have.
 
     Args:
-        ours, theirs: by seed.
-        rule: such as "iou50".
+        ours, theirs: counts by seed.
+        rule: name of the rule, such as "iou50".
 
     Returns:
-        ``{"difference", "low", "high"}``; None where there is nothing to compare.
+        ``{"difference", "low", "high"}``; None without common seeds or videos.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     videos = sorted({v for side in (ours, theirs) for s in seeds for v in side[s].get(rule, {})})
@@ -124,9 +124,9 @@ def paired_f1(
     return dict(zip(("difference", "low", "high"), (100 * value for value in found), strict=True))
 
 
-def spread(figures: Mapping[int, Figures], title: str, metric: str) -> Spread:
-    """One metric of one block over the seeds that have it."""
-    values = {seed: parts.get(title, {}).get(metric) for seed, parts in figures.items()}
+def spread(metrics: Mapping[int, Metrics], title: str, metric: str) -> Spread:
+    """One metric of one block over the seeds for which it is defined."""
+    values = {seed: parts.get(title, {}).get(metric) for seed, parts in metrics.items()}
     return Spread({seed: v for seed, v in values.items() if v is not None and math.isfinite(v)})
 
 

@@ -1,7 +1,7 @@
-"""Before hours of training: do students fit their teachers?
+"""Dry run of an ablation: detectors are built and students tried before anything is trained.
 
-train_net.py tries every stage that it is about to train. Here a teacher and its students are runs
-of their own, so the students would have their say only after the teacher.
+train_net.py does this for its own stages. In an ablation, teachers and students are separate runs:
+a student's error would show only after its teacher was trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from v2idetr.progress import progress_bar
 
 
 def new_students(runs: Sequence[Run]) -> list[Run]:
-    """Of each row with a teacher the first run that is still to begin."""
+    """The first run that has not begun, of each row with a teacher."""
     rows: dict[str, Run] = {}
     for run in runs:
         if run.teacher is not None and not run.begun:
@@ -33,64 +33,64 @@ def new_students(runs: Sequence[Run]) -> list[Run]:
 
 
 def check_starts(runs: Sequence[Run]) -> None:
-    """Build the detectors of all runs that are to begin, with the weights that they start from.
+    """Build the detectors of all runs that have not begun, with their initial weights.
 
     Args:
-        runs: which may have detectors in common; each is built once.
+        runs: runs of the table; equal detectors are built once.
 
     Raises:
-        ValueError: what is wrong with which rows, such as a missing file of backbone weights.
+        ValueError: errors with their rows, such as a missing file of backbone weights.
     """
     problems: dict[str, list[str]] = {}
-    said: dict[str, str] = {}  # by detector; "" where nothing is wrong
+    errors: dict[str, str] = {}  # by detector; "" for none
     waiting = [run for run in runs if not run.begun]
     for run in waiting:
         stage = TEACHER if run.trains_teacher else PLAIN  # a student is the plain detector
         detector = _detector_of(run, stage)
-        if detector not in said:
-            said[detector] = _refusal(run, stage)
-        rows = problems.setdefault(said[detector], [])
+        if detector not in errors:
+            errors[detector] = _build_error(run, stage)
+        rows = problems.setdefault(errors[detector], [])
         if run.row.name not in rows:
             rows.append(run.row.name)
     problems.pop("", None)
     if problems:
-        heading = "detectors that cannot be built (--rows can leave rows out):"
+        heading = "these detectors cannot be built (leave rows out with --rows):"
         rows = {run.row.name for run in waiting}
         raise ValueError(listed_by_row(heading, problems, len(rows)))
 
 
 def check_batches(runs: Sequence[Run], splits: Mapping[str, Any]) -> None:
-    """A step of the controls must not need a frame twice.
+    """Check that the training split has enough frames for one step of each control.
 
     Raises:
-        ValueError: the training split has fewer frames than a step asks for.
+        ValueError: it has fewer frames than the batch size.
     """
     frames = len(splits["train"].records)
     for run in runs:
         wanted = run.config.train.batch_size
         if run.row.equal is not None and wanted > frames:
             raise ValueError(
-                f"Row {run.row.name} has as many labelled frames a step as the teacher, {wanted}, "
-                f"but data.train has {frames}: lower teacher.batch_size or data.num_frames, or "
-                "leave the row out with --rows."
+                f"Row {run.row.name} has as many labelled frames per step as the teacher, "
+                f"{wanted}, but data.train has {frames}: lower teacher.batch_size or "
+                "data.num_frames, or leave the row out with --rows."
             )
 
 
 def check_students(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
-    """Build each student with an untrained teacher, and compute its losses of one clip.
+    """Build each student with an untrained teacher, and compute its losses on one clip.
 
     Args:
         students: see `new_students`.
-        splits: of all runs, see `engine.run_context.load_splits`.
+        splits: splits of all runs, see `engine.run_context.load_splits`.
 
     Raises:
-        ValueError: what is wrong with which rows.
+        ValueError: errors with their rows.
     """
     problems: dict[str, list[str]] = {}
-    title = "trying the students"
+    title = "dry run of the students"
     for student in progress_bar(students, desc=title, unit="row", disable=not students):
         config = copy.deepcopy(student.config)
-        config.teacher.checkpoint = ""  # an untrained one does
+        config.teacher.checkpoint = ""  # untrained
         run = RunContext(config, torch.device("cpu"), dict(splits), StopSignals())
         try:
             with _quiet():
@@ -98,12 +98,12 @@ def check_students(students: Sequence[Run], splits: Mapping[str, Any]) -> None:
         except ValueError as error:
             problems.setdefault(str(error), []).append(student.row.name)
     if problems:
-        heading = "students that do not fit their teachers (--rows can leave rows out):"
+        heading = "these students do not fit their teachers (leave rows out with --rows):"
         raise ValueError(listed_by_row(heading, problems, len(students)))
 
 
-def _refusal(run: Run, stage: str) -> str:
-    """Why a detector cannot be built with what it starts from; "" if it can."""
+def _build_error(run: Run, stage: str) -> str:
+    """Error of building a detector with its initial weights; "" for none."""
     try:
         with _quiet():
             build_to_train(RunContext(run.config, torch.device("cpu"), {}, StopSignals()), stage)
@@ -113,7 +113,7 @@ def _refusal(run: Run, stage: str) -> str:
 
 
 def _detector_of(run: Run, stage: str) -> str:
-    """What a stage's detector is and starts from, as text to compare."""
+    """Config and initial weights of a stage's detector, as text to compare."""
     config = to_plain(run.config)
     parts = [stage, config["teacher"] if stage == TEACHER else config["model"]]
     parts += [config["train"][key] for key in ("init_checkpoint", "init_partial")]
@@ -122,7 +122,7 @@ def _detector_of(run: Run, stage: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks that each run makes itself, in its log."""
+    """Without warnings of the package, which each run has in its own log."""
     package = logging.getLogger("v2idetr")
     level = package.level
     package.setLevel(logging.ERROR)

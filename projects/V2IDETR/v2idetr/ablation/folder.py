@@ -1,4 +1,4 @@
-"""The folder of an ablation: for what it is, and the tables that are written into it."""
+"""The folder of an ablation: a record of its settings and data, and the tables."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ RECORD, BASE = "ablation.json", "base.yaml"
 
 
 def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
-    """Make sure that this folder is for these settings, and write down that it is.
+    """Record the settings of a new folder; check those of an existing one.
 
     Args:
-        folder: made if need be.
-        settings: what must be the same for everything in it, such as the data set; of the
-            overrides, the order counts only where one changes what another does.
-        base: resolved config of the method without any row.
+        folder: folder of the ablation, created if missing.
+        settings: settings common to all its runs, such as the data set. The order of overrides
+            counts only if one changes what another sets.
+        base: resolved config of the method, without any row.
 
     Raises:
-        ValueError: it is for others; names them.
+        ValueError: the folder has other settings; names them.
     """
     record = folder / RECORD
     settings = _settled(settings)
@@ -52,14 +52,14 @@ def claim(folder: Path, settings: Mapping[str, Any], base: DictConfig) -> None:
 
 
 def claim_data(folder: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make sure that all tables of a claimed folder are of the same data; write down of which.
+    """Record the data of a claimed folder, or check that it is the same.
 
     Args:
-        folder: of the ablation.
+        folder: folder of the ablation.
         data: `data_fingerprint` by split.
 
     Raises:
-        ValueError: it is of other data; names the splits.
+        ValueError: the folder has other data; names the splits.
     """
     record = folder / RECORD
     content = read_record(record)
@@ -70,12 +70,12 @@ def claim_data(folder: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
     if changed:
         raise ValueError(
             f"{folder} holds an ablation of other data: the annotations of {', '.join(changed)} "
-            "are not those that it was begun with. Use another --output."
+            "have changed since. Use another --output."
         )
 
 
 def write_table(folder: Path, content: Mapping[str, Any]) -> Path:
-    """Write a table as Markdown, JSON and plot, each whole or not at all; returns the first."""
+    """Write a table as Markdown, JSON and SVG, atomically; returns the Markdown file."""
     name = content["file"]
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     write_text_atomically(folder / f"{name}.json", text + "\n")
@@ -88,7 +88,7 @@ def write_table(folder: Path, content: Mapping[str, Any]) -> Path:
 
 
 def file_name(label: str) -> str:
-    """Name of a table's files without their ending: "table_III", "fig_5a", "choices"."""
+    """Name of a table's files without suffix: "table_III", "fig_5a", "choices"."""
     if label[0].isdigit():
         return f"fig_{label}"
     return f"table_{label}" if label.isupper() else label

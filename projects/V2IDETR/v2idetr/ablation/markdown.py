@@ -1,4 +1,4 @@
-"""A table's content as Markdown, in the paper's form."""
+"""The content of a table as Markdown, in the layout of the paper."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from tabulate import tabulate
 
 from v2idetr.ablation.aggregation import COCO
-from v2idetr.ablation.run_records import commits_said
+from v2idetr.ablation.run_records import describe_commits
 from v2idetr.ablation.table_data import SWITCHES
 from v2idetr.ablation.tables import CONTROLS, WITH_CONTROL
 from v2idetr.evaluation.table import MISSING
 from v2idetr.wording import counted
 
-SMOKE = "**Smoke test: a few steps on tiny pictures. These numbers mean nothing.**"
+SMOKE = "**Smoke test: a few steps on tiny images. These numbers mean nothing.**"
 SHORT = {"precision": "P", "recall": "R", "f1": "F1"}
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
-    """The whole file."""
+    """Text of the Markdown file."""
     parts = [f"# {content['heading']}", _introduction(content)]
     if content["smoke"]:
         parts.insert(1, SMOKE)
@@ -37,13 +37,13 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def form(figure: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """ "83.8 ± 1.2", a difference with its sign; "-" for what is missing."""
-    if figure is None or figure["mean"] is None:
+def form(spread: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """ "83.8 ± 1.2" for `Spread.as_json`, with a sign if `signed`; "-" if missing."""
+    if spread is None or spread["mean"] is None:
         return MISSING
-    mean = round(figure["mean"], 1) + 0.0  # no "-0.0"
+    mean = round(spread["mean"], 1) + 0.0  # no "-0.0"
     text = f"{mean:{'+' if signed else ''}.1f}"
-    return text if figure["sd"] is None else f"{text} ± {figure['sd']:.1f}"
+    return text if spread["sd"] is None else f"{text} ± {spread['sd']:.1f}"
 
 
 def metric_title(metric: str) -> str:
@@ -53,7 +53,7 @@ def metric_title(metric: str) -> str:
 
 
 def paper_parts(content: Mapping[str, Any], title: str, pooled: str) -> list[Mapping[str, Any]]:
-    """Columns of the paper for a block: those of the same test set, or on other data, all."""
+    """Columns of the paper for a block: of the same test set; on other data, all."""
     paper = content["paper"]
     if paper is None:
         return []
@@ -68,16 +68,16 @@ def _introduction(content: Mapping[str, Any]) -> str:
     wanted = len(rows) * len(content["seeds"])
     plural = "s" if len(content["seeds"]) > 1 else ""
     seeds = f"seed{plural} {', '.join(str(seed) for seed in content['seeds'])}"
-    missing = f" **{done} of {wanted} results are there.**" if done < wanted else ""
+    missing = f" **{done} of {wanted} results are available.**" if done < wanted else ""
     student = "" if content["key"] in ("table1", "table2") else f", student {content['student']}"
     spread = (
         ": mean ± sample standard deviation over the seeds, of which n have a result; Δ is the "
-        f"difference to {_reference(content)}, taken seed by seed"
+        f"difference to {_reference(content)}, paired by seed"
     )
     if not plural:
         spread = f"; Δ is the difference to {_reference(content)}"
     rule = _main_rule(content)
-    lesions = f" P, R and F1 are those of {rule} where no other rule is named." if rule else ""
+    lesions = f" P, R and F1 without a rule are by {rule}." if rule else ""
     return f"Data set {content['dataset']}{student}, {seeds}.{missing} In percent{spread}.{lesions}"
 
 
@@ -90,7 +90,7 @@ def _reference(content: Mapping[str, Any]) -> str:
 
 
 def _has_table(block: Mapping[str, Any]) -> bool:
-    """Whether it is a test split, or all, with lesions; groups of its videos have none."""
+    """Whether a block has a table: a test split, or all pooled, with lesions."""
     return bool(block["lesions"]) and " / " not in block["title"]
 
 
@@ -99,7 +99,7 @@ def _block_heading(block: Mapping[str, Any]) -> str:
     lesions = counted(block["lesions"], "lesion")
     return (
         f"## {block['title'].capitalize()}\n\n{videos}, {frames}, "
-        f"{block['lesion_free_frames']} of them without lesion; {lesions}."
+        f"{block['lesion_free_frames']} of them lesion-free; {lesions}."
     )
 
 
@@ -115,14 +115,14 @@ def _block_table(content: Mapping[str, Any], title: str, pooled: str) -> str:
     sides = {"#": "left", "row": "left"} | dict.fromkeys(SWITCHES, "center")
     align = [sides.get(key, "right") for key in lines[0]]
     text = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
-    return text.replace(" ± ", "\u00a0±\u00a0")  # in narrow columns it would break there
+    return text.replace(" ± ", "\u00a0±\u00a0")  # no line break in narrow columns
 
 
 def _names(content: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
-    """The columns that say which row it is."""
+    """The columns that identify a row."""
     cells = {"#": row["number"]} if row["number"] else {}
     cells["row"] = row["title"]
-    if content["key"] == "table3":  # the paper has ticks there
+    if content["key"] == "table3":  # as in the paper
         cells |= {s: "✓" if row["switches"][s] else "" for s in SWITCHES}
     return {**cells, "n": str(len(row["seeds"]))}
 
@@ -139,7 +139,7 @@ def _cells(
     title: str,
     paper: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
-    """Our figures by kind, beside each kind the paper's; of further rules F1 alone."""
+    """Our metrics and the paper's: COCO, main rule, and F1 of other rules."""
     rule = _main_rule(content)
     coco = [m for m in content["metrics"] if "/" not in m]
     main = [m for m in content["metrics"] if m.startswith(f"{rule}/")]
@@ -191,31 +191,31 @@ def _cost_cells(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _main_rule(content: Mapping[str, Any]) -> str:
-    """The one that counts as precision and recall where no other is named."""
+    """The rule of metrics without the name of a rule."""
     return next((m.partition("/")[0] for m in content["headline"] if "/" in m), "")
 
 
 def _paper_cells(parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, str]:
     cells = {}
     for part in parts:
-        figures = part["rows"].get(row["name"])
+        numbers = part["rows"].get(row["name"])
         base = part["rows"].get(row["reference"])
         for k, column in enumerate(part["columns"]):
             label = f"paper {part['title']} {SHORT.get(column, column)}"
-            cells[label] = MISSING if figures is None else f"{figures[k]:.1f}"
+            cells[label] = MISSING if numbers is None else f"{numbers[k]:.1f}"
         main = part["columns"].index(part["main"])
         label = f"paper {part['title']} Δ {SHORT.get(part['main'], part['main'])}"
         if row["name"] == row["reference"]:
             cells[label] = ""
-        elif figures is None or base is None:
+        elif numbers is None or base is None:
             cells[label] = MISSING
         else:
-            cells[label] = f"{figures[main] - base[main]:+.1f}"
+            cells[label] = f"{numbers[main] - base[main]:+.1f}"
     return cells
 
 
 def _grids(content: Mapping[str, Any], title: str) -> list[str]:
-    """For a table of two axes: its headline metrics as squares."""
+    """For a table of two axes: one grid per headline metric."""
     if len(content["axes"]) != 2:
         return []
     down, across = content["axes"]
@@ -250,43 +250,43 @@ def _notes(content: Mapping[str, Any]) -> str:
     empty = [title for title in titles if " / " not in title]
     if empty:
         lines.append(
-            f"- {', '.join(empty)}: without lesions, so it has no table of its own; its false "
-            "detections count where splits are pooled."
+            f"- {', '.join(empty)}: without lesions, hence no table; false positives count in "
+            "the pooled splits."
         )
     if content["key"] == CONTROLS:
         lines.append(
-            "- Δ over videos: of the counts of all seeds, with the 95 % interval of a bootstrap "
-            "that draws whole videos, the same ones for both rows.\n"
-            "- Steps, labelled frames and processor time are those of training, with the teacher's "
-            "where there is one. A labelled frame counts as often as it was trained on. Processor "
-            "time is that of all threads of a run, which prepares its samples itself; on a GPU, of "
-            "the steps without waiting for data. Learning curves: "
+            "- Δ over videos: from the summed counts of all seeds, with the 95 % interval of a "
+            "paired bootstrap over videos.\n"
+            "- Steps, labelled frames and processor time are those of training, including the "
+            "teacher's. A labelled frame counts each time it is trained on. Processor time is of "
+            "all threads of a run, which prepares its own samples; on a GPU, of the steps without "
+            "waiting for data. Learning curves: "
             f"[{content['file']}_curves.svg]({content['file']}_curves.svg)."
         )
     if content["key"] in WITH_CONTROL and not any("to_control" in r for r in content["rows"]):
         lines.append(
-            "- There is no control yet, a plain detector with as many labelled frames a step as "
-            "the teacher: add `--table III --rows 1b` in this folder."
+            "- The control, a plain detector with as many labelled frames per step as the "
+            "teacher, is missing: add it with `--table III --rows 1b` in this folder."
         )
     if any("to_control" in row for row in content["rows"]):
         lines.append(
-            "- Control: the plain detector with as many labelled frames a step as the teacher "
+            "- Control: the plain detector with as many labelled frames per step as the teacher "
             "(row 1b of Table III)."
         )
     paper = content["paper"]
     if paper is not None:
         same = content["dataset"] == paper["dataset"] and not content["smoke"]
-        where = "" if same else " Other data than here: compare orders and differences."
+        where = "" if same else " Its data differ from ours: compare orders and differences."
         lines.append(f"- Paper: {paper['where']}, {paper['source']}. {paper['data']}{where}")
     if content["overrides"]:
         lines.append(f"- Overrides: `{' '.join(content['overrides'])}`.")
     lines.append(
-        "- Score thresholds are chosen on validation data. Every value, also by group of videos "
+        "- Score thresholds are chosen on validation data. All values, also by group of videos "
         f"and seed: [{content['file']}.json]({content['file']}.json); plot: "
         f"[{content['file']}.svg]({content['file']}.svg)."
     )
     lines.append(f"- Made by `{content['command']}`.")
-    commits = commits_said(content["commits"])
+    commits = describe_commits(content["commits"])
     lines.append(f"- {f'**{commits}**' if len(content['commits']) > 1 else commits}")
     return "## Notes\n\n" + "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""A table's content as a plot: a line a row, the seeds as dots, mean and spread, the baseline."""
+"""Plots of a table: mean, standard deviation and seeds of each row; learning curves."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 WARNING = "#b3382c"
 LETTER, PANEL, ROW, AROUND = 0.085, 3.6, 0.3, 1.4  # inches
 SMOKE = "smoke test: these numbers mean nothing"
-LEAST_SPAN = 2.5  # of an axis, percent: figures that are nearly equal look so
+LEAST_SPAN = 2.5  # of an axis, in percent, so that nearly equal values look nearly equal
 
-Figures = Mapping[str, Mapping[str, Any]]  # by metric
+Metrics = Mapping[str, Mapping[str, Any]]  # by metric
 
 
 def to_svg(content: Mapping[str, Any]) -> str:
-    """The plot as text; the same content gives the same text."""
+    """The plot as SVG text, reproducible."""
     return plot_style.to_svg(lambda: draw(content), content["heading"])
 
 
 def curves_to_svg(content: Mapping[str, Any]) -> str:
-    """The learning curves as text, see `draw_curves`."""
+    """The learning curves as SVG text, see `draw_curves`."""
     return plot_style.to_svg(lambda: draw_curves(content), content["heading"])
 
 
 def draw_curves(content: Mapping[str, Any]) -> Figure:
-    """Validation over training: a panel for each row and teacher, a line for each seed."""
+    """Validation metric over steps: one panel per row and teacher, one line per seed."""
     from matplotlib.figure import Figure
 
     lines = [*content["rows"], *content["teachers"]]
@@ -41,7 +41,7 @@ def draw_curves(content: Mapping[str, Any]) -> Figure:
     down = -(-len(lines) // across)
     figure = Figure(figsize=(PANEL * across, AROUND + 2.0 * down), layout="constrained")
     figure.suptitle(f"{content['heading']}\n{content['dataset']}, validation", fontsize="medium")
-    figure.supxlabel("steps; a line for each seed", color=SOFT, fontsize="small")
+    figure.supxlabel("steps; one line per seed", color=SOFT, fontsize="small")
     if content["smoke"]:
         figure.supxlabel(SMOKE, color=WARNING)
     figure.supylabel(f"{metric_title(content['best_metric'])}, %", color=SOFT, fontsize="small")
@@ -60,9 +60,9 @@ def draw_curves(content: Mapping[str, Any]) -> Figure:
 
 
 def draw(content: Mapping[str, Any]) -> Figure:
-    """The plot of the first block, one panel for each headline metric.
+    """The plot of the first block, one panel per headline metric.
 
-    The dashed line is the baseline's mean; where rows have several, each is a row of its own.
+    The dashed line is the mean of the baseline, if all rows have the same one.
     """
     from matplotlib.figure import Figure
 
@@ -79,9 +79,9 @@ def draw(content: Mapping[str, Any]) -> Figure:
         figure.supxlabel(SMOKE, color=WARNING)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        for y, (_, kind, figures, is_reference) in enumerate(lines):
-            _draw_row(axes, y, COLOURS[kind], figures[metric])
-            mean = figures[metric]["mean"]
+        for y, (_, kind, spreads, is_reference) in enumerate(lines):
+            _draw_row(axes, y, COLOURS[kind], spreads[metric])
+            mean = spreads[metric]["mean"]
             if has_line and is_reference and mean is not None:
                 axes.axvline(mean, color=COLOURS[kind], linestyle="--", zorder=1)
         low, high = axes.get_xlim()
@@ -96,8 +96,8 @@ def draw(content: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Figures, bool]]:
-    """Title, kind, figures and whether it is the baseline, of every row and teacher."""
+def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Metrics, bool]]:
+    """(title, kind, metrics, whether it is the baseline) of each row and teacher."""
     if not content["blocks"]:
         return []
     title = content["blocks"][0]["title"]
@@ -111,17 +111,17 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Figures, bool]]:
 
 
 def _kind(line: Mapping[str, Any]) -> str:
-    """Key of `COLOURS`."""
+    """Kind of a row or teacher, a key of `COLOURS`."""
     if "teaches" in line:
         return "teacher"
     return "student" if any(line["switches"].values()) or line["teacher"] else "plain"
 
 
-def _draw_row(axes: Axes, y: int, colour: str, figure: Mapping[str, Any]) -> None:
-    """Mean and spread of one row and, of several seeds, each of them below."""
-    if figure["mean"] is None:
+def _draw_row(axes: Axes, y: int, colour: str, spread: Mapping[str, Any]) -> None:
+    """Mean and standard deviation of one row; several seeds are drawn below it."""
+    if spread["mean"] is None:
         return
-    axes.errorbar(figure["mean"], y, xerr=figure["sd"], fmt="o", color=colour)
-    if figure["n"] > 1:
-        seeds = list(figure["seeds"].values())
+    axes.errorbar(spread["mean"], y, xerr=spread["sd"], fmt="o", color=colour)
+    if spread["n"] > 1:
+        seeds = list(spread["seeds"].values())
         axes.plot(seeds, [y + 0.27] * len(seeds), ".", color=SOFT, markersize=4)

@@ -1,4 +1,4 @@
-"""From a row to its config: the config of a data set, the row's layers, and what all rows share."""
+"""The config of a row: that of the data set, the row's layers, and the common overrides."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from v2idetr.config.load import (
 )
 from v2idetr.config.yaml_text import parse_yaml
 
-# What the rows, the seeds and this program set.
+# Keys that rows, seeds and this program set.
 RESERVED = ("train.output_dir", "train.seed", "train.stages")
-# Sections and keys that the teacher's stage does not read.
+# Sections that the teacher's stage does not read.
 NOT_THE_TEACHERS = ("model", "distillation", "optimizer")
-# DETR does not normalise its projected features, so they are not compared as they are; and it has
-# one level only.
+# DETR does not normalise its projected features, which therefore need an alignment, and has one
+# level.
 FOR_STUDENT = {
     "detr": (
         "distillation.fd.align=conv1x1",
@@ -40,15 +40,15 @@ FOR_STUDENT = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What all tables of a folder have in common.
+    """Settings common to all tables of a folder.
 
     Attributes:
         configs: folder with the configs.
-        dataset: in `tables.DATASETS`.
-        student: in `tables.STUDENTS`, for rows that do not name theirs.
-        overrides: "key=value", for all rows, but see `Plan`.
-        first: overrides before those, of the program: smaller settings, where the data is.
-        has_gpu: whether this machine has one.
+        dataset: one of `tables.DATASETS`.
+        student: one of `tables.STUDENTS`, for rows without their own.
+        overrides: "key=value" of the user, for all rows; exceptions: see `Plan`.
+        first: overrides of the program before those, such as the settings of a smoke test.
+        has_gpu: whether this machine has a GPU.
     """
 
     configs: Path
@@ -69,7 +69,7 @@ def config_file_of(row: Row, settings: Settings) -> Path:
 
 
 def resolve(row: Row, settings: Settings) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A row's resolved config as dicts and lists, and those overrides that hold for it.
+    """A row's resolved config as dicts and lists, and the overrides that apply to it.
 
     Raises:
         ConfigError: see `Plan.config`.
@@ -77,43 +77,43 @@ def resolve(row: Row, settings: Settings) -> tuple[dict[str, Any], tuple[str, ..
     path = config_file_of(row, settings)
     student = row.student or settings.student
     given = (*settings.first, *FOR_STUDENT.get(student, ()), *settings.overrides)
-    held = ()
+    applied = ()
     if given:
         own = [layer for layer in row.layers if layer.name != RECIPE]
-        says = [key for layer in own for key in _leaves(_read(layer))]
-        held = tuple(o for o in given if _holds(o, says, _base(path)))
+        row_keys = [key for layer in own for key in _leaves(_read(layer))]
+        applied = tuple(o for o in given if _applies(o, row_keys, _base(path)))
         # Detectors of another kind have other keys.
         optional = given if student in BASELINES else settings.first
-        held = tuple(o for o in held if o not in optional or _has_place(o, _base(path)))
+        applied = tuple(o for o in applied if o not in optional or _has_place(o, _base(path)))
     if row.student and not row.is_plain:
-        held = (*held, "train.stages=[teacher, student]")
+        applied = (*applied, "train.stages=[teacher, student]")
 
     def load() -> dict[str, Any]:
         return load_plain_run_config(
-            _file(path), held, world_size=1, has_gpu=settings.has_gpu, layers=row.layers
+            _file(path), applied, world_size=1, has_gpu=settings.has_gpu, layers=row.layers
         )
 
     config = load()
     if row.equal is not None:
         clips = config["teacher"]["batch_size"] or config["train"]["batch_size"]
-        held = (*held, f"train.batch_size={clips * config['data']['num_frames']}")
+        applied = (*applied, f"train.batch_size={clips * config['data']['num_frames']}")
         config = load()
-    return config, held
+    return config, applied
 
 
 def teacher_fingerprint(config: DictConfig | dict[str, Any]) -> str:
-    """Short hash of everything in a config that can change the trained teacher."""
+    """Short hash of all keys of a config that can change the trained teacher."""
     plain = to_plain(config)
     relevant = {key: value for key, value in plain.items() if key not in NOT_THE_TEACHERS}
     relevant["train"] = {k: v for k, v in plain["train"].items() if k != "stages"}
-    for key in ("max_iter", "batch_size"):  # the teacher's own, or else those of all stages
+    for key in ("max_iter", "batch_size"):  # the teacher's own, else those of `train`
         common = relevant["train"].pop(key)
         relevant["teacher"] = {**relevant["teacher"], key: plain["teacher"][key] or common}
     return fingerprint(relevant)
 
 
 def in_any_order(overrides: Sequence[str]) -> list[str]:
-    """Overrides sorted by their keys, but as they are where one changes what another does."""
+    """Overrides sorted by key; unchanged if one changes a key that another sets."""
     keys = [_key(override) for override in overrides]
     if any(_is_at_or_above(a, b) for a, b in itertools.permutations(keys, 2)):
         return list(overrides)
@@ -121,7 +121,7 @@ def in_any_order(overrides: Sequence[str]) -> list[str]:
 
 
 def check_overrides(settings: Settings) -> None:
-    """Refuse overrides of what rows and seeds set.
+    """Refuse overrides of keys that rows and seeds set.
 
     Raises:
         ValueError: names the override.
@@ -135,7 +135,7 @@ def check_overrides(settings: Settings) -> None:
             )
 
 
-_PARTS: dict[Path, dict[str, Any]] = {}  # of the config files
+_PARTS: dict[Path, dict[str, Any]] = {}  # cache of `ConfigFile.parts`
 
 
 @functools.cache
@@ -148,21 +148,21 @@ def _base(path: Path) -> dict[str, Any]:
     return to_plain(load_config(_file(path)))
 
 
-def _holds(override: str, says: Sequence[str], base: dict[str, Any]) -> bool:
-    """Whether an override is for a row that sets the keys `says` on this base."""
+def _applies(override: str, row_keys: Sequence[str], base: dict[str, Any]) -> bool:
+    """Whether an override applies to a row that sets `row_keys` on a base config."""
     key = _key(override)
-    if any(_is_at_or_above(said, key) for said in says):
+    if any(_is_at_or_above(row_key, key) for row_key in row_keys):
         return False
-    undone = [said for said in says if _is_at_or_above(key, said)]
+    undone = [row_key for row_key in row_keys if _is_at_or_above(key, row_key)]
     if undone:
-        raise ConfigError([f"{override} would undo what this row changes: {', '.join(undone)}."])
+        raise ConfigError([f"{override} would undo changes of this row: {', '.join(undone)}."])
     value: Any = base
     above = ""
     for part in key.split(".")[:-1]:
         value = value.get(part, {}) if isinstance(value, dict) else {}
         above = f"{above}{part}."
         if value is None:
-            return any(said.startswith(above) for said in says)
+            return any(row_key.startswith(above) for row_key in row_keys)
     return True
 
 
@@ -192,7 +192,7 @@ def _read(layer: Path) -> dict[str, Any]:
 
 
 def _leaves(value: Any, key: str = "") -> list[str]:
-    """Dotted keys of everything that a layer sets."""
+    """Dotted keys of the values that a layer sets."""
     if not isinstance(value, dict) or not value:
         return [key]
     return [k for n, v in value.items() for k in _leaves(v, f"{key}.{n}" if key else str(n))]

@@ -1,4 +1,4 @@
-"""What the runs that are there already were made of, as each of them wrote it down."""
+"""Checks of earlier runs by their own records: configs, data, commits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from v2idetr.runs.folder import CONFIG, RECORD, differing_splits
 
 
 def check_earlier_runs(runs: Sequence[Run]) -> None:
-    """What is there already must be what is wanted.
+    """Check that earlier runs have the configs of their rows.
 
     Raises:
         ValueError: a run was made with another config.
@@ -25,7 +25,7 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
             changed = differing_keys(load_config(run.folder / CONFIG), _wanted(run))
             if run.finished:  # the folder may have been moved since
                 changed = [c for c in changed if not c.startswith("teacher.checkpoint:")]
-            if run.budget is not None:  # said nowhere, it is that of all stages
+            if run.budget is not None:  # not set, and thus that of all stages
                 changed = [c for c in changed if not c.startswith("teacher.max_iter:")]
             if changed:
                 raise ValueError(
@@ -36,29 +36,29 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
 
 
 def _wanted(run: Run) -> DictConfig:
-    """A run's config, with the length that others have decided."""
+    """A run's config with the number of steps that follows from other runs."""
     if run.budget is None:
         return run.config
     config = copy.deepcopy(run.config)
     if run.budget.steps() is None:
         missing = [needed.name for needed in run.budget.runs if not needed.finished]
         raise ValueError(
-            f"{run.folder} was trained for as long as {', '.join(missing)} say, which are not "
-            "there: remove that folder to have it trained again after them."
+            f"{run.folder} was trained as long as the cost of {', '.join(missing)} allows, which "
+            "are missing: remove that folder to train it again after them."
         )
     config.train.max_iter = run.steps
     return config
 
 
 def check_data(runs: Sequence[Run], data: Mapping[str, Mapping[str, Any]]) -> None:
-    """What runs have read must be what is there now, so that no table mixes data.
+    """Check that earlier runs used the current data, so that no table mixes data.
 
     Args:
-        runs: begun or not.
+        runs: runs of the table, begun or not.
         data: `data_fingerprint` by split.
 
     Raises:
-        ValueError: a run has read other annotations; names the run and the splits.
+        ValueError: a run used other annotations; names the run and the splits.
     """
     for run in runs:
         for start in _starts(run):
@@ -66,30 +66,30 @@ def check_data(runs: Sequence[Run], data: Mapping[str, Mapping[str, Any]]) -> No
             if changed:
                 raise ValueError(
                     f"{run.folder} was made with other data: the annotations of "
-                    f"{', '.join(changed)} are not those that there are now. Use another --output."
+                    f"{', '.join(changed)} have changed since. Use another --output."
                 )
 
 
 def commits_of(runs: Sequence[Run]) -> list[str]:
-    """Commits of everything that made the finished ones, oldest start first; "" for unknown."""
+    """Commits of the finished runs, by time of their first start; "" for unknown."""
     starts = [start for run in runs if run.finished for start in _starts(run)]
     starts.sort(key=lambda start: start["time"])
     return list(dict.fromkeys(start["git_commit"] for start in starts))
 
 
-def commits_said(commits: Sequence[str]) -> str:
-    """Commits in words, with a warning where there are several."""
+def describe_commits(commits: Sequence[str]) -> str:
+    """A sentence with the commits, and a warning if there are several."""
     names = [f"{c.rstrip('+')[:12]}{'+' * c.endswith('+')}" if c else "unknown" for c in commits]
     text = ", ".join(names or ["unknown"])
     if any(commit.endswith("+") for commit in commits):
         text += " (+: with local changes)"
     if len(commits) > 1:
-        return f"Runs of several commits: {text}. Rows may differ by the code as well."
+        return f"Runs of several commits: {text}. Rows may also differ by the code."
     return f"Commit of the runs: {text}."
 
 
 def _starts(run: Run) -> list[dict[str, Any]]:
-    """Every start of its program that came to train; none where there is no record."""
+    """Starts of a run that began to train; [] without a record."""
     path = run.folder / RECORD
     if not run.begun or not path.exists():
         return []

@@ -1,11 +1,11 @@
-"""Which runs a table needs: equal configs are one run, equal teachers one teacher.
+"""The runs of a table; equal configs share a run, equal teachers a teacher.
 
-A run of train_net.py trains a teacher, or a student (of a trained teacher), or a plain detector:
+A run of train_net.py trains a teacher, a student of a trained teacher, or a plain detector:
 
-    FOLDER/seed0/teachers/table3/2_tfd/    the teacher of that row, and of all with an equal one
-    FOLDER/seed0/table3/2_tfd/             the student of that row, and of all with an equal config
+    FOLDER/seed0/teachers/table3/2_tfd/    teacher of that row, and of all with an equal teacher
+    FOLDER/seed0/table3/2_tfd/             student of that row, and of all with an equal config
 
-Both are named after the first row of the full list that needs them.
+Both are named after the first row of all tables that needs them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from v2idetr.runs.folder import weights_of
 from v2idetr.runs.stage_folder import StageFolder
 from v2idetr.runs.training_log import TrainingCost, training_cost, validation_curve
 
-# Stages of a config: a table trains each in a run of its own.
+# Stages of a config, each trained in its own run.
 TEACHER, PLAIN, STUDENT = "teacher", "plain", "student"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Length of a run that follows from what other runs have spent.
+    """Number of steps of a run that follows from the costs of other runs.
 
     Attributes:
         what: "frames" or "processor_time".
-        spent_by: the runs that count.
-        pace: a run whose steps cost what this one's do.
+        spent_by: the runs whose costs are summed.
+        pace: a run with the same cost per step.
     """
 
     what: str
@@ -53,11 +53,11 @@ class Budget:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """All that have to be finished before."""
+        """All runs that must be finished before."""
         return (*self.spent_by, self.pace)
 
     def steps(self) -> int | None:
-        """None as long as one of them is not finished."""
+        """Number of steps; None until all `runs` are finished."""
         if not all(run.finished for run in self.runs):
             return None
         spent = sum((run.cost for run in self.spent_by), TrainingCost())
@@ -69,14 +69,14 @@ class Run:
     """One call of train_net.py.
 
     Attributes:
-        row: the row that it is named after.
-        seed: of the training.
+        row: row after which it is named.
+        seed: random seed of the training.
         stage: "teacher", "plain" or "student": the only stage that it trains.
         folder: its train.output_dir.
-        config: resolved.
-        teacher: whom the student learns from, if one has to be trained before.
-        overrides: of the command line.
-        budget: what its length follows from; None where its config says it.
+        config: resolved config.
+        teacher: run of the student's teacher; None if none is to be trained.
+        overrides: overrides of the command line.
+        budget: source of its number of steps; None for that of its config.
     """
 
     row: Row
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What it is called on the terminal."""
+        """Name on the terminal."""
         what = "teacher of " if self.trains_teacher else ""
         return f"{what}{self.row.key}, seed {self.seed}"
 
@@ -106,34 +106,34 @@ class Run:
 
     @property
     def evaluation(self) -> Path:
-        """What it writes last."""
+        """The file that it writes last."""
         return self.files.evaluation
 
     @property
     def log(self) -> Path:
-        """What it prints."""
+        """File with its output."""
         return self.folder / "log"
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that is evaluated, and that teaches."""
+        """The checkpoint that is evaluated, and used as teacher."""
         return weights_of(self.config, self.stage)
 
     @property
     def steps(self) -> int:
-        """Most steps of its training, or what its config says until others have decided it."""
+        """Maximum number of steps; that of its config until its budget is known."""
         decided = self.budget.steps() if self.budget is not None else None
         return decided or steps_of(self.config, self.stage)
 
     @property
     def needs(self) -> tuple[Run, ...]:
-        """What has to be finished before."""
+        """Runs that must be finished before."""
         teacher = () if self.teacher is None else (self.teacher,)
         return teacher if self.budget is None else (*teacher, *self.budget.runs)
 
     @property
     def cost(self) -> TrainingCost:
-        """What its training has cost so far."""
+        """Cost of its training so far."""
         return training_cost(self.files.metrics)
 
     @property
@@ -143,12 +143,12 @@ class Run:
 
     @property
     def cost_with_teacher(self) -> TrainingCost:
-        """What its training and that of its teacher have cost."""
+        """Cost of its training and its teacher's."""
         return self.cost if self.teacher is None else self.teacher.cost + self.cost
 
     @property
     def begun(self) -> bool:
-        """Whether its training began; one that was refused before is begun anew by train_net.py."""
+        """Whether its training began; False for a run that train_net.py refused."""
         return (self.folder / self.stage).exists()
 
     @property
@@ -166,15 +166,14 @@ class Run:
 
 
 class Plan:
-    """The runs of the rows of all tables, in one folder.
+    """The runs of all tables in one folder.
 
-    An override holds for a row unless the row says otherwise: not where the row itself sets that
-    key, and not below something that the row switches off.
+    An override does not apply to a row that sets its key, or that sets a section above it to null.
 
     Args:
-        folder: where the runs write.
-        settings: of all of them.
-        tables: all there are.
+        folder: output folder of the runs.
+        settings: common settings.
+        tables: all tables.
     """
 
     def __init__(self, folder: Path, settings: Settings, tables: Sequence[Table]) -> None:
@@ -185,10 +184,10 @@ class Plan:
         self._runs: dict[Path, Run] = {}
 
     def config(self, row: Row) -> DictConfig:
-        """A row's resolved config; its seed, stages and folder are those of its file.
+        """A row's resolved config, with seed, stages and folder of its file.
 
         Raises:
-            ConfigError: see `load_run_config`, and overrides that would undo the row.
+            ConfigError: see `load_run_config`; an override would undo the row.
         """
         return OmegaConf.create(self._plain(row))
 
@@ -204,7 +203,7 @@ class Plan:
         """Load the configs of some rows.
 
         Raises:
-            ValueError: what is wrong with any of them, each named once.
+            ValueError: all errors, each once with its rows.
         """
         check_overrides(self.settings)
         problems: dict[str, list[str]] = {}
@@ -220,22 +219,22 @@ class Plan:
         given = [r.name for r in rows if r.equal and r.equal.to and self._given_teacher(r)]
         if given:
             raise ValueError(
-                f"Rows {', '.join(given)} are given what a student and its teacher have spent, and "
-                "what the teacher of teacher.checkpoint has is not known: leave them out with "
-                "--rows, or let the teacher be trained."
+                f"Rows {', '.join(given)} are matched to the cost of a student and its teacher, "
+                "but the cost of the teacher in teacher.checkpoint is unknown: leave them out with "
+                "--rows, or train the teacher."
             )
         data = _splits(self.base())
         others = [row.name for row in rows if _splits(self._plain(row)) != data]
         if others:
             raise ValueError(
-                f"Rows {', '.join(others)} change where data.train, data.val or data.test lie: "
+                f"Rows {', '.join(others)} change data.train, data.val or data.test: "
                 "the rows of a table share their data."
             )
         for override in self.settings.overrides:
             if not any(override in self._overrides[row.key] for row in rows):
                 raise ValueError(
-                    f"{override}: no row of the table takes it, because each of them sets this "
-                    "key itself or has nothing there."
+                    f"{override}: applies to no row of the table, because each of them sets this "
+                    "key or has null above it."
                 )
 
     def first_like(self, row: Row) -> Row:
@@ -243,16 +242,16 @@ class Plan:
         return self._firsts[row.key][0]
 
     def first_taught_like(self, row: Row) -> Row | None:
-        """The first row of all tables with the same teacher; None if none is to be trained."""
+        """The first row of all tables with the same teacher; None if none is trained."""
         return self._firsts[row.key][1]
 
     def run(self, row: Row, seed: int) -> Run:
-        """The run whose result is the row's."""
+        """The run of a row."""
         first, teacher = self.first_like(row), self.teacher(row, seed)
         overrides = []
         if teacher is not None:
             overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
-        # The method's configs have both: a row is a student unless it says otherwise.
+        # The method's configs train both; a row is a student unless its layers say otherwise.
         stage = STUDENT if STUDENT in self._plain(row)["train"]["stages"] else PLAIN
         budget = None
         if first.equal is not None and first.equal.to:
@@ -262,14 +261,14 @@ class Plan:
         return self._run(first, seed, stage, Path(first.key), teacher, overrides, budget)
 
     def teacher(self, row: Row, seed: int) -> Run | None:
-        """The run of the row's teacher; None if none is to be trained."""
+        """The run of a row's teacher; None if none is trained."""
         first = self.first_taught_like(row)
         if first is None:
             return None
         return self._run(first, seed, TEACHER, Path("teachers", first.key), None, [], None)
 
     def runs(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[Run]:
-        """All runs of some rows, each once: seed by seed, each after those that it needs."""
+        """All runs of some rows, each once and after those that it needs, seed by seed."""
         runs: dict[Path, Run] = {}
         for seed in seeds:
             students = [self.run(row, seed) for row in rows]
@@ -281,9 +280,9 @@ class Plan:
 
     @functools.cached_property
     def _firsts(self) -> dict[str, tuple[Row, Row | None]]:
-        """By row: the first one with its config, and the first one with its teacher.
+        """By row: the first row with its config, and the first row with its teacher.
 
-        Rows that the overrides do not fit are left out: they are not in the table that is wanted.
+        Rows of other tables that the overrides do not fit are left out.
         """
         students: dict[tuple[str, Equal | None], Row] = {}
         teachers: dict[str, Row] = {}
@@ -301,12 +300,12 @@ class Plan:
         return firsts
 
     def _given_teacher(self, row: Row) -> bool:
-        """Whether the student that a control is matched to has a teacher from elsewhere."""
+        """Whether the student to which a control is matched has a given teacher."""
         assert row.equal is not None
         return bool(self._plain(self.rows[row.equal.to])["teacher"]["checkpoint"])
 
     def _plain(self, row: Row) -> dict[str, Any]:
-        """`config` as dicts and lists, which are made in a fraction of the time."""
+        """`config` as dicts and lists, which are much quicker to build."""
         if row.key not in self._configs:
             config, overrides = resolve(row, self.settings)
             self._configs[row.key], self._overrides[row.key] = config, overrides
@@ -331,13 +330,13 @@ class Plan:
                 config.teacher.checkpoint = str(teacher.weights)
             own = [f"train.seed={seed}", f"train.stages=[{stage}]"]
             own += [f"train.output_dir={json.dumps(str(folder))}", *overrides]
-            said = (*self._overrides[row.key], *own)
-            self._runs[folder] = Run(row, seed, stage, folder, config, teacher, said, budget)
+            every = (*self._overrides[row.key], *own)
+            self._runs[folder] = Run(row, seed, stage, folder, config, teacher, every, budget)
         return self._runs[folder]
 
 
 def listed_by_row(heading: str, problems: Mapping[str, Sequence[str]], num_rows: int) -> str:
-    """Problems of a table, each with the names of its rows, of `num_rows` that were looked at."""
+    """A list of problems, each with its rows ("all rows" for `num_rows` of them)."""
     lines = [
         f"{problem} ({'all rows' if len(rows) == num_rows else 'rows ' + ', '.join(rows)})"
         for problem, rows in problems.items()
@@ -346,6 +345,6 @@ def listed_by_row(heading: str, problems: Mapping[str, Sequence[str]], num_rows:
 
 
 def _splits(config: DictConfig | dict[str, Any]) -> list[Any]:
-    """Where the data is."""
+    """The splits of a config, with their paths."""
     data = to_plain(config)["data"]
     return [data[name] for name in ("train", "val", "test")]

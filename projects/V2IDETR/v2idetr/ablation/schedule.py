@@ -1,4 +1,4 @@
-"""Several programs at a time, each when what it needs is there; one that fails stops no other."""
+"""Parallel execution of programs with dependencies; a failure stops only its dependents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from v2idetr.child_processes import Child, Interrupted, forwarded, start_logged
 
 POLL_S = 0.2
-MOST_SAID = 400  # letters of an error that are shown
+MOST_SHOWN = 400  # characters of an error
 _ERROR = re.compile(r"^(\w*Error\b|error:)", re.IGNORECASE)
 
 
@@ -22,11 +22,11 @@ class Job:
     """One program.
 
     Attributes:
-        name: unique.
-        command: gives program and arguments, when the job starts.
-        log: file that its output is added to.
-        result: what it makes last; a job whose result is there is not run.
-        needs: names of the jobs that have to succeed before.
+        name: unique name.
+        command: function that returns program and arguments, called when the job starts.
+        log: file to which its output is appended.
+        result: file that it writes last; a job whose result exists is not run.
+        needs: names of the jobs that must succeed before.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Failure:
     """Why a job has no result.
 
     Attributes:
-        job: which.
-        reason: what it said last.
-        log: where the rest of that stands; None for a job that was not run.
+        job: the failed job.
+        reason: its last error message.
+        log: its log; None for a job that was not run.
     """
 
     job: Job
@@ -59,20 +59,20 @@ def run_jobs(
     tick: Callable[[Sequence[Job]], None] = lambda running: None,
     ended: Callable[[Job, Failure | None, float], None] = lambda job, failure, seconds: None,
 ) -> list[Failure]:
-    """Run all jobs that have no result yet, in order, as many at a time as there are slots.
+    """Run all jobs without a result, in order, in parallel in the given slots.
 
     Args:
-        jobs: each after those that it needs.
-        slots: environment variables of the programs that run in each of them.
+        jobs: jobs, each after those that it needs.
+        slots: environment variables of the programs of each slot.
         keep_open: file descriptors that the programs inherit.
-        tick: called several times a second with the jobs that are running.
-        ended: called after each job with its failure, if it is one, and its seconds.
+        tick: called several times a second with the running jobs.
+        ended: called after each job with its failure or None, and its duration in seconds.
 
     Returns:
-        What failed, jobs included whose need failed.
+        Failures, including jobs that were not run because a job that they need failed.
 
     Raises:
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; it was passed on, and all programs have ended.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received and forwarded; all programs have ended.
     """
     return _Schedule(jobs, slots, keep_open, tick, ended).run()
 
@@ -98,33 +98,33 @@ class _Schedule:
                 while self.waiting or self.running:
                     if received:
                         self.waiting.clear()
-                    self._start_what_can(received)
+                    self._start_ready(received)
                     self._collect(received)
                     self.tick([r.job for r in self.running.values()])
                     if self.running:
                         time.sleep(POLL_S)
-            finally:  # an error of ours: nothing may go on without us
+            finally:  # also after an error in this process
                 for one in self.running.values():
                     one.child.terminate()
         if received:
             raise Interrupted(received[0])
         return list(self.failures.values())
 
-    def _start_what_can(self, received: Sequence[int]) -> None:
+    def _start_ready(self, received: Sequence[int]) -> None:
         for job in list(self.waiting):
             failed = [name for name in job.needs if name in self.failures]
             if failed:
                 self.waiting.remove(job)
                 self._fail(Failure(job, f"not run, because {failed[0]} failed", None), 0.0)
-            elif self.free and not received and not any(map(self._is_to_come, job.needs)):
+            elif self.free and not received and not any(map(self._is_pending, job.needs)):
                 self.waiting.remove(job)
                 slot = self.free.pop(0)
                 child = start_logged(job.command(), job.log, self.keep_open, slot)
                 self.running[job.name] = _Running(job, child, slot, time.monotonic())
-                if received:  # between the check and the start: nobody has told this one
+                if received:  # between the check and the start: not forwarded to this one
                     child.send_signal(signal.SIGTERM)
 
-    def _is_to_come(self, name: str) -> bool:
+    def _is_pending(self, name: str) -> bool:
         return name in self.running or any(job.name == name for job in self.waiting)
 
     def _collect(self, received: Sequence[int]) -> None:
@@ -137,7 +137,7 @@ class _Schedule:
             seconds = time.monotonic() - one.start_s
             if one.job.result.exists() and not code:
                 self.ended(one.job, None, seconds)
-            elif not received:  # else it stopped because it was told to
+            elif not received:  # else it was stopped
                 reason = last_error(one.job.log, code)
                 self._fail(Failure(one.job, reason, one.job.log), seconds)
 
@@ -155,23 +155,23 @@ class _Running:
 
 
 def last_error(log: Path, code: int) -> str:
-    """What a program that ended with a code other than 0 said about it last.
+    """Last error message of a program with an exit code other than 0.
 
-    That is its log from the last line that names an error, or else the last line.
+    It is the end of its log from the last line that names an error, else the last line.
     """
     if code < 0:
         name = signal.Signals(-code).name
-        hint = "; was memory short?" if name == "SIGKILL" else ""
-        return f"ended by {name}{hint}"
+        hint = "; out of memory?" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     errors = [k for k, line in enumerate(lines) if _ERROR.match(line)]
-    said = " ".join(lines[errors[-1] if errors else -1 :]) or "it said nothing"
-    return f"{said if len(said) <= MOST_SAID else said[: MOST_SAID - 1] + '…'} (code {code})"
+    text = " ".join(lines[errors[-1] if errors else -1 :]) or "no output"
+    return f"{text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + '…'} (code {code})"
 
 
 def cores() -> int:
-    """Physical cores that this process may use: hyper-threads of a core count once."""
+    """Number of physical cores that this process may use."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     siblings = set()
     for number in allowed:
@@ -181,13 +181,13 @@ def cores() -> int:
 
 
 def slots_of(gpus: Sequence[str], jobs: int) -> list[dict[str, str]]:
-    """Environments of programs that run at the same time and share GPUs and cores equally.
+    """Environment variables of parallel programs that share GPUs and cores equally.
 
-    A number of threads that the user has set stays.
+    A value of OMP_NUM_THREADS that the user has set is kept.
 
     Args:
-        gpus: their names in CUDA_VISIBLE_DEVICES; none for a machine without.
-        jobs: programs at a time.
+        gpus: names in CUDA_VISIBLE_DEVICES; [] for a machine without GPUs.
+        jobs: number of parallel programs.
     """
     given = os.environ.get("OMP_NUM_THREADS")
     slot = {"OMP_NUM_THREADS": given or str(max(1, cores() // jobs))}

@@ -1,13 +1,13 @@
-"""Everything that a table says, as one JSON-able mapping, from which text and plot are made.
+"""The content of a table as one JSON-able mapping, the source of its text and plot.
 
 table, heading, dataset, student, seeds, unit, ...
-blocks    the test splits pooled, then each apart, with their sizes
+blocks    the pooled test splits, then each of them, with their sizes
 metrics   in the order of the columns
-rows      name, number ("" for all where any has none), title, switches, run; figures and
-          difference by block and metric; paired: that of F1 on all test videos with its 95 %
-          interval, by rule; to_control: the same difference to the control of
-          Tables III and IV, where there is one; in the table of controls
-          cost by seed, a teacher's included, and curve, steps and best_metric of validation
+rows      name, number ("" for all if any has none), title, switches, run; figures (metrics) and
+          difference by block and metric; paired: difference of F1 on all test videos with its
+          95 % interval, by rule; to_control: difference to the control, in Tables III and IV;
+          in the table of controls, cost by seed (including the teacher's) and curve (steps and
+          best_metric on validation)
 teachers  the same for the teachers of these rows
 """
 
@@ -23,9 +23,9 @@ from omegaconf import DictConfig
 from v2idetr.ablation.aggregation import (
     COCO,
     PER_RULE,
-    Figures,
+    Metrics,
     VideoCounts,
-    figures_of,
+    metrics_of,
     paired_f1,
     read_result,
     spread,
@@ -38,24 +38,24 @@ from v2idetr.config.yaml_text import parse_yaml
 from v2idetr.evaluation.table import ALL_TESTS
 from v2idetr.runs.training_log import TrainingCost
 
-PAPER = Path("ablations", "paper.yaml")  # in the folder of the configs
+PAPER = Path("ablations", "paper.yaml")  # relative to the folder of configs
 SWITCHES = ("TFD", "MSI", "CQD")
-MOST_NAMED = 6  # rows in the title of their teacher
+MOST_NAMED = 6  # rows in the title of a teacher
 
 
 def build_content(
     table: Table, plan: Plan, seeds: Sequence[int], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A table with everything that its folder has for it.
+    """The content of a table from the finished runs of its folder.
 
     Args:
-        table: which one.
-        plan: of the folder.
-        seeds: to look for.
+        table: the table.
+        plan: plan of the folder.
+        seeds: seeds that are looked for.
         facts: further entries, such as the command; "data" is `data_fingerprint` by split.
 
     Raises:
-        ValueError: runs have read different data.
+        ValueError: runs used different data.
     """
     settings = plan.settings
     runs = plan.runs(table.rows, seeds)
@@ -69,7 +69,7 @@ def build_content(
     metrics = _metrics(plan.config(table.rows[0]), paper)
     known = {row.key: line.results for row, line in zip(table.rows, rows, strict=True)}
     control = known.get(CONTROL) or _control(table, plan, seeds)
-    if control is not None and not control.figures:
+    if control is not None and not control.metrics:
         control = None
 
     def described(lines: Sequence[_Line]) -> list[dict[str, Any]]:
@@ -105,9 +105,9 @@ def build_content(
 
 @dataclass(frozen=True)
 class _Results:
-    """What there is of one row by seed, and sizes by block; costs and curves of controls alone."""
+    """Results of one row by seed, and sizes by block; costs and curves for controls only."""
 
-    figures: dict[int, Figures]
+    metrics: dict[int, Metrics]
     sizes: dict[str, dict[str, int]]
     videos: dict[int, VideoCounts]
     costs: dict[int, TrainingCost]
@@ -116,7 +116,7 @@ class _Results:
 
 @dataclass(frozen=True)
 class _Line:
-    """A row or a teacher: what is said of it, its results, the key of what it is compared with."""
+    """A row or teacher: its descriptive entries, its results, the key of its reference row."""
 
     words: dict[str, Any]
     results: _Results
@@ -124,7 +124,7 @@ class _Line:
 
 
 def _results(runs: Sequence[Run], *, with_costs: bool = False) -> _Results:
-    figures: dict[int, Figures] = {}
+    metrics: dict[int, Metrics] = {}
     sizes: dict[str, dict[str, int]] = {}
     videos: dict[int, VideoCounts] = {}
     costs: dict[int, TrainingCost] = {}
@@ -132,16 +132,16 @@ def _results(runs: Sequence[Run], *, with_costs: bool = False) -> _Results:
     for run in runs:
         if run.finished:
             result = read_result(run.evaluation)
-            figures[run.seed], found = figures_of(result)
+            metrics[run.seed], found = metrics_of(result)
             _add_sizes(sizes, found)
             videos[run.seed] = video_counts(result)
             if with_costs:
                 costs[run.seed], curves[run.seed] = run.cost_with_teacher, run.curve
-    return _Results(figures, sizes, videos, costs, curves)
+    return _Results(metrics, sizes, videos, costs, curves)
 
 
 def _add_sizes(sizes: dict[str, dict[str, int]], found: Mapping[str, dict[str, int]]) -> None:
-    """ValueError where a block is known and has another size."""
+    """Add sizes of blocks; ValueError if a block is known with another size."""
     for title, size in found.items():
         known = sizes.setdefault(title, size)
         if known != size:
@@ -171,7 +171,7 @@ def _rows(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
 
 
 def _control(table: Table, plan: Plan, seeds: Sequence[int]) -> _Results | None:
-    """Results of the control in this folder, for a table of other rows; None where it has none."""
+    """Results of the control in this folder, for tables that are compared with it; else None."""
     row = plan.rows.get(CONTROL)
     if table.key not in WITH_CONTROL or row is None:
         return None
@@ -179,7 +179,7 @@ def _control(table: Table, plan: Plan, seeds: Sequence[int]) -> _Results | None:
 
 
 def _switches(config: DictConfig) -> dict[str, bool]:
-    """What of the method is on."""
+    """Parts of the method that are on."""
     student = "student" in config.train.stages
     return {
         "TFD": student and config.distillation.tfd is not None,
@@ -189,7 +189,7 @@ def _switches(config: DictConfig) -> dict[str, bool]:
 
 
 def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
-    """One line for each teacher that rows of the table have."""
+    """One line for each teacher of the table's rows."""
     taught: dict[str, list[Row]] = {}
     for row in table.rows:
         if (first := plan.first_taught_like(row)) is not None:
@@ -217,17 +217,17 @@ def _teacher_title(rows: Sequence[str], *, is_only: bool) -> str:
 def _compared(
     results: _Results, reference: _Results | None, blocks: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Any]:
-    """Means and, where there is something to compare with, differences by seed."""
-    figures = {
-        title: {m: spread(results.figures, title, m).as_json() for m in metrics} for title in blocks
+    """Means and, with a reference, differences by seed."""
+    spreads = {
+        title: {m: spread(results.metrics, title, m).as_json() for m in metrics} for title in blocks
     }
     paired: dict[str, Any] = {}
     if reference is not None and reference is not results:
         rules = dict.fromkeys(metric.partition("/")[0] for metric in metrics if "/" in metric)
         paired = {rule: paired_f1(results.videos, reference.videos, rule) for rule in rules}
     return {
-        "seeds": sorted(results.figures),
-        "figures": figures,
+        "seeds": sorted(results.metrics),
+        "figures": spreads,
         "difference": _difference(results, reference, blocks, metrics),
         "paired": paired,
         "cost": {str(seed): asdict(cost) for seed, cost in sorted(results.costs.items())},
@@ -238,26 +238,26 @@ def _compared(
 def _difference(
     results: _Results, reference: _Results | None, blocks: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Any]:
-    """Differences by block and metric, seed by seed; none of a row to itself."""
+    """Differences by block and metric, paired by seed; {} for the reference itself."""
     if reference is None or reference is results:
         return {}
 
     def less(title: str, metric: str) -> dict[str, Any]:
-        theirs = spread(reference.figures, title, metric)
-        return spread(results.figures, title, metric).minus(theirs).as_json()
+        theirs = spread(reference.metrics, title, metric)
+        return spread(results.metrics, title, metric).minus(theirs).as_json()
 
     return {title: {metric: less(title, metric) for metric in metrics} for title in blocks}
 
 
 def _metrics(config: DictConfig, paper: Mapping[str, Any] | None) -> list[str]:
-    """AP75 where the paper's table has it."""
+    """Metrics of the table; AP75 only if the paper's table has it."""
     columns = [c for part in (paper or {}).get("parts", ()) for c in part["columns"]]
     names = [m for m in COCO if m != "AP75" or m in columns] if config.evaluation.coco_ap else []
     return names + [f"{rule}/{name}" for rule in config.evaluation.rules for name in PER_RULE]
 
 
 def _paper(configs: Path, key: str) -> dict[str, Any] | None:
-    """The paper's own figures for a table; None where it has none."""
+    """The paper's numbers for a table; None if it has none."""
     path = configs / PAPER
     content = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
     parts = content.get("tables", {}).get(key)

@@ -1,7 +1,7 @@
-"""Which tables there are, and which rows: read from the folders of layers.
+"""The tables and their rows, read from the folders of layers.
 
-Tables I and II compare detectors, so their rows are config files. A row of any other table is a
-layer of configs/ablations, or in a grid one layer of each of its folders.
+Rows of Tables I and II are config files of detectors. A row of any other table is a layer of
+configs/ablations, or in a grid one layer of each of its folders.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ STUDENTS = {"deformable_detr": "Deformable DETR", "detr": "DETR", "sam_detr": "S
 # Detectors that have no V2I student.
 BASELINES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS"}
 
-# Folder of layers -> what the paper calls it, and what it is about. A folder that is not named
-# here is a table as well: its name is its title.
+# Folder of layers -> its name in the paper, and its title. Other folders are tables, too, with the
+# folder's name as title.
 KNOWN = {
     "table1": ("I", "detectors and their V2I students (the paper's SUN table)"),
     "table2": ("II", "detectors and their V2I students (the paper's BUV table)"),
@@ -30,29 +30,29 @@ KNOWN = {
     "fig5a": ("5a", "weights of the losses, lambda_bk and lambda_qe"),
     "fig5b": ("5b", "T, frames of a training clip"),
     "choices": ("choices", "our defaults against other readings of the paper"),
-    "controls": ("controls", "what distillation brings beyond labels, frames and time"),
+    "controls": ("controls", "distillation against more labels, frames and time"),
 }
 OTHER_NAMES = {"1": "table1", "2": "table2", "3": "table3", "4": "table4"}
-PLAIN = "table3/1_baseline"  # what figures without a baseline of their own are compared with
-CONTROL = "table3/1b_control"  # what Tables III and IV are compared with besides
+PLAIN = "table3/1_baseline"  # baseline of Fig. 5a and 5b
+CONTROL = "table3/1b_control"  # second reference of Tables III and IV
 WITH_CONTROL = ("table3", "table4")
-CONTROLS = "controls"  # the table that says what training has cost
-RECIPE, EQUAL = "_recipe.yaml", "_equal.yaml"  # files of a folder that are no rows
+CONTROLS = "controls"  # the table with training costs
+RECIPE, EQUAL = "_recipe.yaml", "_equal.yaml"  # files that are no rows
 
 What = Literal["labels", "frames", "processor_time"]
 
 
 @dataclass(frozen=True)
 class Equal:
-    """Resource in which a plain detector equals others.
+    """Resource that a plain detector gets as much of as another row.
 
-    A step of it always has as many labelled frames as one of the teacher.
+    It always has as many labelled frames per step as the teacher.
 
     Attributes:
-        what: "labels": these alone; "frames": labelled frames of the whole training;
-            "processor_time": of the whole training.
-        to: key of the row that it equals, teacher included; "" for "labels".
-        pace: key of the row whose steps cost as much as its own; "" for "labels".
+        what: "labels": nothing else; "frames" or "processor_time": as many labelled frames, or as
+            much processor time, in the whole training.
+        to: key of the matched row, whose teacher counts as well; "" for "labels".
+        pace: key of a row with the same cost per step; "" for "labels".
     """
 
     what: What
@@ -66,11 +66,11 @@ class Row:
 
     Attributes:
         table: key of its table, such as "table3".
-        name: unique in the table.
-        title: what it is called in the table.
+        name: name, unique in the table.
+        title: title in the table.
         layers: files that are merged into the config, in this order.
-        student: its detector where the row says it; "" for the one that was asked for.
-        is_plain: of a row with a detector of its own: whether it is the plain one.
+        student: its detector; "" for that of `Settings.student`.
+        is_plain: whether a row with its own detector is the plain one.
         reference: key of the row that it is compared with; its own for a baseline.
         equal: see `Equal`; None for a row that trains as its layers say.
     """
@@ -86,25 +86,25 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name among the rows of all tables."""
+        """Key of the row, unique over all tables."""
         return f"{self.table}/{self.name}"
 
     @property
     def number(self) -> str:
-        """Its name in few letters, see `number`."""
+        """Number of the row, see `number`."""
         return number(self.name)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, or a figure.
+    """A table, or a figure of the paper.
 
     Attributes:
-        key: such as "table3".
-        label: the paper's name: "III", "5a".
-        title: what it is about.
-        rows: in order.
-        axes: of a grid, the names of what varies.
+        key: key, such as "table3".
+        label: name in the paper: "III", "5a".
+        title: title.
+        rows: rows in order.
+        axes: names of the varied settings of a grid.
     """
 
     key: str
@@ -115,14 +115,14 @@ class Table:
 
     @property
     def heading(self) -> str:
-        """As a caption begins."""
+        """Heading, such as "Table III: components"."""
         kind = {"table": "Table ", "fig": "Fig. "}
         known = next((word for start, word in kind.items() if self.key.startswith(start)), "")
         return f"{known}{self.label}: {self.title}"
 
     @property
     def numbers(self) -> dict[str, str]:
-        """The rows' numbers by their names; "" for all where any has none."""
+        """Numbers of the rows by name; "" for all if any has none."""
         numbers = {row.name: row.number for row in self.rows}
         if any(number == name for name, number in numbers.items()):
             return dict.fromkeys(numbers, "")
@@ -130,18 +130,18 @@ class Table:
 
 
 def number(name: str) -> str:
-    """A row's number, without zeros before it: "2" of "02_fd"; the name of one without."""
+    """Number of a row without leading zeros ("2" of "02_fd"); its name if it has none."""
     first = name.partition("_")[0]
     return first.lstrip("0") or "0" if first[:1].isdigit() and "." not in first else name
 
 
 def find_tables(configs: Path) -> list[Table]:
-    """All tables: the ablations in the paper's order, further ones by name, then Tables I and II.
+    """All tables: the paper's ablations in order, others by name, then Tables I and II.
 
     Runs are named after the first row that needs them.
 
     Args:
-        configs: folder with the configs, whose subfolder ablations/ has the layers.
+        configs: folder with the configs, and the layers in ablations/.
     """
     ablations = configs / "ablations"
     folders = [path.name for path in _folders(ablations)]
@@ -152,10 +152,10 @@ def find_tables(configs: Path) -> list[Table]:
 
 
 def choose_table(tables: Sequence[Table], name: str) -> Table:
-    """The table that a user means: "III", "3", "table3", "fig5a", "5A".
+    """The table with a name such as "III", "3", "table3", "fig5a" or "5A".
 
     Raises:
-        ValueError: there is none; says which there are.
+        ValueError: there is none; lists the tables.
     """
     wanted = name.lower().replace(".", "").replace(" ", "")
     wanted = OTHER_NAMES.get(wanted, wanted)
@@ -163,17 +163,17 @@ def choose_table(tables: Sequence[Table], name: str) -> Table:
         if wanted in (table.key.lower(), table.label.lower(), f"table{table.label}".lower()):
             return table
     raise ValueError(
-        f"--table {name}: there is no such table. There are "
+        f"--table {name}: no such table. The tables are "
         + ", ".join(table.label for table in tables)
         + "; --list shows their rows."
     )
 
 
 def choose_rows(table: Table, names: Sequence[str]) -> list[Row]:
-    """The rows that a user names in full or by number; all of them without names.
+    """The rows with the given names or numbers; all rows for [].
 
     Raises:
-        ValueError: one of them does not exist; says which do.
+        ValueError: one of them does not exist; lists the rows.
     """
     if not names:
         return list(table.rows)
@@ -233,10 +233,10 @@ def _layers(ablations: Path, key: str) -> Table:
 
 
 def _with_equals(folder: Path, rows: Sequence[Row]) -> list[Row]:
-    """Rows with what the folder's file says that they are given.
+    """Rows with the resources of the folder's `_equal.yaml`.
 
     Raises:
-        ValueError: the file names rows or words that there are not.
+        ValueError: the file has unknown rows or keys.
     """
     path = folder / EQUAL
     given = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -263,13 +263,13 @@ def _with_equals(folder: Path, rows: Sequence[Row]) -> list[Row]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Subfolders with layers, by name; without hidden ones such as an editor's."""
+    """Subfolders with layers, by name, without hidden ones."""
     found = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in found if any(path.rglob("*.yaml")))
 
 
 def _in_order(folder: Path) -> list[Path]:
-    """Layers by name, numbers by their value."""
+    """Layers sorted by name, numbers by value."""
 
     def place(path: Path) -> tuple[float, str]:
         try:
@@ -282,5 +282,5 @@ def _in_order(folder: Path) -> list[Path]:
 
 
 def _first_line(layer: Path) -> str:
-    """The row's name in words, which a layer begins with."""
+    """Title of a row: the first line of its layer."""
     return layer.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()

@@ -91,9 +91,7 @@ def stage_rows(run: RunFiles) -> list[StageRow]:
             state = f"{done}, stopped early (at most {planned})"
         if stage is None or (stage.evaluation is None and not done):
             state = (
-                "replaced by teacher.checkpoint"
-                if name == "teacher" and _given(run)
-                else "not begun"
+                "given by teacher.checkpoint" if name == "teacher" and _given(run) else "not begun"
             )
         rows.append(
             StageRow(
