@@ -53,7 +53,7 @@ def test_training_gives_a_dict_of_scalar_losses_that_reach_every_parameter(kind:
     found = losses(detector, BATCH)
     for loss in found.values():
         assert loss.shape == () and loss.isfinite() and loss.requires_grad
-    sum(found.values()).backward()
+    torch.stack([*found.values()]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
 
 
@@ -61,7 +61,7 @@ def test_training_gives_a_dict_of_scalar_losses_that_reach_every_parameter(kind:
 def test_a_batch_without_lesions_can_be_trained_on(kind: str) -> None:
     detector = small(kind)
     found = losses(detector, [make_sample(0, lesions=0)])
-    sum(found.values()).backward()
+    torch.stack([*found.values()]).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
 
 
@@ -160,7 +160,7 @@ def test_a_detector_without_a_moving_average_has_no_buffer_for_it() -> None:
 
 
 def test_processes_go_on_with_the_mean_of_their_moving_averages(tmp_path: Path) -> None:
-    def work(rank: int) -> float:
+    def work(rank: int) -> int:
         url = f"file://{tmp_path}/rendezvous"
         dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
         detector = small("fcos")
