@@ -14,6 +14,7 @@ from detectron2.modeling import FPN
 from detectron2.utils.events import EventStorage
 
 from tests.conftest import make_sample
+from v2idetr.checkpoints.class_heads import class_head_prefixes
 from v2idetr.config.load import build, load_config
 from v2idetr.evaluation.predictions import FramePrediction, evaluating
 from v2idetr.modeling.backbone import TimmBackbone
@@ -121,6 +122,15 @@ def test_missing_weights_are_refused_and_the_key_is_named(tmp_path: Path) -> Non
     net = small("fcos").net
     with pytest.raises(ValueError, match=r"No backbone weights at .*\(model\.weights\)"):
         Detectron2Detector(net=net, class_names=["polyp"], weights=str(tmp_path / "none.pth"))
+
+
+@every_kind
+def test_what_tells_classes_apart_is_left_out_for_other_classes(kind: str) -> None:
+    detector = small(kind)
+    heads = class_head_prefixes(detector.net)
+    found = {n.rpartition(".")[0] for n in detector.net.state_dict() if n.startswith(heads)}
+    predictor = {f"roi_heads.box_predictor.{name}" for name in ("cls_score", "bbox_pred")}
+    assert found == (predictor if kind == "faster_rcnn" else {"head.cls_score"})
 
 
 # ------------------------------------------------------------------------ moving average
