@@ -14,6 +14,7 @@ from detectron2.modeling import FPN
 from detectron2.utils.events import EventStorage
 
 from tests.conftest import make_sample
+from v2idetr.checkpoints.class_heads import class_head_prefixes
 from v2idetr.config.load import build, load_config
 from v2idetr.evaluation.predictions import FramePrediction, evaluating
 from v2idetr.modeling.backbone import TimmBackbone
@@ -53,7 +54,7 @@ def test_training_gives_a_dict_of_scalar_losses_that_reach_every_parameter(kind:
     found = losses(detector, BATCH)
     for loss in found.values():
         assert loss.shape == () and loss.isfinite() and loss.requires_grad
-    sum(found.values()).backward()
+    torch.stack([*found.values()]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
 
 
@@ -61,7 +62,7 @@ def test_training_gives_a_dict_of_scalar_losses_that_reach_every_parameter(kind:
 def test_a_batch_without_lesions_can_be_trained_on(kind: str) -> None:
     detector = small(kind)
     found = losses(detector, [make_sample(0, lesions=0)])
-    sum(found.values()).backward()
+    torch.stack([*found.values()]).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
 
 
@@ -123,6 +124,15 @@ def test_missing_weights_are_refused_and_the_key_is_named(tmp_path: Path) -> Non
         Detectron2Detector(net=net, class_names=["polyp"], weights=str(tmp_path / "none.pth"))
 
 
+@every_kind
+def test_what_tells_classes_apart_is_left_out_for_other_classes(kind: str) -> None:
+    detector = small(kind)
+    heads = class_head_prefixes(detector.net)
+    found = {n.rpartition(".")[0] for n in detector.net.state_dict() if n.startswith(heads)}
+    predictor = {f"roi_heads.box_predictor.{name}" for name in ("cls_score", "bbox_pred")}
+    assert found == (predictor if kind == "faster_rcnn" else {"head.cls_score"})
+
+
 # ------------------------------------------------------------------------ moving average
 
 
@@ -160,7 +170,7 @@ def test_a_detector_without_a_moving_average_has_no_buffer_for_it() -> None:
 
 
 def test_processes_go_on_with_the_mean_of_their_moving_averages(tmp_path: Path) -> None:
-    def work(rank: int) -> float:
+    def work(rank: int) -> int:
         url = f"file://{tmp_path}/rendezvous"
         dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
         detector = small("fcos")
