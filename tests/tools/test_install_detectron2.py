@@ -224,7 +224,7 @@ def test_a_tools_package_with_files_of_others_stays(environment: Environment) ->
     environment.place(whole_wheel() | {"tools/of_another_package.py": "KEEP = True\n"})
     process = environment.install()
     assert process.returncode == 0, process.stderr
-    assert "Left" in process.stdout
+    assert "Kept" in process.stdout
     assert (environment.site / "tools/of_another_package.py").exists()
     assert (environment.site / "tools/__init__.py").exists()
 

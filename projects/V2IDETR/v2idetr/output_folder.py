@@ -33,7 +33,7 @@ def check_folder(folder: Path, record: str, what: str, first: Sequence[str] = ()
     early = (LOCK, *first)
     halves = tuple(f".{name}." for name in (record, *first))  # see `write_atomically`
     if any(p.name not in early and not p.name.startswith(halves) for p in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and is no {what} folder: choose another --output.")
+        raise ValueError(f"{folder} is not empty and holds no {what}: choose another --output.")
 
 
 def check_writable(path: Path, option: str = "--output", *, is_file: bool = False) -> None:
