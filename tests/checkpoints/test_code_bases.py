@@ -309,8 +309,8 @@ def test_of_a_file_that_lost_what_it_is_known_by_the_nearest_layout_is_named() -
         ({"dilation": True}, "--dilation"),
         ({"pre_norm": True}, "--pre_norm"),
         ({"position_embedding": "learned"}, "--position_embedding learned"),
-        ({"nheads": 5}, "cannot be cut into 5 heads"),
-        ({"nheads": 0}, "cannot be cut into 0 heads"),
+        ({"nheads": 5}, "cannot be divided into 5 heads"),
+        ({"nheads": 0}, "cannot be divided into 0 heads"),
     ],
 )
 def test_settings_that_we_do_not_have_are_refused(

@@ -185,9 +185,9 @@ def test_every_layer_looks_where_the_layer_before_put_the_box() -> None:
     seen = []
     net.decoder[1].register_forward_pre_hook(lambda _, args: seen.append(args[:2]))
     net.decode(memory, queries)
-    content, reference = seen[0]
+    content, place = seen[0]
     assert torch.equal(content, decoded.hidden[0])
-    assert torch.equal(reference, decoded.boxes[0])
+    assert torch.equal(place.reference, decoded.boxes[0])
 
 
 def test_a_layer_is_not_trained_through_the_box_that_a_later_one_refines() -> None:
