@@ -313,14 +313,18 @@ def _losses_alone(student: Any, knowledge: Any, batch: list[dict[str, Any]]) -> 
     """TFD and CQD with their gradients, from precomputed features and decoded queries."""
     import torch
 
+    from v2idetr.modeling.extra_queries import decode_beside
+
     plain = student.student
     with torch.no_grad():
         memory = plain.net.encode(plain.net.extract(plain.images(batch)))
         own = plain.net.queries(memory)
-        draw = partial(student.cqd.cross_view, knowledge, reference_dim=own.reference.shape[-1])
+        draw = partial(
+            student.losses["cqd"].extra_queries, knowledge, reference_dim=plain.net.reference_dim
+        )
         generators = [torch.Generator().manual_seed(1) for _ in batch]
         cross = draw(generators=generators)
-        _, decoded = student.cqd.decode(plain.net, memory, own, cross.queries)
+        _, (decoded,) = decode_beside(plain.net, memory, own, [cross])
     boxes = [sample["instances"].gt_boxes.tensor.to(plain.device) for sample in batch]
     maps = memory.features.maps
     for stride in maps:
@@ -328,11 +332,11 @@ def _losses_alone(student: Any, knowledge: Any, batch: list[dict[str, Any]]) -> 
     decoded.hidden.requires_grad_()
 
     def tfd() -> None:
-        student.tfd(memory.features, knowledge.features, boxes).backward()
+        student.losses["tfd"].compare(memory.features, knowledge.features, boxes).backward()
 
     def cqd() -> None:
         cross = draw(generators=generators)
-        student.cqd(decoded, cross).backward()
+        student.losses["cqd"].compare(decoded, cross).backward()
 
     return {"TFD alone": tfd, "CQD alone": cqd}
 

@@ -24,7 +24,7 @@ from tools.convert_checkpoint import main
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header
 from v2idetr.config.load import load_config
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage import build_stage, resolve_stages
 from v2idetr.engine.stage_training import load_initial_weights
 from v2idetr.modeling.preprocess import FixedSize, Preprocess
 from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
@@ -73,7 +73,7 @@ def test_training_starts_from_coco_weights(
 
     run = load_config(config, [f"train.init_checkpoint={output}"])
     detector = detector_of(config)
-    load_initial_weights(run, "plain", detector)
+    load_initial_weights(run, resolve_stages(run)["plain"], detector)
     theirs = read_weights(source).state
     have = detector.state_dict()
     assert torch.equal(have["net.query_embed.weight"], theirs["query_embed.weight"])
@@ -175,13 +175,14 @@ def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
     teacher = detector_of(config, stage="teacher")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     start = [f"train.init_checkpoint={output}"]
+    run = load_config(config, start)
     with pytest.raises(CheckpointError) as caught:
-        load_initial_weights(load_config(config, start), "teacher", teacher)
+        load_initial_weights(run, resolve_stages(run)["teacher"], teacher)
     assert str(caught.value).startswith(f"teacher.init_checkpoint: {output}: ")
     assert "(teacher.model.net.fusion=null disables it)" in str(caught.value)
     assert "or set teacher.init_partial=true to leave out" in str(caught.value)
     run = load_config(config, [*start, "teacher.init_partial=true"])
-    load_initial_weights(run, "teacher", teacher)
+    load_initial_weights(run, resolve_stages(run)["teacher"], teacher)
     coco = read_weights(output).state
     for name, tensor in teacher.state_dict().items():
         given = before if name.startswith("net.fusion.") else coco
