@@ -67,12 +67,12 @@ def official_table() -> list[dict[str, Any]]:
 
 
 def families() -> list[list[str]]:
-    """Files of ``configs/models`` with a detector, grouped by teacher."""
+    """Files of ``configs/models`` with a detector that has a teacher, grouped by it."""
     from omegaconf import OmegaConf
 
     found: dict[str, list[str]] = {}
     for path in sorted(MODELS.glob("*.py")):
-        if "model" in load(path.stem):
+        if {"model", "teacher"} <= set(load(path.stem)):
             teacher = with_data(path.stem).teacher.model
             settings = str(OmegaConf.to_container(teacher, resolve=True))
             found.setdefault(settings, []).append(path.stem)

@@ -163,7 +163,7 @@ def test_training_starts_from_wrapped_weights_of_ours_and_says_so(
     with caplog.at_level("INFO", logger="v2idetr"):
         assert load_detector(detector, tmp_path / "a.pth") == []
     assert all(torch.equal(t, state[name]) for name, t in detector.state_dict().items())
-    assert "also has 'ema_state'" in caplog.text and "without the '_orig_mod.'" in caplog.text
+    assert "also has 'ema_state'" in caplog.text and "prefix '_orig_mod.'" in caplog.text
 
 
 def test_a_teacher_starts_from_coco_weights_but_for_its_temporal_module(
