@@ -360,7 +360,7 @@ def test_tensors_that_should_be_one_must_be_equal(tmp_path: Path) -> None:
 
 def test_a_detector_that_transformers_does_not_have_is_not_exported(tmp_path: Path) -> None:
     path, _ = tiny_file("sam", tmp_path)
-    with pytest.raises(CheckpointError, match="transformers has no SAMDETR; there are"):
+    with pytest.raises(CheckpointError, match="transformers has no SAMDETR, only"):
         export(read(path), tmp_path / "out")
     weights = read(tiny_file("deformable", tmp_path)[0])
     for part, sentence in (

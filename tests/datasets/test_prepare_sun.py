@@ -156,7 +156,7 @@ def test_lesion_free_cases_are_read_and_spread(convert, sun):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--test-cases", "77"), r"cases \[77\] are not there"),
+        (("--test-cases", "77"), r"cases \[77\] do not exist"),
         (("--test-cases", "1", "--val-cases", "1"), r"cases \[1\] twice"),
         (("--val-cases", "1-"), "--val-cases 1-: '1-' is neither a number nor a range"),
         (("--test-cases", "1-4", "--val-cases", "5"), "split 'train' has no frames"),

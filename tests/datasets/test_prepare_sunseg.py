@@ -154,7 +154,7 @@ def test_boxes_on_the_diagonal_need_no_order(convert, sunseg):
 def test_without_masks_the_order_must_be_given(convert, sunseg):
     for path in (sunseg / TESTS[1] / "GT" / "case7_1").iterdir():
         path.unlink()
-    with pytest.raises(SystemExit, match=r"there are no masks under .*GT to tell.*--box-order"):
+    with pytest.raises(SystemExit, match=r"there are no masks under .*GT to measure.*--box-order"):
         convert("sunseg", sunseg)
     written = convert("sunseg", sunseg, "--box-order", "xywh")
     assert sum(map(len, unseen(written).values())) == 2
