@@ -13,7 +13,7 @@ import pytest
 import train_net
 from tests.tiny_runs import make_run, write_weights
 from v2idetr.checkpoints.files import CheckpointError
-from v2idetr.config.load import load_config
+from v2idetr.config.load import load_config, save_config
 from v2idetr.engine import process
 from v2idetr.engine.signals import StopRequested
 from v2idetr.engine.stages import evaluate_only
@@ -121,7 +121,9 @@ def test_what_is_to_be_done_after_an_interruption_can_be_typed_in(
         raise stop
 
     if trained:
-        write_weights(make_run(tiny_config), "teacher", "last.pth")
+        run = make_run(tiny_config)
+        write_weights(run, "teacher", "last.pth")
+        save_config(run.config, run.folder / "config.yaml")
     given = ["--config-file", "x.yaml", *(["--eval-only"] if eval_only else [])]
     if not eval_only and trained:
         given.append("--resume")

@@ -106,7 +106,7 @@ def test_a_later_stage_starts_from_what_an_earlier_one_hands_on(outside_config: 
         (["train.stages=[plane]", "train.patience=1"], r"Did you mean plain\?"),
         (["train.stages=[plane]"], r"train\.stages must name some of .* Did you mean plain\?"),
         (["train.stages=[plain, plain]"], r"each stage once"),
-        (["train.stages=[teacher]"], r"teacher\.model is missing"),
+        (["train.stages=[teacher]"], r"this config has no teacher\.model"),
     ],
 )
 def test_stages_that_cannot_run_are_refused_before_anything_is_built(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import TinyBackbone, tiny_net
+from v2idetr.modeling.deformable_attention import DeformableAttention
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.interface import (
     DEFAULT_REFERENCE_SIZE,
@@ -270,10 +271,13 @@ def decode_masked(
     hidden, logits, boxes = [], [], []
     for index, layer in enumerate(net.decoder):
         where = content + queries.position
-        seen, _ = layer.self_attention(where, where, content, attn_mask=hidden_from)
+        seen, _ = nn.MultiheadAttention.forward(
+            layer.self_attention, where, where, content, attn_mask=hidden_from
+        )
         content = layer.self_norm(content + seen)
         ratio = memory.valid_ratios.unsqueeze(1).repeat(1, 1, 1, reference.shape[-1] // 2)
-        read = layer.cross_attention(
+        read = DeformableAttention.forward(
+            layer.cross_attention,
             content + queries.position,
             reference.unsqueeze(2) * ratio,
             memory.tokens,

@@ -213,10 +213,16 @@ def decode_masked(net: DETR, memory: Memory, queries: Queries, hidden_from: Tens
     stream = []
     for layer in net.decoder:
         where = content + position
-        seen, _ = layer.self_attention(where, where, content, attn_mask=hidden_from)
+        seen, _ = nn.MultiheadAttention.forward(
+            layer.self_attention, where, where, content, attn_mask=hidden_from
+        )
         content = layer.self_norm(content + seen)
-        read, _ = layer.cross_attention(
-            content + position, key, memory.tokens, key_padding_mask=memory.padding
+        read, _ = nn.MultiheadAttention.forward(
+            layer.cross_attention,
+            content + position,
+            key,
+            memory.tokens,
+            key_padding_mask=memory.padding,
         )
         content = layer.ffn(layer.cross_norm(content + read))
         stream.append(content)

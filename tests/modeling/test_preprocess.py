@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from configs.common.data import buv, clinicdb, sun, synthetic
 from detectron2.data import transforms as T
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.data import buv, clinicdb, sun, synthetic
 from v2idetr.data.augmentation import ResizeShortEdge, resize_fixed
 from v2idetr.modeling.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 
@@ -104,5 +104,5 @@ def test_json_gives_back_the_same_preprocessing(resize: Any) -> None:
 
 
 def test_a_size_is_not_guessed_where_the_resize_is_not_known() -> None:
-    with pytest.raises(ValueError, match=r"not known.*convert_checkpoint\.py"):
+    with pytest.raises(ValueError, match=r"unknown.*convert_checkpoint\.py"):
         Preprocess(None).resized_size(48, 64)

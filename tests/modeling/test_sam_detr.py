@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from tests.conftest import TinyBackbone, make_sample, tiny_sam_detr, tiny_sam_detr_detector
 from tests.modeling.sam_levels import sine
-from v2idetr.modeling.interface import Context, Decoded, DetectorNetwork, Images, Memory, Queries
+from v2idetr.modeling.interface import (
+    Context,
+    Decoded,
+    DetectorNetwork,
+    Images,
+    Memory,
+    Place,
+    Queries,
+)
 from v2idetr.modeling.neck import flatten_levels
 from v2idetr.modeling.position import position_maps
 from v2idetr.modeling.sam_detr import SAMDETR
@@ -350,8 +358,8 @@ def decode_masked(net: SAMDETR, memory: Memory, queries: Queries, seen: list[Ten
             [
                 layer.self_attention(
                     content[:, i : i + 1],
-                    reference[:, i : i + 1],
-                    (content[:, others], reference[:, others]),
+                    Place(content[:, i : i + 1], reference[:, i : i + 1]),
+                    (content[:, others], Place(content[:, others], reference[:, others])),
                 )
                 for i, others in enumerate(seen)
             ],

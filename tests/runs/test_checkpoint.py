@@ -133,7 +133,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing\.pth: there is no such"):
+    with pytest.raises(CheckpointError, match=r"nothing\.pth: no such checkpoint file"):
         load_checkpoint(tmp_path / "nothing.pth")
 
 

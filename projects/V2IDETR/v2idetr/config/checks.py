@@ -48,7 +48,7 @@ def validate_config(
             checked only then.
     """
     expected = dict(PROGRAM_KEYS)
-    if _uses_teacher(config):
+    if "teacher" in config and _uses_teacher(config):
         expected |= TEACHER_KEYS
     if "distillation" in config:
         expected |= DISTILLATION_KEYS

@@ -96,7 +96,7 @@ def dry_run(run: RunContext, stage: Stage, models: StageModels) -> None:
     if models.teacher is not None:
         models.teacher.to(run.device)
     model: Any = models.trained
-    extra: dict[str, Any] = {"num_boxes": max(1.0, model.count_boxes(batch))}
+    extra: dict[str, Any] = {"num_boxes": float(max(1, model.count_boxes(batch)))}
     for hook in stage.hooks(models):
         extra |= hook.before_forward(batch)
     with EventStorage():  # where Detectron2's detectors write
