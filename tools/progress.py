@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from v2idetr.config.load import load_config, to_plain
 from v2idetr.config.yaml_text import parse_yaml
 from v2idetr.progress import progress_bar
 from v2idetr.runs.stage_folder import StageFolder, read_metrics
@@ -99,7 +101,7 @@ def run_parts(run: Path, config: Path) -> list[Part]:
         run: folder of the run; it may not exist yet.
         config: config file with the number of steps, until the run has its own.
     """
-    settings = _yaml(run / "config.yaml") or _yaml(config)
+    settings = _yaml(run / "config.yaml") or _resolved(config)
     train, stages = settings.get("train") or {}, settings.get("stages") or {}
     parts = []
     for stage in train.get("stages") or list(TITLES):
@@ -137,6 +139,12 @@ def clock(seconds: float) -> str:
         return f"{max(seconds, 0):.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+@functools.cache
+def _resolved(config: Path) -> dict[str, Any]:
+    """A config file with its bases."""
+    return to_plain(load_config(config))
 
 
 def _yaml(path: Path) -> dict[str, Any]:
