@@ -111,7 +111,7 @@ class Demo:
         return [
             data_part(self.output / "data", self.log("data")),
             Part("annotations", seconds["annotations"], float(annotated)),
-            *run_parts(run, CONFIG),
+            *run_parts(run),
             Part("report", seconds["report"], 0.0),
         ]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from v2idetr.config.load import load_config, to_plain
 from v2idetr.config.yaml_text import parse_yaml
 from v2idetr.progress import progress_bar
 from v2idetr.runs.stage_folder import StageFolder, read_metrics
@@ -22,6 +21,8 @@ TITLES = {"teacher": "teacher", "plain": "plain student", "student": "V2I studen
 # Seconds on two cores without a GPU; only their ratios matter once the first steps are measured.
 SECONDS_A_FRAME = 0.03
 SECONDS_A_STEP = {"teacher": 1.0, "plain": 0.5, "student": 1.1}
+SECONDS_A_FOREIGN_STEP = 1.0  # of a stage of your own
+STEPS = 400  # of configs/v2i_synthetic.yaml, until the run has a config
 SECONDS_OTHERWISE = {"annotations": 5.0, "evaluation": 15.0, "report": 15.0}
 TRUST_S = 60.0  # weight of the values above against measured time
 
@@ -94,20 +95,17 @@ def data_part(data: Path, log: Path) -> Part:
     return Part("data", total * SECONDS_A_FRAME, done, count=count)
 
 
-def run_parts(run: Path, config: Path) -> list[Part]:
-    """Training and evaluation of every stage of a run.
-
-    Args:
-        run: folder of the run; it may not exist yet.
-        config: config file with the number of steps, until the run has its own.
-    """
-    settings = _yaml(run / "config.yaml") or _resolved(config)
+def run_parts(run: Path) -> list[Part]:
+    """Training and evaluation of every stage of a run, whose folder may not exist yet."""
+    config = run / "config.yaml"
+    settings = _settings(config, config.stat().st_mtime_ns) if config.exists() else {}
     train, stages = settings.get("train") or {}, settings.get("stages") or {}
     parts = []
     for stage in train.get("stages") or list(TITLES):
         own = settings.get((stages.get(stage) or {}).get("settings") or "train") or {}
-        steps = own.get("max_iter") or train.get("max_iter") or 1
-        parts += stage_parts("training", run / stage, stage, steps, TITLES[stage])
+        steps = own.get("max_iter") or train.get("max_iter") or STEPS
+        name = TITLES.get(stage, stage)
+        parts += stage_parts("training", run / stage, stage, steps, name)
     return parts
 
 
@@ -117,7 +115,7 @@ def stage_parts(step: str, folder: Path, stage: str, steps: int, name: str) -> l
     Args:
         step, name: step and name of the parts.
         folder: folder of the stage; it may not exist yet.
-        stage: teacher, plain or student.
+        stage: teacher, plain, student or a stage of your own.
         steps: number of training steps.
     """
     files = StageFolder(folder)
@@ -126,9 +124,10 @@ def stage_parts(step: str, folder: Path, stage: str, steps: int, name: str) -> l
     trained = finished or files.final.exists()
     share = 1.0 if trained else min(done / steps, 0.99)
     count = f"step {min(done, steps)} of {steps}"
+    seconds = steps * SECONDS_A_STEP.get(stage, SECONDS_A_FOREIGN_STEP)
     evaluation = SECONDS_OTHERWISE["evaluation"]
     return [
-        Part(step, steps * SECONDS_A_STEP[stage], share, name, count),
+        Part(step, seconds, share, name, count),
         Part(step, evaluation, float(finished), name, "evaluation"),
     ]
 
@@ -141,14 +140,8 @@ def clock(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-@functools.cache
-def _resolved(config: Path) -> dict[str, Any]:
-    """A config file with its bases."""
-    return to_plain(load_config(config))
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    content = parse_yaml(path.read_text(encoding="utf-8"))
+@functools.lru_cache(maxsize=1)
+def _settings(config: Path, _changed_ns: int) -> dict[str, Any]:
+    """A run's config; read again only when it has changed."""
+    content = parse_yaml(config.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}

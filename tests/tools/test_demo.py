@@ -358,9 +358,21 @@ def test_progress_is_read_from_the_run(progress: ModuleType, tmp_path: Path) -> 
         (tmp_path / stage / "metrics.jsonl").write_text(f'{{"iteration": {done}}}\n{{"iter')
     for name in ("final.pth", "evaluation.json"):
         (tmp_path / "teacher" / name).touch()
-    parts = progress.run_parts(tmp_path, tmp_path / "none.yaml")
+    parts = progress.run_parts(tmp_path)
     assert [part.done for part in parts] == [1, 1, 0.4, 0, 0, 0]
     assert (parts[2].name, parts[2].count) == ("plain student", "step 40 of 100")
+
+
+def test_progress_of_a_stage_of_your_own_is_shown(progress: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train: {max_iter: 100, stages: [pretraining]}\n")
+    training, evaluation = progress.run_parts(tmp_path)
+    assert (training.name, training.count) == ("pretraining", "step 0 of 100")
+    assert training.seconds > evaluation.seconds > 0
+
+
+def test_steps_until_a_run_has_a_config_are_those_of_the_demo(progress: ModuleType) -> None:
+    config = load_config("configs/v2i_synthetic.yaml")
+    assert progress.STEPS == config.train.max_iter == config.teacher.max_iter
 
 
 def test_progress_is_known_before_anything_runs(demo: ModuleType, tmp_path: Path) -> None:

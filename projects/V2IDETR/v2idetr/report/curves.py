@@ -48,7 +48,7 @@ def _validation(run: RunFiles, metric: str, title: str) -> Chart:
     lines = [
         Line(
             stage.title,
-            COLOURS[stage.name],
+            COLOURS.get(stage.name, ACCENT),
             _points(stage.validations, f"val/{metric}"),
             ring=best_validation(stage, metric) if kept else None,
         )
@@ -62,7 +62,7 @@ def _validation(run: RunFiles, metric: str, title: str) -> Chart:
 
 def _detection(run: RunFiles) -> Chart:
     lines = [
-        Line(stage.title, COLOURS[stage.name], _points(stage.steps, "total_loss", less=TAUGHT))
+        Line(stage.title, COLOURS.get(stage.name, ACCENT), _points(stage.steps, "total_loss", less=TAUGHT))
         for stage in run.stages.values()
     ]
     note = "Classification, L1 and GIoU, all layers, without distillation losses. Logarithmic."
