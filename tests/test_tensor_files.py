@@ -51,6 +51,12 @@ def test_tensors_and_words_come_back(path: Path) -> None:
     assert all(state[name].dtype == tensor.dtype for name, tensor in STATE.items())
 
 
+def test_the_same_content_gives_the_same_bytes() -> None:
+    backwards = dict(reversed(WORDS.items()))
+    assert packed(STATE, WORDS) == packed(STATE, WORDS) == packed(STATE, backwards)
+    assert packed(STATE, {}) == packed(STATE, {})
+
+
 def test_views_and_gaps_are_written_as_what_they_show(tmp_path: Path) -> None:
     whole = torch.randn(4, 3, 5, 5)
     state = {"part": whole[1:3], "last": whole.to(memory_format=torch.channels_last)}

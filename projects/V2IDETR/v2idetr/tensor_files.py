@@ -22,7 +22,7 @@ CHECKSUM = "content_sha256"  # key in the metadata; of tensors, names and other 
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Content of a safetensors file.
+    """Content of a safetensors file, the same bytes for the same tensors and metadata.
 
     Args:
         tensors: tensors by name, on any device, also views and with gaps in memory.
@@ -31,7 +31,11 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     # The format has neither shared storages (views) nor gaps (channels-last).
     state = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header, data = _split(safetensors.torch.save(state, dict(metadata)))
-    return safetensors.torch.save(state, {**metadata, CHECKSUM: _digest(header, data)})
+    header["__metadata__"] = {**metadata, CHECKSUM: _digest(header, data)}
+    # Written anew because the library's order of the metadata is random.
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    return b"".join([len(text).to_bytes(8, "little"), text, data])
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
