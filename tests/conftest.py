@@ -24,6 +24,12 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Forked processes cannot use the thread pool of their parent."""
+    torch.set_num_threads(1)
+
+
 class TinyBackbone(nn.Module):
     """Strides 8, 16 and 32 from four convolutions and a max pooling."""
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from detectron2.utils.logger import setup_logger
 from PIL import Image
@@ -188,9 +187,3 @@ COST = {
 def cost_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than all the rest."""
     monkeypatch.setattr(evaluator, "measure_cost", lambda model, sample: COST)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Forked processes cannot use the thread pool of their parent."""
-    torch.set_num_threads(1)
