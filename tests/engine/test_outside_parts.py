@@ -19,6 +19,7 @@ from tests.engine.test_train_net import ENVIRONMENT, HERE, ROOT
 from tests.tiny_runs import make_run
 from v2idetr.config.load import ConfigError, load_run_config
 from v2idetr.engine.stages import run_stages
+from v2idetr.report.page import write_report
 from v2idetr.runs.checkpoint import load_checkpoint
 
 OUTSIDE = str(HERE / "outside")
@@ -66,6 +67,9 @@ def test_train_net_trains_a_stage_and_a_detector_of_ones_own(
     assert {"loss_colour", "val/colour/closeness"} <= {name for line in lines for name in line}
     best = load_checkpoint(run / "pretrain" / "best.pth").best
     assert best is not None and best["metric"] == "colour/closeness"
+    assert not write_report(run, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Pretrain</th>" in page and "<code>my_parts.Pretraining</code>" in page
 
 
 def test_a_later_stage_starts_from_what_an_earlier_one_hands_on(outside_config: Path) -> None:

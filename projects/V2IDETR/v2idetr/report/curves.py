@@ -48,7 +48,7 @@ def _validation(run: RunFiles, metric: str, title: str) -> Chart:
     lines = [
         Line(
             stage.title,
-            COLOURS.get(stage.name, ACCENT),
+            _colour(stage),
             _points(stage.validations, f"val/{metric}"),
             ring=best_validation(stage, metric) if kept else None,
         )
@@ -62,7 +62,11 @@ def _validation(run: RunFiles, metric: str, title: str) -> Chart:
 
 def _detection(run: RunFiles) -> Chart:
     lines = [
-        Line(stage.title, COLOURS.get(stage.name, ACCENT), _points(stage.steps, "total_loss", less=TAUGHT))
+        Line(
+            stage.title,
+            _colour(stage),
+            _points(stage.steps, "total_loss", less=TAUGHT),
+        )
         for stage in run.stages.values()
     ]
     note = "Classification, L1 and GIoU, all layers, without distillation losses. Logarithmic."
@@ -74,6 +78,10 @@ def _distillation(run: RunFiles) -> Chart:
     lines = [Line(title, colour, _points(steps, name)) for name, (title, colour) in TAUGHT.items()]
     note = "Weighted losses between V2I student and teacher. Logarithmic."
     return Chart("Distillation losses", note, lines, log=True)
+
+
+def _colour(stage: StageFiles) -> str:
+    return COLOURS.get(stage.name, ACCENT)  # a stage of the user's own
 
 
 def _points(lines: list[dict[str, Any]], key: str, less: Iterable[str] = ()) -> list[Point]:

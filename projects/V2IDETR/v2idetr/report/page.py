@@ -20,7 +20,7 @@ from v2idetr.data.coco_vid import SplitData
 from v2idetr.report import curves, distillation, heldout, metrics, provenance
 from v2idetr.report.frame_images import PANEL_WIDTH, Album, Box, StoredFrame
 from v2idetr.report.heldout import HeldOutFrame, Outcome
-from v2idetr.runs.reading import TITLES, RunFiles, read_run
+from v2idetr.runs.reading import TITLES, RunFiles, read_run, title_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +92,11 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
     frames = _held_out(run, missing)
     groups = _group_views(frames, album, missing)
     train = _training_split(run, missing)
-    evaluations = {name: run.evaluations[name] for name in TITLES if name in run.evaluations}
+    known = dict.fromkeys([*TITLES, *run.evaluations])  # the comparison first
+    evaluations = {name: run.evaluations[name] for name in known if name in run.evaluations}
     return environment.get_template(TEMPLATE).render(
         run=run,
-        titles=TITLES,
+        titles={name: title_of(name) for name in evaluations},
         stages=provenance.stage_rows(run),
         facts=facts,
         missing=missing,

@@ -15,7 +15,7 @@ from v2idetr.config.stage_settings import steps_of
 from v2idetr.config.yaml_text import dump_yaml
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.report.curves import best_validation
-from v2idetr.runs.reading import TITLES, RunFiles
+from v2idetr.runs.reading import RunFiles, title_of
 
 SYNTHETIC_RECORD = "generator.json"  # of datasets/make_synthetic.py
 
@@ -80,9 +80,8 @@ def commands(run: RunFiles) -> list[tuple[str, str]]:
 
 def stage_rows(run: RunFiles) -> list[StageRow]:
     """One row per stage that the run has or plans."""
-    wanted = [*run.settings["train"]["stages"], *run.stages]
     rows = []
-    for name in (name for name in TITLES if name in wanted):
+    for name in dict.fromkeys([*run.settings["train"]["stages"], *run.stages]):
         stage, planned = run.stages.get(name), steps_of(run.config, name)
         done = stage.done if stage else 0
         seconds = stage.train_seconds if stage else 0.0
@@ -96,7 +95,7 @@ def stage_rows(run: RunFiles) -> list[StageRow]:
         rows.append(
             StageRow(
                 name=name,
-                title=TITLES[name],
+                title=title_of(name),
                 steps=state,
                 seconds_a_step=f"{seconds / done:.2f} s" if done and seconds else "",
                 time=duration(seconds) if seconds else "",

@@ -23,6 +23,11 @@ from v2idetr.runs.stage_folder import StageFolder, read_metrics
 TITLES = {"teacher": "Teacher", "plain": "Plain student", "student": "V2I student"}
 
 
+def title_of(stage: str) -> str:
+    """What a reader calls a stage, also one of the user's own."""
+    return TITLES.get(stage, stage.capitalize())
+
+
 @dataclass(frozen=True)
 class StageFiles:
     """One stage of a run.
@@ -44,7 +49,7 @@ class StageFiles:
     @property
     def title(self) -> str:
         """What a reader calls it."""
-        return TITLES.get(self.name, self.name.capitalize())
+        return title_of(self.name)
 
     @property
     def done(self) -> int:
