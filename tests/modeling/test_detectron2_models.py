@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from pathlib import Path
 
@@ -14,7 +13,11 @@ from detectron2.modeling import FPN
 from detectron2.utils.events import EventStorage
 
 from tests.conftest import make_sample
+from tests.tiny_fixtures import in_child
 from v2idetr.checkpoints.class_heads import class_head_prefixes
+from v2idetr.checkpoints.conversion import of_detector
+from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.checkpoints.published import write_published
 from v2idetr.config.load import build, load_config
 from v2idetr.evaluation.predictions import FramePrediction, evaluating
 from v2idetr.modeling.backbone import TimmBackbone
@@ -23,7 +26,9 @@ from v2idetr.modeling.detectron2_models import (
     Detectron2Detector,
     image_backbone,
 )
+from v2idetr.modeling.preprocess import NoResize, Preprocess
 from v2idetr.modeling.trainable import TrainableDetector
+from v2idetr.runs.checkpoint import load_detector
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "baselines"
 DENSE = ("retinanet", "fcos")
@@ -133,19 +138,46 @@ def test_what_tells_classes_apart_is_left_out_for_other_classes(kind: str) -> No
     assert found == (predictor if kind == "faster_rcnn" else {"head.cls_score"})
 
 
+@every_kind
+def test_it_is_published_and_loaded_with_the_statistics_of_its_network(
+    kind: str, tmp_path: Path
+) -> None:
+    detector, other = small(kind), small(kind)
+    losses(detector, BATCH)
+    best, path = tmp_path / "best.pth", tmp_path / "published.safetensors"
+    torch.save({"model": detector.state_dict()}, best)
+    preprocess = Preprocess(NoResize(), (127.0,) * 3, (128.0,) * 3)
+    weights = of_detector(best, detector, "", preprocess)
+    assert weights.header.architecture == {"network": type(detector.net).__name__}
+    write_published(path, weights.published_state(), weights.header)
+    assert load_detector(other, path, class_names=["polyp"]) == []
+    want = detector.state_dict()
+    assert all(torch.equal(tensor, want[name]) for name, tensor in other.state_dict().items())
+    changed = small(kind, "model.net.pixel_mean=[1.0, 2.0, 3.0]")
+    with pytest.raises(CheckpointError, match=r"pixel_mean is \[1\.0, 2\.0, 3\.0\], in the file"):
+        load_detector(changed, path)
+
+
+def test_a_detector_with_tensors_outside_of_its_network_is_not_published(tmp_path: Path) -> None:
+    detector = small("faster_rcnn")
+    detector.register_buffer("extra", torch.zeros(1))
+    with pytest.raises(CheckpointError, match=r"Detectron2Detector has tensors outside[^$]*extra"):
+        of_detector(tmp_path / "best.pth", detector, "", Preprocess(NoResize()))
+
+
 # ------------------------------------------------------------------------ moving average
 
 
 @every_dense_kind
 def test_the_moving_average_of_positives_is_saved_with_the_weights(kind: str) -> None:
     detector = small(kind)
-    assert math.isnan(detector.state_dict()["loss_normalizer"])
+    assert detector.state_dict()["net.saved_loss_normalizer"] == 0
     losses(detector, BATCH)
     other = small(kind)
     other.load_state_dict(copy.deepcopy(detector.state_dict()))
     expected, found = losses(detector, BATCH), losses(other, BATCH)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert torch.equal(other.loss_normalizer, detector.loss_normalizer)
+    assert torch.equal(other.net.saved_loss_normalizer, detector.net.saved_loss_normalizer)
 
 
 @every_dense_kind
@@ -162,29 +194,27 @@ def test_evaluation_leaves_the_moving_average_alone() -> None:
     detector = small("fcos")
     with evaluating(detector):
         detector(BATCH)
-    assert math.isnan(detector.loss_normalizer)
+    assert detector.net.saved_loss_normalizer == 0
 
 
 def test_a_detector_without_a_moving_average_has_no_buffer_for_it() -> None:
-    assert "loss_normalizer" not in small("faster_rcnn").state_dict()
+    assert "net.saved_loss_normalizer" not in small("faster_rcnn").state_dict()
 
 
 def test_processes_go_on_with_the_mean_of_their_moving_averages(tmp_path: Path) -> None:
-    def work(rank: int) -> int:
+    def work(rank: int) -> None:
         url = f"file://{tmp_path}/rendezvous"
         dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
         detector = small("fcos")
         losses(detector, [make_sample(rank, lesions=1 + 2 * rank)])
-        torch.save((detector.net.loss_normalizer, detector.loss_normalizer), tmp_path / f"{rank}")
+        net = detector.net
+        torch.save((net.loss_normalizer, net.saved_loss_normalizer), tmp_path / f"{rank}")
         dist.destroy_process_group()
-        return 0
 
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            os._exit(work(rank))
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    second = os.fork()
+    if second == 0:
+        os._exit(in_child(lambda: work(1)))
+    assert in_child(lambda: work(0)) == 0
+    assert os.waitpid(second, 0)[1] == 0
     (one, shared), (other, same) = (torch.load(tmp_path / f"{rank}") for rank in range(2))
     assert one != other and shared == same == pytest.approx((one + other) / 2)

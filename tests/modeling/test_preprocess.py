@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.data import buv, clinicdb, sun, synthetic
+from v2idetr.config.load import load_config, to_plain
 from v2idetr.data.augmentation import ResizeShortEdge, resize_fixed
 from v2idetr.modeling.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIDES = st.integers(1, 3000)
 SHORT_EDGE = "v2idetr.data.augmentation.ResizeShortEdge"
 
@@ -74,6 +77,12 @@ def test_statistics_are_those_of_the_detector_that_the_stage_trains() -> None:
     assert (plain.pixel_mean, plain.pixel_std) == ((1, 2, 3), (4, 5, 6))
     assert (plain.size_divisor, teacher.size_divisor) == (16, 32)
     assert teacher.pixel_mean == (7, 8, 9)
+
+
+def test_statistics_of_a_detectron2_detector_are_those_of_its_network() -> None:
+    config = load_config(CONFIGS / "baselines" / "faster_rcnn_synthetic.yaml")
+    preprocess = Preprocess.from_config(to_plain(config))
+    assert (preprocess.pixel_mean, preprocess.pixel_std) == ((127.0,) * 3, (128.0,) * 3)
 
 
 ONE, DRAWN = ({"_target_": SHORT_EDGE, "short_edges": n, "max_size": 9} for n in (3, [3, 4]))

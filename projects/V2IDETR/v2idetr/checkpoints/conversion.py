@@ -15,7 +15,7 @@ from v2idetr.checkpoints.class_heads import (
     with_classes,
     with_new_class_head,
 )
-from v2idetr.checkpoints.files import CheckpointError, Stored, sha256
+from v2idetr.checkpoints.files import CheckpointError, Stored, listed, sha256
 from v2idetr.checkpoints.layouts import OURS, find_layout, read_layout
 from v2idetr.checkpoints.published import Header, check_header, project_version
 from v2idetr.checkpoints.settings_beside import settings_beside
@@ -162,19 +162,25 @@ def of_detector(path: Path, detector: Any, config: str, preprocess: Preprocess) 
 
     Args:
         path: path of the file.
-        detector: a ``meta_arch.Detector``.
+        detector: a ``TrainableDetector`` around a network ``net``.
         config: YAML config of its run.
         preprocess: preprocessing of its run.
+
+    Raises:
+        CheckpointError: the detector has tensors outside of its network.
     """
-    state = {
-        name.removeprefix("net."): tensor.detach()
-        for name, tensor in detector.state_dict().items()
-        if name.startswith("net.")
-    }
+    tensors = detector.state_dict()
+    if outside := [name for name in tensors if not name.startswith("net.")]:
+        raise CheckpointError(
+            f"{path}: cannot be published, because {type(detector).__name__} has tensors outside "
+            "of its network, the attribute net:" + listed("outside", outside)
+        )
+    state = {name.removeprefix("net."): tensor.detach() for name, tensor in tensors.items()}
     net = detector.net
-    architecture = describe(net) | {"num_queries": net.num_queries}
-    if hasattr(net, "isolate_padding"):
-        architecture["isolate_padding"] = net.isolate_padding
+    architecture = describe(net)
+    for key in ("num_queries", "isolate_padding"):
+        if hasattr(net, key):
+            architecture[key] = getattr(net, key)
     names = list(detector.class_names)
     header = _header(path, "this project", architecture, names, preprocess, config)
     return Weights(state, header, path, rules_of(type(net)))

@@ -38,7 +38,8 @@ def export(weights: Weights, folder: Path) -> list[str]:
     layouts = () if rules is None else rules.layouts
     layout = next((layout for layout in layouts if layout.name == "transformers"), None)
     if layout is None or rules is None or rules.transformers_config is None:
-        have = [layout.title for _, layout in known_layouts() if layout.name == "transformers"]
+        theirs = [layout for _, layout in known_layouts() if layout.name == "transformers"]
+        have = [layout.title.removeprefix("transformers' ") for layout in theirs]
         raise CheckpointError(
             f"{path}: transformers has no {header.architecture['network']}, only "
             f"{' and '.join(have)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +40,8 @@ class Detectron2Detector(nn.Module):
     """A meta-architecture of Detectron2 as a ``TrainableDetector`` of single frames.
 
     RetinaNet and FCOS divide their losses by a moving average that they keep as a Python number. It
-    is kept in the buffer ``loss_normalizer`` as well, NaN before the first step, so that it is
-    saved with the weights. All processes have their mean, so that each resumes with the same.
+    is kept in their buffer ``saved_loss_normalizer`` as well, 0 before the first step, and so saved
+    with the weights. All processes have their mean, so that each resumes with the same.
 
     Args:
         net: the meta-architecture, for RGB images in [0, 255].
@@ -55,7 +54,7 @@ class Detectron2Detector(nn.Module):
     """
 
     num_frames = 1
-    loss_normalizer: Tensor
+    net: Any
 
     def __init__(
         self, *, net: nn.Module, class_names: Sequence[str], weights: str | None = None
@@ -65,8 +64,17 @@ class Detectron2Detector(nn.Module):
         self.net, self.class_names = net, list(class_names)
         load_imagenet_weights(image_backbone(net), weights, key="model.weights")
         if isinstance(net, DenseDetector):
-            normalizer = torch.tensor(math.nan, dtype=torch.float64)
-            self.register_buffer("loss_normalizer", normalizer)
+            net.register_buffer("saved_loss_normalizer", torch.tensor(0.0, dtype=torch.float64))
+
+    @property
+    def pixel_mean(self) -> Tensor:
+        """RGB, for pixels in [0, 255]."""
+        return self.net.pixel_mean
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """RGB, for pixels in [0, 255]."""
+        return self.net.pixel_std
 
     def count_frames(self, batched_inputs: list[Sample]) -> int:
         """How many labelled frames supervise this batch."""
@@ -88,26 +96,28 @@ class Detectron2Detector(nn.Module):
         """
         if not (self.training and isinstance(self.net, DenseDetector)):
             return self.net(batched_inputs)
-        self._restore_normalizer(self.net)
+        _restore_normalizer(self.net)
         # Their focal loss is scripted: optimised from a process's second call on, it would have
         # other last bits in a resumed run.
         with torch.jit.optimized_execution(False):
             losses = self.net(batched_inputs)
-        self._keep_normalizer(self.net)
+        _keep_normalizer(self.net)
         return losses
 
-    def _restore_normalizer(self, net: Any) -> None:
-        value = float(self.loss_normalizer)
-        if not math.isnan(value):
-            net.loss_normalizer = value
-        elif hasattr(net, "loss_normalizer"):
-            del net.loss_normalizer
 
-    def _keep_normalizer(self, net: Any) -> None:
-        self.loss_normalizer.fill_(net.loss_normalizer)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self.loss_normalizer)
-            self.loss_normalizer /= dist.get_world_size()
+def _restore_normalizer(net: Any) -> None:
+    value = float(net.saved_loss_normalizer)
+    if value > 0:
+        net.loss_normalizer = value
+    elif hasattr(net, "loss_normalizer"):
+        del net.loss_normalizer
+
+
+def _keep_normalizer(net: Any) -> None:
+    saved = net.saved_loss_normalizer.fill_(net.loss_normalizer)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(saved)
+        saved /= dist.get_world_size()
 
 
 def image_backbone(net: nn.Module) -> nn.Module:

@@ -158,7 +158,8 @@ class Preprocess:
         node: Any = config
         for part in model.split("."):
             node = node[part]
-        given = {key: _numbers(node[key]) for key in ("pixel_mean", "pixel_std") if key in node}
+        own = {**(node.get("net") or {}), **node}  # Detectron2's are settings of the network
+        given = {key: _numbers(own[key]) for key in ("pixel_mean", "pixel_std") if key in own}
         return cls(None, **given, size_divisor=node.get("size_divisor", 32))
 
 
