@@ -150,7 +150,7 @@ def _short_table(content: Mapping[str, Any]) -> str:
     for row in [*content["rows"], *content["teachers"]]:
         line = {"": row["title"], "n": str(len(row["seeds"]))}
         for metric in content["headline"]:
-            line[metric_title(metric)] = form(row["figures"][title][metric])
+            line[metric_title(metric)] = form(row["metrics"][title][metric])
             difference = row["difference"].get(title, {}).get(metric)
             line["Δ " + metric_title(metric)] = form(difference, signed=True)
         lines.append(line)

@@ -28,7 +28,7 @@ AP50 = {"1_baseline": [0.6, 0.7, 0.5], "2_tfd": [0.7, 0.75, 0.6], "5_tfd_msi_cqd
 FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "data": {}}
 
 
-def figures(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
+def metrics(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
     rule = {"threshold": 0.5, "precision": ap50, "recall": None, "f1": ap50 / 2}
     return {
         "videos": 2,
@@ -42,9 +42,9 @@ def figures(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
 
 
 def evaluation(ap50: float, easy_frames: int = 8) -> dict[str, Any]:
-    easy = figures(ap50, frames=easy_frames)
-    tests = {"easy": easy, "hard": figures(ap50), "negative": figures(0.0, lesions=0)}
-    return {"tests": tests, "all_tests": figures(ap50), "val": figures(ap50), "thresholds": {}}
+    easy = metrics(ap50, frames=easy_frames)
+    tests = {"easy": easy, "hard": metrics(ap50), "negative": metrics(0.0, lesions=0)}
+    return {"tests": tests, "all_tests": metrics(ap50), "val": metrics(ap50), "thresholds": {}}
 
 
 def write_evaluation(path: Path, ap50: float, easy_frames: int = 8) -> None:
@@ -105,7 +105,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 def test_a_row_has_its_metrics_and_its_difference_to_the_baseline(content) -> None:
     tfd = row(content, "2_tfd")
-    mine = tfd["figures"]["all tests"]["AP50"]
+    mine = tfd["metrics"]["all tests"]["AP50"]
     assert mine["mean"] == pytest.approx((70 + 75 + 60) / 3)
     assert mine["seeds"] == pytest.approx({"0": 70, "1": 75, "2": 60})
     difference = tfd["difference"]["all tests"]["AP50"]
@@ -124,7 +124,7 @@ def test_teachers_stand_below_with_the_rows_that_they_teach(content) -> None:
     assert first["teaches"] == ["2_tfd", "4_tfd_cqd"]
     assert second["teaches"] == ["3_tfd_msi", "5_tfd_msi_cqd"]
     assert first["difference"]["all tests"]["AP50"]["mean"] == pytest.approx(30)
-    assert second["figures"]["all tests"]["AP50"]["mean"] is None
+    assert second["metrics"]["all tests"]["AP50"]["mean"] is None
 
 
 def test_switches_are_what_the_config_has_on(content) -> None:
@@ -222,7 +222,7 @@ def test_rows_are_named_by_numbers_only_where_the_table_shows_them(tmp_path: Pat
 
 def test_groups_of_videos_are_in_the_file_of_all_values_alone(tmp_path: Path) -> None:
     table, plan = begin_table_3(tmp_path)
-    easy = {**figures(0.6), "groups": {"seen": figures(0.7), "unseen": figures(0.5)}}
+    easy = {**metrics(0.6), "groups": {"seen": metrics(0.7), "unseen": metrics(0.5)}}
     result = {"tests": {"easy": easy}, "all_tests": None, "val": easy}
     plan.run(table.rows[0], 0).evaluation.write_text(json.dumps(result))
     content = build_content(table, plan, [0], FACTS)

@@ -20,8 +20,8 @@ def evaluation_of(ap50: float, found: list[int]) -> dict[str, Any]:
     size = {"videos": len(found), "frames": 10 * len(found), "lesions": 10 * len(found)}
     rules = {"iou50": {"f1": 0.5, "precision": 0.5, "recall": 0.5}}
     coco = {"AP50": ap50, "AP": ap50 / 2}
-    figures = {**size, "coco": coco, "rules": rules, "per_video": rows, "groups": {}}
-    return {"tests": {"easy": figures}, "all_tests": None, "val": figures, "cost": None}
+    metrics = {**size, "coco": coco, "rules": rules, "per_video": rows, "groups": {}}
+    return {"tests": {"easy": metrics}, "all_tests": None, "val": metrics, "cost": None}
 
 
 @pytest.mark.parametrize(

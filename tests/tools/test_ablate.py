@@ -17,7 +17,7 @@ from v2idetr.ablation.tables import BASELINES, DATASETS, find_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Fails for seed 1 of row 4; writes the config as train_net.py would, weights and figures.
+# Fails for seed 1 of row 4; writes the config as train_net.py would, weights and metrics.
 STUB = """
 import json, sys
 from pathlib import Path

@@ -84,8 +84,8 @@ def write_stage(folder: Path, stage: str, splits: dict[str, Any]) -> None:
         if stage == "student":
             losses |= {"loss_tfd": 40.0 / step, "loss_cqd": 60.0 / step}
         lines.append({"iteration": step, **losses, "lr": 1e-4, "time_s": 0.5})
-        figures = {"val/AP50": 0.125 + step / 100 if step < 60 else None, "val/iou50/f1": 0.5}
-        lines.append({"iteration": step, **figures})
+        metrics = {"val/AP50": 0.125 + step / 100 if step < 60 else None, "val/iou50/f1": 0.5}
+        lines.append({"iteration": step, **metrics})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"iteration": 61, "total')
     predicted = {name: predictions_of(stage, split) for name, split in splits.items()}

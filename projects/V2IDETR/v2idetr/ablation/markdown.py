@@ -150,7 +150,7 @@ def _cells(
     for metrics, parts in ((coco, papers_coco), (main, papers_main), (others, [])):
         for metric in metrics:
             label = metric_title(metric.removeprefix(f"{rule}/"))
-            cells[label] = form(row["figures"][title][metric])
+            cells[label] = form(row["metrics"][title][metric])
             if metric in content["headline"]:
                 difference = row["difference"].get(title, {}).get(metric)
                 is_reference = row["name"] == row["reference"]
@@ -231,7 +231,7 @@ def _grids(content: Mapping[str, Any], title: str) -> list[str]:
             {
                 f"{down} \\ {across}": one,
                 **{
-                    other: form(places[one, other]["figures"][title][metric])
+                    other: form(places[one, other]["metrics"][title][metric])
                     if (one, other) in places
                     else MISSING
                     for other in columns

@@ -104,9 +104,9 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Metrics, bool]]:
     lines = []
     for row in content["rows"]:
         words = f"{row['number']}  {row['title']}".strip()
-        lines.append((words, _kind(row), row["figures"][title], row["name"] == row["reference"]))
+        lines.append((words, _kind(row), row["metrics"][title], row["name"] == row["reference"]))
     for teacher in content["teachers"]:
-        lines.append((teacher["title"], "teacher", teacher["figures"][title], False))
+        lines.append((teacher["title"], "teacher", teacher["metrics"][title], False))
     return lines
 
 

@@ -3,7 +3,7 @@
 table, heading, dataset, student, seeds, unit, ...
 blocks    the pooled test splits, then each of them, with their sizes
 metrics   in the order of the columns
-rows      name, number ("" for all if any has none), title, switches, run; figures (metrics) and
+rows      name, number ("" for all if any has none), title, switches, run; metrics and
           difference by block and metric; paired: difference of F1 on all test videos with its
           95 % interval, by rule; to_control: difference to the control, in Tables III and IV;
           in the table of controls, cost by seed (including the teacher's) and curve (steps and
@@ -227,7 +227,7 @@ def _compared(
         paired = {rule: paired_f1(results.videos, reference.videos, rule) for rule in rules}
     return {
         "seeds": sorted(results.metrics),
-        "figures": spreads,
+        "metrics": spreads,
         "difference": _difference(results, reference, blocks, metrics),
         "paired": paired,
         "cost": {str(seed): asdict(cost) for seed, cost in sorted(results.costs.items())},

@@ -251,7 +251,7 @@ def weights_of(config: DictConfig, stage: str) -> Path:
 
 
 def data_fingerprint(split: SplitData) -> dict[str, Any]:
-    """Hash of the annotation file and the number of frames; pictures are not read."""
+    """Hash of the annotation file and the number of frames; images are not read."""
     digest = hashlib.sha256(Path(split.json_path).read_bytes()).hexdigest()
     return {"json": str(split.json_path), "sha256": digest[:16], "frames": len(split.records)}
 
