@@ -177,11 +177,3 @@ def test_after_a_signal_no_evaluation_begins_and_a_resumed_run_makes_up_for_it(t
     later = Stage(tmp_path, {2: 0.2, 3: 0.3})
     later.trainer.train(later.resume(), 3)
     assert [line["iteration"] for line in later.lines() if "val/AP" in line] == [1, 2, 3]
-
-
-def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
-    teacher = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    hook = hooks.DistillationHook(teacher.train(), lambda batch: batch)
-    assert hook.before_forward([{}]) == {"knowledge": [{}]}
-    assert not any(module.training for module in teacher.modules())
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())

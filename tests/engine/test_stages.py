@@ -211,6 +211,14 @@ def test_students_start_from_the_same_weights(tiny_config) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_config) -> None:
+    models = build_stage(load_config(tiny_config), "student", pretrained=False)
+    models.trained.train()
+    assert models.teacher is not None
+    assert not any(module.training for module in models.teacher.modules())
+    assert not any(parameter.requires_grad for parameter in models.teacher.parameters())
+
+
 def test_a_teacher_starts_as_its_student_but_for_msi(tiny_config) -> None:
     config = load_config(tiny_config)
     teacher, student = (

@@ -10,13 +10,13 @@ from typing import Any
 
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
-from torch import nn
 
-from v2idetr.distillation.knowledge import Knowledge
+from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Sample, TrainerHook
+from v2idetr.modeling.training import TransformerDetector
 from v2idetr.progress import progress_bar
 from v2idetr.runs.checkpoint import Checkpoint, save_checkpoint
 from v2idetr.runs.stage_folder import BEST, FINAL, LAST, append_metrics, truncate_metrics
@@ -52,16 +52,15 @@ class DistillationHook(TrainerHook):
     """Asks the frozen teacher about each micro-batch before the student sees it.
 
     Args:
-        teacher: a trained detector of clips; set to evaluation mode and frozen here.
-        ask: micro-batch -> what its student needs to know.
+        teacher: a trained detector of clips, frozen.
+        student: what says which of the teacher's knowledge it needs.
     """
 
-    def __init__(self, teacher: nn.Module, ask: Callable[[list[Sample]], Knowledge]) -> None:
-        teacher.eval().requires_grad_(False)
-        self.ask = ask
+    def __init__(self, teacher: TransformerDetector, student: DistilledStudent) -> None:
+        self.teacher, self.student = teacher, student
 
     def before_forward(self, batch: list[Sample]) -> dict[str, Any]:
-        return {"knowledge": self.ask(batch)}
+        return {"knowledge": self.student.knowledge(self.teacher, batch)}
 
 
 class MetricsLog(TrainerHook):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,7 @@ class StageModels:
     Attributes:
         model: what is saved, and evaluated; in most stages a ``TrainableDetector``.
         trained: what is trained, a ``Trainable``: the model itself, or it with what surrounds it.
-        teacher: whom it learns from; None without one.
+        teacher: whom it learns from, frozen and in evaluation mode; None without one.
     """
 
     model: nn.Module
@@ -235,7 +234,7 @@ class StudentStage(DetectorStage):
         student = self.detector(config, pretrained=pretrained)
         teacher = self._teacher_stage.detector(config, pretrained=False)
         own = _with_queries(self.model, student)
-        theirs = _with_queries(self._teacher_stage.model, teacher)
+        theirs = _with_queries(self._teacher_stage.model, teacher.eval().requires_grad_(False))
         losses: dict[str, DistillationLoss] = {
             str(name): build(config, f"distillation.{name}")
             for name, settings in config.distillation.items()
@@ -279,7 +278,7 @@ class StudentStage(DetectorStage):
     def hooks(self, models: StageModels) -> Sequence[TrainerHook]:
         assert models.teacher is not None and isinstance(models.trained, DistilledStudent)
         teacher = _with_queries(self._teacher_stage.model, models.teacher)
-        return [DistillationHook(models.teacher, partial(models.trained.knowledge, teacher))]
+        return [DistillationHook(teacher, models.trained)]
 
     @property
     def _teacher_stage(self) -> DetectorStage:

@@ -30,6 +30,7 @@ from v2idetr.config.load import ConfigError, differing_keys, fingerprint, load_c
 from v2idetr.config.stage_settings import EVALUATION, stage_names
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.output_folder import LOCK
+from v2idetr.runs.stage_folder import StageFolder
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def holds_results(folder: Path) -> bool:
     if not (folder / CONFIG).exists():
         return False
     stages = [part for part in folder.iterdir() if part.is_dir()]
-    return any((s / "evaluation.json").exists() or any(s.glob("*.pth")) for s in stages)
+    return any(StageFolder(s).evaluation.exists() or any(s.glob("*.pth")) for s in stages)
 
 
 @dataclass(frozen=True)
