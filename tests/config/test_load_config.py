@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import builtins
-import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from v2idetr.config import run_keys
+from v2idetr.config.checks import validate_config
 from v2idetr.config.load import (
     ConfigError,
     build,
@@ -276,11 +275,18 @@ def test_a_loss_that_is_null_can_be_set(tiny_config, way) -> None:
     assert (config.distillation.fd._target_, config.distillation.fd.mask) == (name, "box")
 
 
-def test_a_new_loss_is_named_in_one_place(monkeypatch) -> None:
-    monkeypatch.setattr("v2idetr.distillation.loss_names.LOSSES", ("new",))
-    keys = runpy.run_path(str(run_keys.__file__))
-    assert "distillation.new" in keys["DISTILLATION_KEYS"]
-    assert keys["OPTIONAL_KEYS"]["distillation.new"] is dict
+def test_a_loss_of_any_name_can_be_added(tiny_config) -> None:
+    name = "v2idetr.distillation.feature_distillation.FeatureDistillation"
+    config = load_config(tiny_config, [f"+distillation.new={{_target_: {name}, mask: box}}"])
+    assert config.distillation.new.mask == "box"
+    assert "distillation.new must be a mapping" in only_problem(tiny_config, "+distillation.new=1")
+
+
+def test_losses_that_are_not_used_may_be_left_out(tiny_config) -> None:
+    config = to_plain(load_config(tiny_config))
+    for name in [name for name, loss in config["distillation"].items() if loss is None]:
+        del config["distillation"][name]
+    assert validate_config(config) == []
 
 
 @pytest.mark.parametrize("way", [".weight=1", "={weight: 1}"])

@@ -16,8 +16,8 @@ from v2idetr.config.keys import select
 from v2idetr.config.load import build, load_plain_run_config, load_run_config
 from v2idetr.config.merge import merge
 from v2idetr.config.yaml_text import parse_yaml
-from v2idetr.distillation.loss_names import LOSSES
 
+LOSSES = ("tfd", "fd", "ed", "cqd", "qd")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ABLATIONS = CONFIGS / "ablations"
 LAYERS = (path for path in ABLATIONS.glob("*/**/*.yaml") if path.name != EQUAL)

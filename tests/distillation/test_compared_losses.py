@@ -144,6 +144,8 @@ def test_the_teacher_is_asked_for_what_the_most_demanding_loss_needs(
     assert distil(tiny_detector(), **losses).reach == reach
 
 
-def test_a_loss_below_the_key_of_another_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"fd: EmbeddingDistillation belongs below .*\.ed"):
-        DistilledStudent(student=tiny_detector(), losses={"fd": EmbeddingDistillation()})
+def test_a_loss_can_stand_twice_under_names_of_its_own() -> None:
+    both = {name: EmbeddingDistillation() for name in ("ed", "more")}
+    distilled = DistilledStudent(student=tiny_detector(), losses=both).train()
+    losses = distilled(batch(), distilled.knowledge(tiny_teacher().eval(), batch()))
+    assert losses["loss_ed"] == losses["loss_more"] > 0

@@ -120,6 +120,40 @@ def test_stages_that_cannot_run_are_refused_before_anything_is_built(
         load_run_config(outside_config, overrides, world_size=1, has_gpu=False)
 
 
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ("{backbon: pretrain}", r"needs\.backbon: DetectorStage has no such role.*mean backbone\?"),
+        ("{teacher: pretrain}", r"needs\.teacher: DetectorStage has no such role, only backbone"),
+    ],
+)
+def test_a_role_that_a_stage_does_not_have_is_refused(
+    outside_config: Path, needs: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_run(outside_config, STAGES[0], f"stages.plain.needs={needs}", STAGES[2])
+
+
+def test_a_run_without_a_detector_needs_none(outside_config: Path) -> None:
+    config = yaml.safe_load(outside_config.read_text())
+    config["_base_"] = [base for base in config["_base_"] if "my_model" not in base]
+    outside_config.write_text(yaml.safe_dump(config))
+    run = make_run(outside_config, STAGES[0], "train.stages=[pretrain]")
+    run_stages(run)
+    assert (run.folder / "pretrain" / "final.pth").exists()
+    with pytest.raises(ConfigError, match="the stage plain, but this config has no model"):
+        load_run_config(outside_config, ["train.stages=[plain]"], world_size=1, has_gpu=False)
+
+
+def test_settings_of_a_stage_are_checked_in_a_section_of_any_name(outside_config: Path) -> None:
+    section = "+mine={max_iter: lots, batch_size: 2, init_checkpoint: 7, init_partial: false}"
+    changes = [section, "stages.plain.settings=mine"]
+    with pytest.raises(ConfigError, match=r"mine\.max_iter must be an integer or null") as caught:
+        load_run_config(outside_config, changes, world_size=1, has_gpu=False)
+    assert "mine.init_checkpoint must be text, but is 7" in str(caught.value)
+    assert "mine.optimizer is missing" in str(caught.value)
+
+
 def test_a_class_that_is_no_stage_is_refused(outside_config: Path) -> None:
     run = make_run(outside_config)
     run.config.stages.plain = {"_target_": "my_parts.Pretext"}

@@ -182,9 +182,9 @@ def _switches(config: DictConfig) -> dict[str, bool]:
     """Parts of the method that are on."""
     student = "student" in config.train.stages
     return {
-        "TFD": student and config.distillation.tfd is not None,
+        "TFD": student and config.distillation.get("tfd") is not None,
         "MSI": student and config.teacher.model.net.fusion is not None,
-        "CQD": student and config.distillation.cqd is not None,
+        "CQD": student and config.distillation.get("cqd") is not None,
     }
 
 

@@ -9,11 +9,14 @@ from typing import Any
 
 from v2idetr.config.keys import walk
 from v2idetr.config.run_keys import (
-    DISTILLATION_KEYS,
     LEAST_ARGUMENTS,
+    MAPPING,
     MISSING,
     PROGRAM_KEYS,
-    TEACHER_KEYS,
+    SECTION_KEYS,
+    TEXT,
+    Kind,
+    distillation_keys,
 )
 from v2idetr.config.stage_settings import (
     batch_size_key,
@@ -47,11 +50,9 @@ def validate_config(
         training: whether anything is trained; batch sizes, mixed precision and initial weights are
             checked only then.
     """
-    expected = dict(PROGRAM_KEYS)
-    if "teacher" in config and _uses_teacher(config):
-        expected |= TEACHER_KEYS
-    if "distillation" in config:
-        expected |= DISTILLATION_KEYS
+    expected = PROGRAM_KEYS | _keys_of_stages(config)
+    if isinstance(config.get("distillation"), dict):
+        expected |= distillation_keys(config["distillation"])
     found = [kind.problem(key, _get(config, key, MISSING)) for key, kind in expected.items()]
     problems = [problem for problem in found if problem is not None]
     for key, value in walk(config):
@@ -79,31 +80,51 @@ def validate_config(
     return problems
 
 
-def _uses_teacher(config: dict[str, Any]) -> bool:
-    """Whether a chosen stage, or a stage that it needs, has its settings under `teacher`."""
+def _keys_of_stages(config: dict[str, Any]) -> dict[str, Kind]:
+    """Keys that the chosen stages, and those that they need, read; not of missing sections."""
+    expected: dict[str, Kind] = {}
+    for stage in _looked_at(config):
+        node = config["stages"][stage]
+        section, given = settings_of(config, stage), given_key(config, stage)
+        if section in config and section != "train":
+            expected |= {f"{section}.{name}": kind for name, kind in SECTION_KEYS.items()}
+        if given.partition(".")[0] in config:
+            expected[given] = TEXT
+        model = node.get("model")
+        if isinstance(model, str) and model.partition(".")[0] in config:
+            expected[model] = MAPPING
+    return expected
+
+
+def _looked_at(config: dict[str, Any]) -> list[str]:
+    """The chosen stages, and those that they need, as far as they are defined."""
     chosen = config.get("train", {}).get("stages")
-    known = set(stage_names(config))
-    chosen = {s for s in chosen if s in known} if isinstance(chosen, list) else set()
-    chosen |= {need for stage in chosen for need in needs_of(config, stage).values()} & known
-    return any(settings_of(config, stage) == "teacher" for stage in chosen)
+    defined = [name for name in stage_names(config) if isinstance(config["stages"][name], dict)]
+    chosen = [s for s in defined if s in chosen] if isinstance(chosen, list) else []
+    needed = {n for s in chosen for n in needs_of(config, s).values()}
+    return [name for name in defined if name in chosen or name in needed]
 
 
 def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
     """`distillation.frames=all` needs a teacher that detects in all frames of a clip, T > 1."""
-    teachers = {needs_of(config, s).get("teacher") for s in config["train"]["stages"]} - {None}
+    needs = [needs_of(config, stage) for stage in config["train"]["stages"]]
+    teachers = {need["teacher"] for need in needs if "teacher" in need}
     if not teachers or _get(config, "distillation.frames") != "all":
         return
-    key = f"{config['stages'][teachers.pop()]['model']}.num_frames"
-    T, watched = config["data"]["num_frames"], _get(config, key, 1)
+    T = config["data"]["num_frames"]
     if T == 1:
         problems.append(
             "distillation.frames=all needs clips of several frames, but data.num_frames is 1."
         )
-    elif watched != T:
-        problems.append(
-            f"distillation.frames=all needs a teacher that sees every frame of a clip, but "
-            f"{key} is {watched} and data.num_frames {T}."
-        )
+        return
+    for teacher in sorted(teachers):
+        key = f"{config['stages'][teacher].get('model', 'model')}.num_frames"
+        watched = _get(config, key, 1)
+        if watched != T:
+            problems.append(
+                f"distillation.frames=all needs a teacher that sees every frame of a clip, but "
+                f"{key} is {watched} and data.num_frames {T}."
+            )
 
 
 def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
@@ -111,8 +132,9 @@ def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
     are_words = all(isinstance(name, str) for name in names)
     if not names or not are_words or len(set(names)) != len(names):
         problems.append(f"data.class_names must be distinct names, one per class, but is {names}.")
-    for key, node in (("model", config["model"]), ("teacher.model", _get(config, "teacher.model"))):
-        given = node.get("class_names") if isinstance(node, dict) else None
+    models = (str(config["stages"][s].get("model", "model")) for s in _looked_at(config))
+    for key in dict.fromkeys(models):
+        given = _get(config, f"{key}.class_names")
         if given is not None and given != names:
             problems.append(f"{key}.class_names is {given}, but data.class_names is {names}.")
 
@@ -198,11 +220,10 @@ def _check_patience(config: dict[str, Any]) -> list[str]:
 
 
 def _check_files(config: dict[str, Any], problems: list[str]) -> None:
-    trained, chosen = stages_to_train(config), config["train"]["stages"]
+    trained = stages_to_train(config)
     sections = sorted({settings_of(config, stage) for stage in trained}, key="train".__ne__)
     keys = [f"{section}.init_checkpoint" for section in sections]
-    looked_at = {*chosen, *(need for s in chosen for need in needs_of(config, s).values())}
-    keys += [key for s in stage_names(config) if s in looked_at and (key := given_key(config, s))]
+    keys += [key for s in _looked_at(config) if (key := given_key(config, s))]
     missing: dict[str, str] = {}
     for key in keys:
         path = _get(config, key)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from v2idetr.config.keys import dereference, is_reference, nearest_key, walk
-from v2idetr.config.run_keys import KIND_NAMES, OPTIONAL_KEYS, fits
+from v2idetr.config.run_keys import KIND_NAMES, fits, type_unless_null
 from v2idetr.config.targets import arguments_of, no_such_argument, parameter_of
 from v2idetr.config.yaml_text import parse_yaml
 
@@ -108,7 +108,7 @@ class _Merge:
         if is_reference(old) or is_reference(new):
             return new
         if new is None:
-            if old is None or key in OPTIONAL_KEYS or _may_be_none(parameter):
+            if old is None or type_unless_null(key) or _may_be_none(parameter):
                 return None
             self.problem(f"{key} cannot be null; it is {_describe(old)}.")
             return old
@@ -117,7 +117,7 @@ class _Merge:
             if key in OPEN_MAPPINGS or changes_target:
                 return copy.deepcopy(new)
             return self.mapping(old, new, key)
-        expected = OPTIONAL_KEYS.get(key) if old is None else type(old)
+        expected = type_unless_null(key) if old is None else type(old)
         if expected is None:
             return copy.deepcopy(new)
         if not fits(new, expected):

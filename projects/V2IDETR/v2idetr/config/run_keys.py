@@ -6,10 +6,9 @@ Arguments of L(...) nodes are checked against the signatures of their callables 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from v2idetr.distillation.loss_names import LOSSES
 
 KIND_NAMES: dict[type, str] = {
     dict: "a mapping",
@@ -106,31 +105,41 @@ PROGRAM_KEYS: dict[str, Kind] = {
     "data.on_bad_box": Kind(str, words=("raise", "clip", "drop")),
     "data.cache_mib": AMOUNT,
     "data.negative_share": Kind(float, optional=True),
-    "model": MAPPING,
     "evaluation.rules": LIST,
     "evaluation.coco_ap": FLAG,
     "evaluation.batch_size": COUNT,
     "evaluation.checkpoint": Kind(str, words=("best", "final")),
 }
-TEACHER_KEYS: dict[str, Kind] = {
-    "teacher.model": MAPPING,
-    "teacher.init_checkpoint": TEXT,
-    "teacher.init_partial": FLAG,
-    "teacher.checkpoint": TEXT,
-    "teacher.max_iter": Kind(int, optional=True, least=1),
-    "teacher.batch_size": Kind(int, optional=True, least=1),
-    "teacher.optimizer": MAPPING,
+# Keys of a section with the settings of a stage, such as `teacher`.
+SECTION_KEYS: dict[str, Kind] = {
+    "init_checkpoint": TEXT,
+    "init_partial": FLAG,
+    "max_iter": Kind(int, optional=True, least=1),
+    "batch_size": Kind(int, optional=True, least=1),
+    "optimizer": MAPPING,
 }
-DISTILLATION_KEYS: dict[str, Kind] = {
-    "distillation.frames": Kind(str, words=("current", "all")),
-    **{f"distillation.{name}": Kind(dict, optional=True) for name in LOSSES},
-}
-# Types of the keys that may be null.
-OPTIONAL_KEYS: dict[str, type] = {
-    key: kind.type
-    for key, kind in (PROGRAM_KEYS | TEACHER_KEYS | DISTILLATION_KEYS).items()
-    if kind.optional
-}
+DISTILLATION = "distillation"
+FRAMES = Kind(str, words=("current", "all"))
+LOSS = Kind(dict, optional=True)  # all other keys below `distillation`
+
+
+def distillation_keys(section: Mapping[str, Any]) -> dict[str, Kind]:
+    """Kinds of the keys below `distillation`, as far as a config has them."""
+    losses = {f"{DISTILLATION}.{name}": LOSS for name in section}
+    return {**losses, f"{DISTILLATION}.frames": FRAMES}
+
+
+def type_unless_null(key: str) -> type | None:
+    """Type of a key that may be null; None for all other keys."""
+    section, _, name = key.rpartition(".")
+    kind = PROGRAM_KEYS.get(key)
+    if section == DISTILLATION:
+        kind = distillation_keys({name: None})[key]
+    elif kind is None and section and "." not in section:
+        kind = SECTION_KEYS.get(name)
+    return kind.type if kind is not None and kind.optional else None
+
+
 # Smallest valid values of arguments of L(...) nodes, by the name of the argument.
 LEAST_ARGUMENTS: dict[str, int] = {
     **dict.fromkeys(("lr", "backbone_lr", "slow_factor", "weight_decay", "weight"), 0),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -56,13 +55,13 @@ class DistillationLoss(nn.Module):
     """A loss term of the student, ``distillation.<key>`` in the config.
 
     Attributes:
-        key: name in the config; the loss is reported as ``loss_<key>``.
+        key: name in the config, and of the loss as ``loss_<key>``; by default the paper's.
         reach: last required step of the teacher.
         compares_features: whether the networks' projected features are compared directly, so that
             both networks need the same normalisation.
     """
 
-    key: ClassVar[str]
+    key: str
     reach: Reach | property
     compares_features = False
 

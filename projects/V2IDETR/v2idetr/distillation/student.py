@@ -25,7 +25,7 @@ class DistilledStudent(nn.Module):
             their weights do not depend on this.
 
     Raises:
-        ValueError: no loss, or a wrong key of a loss; ``frames="all"`` for a student of clips.
+        ValueError: no loss; ``frames="all"`` for a student of clips.
     """
 
     student: TransformerDetector
@@ -52,11 +52,7 @@ class DistilledStudent(nn.Module):
                 "to train without, run the stage 'plain'."
             )
         for key, loss in losses.items():
-            if loss.key != key:
-                raise ValueError(
-                    f"distillation.{key}: {type(loss).__name__} belongs below "
-                    f"distillation.{loss.key}."
-                )
+            loss.key = key
         self.reach = Reach(max(loss.reach for loss in losses.values()))
 
     @property

@@ -7,6 +7,7 @@ is a subclass of :class:`Stage` that a config names; ``+stages.NAME={_target_: .
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.hooks import DistillationHook
 from v2idetr.engine.trainer import TrainerHook, seed_step
 from v2idetr.evaluation.evaluator import evaluate, validate
+from v2idetr.modeling.detectron2_models import image_backbone
 from v2idetr.modeling.trainable import Trainable, TrainableDetector
 from v2idetr.modeling.training import TransformerDetector
 from v2idetr.runs.checkpoint import blaming, load_detector, load_into
@@ -58,12 +60,14 @@ class Stage:
 
     Attributes:
         name: its key below ``stages``.
+        roles: in which earlier stages can serve it.
         earlier: the stages that it needs, by their roles.
         with_boxes: whether it learns from boxes, and cannot without any.
         reported: whether its model is evaluated on the test splits and has a row in the results.
     """
 
     name = ""
+    roles: tuple[str, ...] = ()
     with_boxes = True
     reported = True
 
@@ -139,6 +143,8 @@ class DetectorStage(Stage):
             the backbone its weights: its model's state dict must have their names.
     """
 
+    roles = ("backbone",)
+
     def __init__(
         self,
         *,
@@ -161,6 +167,8 @@ class DetectorStage(Stage):
         same weights and differ by the distillation alone.
         """
         key = self.model
+        if value_at(config, key) is None:
+            raise ValueError(f"stages.{self.name}.model is {key}, which the config does not have.")
         seed_step(config.train.seed, "initial weights", 0, 0)
         for weights in (f"{key}.net.weights", f"{key}.weights"):
             if not pretrained and value_at(config, weights) is not None:
@@ -193,9 +201,9 @@ class DetectorStage(Stage):
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         if (backbone := self.earlier.get("backbone")) is not None:
-            network: Any = getattr(models.model, "net", models.model)
             file = backbone.artefact(run.config)
-            load_into(network.backbone, read_weights(file).state, file)
+            network = getattr(models.model, "net", models.model)
+            load_into(image_backbone(network), read_weights(file).state, file)
 
     def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
         split, settings = run.splits["val"], run.config.evaluation
@@ -229,6 +237,8 @@ class StudentStage(DetectorStage):
     Args:
         model, settings, given, needs: see :class:`DetectorStage`; ``needs`` has a "teacher".
     """
+
+    roles = ("backbone", "teacher")
 
     def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
         student = self.detector(config, pretrained=pretrained)
@@ -305,8 +315,20 @@ def resolve_stages(config: DictConfig) -> dict[str, Stage]:
         stage.name = str(name)
         stages[stage.name] = stage
     for stage in stages.values():
+        for role in stage.needs:
+            if role not in stage.roles:
+                raise ValueError(_no_such_role(stage, role))
         stage.earlier = {role: stages[need] for role, need in stage.needs.items()}
     return stages
+
+
+def _no_such_role(stage: Stage, role: str) -> str:
+    kind, key = type(stage).__name__, f"stages.{stage.name}.needs"
+    if not stage.roles:
+        return f"{key}.{role}: {kind} needs no earlier stage; remove it."
+    near = difflib.get_close_matches(role, stage.roles, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{key}.{role}: {kind} has no such role, only {', '.join(stage.roles)}.{hint}"
 
 
 def build_stage(config: DictConfig, name: str, *, pretrained: bool = True) -> StageModels:
