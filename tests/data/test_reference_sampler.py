@@ -310,3 +310,12 @@ def test_nonsense_of_a_sampler_is_named(kind, settings: dict, message: str) -> N
     window = {"num_frames": 3, "window": 3, "sampling": "fixed"} if kind is WindowSampler else {}
     with pytest.raises(ValueError, match=message):
         kind(**{**window, **settings})
+
+
+def test_a_mixed_sampler_of_global_frames_alone_is_refused() -> None:
+    distant = GlobalSampler(num_references=2)
+    with pytest.raises(ValueError, match="needs a GlobalSampler as distant and a sampler of neigh"):
+        MixedSampler(local=distant, distant=distant)
+    neighbours = AdjacentSampler(before=1, after=0)
+    with pytest.raises(ValueError, match="but has AdjacentSampler and AdjacentSampler"):
+        MixedSampler(local=neighbours, distant=neighbours)

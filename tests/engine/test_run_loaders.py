@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.tiny_runs import make_run
+from v2idetr.config.load import load_config
 from v2idetr.data.reference_sampler import AdjacentSampler, GlobalSampler
 from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stages import run_stages
 
 
 def test_a_detector_may_bring_its_own_sampler(tiny_config) -> None:
@@ -30,3 +34,22 @@ def test_a_sampler_of_other_clips_than_the_detector_needs_is_refused(tiny_config
     models.model.reference_sampler = GlobalSampler(num_references=4)
     with pytest.raises(ValueError, match=r"GlobalSampler makes clips of 5 .* num_frames=3"):
         run.train_loader(run.stages["teacher"], models, 0)
+
+
+ADJACENT = "{_target_: v2idetr.data.reference_sampler.AdjacentSampler, before: 4, after: 1}"
+
+
+def test_a_detectors_own_clips_may_be_longer_than_those_of_the_data(tiny_config) -> None:
+    own = ["teacher.model.num_frames=6", f"teacher.model.reference_sampler={ADJACENT}"]
+    run = make_run(tiny_config, *own, "train.stages=[teacher]")
+    run_stages(run)
+    evaluation = json.loads((run.folder / "teacher" / "evaluation.json").read_text())
+    assert evaluation["look_ahead"] == 1, "one frame later than live"
+
+
+def test_a_student_of_clips_takes_those_of_its_teacher(tiny_config) -> None:
+    longer = ["model.num_frames=6", f"model.reference_sampler={ADJACENT}"]
+    config = load_config(tiny_config, longer)
+    with pytest.raises(ValueError, match=r"model\.reference_sampler must be that of"):
+        build_stage(config, "student")
+    build_stage(config, "plain")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from detectron2.modeling import FPN
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from tests.conftest import make_sample
 from tests.tiny_fixtures import in_child
@@ -19,6 +21,7 @@ from v2idetr.checkpoints.conversion import of_detector
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.checkpoints.published import write_published
 from v2idetr.config.load import build, load_config
+from v2idetr.engine.stage import DetectorStage, StageModels
 from v2idetr.evaluation.predictions import FramePrediction, evaluating
 from v2idetr.modeling.backbone import TimmBackbone
 from v2idetr.modeling.detectron2_models import (
@@ -28,7 +31,7 @@ from v2idetr.modeling.detectron2_models import (
 )
 from v2idetr.modeling.preprocess import NoResize, Preprocess
 from v2idetr.modeling.trainable import TrainableDetector
-from v2idetr.runs.checkpoint import load_detector
+from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "baselines"
 DENSE = ("retinanet", "fcos")
@@ -107,6 +110,23 @@ def test_another_number_of_classes_is_refused_and_the_key_is_named(kind: str, ke
     assert (
         small(kind, "data.class_names=[benign, malignant]", f"{key}=2").class_names[0] == "benign"
     )
+
+
+def test_a_model_that_tells_no_classes_apart_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.net: Linear is no detector of classes"):
+        Detectron2Detector(net=nn.Linear(1, 1), class_names=["polyp"])
+
+
+def test_a_stage_gives_its_weights_to_the_part_below_the_pyramid(tmp_path: Path) -> None:
+    detector = small("faster_rcnn")
+    body = image_backbone(detector.net)
+    made = {name: torch.zeros_like(tensor) for name, tensor in body.state_dict().items()}
+    file = tmp_path / "best.pth"
+    save_checkpoint(Checkpoint("pretrain", 1, made), file)
+    stage = DetectorStage(needs={"backbone": "pretrain"})
+    stage.earlier["backbone"] = SimpleNamespace(artefact=lambda config: file)
+    stage.load_needs(SimpleNamespace(config=None), StageModels(detector, detector))
+    assert not any(tensor.any() for tensor in body.state_dict().values())
 
 
 def test_only_the_part_below_the_pyramid_gets_imagenet_weights() -> None:

@@ -222,7 +222,12 @@ class MixedSampler:
 
     look_ahead = None
 
-    def __init__(self, *, local: WindowSampler | AdjacentSampler, distant: GlobalSampler) -> None:
+    def __init__(self, *, local: ReferenceSampler, distant: ReferenceSampler) -> None:
+        if local.num_global or distant.num_global != distant.num_frames - 1 or distant.clip_index:
+            raise ValueError(
+                "a MixedSampler needs a GlobalSampler as distant and a sampler of neighbours as "
+                f"local, but has {type(distant).__name__} and {type(local).__name__}"
+            )
         self.local, self.distant = local, distant
         self.num_global, self.clip_index = distant.num_global, local.clip_index
         self.num_frames = local.num_frames + distant.num_global

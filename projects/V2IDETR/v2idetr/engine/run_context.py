@@ -122,14 +122,17 @@ class RunContext:
             whole_videos=getattr(detector, "order", "any") == "video",
         )
 
-    def _mapper(
-        self, split: SplitData, detector: object, *, is_train: bool, keep: bool = True
-    ) -> ClipMapper:
+    def reference_sampler(self, detector: object) -> ReferenceSampler:
+        """The detector's own sampler, or the window below ``data``.
+
+        Raises:
+            ValueError: it makes clips of another length than the detector looks at.
+        """
         data: Any = self.config.data
         num_frames: int = getattr(detector, "num_frames", 1)
         sampler: ReferenceSampler | None = getattr(detector, "reference_sampler", None)
         if sampler is None:
-            sampler = WindowSampler(
+            return WindowSampler(
                 num_frames=num_frames, window=data.window, sampling=data.sampling, side=data.side
             )
         if sampler.num_frames != num_frames:
@@ -138,6 +141,14 @@ class RunContext:
                 f"{by}.reference_sampler: {chosen} makes clips of {sampler.num_frames} frames, but "
                 f"the detector has num_frames={num_frames}; make them agree."
             )
+        return sampler
+
+    def _mapper(
+        self, split: SplitData, detector: object, *, is_train: bool, keep: bool = True
+    ) -> ClipMapper:
+        data: Any = self.config.data
+        sampler = self.reference_sampler(detector)
+        num_frames = sampler.num_frames
         store = self.frames if keep else None
         return ClipMapper(
             sampler=sampler,
@@ -224,5 +235,4 @@ def _key(name: str) -> str:
 
 def _in_clips(config: DictConfig, stages: list[Stage], split: str) -> bool:
     """Whether a stage looks at several frames of a split together."""
-    frames = [stage.clip_frames(config, split) for stage in stages]
-    return config.data.window > 0 and max(frames, default=1) > 1
+    return max((stage.clip_frames(config, split) for stage in stages), default=1) > 1

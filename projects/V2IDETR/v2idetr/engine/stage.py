@@ -93,7 +93,7 @@ class Stage:
         raise NotImplementedError
 
     def clip_frames(self, config: DictConfig, split: str) -> int:
-        """How many frames of a split ("train", "val", "test/...") it looks at together."""
+        """How many different frames of a split ("train", "val", "test/...") it sees together."""
         return 1
 
     def clip_user(self, models: StageModels) -> nn.Module:
@@ -181,7 +181,8 @@ class DetectorStage(Stage):
                 "lacks members of modeling/trainable.py. Detectron2's own models are adapted by "
                 "v2idetr.modeling.detectron2_models.Detectron2Detector."
             )
-        if not 1 <= detector.num_frames <= config.data.num_frames:
+        own_clips = getattr(detector, "reference_sampler", None) is not None
+        if not own_clips and not 1 <= detector.num_frames <= config.data.num_frames:
             raise ValueError(
                 f"{key} looks at {detector.num_frames} frames, but data.num_frames is "
                 f"{config.data.num_frames}."
@@ -194,6 +195,9 @@ class DetectorStage(Stage):
         return detector
 
     def clip_frames(self, config: DictConfig, split: str) -> int:
+        own_clips = value_at(config, f"{self.model}.reference_sampler") is not None
+        if config.data.window == 0 and not own_clips:  # clips repeat the current frame
+            return 1
         return int(value_at(config, f"{self.model}.num_frames") or 1)
 
     def clip_user(self, models: StageModels) -> nn.Module:
@@ -220,7 +224,7 @@ class DetectorStage(Stage):
         load_detector(detector, weights, class_names=list(run.config.data.class_names))
         detector.to(run.device)
         val = run.splits["val"]
-        return evaluate(
+        metrics = evaluate(
             detector,
             val=(val, run.eval_loader(val, detector)),
             tests={n: (split, run.eval_loader(split, detector)) for n, split in run.tests.items()},
@@ -229,6 +233,7 @@ class DetectorStage(Stage):
             progress=True,
             predictions_dir=folder,
         )
+        return {**metrics, "look_ahead": run.reference_sampler(detector).look_ahead}
 
 
 class StudentStage(DetectorStage):
@@ -245,6 +250,7 @@ class StudentStage(DetectorStage):
         teacher = self._teacher_stage.detector(config, pretrained=False)
         own = _with_queries(self.model, student)
         theirs = _with_queries(self._teacher_stage.model, teacher.eval().requires_grad_(False))
+        self._check_clips(config, own.num_frames)
         losses: dict[str, DistillationLoss] = {
             str(name): build(config, f"distillation.{name}")
             for name, settings in config.distillation.items()
@@ -289,6 +295,18 @@ class StudentStage(DetectorStage):
         assert models.teacher is not None and isinstance(models.trained, DistilledStudent)
         teacher = _with_queries(self._teacher_stage.model, models.teacher)
         return [DistillationHook(teacher, models.trained)]
+
+    def _check_clips(self, config: DictConfig, num_frames: int) -> None:
+        """In training both see one clip, which the teacher's sampler chooses."""
+        own, theirs = (
+            value_at(config, f"{model}.reference_sampler")
+            for model in (self.model, self._teacher_stage.model)
+        )
+        if num_frames > 1 and own != theirs:
+            raise ValueError(
+                f"{self.model}.reference_sampler must be that of {self._teacher_stage.model}, "
+                "which chooses the clips of both in training."
+            )
 
     @property
     def _teacher_stage(self) -> DetectorStage:

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from v2idetr.checkpoints.architecture import describe
@@ -222,6 +223,8 @@ def _distributed(run: RunContext, model: nn.Module) -> nn.Module:
         model,
         device_ids=[run.device.index] if run.device.type == "cuda" else None,
         find_unused_parameters=run.config.train.find_unused_parameters,
-        forward_sync_buffers=False,  # all are constants
+        # Running statistics are the first process's, as in its checkpoint; else all are constants,
+        # or equal on all processes.
+        forward_sync_buffers=any(isinstance(m, _BatchNorm) for m in model.modules()),
         gradient_as_bucket_view=True,  # or every gradient is kept twice
     )

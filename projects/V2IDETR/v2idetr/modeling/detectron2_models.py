@@ -122,15 +122,23 @@ def _keep_normalizer(net: Any) -> None:
 
 def image_backbone(net: nn.Module) -> nn.Module:
     """The part of a meta-architecture that has ImageNet weights: below the FPN, if it has one."""
-    backbone: Any = net.backbone
+    backbone: Any = getattr(net, "backbone", None)
+    if backbone is None:
+        raise ValueError(f"model.net: {type(net).__name__} has no backbone to load weights into.")
     bottom_up = getattr(backbone, "bottom_up", backbone)
     return bottom_up.backbone if isinstance(bottom_up, Detectron2Backbone) else bottom_up
 
 
 def _check_classes(net: Any, class_names: Sequence[str]) -> None:
-    part, key = net, "model.net"
+    part: Any = net
+    key = "model.net"
     if not hasattr(net, "num_classes"):
-        part, key = net.roi_heads, "model.net.roi_heads"
+        part, key = getattr(net, "roi_heads", None), "model.net.roi_heads"
+    if not hasattr(part, "num_classes"):
+        raise ValueError(
+            f"model.net: {type(net).__name__} is no detector of classes: neither it nor its "
+            "roi_heads has num_classes."
+        )
     if part.num_classes != len(class_names):
         raise ValueError(
             f"The network has {part.num_classes} classes, but class_names are "

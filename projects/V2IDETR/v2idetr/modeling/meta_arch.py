@@ -58,7 +58,12 @@ class Detector(nn.Module):
         size_divisor: int = 32,
     ) -> None:
         super().__init__()
-        assert isinstance(net, DetectorNetwork)
+        if not isinstance(net, DetectorNetwork):
+            raise ValueError(
+                f"model.net: {type(net).__name__} is no DetectorNetwork: it lacks members of "
+                "modeling/interface.py. Models of Detectron2 are adapted by "
+                "v2idetr.modeling.detectron2_models.Detectron2Detector."
+            )
         if net.num_classes != len(class_names):
             raise ValueError(
                 f"The network has {net.num_classes} classes, but class_names are "

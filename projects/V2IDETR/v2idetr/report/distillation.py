@@ -14,8 +14,9 @@ from torch import Tensor
 from v2idetr.config.load import build
 from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.data.reference_sampler import WindowSampler
+from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
 from v2idetr.distillation.spatial_masks import gaussian_mask
+from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.report.frame_images import Album, Box, StoredFrame
 from v2idetr.report.heldout import HeldOutFrame, read
 from v2idetr.runs.reading import RunFiles
@@ -79,11 +80,13 @@ def masks(run: RunFiles, train: SplitData, album: Album) -> Masks | None:
 
     Returns None if the config has no TFD.
     """
-    tfd = (run.settings.get("distillation") or {}).get("tfd")
-    if not tfd:
+    if not (run.settings.get("distillation") or {}).get("tfd"):
         return None
-    mapper = _mapper(run, num_frames=1, is_train=True)
-    divisor, stride = int(run.settings["model"]["size_divisor"]), int(tfd["stride"])
+    tfd = build(run.config, "distillation.tfd")
+    if not isinstance(tfd, TargetGuidedFeatureDistillation):
+        return None
+    mapper = _mapper(run, _window_sampler(run, num_frames=1), is_train=True)
+    divisor, stride = int(run.settings["model"].get("size_divisor", 32)), tfd.stride
     panels, rows, columns = [], 0, 0
     for caption, record in _lesions_by_size(train):
         sample = mapper(record, seed=0)
@@ -95,8 +98,8 @@ def masks(run: RunFiles, train: SplitData, album: Album) -> Masks | None:
             stride,
             rows,
             columns,
-            sigma=tfd["sigma"],
-            sigma_ratio=tfd["sigma_ratio"],
+            sigma=tfd.sigma,
+            sigma_ratio=tfd.sigma_ratio,
         )
         image = album.add(_pixels(sample["image"]))
         boxes = image.boxes("truth", boxes_xyxy_px.numpy(), [""] * len(boxes_xyxy_px))
@@ -116,15 +119,14 @@ def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | 
     data = run.settings["data"]
     frame = _instructive(frames, data["window"])
     split = read(data, data["test"][frame.video.split])
-    scene = [
-        record
-        for record in split.records
-        if (record["video_id"], record["scene_id"])
-        == (frame.record["video_id"], frame.record["scene_id"])
-    ]
-    num_frames = int(run.settings["teacher"]["model"].get("num_frames", data["num_frames"]))
-    sample = _mapper(run, num_frames=num_frames)(dict(frame.record), seed=0, video=scene)
-    lesions = {record["image_id"]: record["annotations"] for record in scene}
+    video = [r for r in split.records if r["video_id"] == frame.record["video_id"]]
+    model = run.settings["teacher"]["model"]
+    if model.get("reference_sampler"):
+        sampler = build(run.config, "teacher.model.reference_sampler")
+    else:
+        sampler = _window_sampler(run, int(model.get("num_frames", data["num_frames"])))
+    sample = _mapper(run, sampler)(dict(frame.record), seed=0, video=video)
+    lesions = {record["image_id"]: record["annotations"] for record in video}
     shown = []
     for index, seen in enumerate(sample["clip"]):
         image = album.add(_pixels(seen["image"]))
@@ -143,13 +145,17 @@ def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | 
     return Clip(shown, words)
 
 
-def _mapper(run: RunFiles, *, num_frames: int, is_train: bool = False) -> ClipMapper:
-    """The mapper of evaluation, without random sampling."""
+def _window_sampler(run: RunFiles, num_frames: int) -> WindowSampler:
     data = run.settings["data"]
+    return WindowSampler(
+        num_frames=num_frames, window=data["window"], sampling="fixed", side=data["side"]
+    )
+
+
+def _mapper(run: RunFiles, sampler: ReferenceSampler, *, is_train: bool = False) -> ClipMapper:
+    """The mapper of evaluation, without random sampling."""
     return ClipMapper(
-        sampler=WindowSampler(
-            num_frames=num_frames, window=data["window"], sampling="fixed", side=data["side"]
-        ),
+        sampler=sampler,
         augmentations=build(run.config, "data.augmentations.test"),
         is_train=is_train,
     )

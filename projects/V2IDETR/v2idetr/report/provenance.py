@@ -195,6 +195,11 @@ def _given(run: RunFiles) -> bool:
 
 
 def _kept(run: RunFiles, name: str) -> str:
+    if name not in run.stages:
+        return ""
     metric = run.settings["train"]["best_metric"]
-    best = best_validation(run.stages[name], metric) if name in run.stages else None
+    found = {key for line in run.stages[name].validations for key in line if "val/" in key}
+    if len(found) == 1:  # that of a stage of the user's own
+        metric = found.pop().removeprefix("val/")
+    best = best_validation(run.stages[name], metric)
     return f"{best[1]:.3f} at step {best[0]:.0f}" if best else ""
