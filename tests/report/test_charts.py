@@ -12,6 +12,7 @@ import pytest
 from v2idetr.plot_style import COLOURS
 from v2idetr.report import charts
 from v2idetr.report.charts import Chart, Line, Point
+from v2idetr.report.curves import distillation_losses
 
 
 def chart_of(points: list[Point], *, log: bool = False, ring: Point | None = None) -> Chart:
@@ -86,3 +87,10 @@ def test_charts_of_a_page_share_no_ids_and_have_its_colours() -> None:
     assert len(ids) == len(set(ids)) > 0
     assert "var(--plain)" in chart.svg()
     assert not any(colour in chart.svg() for colour in charts.VARIABLES)
+
+
+def test_losses_of_the_users_own_have_a_line() -> None:
+    section = {"frames": "all", "mine": {"weight": 1}, "cqd": {"weight": 1}, "tfd": None}
+    losses = distillation_losses({"distillation": section})
+    assert list(losses) == ["loss_cqd", "loss_mine"] and losses["loss_mine"][0] == "mine"
+    assert distillation_losses({}) == {}

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from v2idetr.plot_style import ACCENT, COLOURS, SOFT
+from v2idetr.plot_style import ACCENT, COLOURS, INK, SOFT
 from v2idetr.report.charts import Chart, Line, Point
 from v2idetr.report.heldout import shown_rule
 from v2idetr.runs.reading import RunFiles, StageFiles
 
-# Distillation losses: title and colour.
-TAUGHT = {
-    "loss_tfd": ("features (TFD)", COLOURS["student"]),
-    "loss_fd": ("features (FD)", COLOURS["plain"]),
-    "loss_ed": ("embeddings (ED)", COLOURS["teacher"]),
-    "loss_cqd": ("queries (CQD)", ACCENT),
-    "loss_qd": ("queries (QD)", SOFT),
+# The paper's distillation losses: title and colour.
+LOSSES = {
+    "tfd": ("features (TFD)", COLOURS["student"]),
+    "fd": ("features (FD)", COLOURS["plain"]),
+    "ed": ("embeddings (ED)", COLOURS["teacher"]),
+    "cqd": ("queries (CQD)", ACCENT),
+    "qd": ("queries (QD)", SOFT),
 }
 
 
@@ -31,10 +31,14 @@ def charts(run: RunFiles) -> list[Chart]:
     return [chart for chart in found if chart.drawable()]
 
 
-def taught(settings: Mapping[str, Any]) -> list[str]:
-    """Titles of the distillation losses of the run's config."""
-    losses = settings.get("distillation") or {}
-    return [title for name, (title, _) in TAUGHT.items() if losses.get(name.removeprefix("loss_"))]
+def distillation_losses(settings: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Title and colour of the distillation losses of a config, by their name in metrics.jsonl."""
+    section = settings.get("distillation") or {}
+    known = [name for name in LOSSES if section.get(name)]
+    own = [
+        name for name, loss in section.items() if name not in LOSSES and name != "frames" and loss
+    ]
+    return {f"loss_{name}": LOSSES.get(name, (name, INK)) for name in [*known, *own]}
 
 
 def best_validation(stage: StageFiles, metric: str) -> Point | None:
@@ -65,7 +69,7 @@ def _detection(run: RunFiles) -> Chart:
         Line(
             stage.title,
             _colour(stage),
-            _points(stage.steps, "total_loss", less=TAUGHT),
+            _points(stage.steps, "total_loss", less=distillation_losses(run.settings)),
         )
         for stage in run.stages.values()
     ]
@@ -75,7 +79,10 @@ def _detection(run: RunFiles) -> Chart:
 
 def _distillation(run: RunFiles) -> Chart:
     steps = run.stages["student"].steps if "student" in run.stages else []
-    lines = [Line(title, colour, _points(steps, name)) for name, (title, colour) in TAUGHT.items()]
+    lines = [
+        Line(title, colour, _points(steps, name))
+        for name, (title, colour) in distillation_losses(run.settings).items()
+    ]
     note = "Weighted losses between V2I student and teacher. Logarithmic."
     return Chart("Distillation losses", note, lines, log=True)
 

@@ -106,7 +106,7 @@ def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
         table=metrics.headline_table(evaluations) if evaluations else [],
         parts=comparison_by_part(evaluations),
         thresholds={name: e["thresholds"] for name, e in evaluations.items()},
-        taught=curves.taught(run.settings),
+        imitated=[title for title, _ in curves.distillation_losses(run.settings).values()],
         charts=[(chart, Markup(chart.svg())) for chart in curves.charts(run)],
         num_frames=len(frames),
         rule=_rule_words(evaluations),
