@@ -179,8 +179,8 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
         return with_classes(weights, options.classes or of_config, options.new_class_head)
     detector, config = None, {}
     if options.config_file:
-        teacher = any(name.startswith("fusion.") for name in bare)
-        detector, config, _ = build_detector(options, "teacher" if teacher else "plain")
+        fused = any(name.startswith("fusion.") for name in bare)
+        detector, config, _ = build_detector(options, fused=fused)
     if header is None:
         weights = read_foreign(source, stored, num_heads=options.num_heads)
     else:
@@ -210,7 +210,7 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
                 "the run with --config-file."
             )
         options.config_file = str(beside)
-    detector, config, model = build_detector(options, stored.beside.get("stage", "plain"))
+    detector, config, model = build_detector(options, stored.beside.get("stage"))
     load_detector(detector, source, class_names=list(detector.class_names), stored=stored)
     try:
         preprocess, unknown = Preprocess.from_config(config, model), ()
@@ -221,16 +221,29 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
     return replace(weights, assumed=unknown)
 
 
-def build_detector(options: argparse.Namespace, name: str) -> tuple[Any, dict[str, Any], str]:
-    """(detector of a stage without weights, plain config, key of the detector)."""
+def build_detector(
+    options: argparse.Namespace, name: str | None = None, *, fused: bool = False
+) -> tuple[Any, dict[str, Any], str]:
+    """(detector of a stage without weights, plain config, key of the detector).
+
+    Without a name it is the last stage whose network mixes the frames of a clip, or does not.
+    """
     from v2idetr.config.load import load_config, to_plain
+    from v2idetr.config.stage_settings import value_at
     from v2idetr.engine.stage import DetectorStage, resolve_stages
 
     try:
         config = load_config(options.config_file, options.overrides)
-        stage = resolve_stages(config).get(name)
-        if not isinstance(stage, DetectorStage):
-            raise ValueError(f"it has no stage {name!r} that trains a detector.")
+        stages = [s for s in resolve_stages(config).values() if isinstance(s, DetectorStage)]
+        if name is None:
+            of_kind = f"with{'' if fused else 'out'} fusion of frames"
+            stages = [s for s in stages if bool(value_at(config, f"{s.model}.net.fusion")) == fused]
+        else:
+            of_kind = f"and is named {name!r}"
+            stages = [s for s in stages if s.name == name]
+        if not stages:
+            raise ValueError(f"it has no stage that trains a detector {of_kind}.")
+        stage = stages[-1]
         return stage.detector(config, pretrained=False), to_plain(config), stage.model
     except ValueError as error:
         raise ValueError(

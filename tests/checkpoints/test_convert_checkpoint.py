@@ -347,6 +347,8 @@ def test_a_teacher_is_published_but_has_no_place_in_transformers(
 ) -> None:
     output, given = published_teacher(config, tmp_path), ["--config-file", str(config)]
     assert main([str(output), *given]) == 0, "it fits the teacher of its config"
+    assert main([str(output), *given, "teacher.model.net.fusion=null"]) == 2
+    assert "no stage that trains a detector with fusion of frames" in capsys.readouterr().err
     assert load_detector(detector_of(config, "train.seed=5", stage="teacher"), output) == []
     assert main([str(output), "--to", "transformers", "--output", str(tmp_path / "out")]) == 2
     assert "It is a teacher" in capsys.readouterr().err
