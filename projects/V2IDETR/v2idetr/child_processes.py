@@ -21,11 +21,14 @@ Child = subprocess.Popen[bytes]
 
 
 class Interrupted(BaseException):
-    """This program and its children were stopped by a signal; no error."""
+    """This program and its children were stopped by a signal.
+
+    No error, so `except Exception` lets it pass.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP
 
 
 class ProgramError(Exception):

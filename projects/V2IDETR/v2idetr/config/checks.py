@@ -27,6 +27,7 @@ from v2idetr.config.stage_settings import (
     stage_names,
     stages_to_train,
     steps_of,
+    value_at,
 )
 from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.evaluation.rule_names import RULE_NAMES
@@ -53,7 +54,7 @@ def validate_config(
     expected = PROGRAM_KEYS | _keys_of_stages(config)
     if isinstance(config.get("distillation"), dict):
         expected |= distillation_keys(config["distillation"])
-    found = [kind.problem(key, _get(config, key, MISSING)) for key, kind in expected.items()]
+    found = [kind.problem(key, value_at(config, key, MISSING)) for key, kind in expected.items()]
     problems = [problem for problem in found if problem is not None]
     for key, value in walk(config):
         least = LEAST_ARGUMENTS.get(key.rpartition(".")[2])
@@ -109,7 +110,7 @@ def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
     """`distillation.frames=all` needs a teacher that detects in all frames of a clip, T > 1."""
     needs = [needs_of(config, stage) for stage in config["train"]["stages"]]
     teachers = {need["teacher"] for need in needs if "teacher" in need}
-    if not teachers or _get(config, "distillation.frames") != "all":
+    if not teachers or value_at(config, "distillation.frames") != "all":
         return
     T = config["data"]["num_frames"]
     if T == 1:
@@ -119,7 +120,7 @@ def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
         return
     for teacher in sorted(teachers):
         key = f"{config['stages'][teacher].get('model', 'model')}.num_frames"
-        watched = _get(config, key, 1)
+        watched = value_at(config, key, 1)
         if watched != T:
             problems.append(
                 f"distillation.frames=all needs a teacher that sees every frame of a clip, but "
@@ -134,7 +135,7 @@ def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
         problems.append(f"data.class_names must be distinct names, one per class, but is {names}.")
     models = (str(config["stages"][s].get("model", "model")) for s in _looked_at(config))
     for key in dict.fromkeys(models):
-        given = _get(config, f"{key}.class_names")
+        given = value_at(config, f"{key}.class_names")
         if given is not None and given != names:
             problems.append(f"{key}.class_names is {given}, but data.class_names is {names}.")
 
@@ -226,16 +227,16 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
     keys += [key for s in _looked_at(config) if (key := given_key(config, s))]
     missing: dict[str, str] = {}
     for key in keys:
-        path = _get(config, key)
+        path = value_at(config, key)
         if path and not Path(path).is_file():
             missing.setdefault(path, key)  # by default the teacher's file is the detector's
     problems += [f"{key}: there is no file {path}." for path, key in missing.items()]
     for section in sections:
         key = f"{section}.init_checkpoint"
-        if _get(config, f"{section}.init_partial") and not _get(config, key):
+        if value_at(config, f"{section}.init_partial") and not value_at(config, key):
             problems.append(f"{section}.init_partial is true, but {key} names no file.")
     given = config["train"]["init_checkpoint"]
-    if given and trained and not any(_get(config, f"{s}.init_checkpoint") for s in sections):
+    if given and trained and not any(value_at(config, f"{s}.init_checkpoint") for s in sections):
         own = ", ".join(f"{section}.init_checkpoint" for section in sections)
         problems.append(
             f"train.init_checkpoint={given} is not used by {', '.join(trained)}: set {own} to "
@@ -246,7 +247,7 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
 def _check_batches(config: dict[str, Any], world_size: int, problems: list[str]) -> None:
     sizes = {batch_size_key(config, stage): stage for stage in stages_to_train(config)}
     for key in sizes:
-        size = _get(config, key)
+        size = value_at(config, key)
         if size % world_size or size < world_size:
             problems.append(
                 f"{key} is {size}, which {world_size} processes cannot share equally; "
@@ -257,11 +258,3 @@ def _check_batches(config: dict[str, Any], world_size: int, problems: list[str])
 def _check_precision(train: dict[str, Any], has_gpu: bool, problems: list[str]) -> None:
     if train["amp"] == "fp16" and (train["device"] == "cpu" or not has_gpu):
         problems.append("train.amp=fp16 needs a GPU; on a CPU use bf16 or off.")
-
-
-def _get(config: Any, key: str, default: Any = None) -> Any:
-    for part in key.split("."):
-        if not isinstance(config, dict) or part not in config:
-            return default
-        config = config[part]
-    return config

@@ -150,11 +150,11 @@ def _malformed(config: Config, known: list[str]) -> str:
     return ""
 
 
-def value_at(config: Any, key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
+def value_at(config: Any, key: str, default: Any = None) -> Any:
+    """The value at a dotted key; `default` where there is none."""
     for part in key.split("."):
         if not isinstance(config, Mapping | DictConfig) or part not in config:
-            return None
+            return default
         config = config[part]
     return config
 

@@ -7,21 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from v2idetr.child_processes import Interrupted as StopRequested
 from v2idetr.child_processes import stop_signals
-
-
-class StopRequested(BaseException):
-    """The run was asked to stop; no error, so `except Exception` lets it pass."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number  # 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP
 
 
 class StopSignals:
@@ -42,12 +35,7 @@ class StopSignals:
             self._previous = {n: signal.signal(n, self._handle) for n in stop_signals()}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

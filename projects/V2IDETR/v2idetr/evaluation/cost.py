@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from v2idetr.evaluation.predictions import evaluating, unwrap
+from v2idetr.evaluation.predictions import evaluating
 from v2idetr.modeling.deformable_attention import DeformableAttention
 
 WARM_UP = 2
@@ -43,7 +43,6 @@ def flops(model: nn.Module, sample: dict[str, Any]) -> int:
     ``2 * 4 * levels * points * d`` per query. Normalisation, activations, interpolation and
     position arithmetic are left out, as is customary. For a teacher, all its frames count.
     """
-    model = unwrap(model)
     reads: list[int] = []
 
     def add_reads(module: DeformableAttention, _: Any, output: Tensor) -> None:
@@ -103,7 +102,6 @@ def seconds_per_frame(model: nn.Module, sample: dict[str, Any], *, repeats: int 
     From decoded frames in memory to boxes: normalisation, network and post-processing, without
     reading and decoding files. On a GPU every repeat is synchronised.
     """
-    model = unwrap(model)
     device = _device(model)
     with evaluating(model):
         call = partial(model, [sample])
@@ -134,7 +132,6 @@ def _synchronise(device: torch.device) -> None:
 
 def peak_memory_mib(model: nn.Module, sample: dict[str, Any]) -> float | None:
     """Peak GPU memory of one detection in MiB, weights included; None on a CPU."""
-    model = unwrap(model)
     device = _device(model)
     if device.type != "cuda":
         return None
@@ -155,11 +152,11 @@ def measure_cost(
         sample: one frame, or one clip for a video detector, at the size of evaluation.
         repeats: number of timed runs after the warm-up.
     """
-    detector: Any = unwrap(model)
+    detector: Any = model
     if getattr(detector, "order", "any") == "video":
         detector.reset()
     height, width = sample["image"].shape[-2:]
-    count = parameters(unwrap(model))
+    count = parameters(model)
     return {
         "parameters": count["total"],
         "trainable_parameters": count["trainable"],
@@ -168,8 +165,8 @@ def measure_cost(
         "peak_memory_mib": peak_memory_mib(model, sample),
         "input_height": int(height),
         "input_width": int(width),
-        "frames_per_detection": int(getattr(unwrap(model), "num_frames", 1)),
-        "machine": machine(_device(unwrap(model))),
+        "frames_per_detection": int(getattr(model, "num_frames", 1)),
+        "machine": machine(_device(model)),
     }
 
 

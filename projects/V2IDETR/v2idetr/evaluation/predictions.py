@@ -23,7 +23,6 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from jaxtyping import Float, Int
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from v2idetr.atomic_file import write_atomically
 from v2idetr.data.coco_vid import SplitData
@@ -80,11 +79,6 @@ class FramePrediction:
         return cls(image_id, np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model without DistributedDataParallel, which would wait for ranks that have finished."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards each submodule's mode is restored."""
@@ -123,7 +117,6 @@ def predict(
         ValueError: the model needs whole videos and the loader splits them; an output is not
             finite.
     """
-    model = unwrap(model)
     in_order = getattr(model, "order", "any") == "video"
     mine: list[FramePrediction] = []
     if progress and comm.is_main_process():

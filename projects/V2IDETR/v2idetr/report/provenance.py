@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from v2idetr.config.load import differing_keys, load_config
-from v2idetr.config.stage_settings import steps_of
+from v2idetr.config.stage_settings import steps_of, value_at
 from v2idetr.config.yaml_text import dump_yaml
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.report.curves import best_validation
@@ -132,9 +130,7 @@ def settings(run: RunFiles) -> list[tuple[str, str]]:
     """The most important settings that the config has."""
     rows = []
     for key, words in KEY_SETTINGS.items():
-        value: Any = run.settings
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        value = value_at(run.settings, key)
         if value is not None:
             rows.append((words, json.dumps(value).strip('"')))
     return rows
