@@ -16,12 +16,13 @@ from v2idetr.config.run_keys import (
     SECTION_KEYS,
     TEXT,
     Kind,
-    distillation_keys,
+    distillation_kind,
 )
 from v2idetr.config.stage_settings import (
     batch_size_key,
     check_stages,
     given_key,
+    model_key,
     needs_of,
     settings_of,
     stage_names,
@@ -53,7 +54,8 @@ def validate_config(
     """
     expected = PROGRAM_KEYS | _keys_of_stages(config)
     if isinstance(config.get("distillation"), dict):
-        expected |= distillation_keys(config["distillation"])
+        names = {"frames", *config["distillation"]}
+        expected |= {f"distillation.{name}": distillation_kind(name) for name in sorted(names)}
     found = [kind.problem(key, value_at(config, key, MISSING)) for key, kind in expected.items()]
     problems = [problem for problem in found if problem is not None]
     for key, value in walk(config):
@@ -119,7 +121,7 @@ def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
         )
         return
     for teacher in sorted(teachers):
-        key = f"{config['stages'][teacher].get('model', 'model')}.num_frames"
+        key = f"{model_key(config, teacher)}.num_frames"
         watched = value_at(config, key, 1)
         if watched != T:
             problems.append(
@@ -133,8 +135,7 @@ def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
     are_words = all(isinstance(name, str) for name in names)
     if not names or not are_words or len(set(names)) != len(names):
         problems.append(f"data.class_names must be distinct names, one per class, but is {names}.")
-    models = (str(config["stages"][s].get("model", "model")) for s in _looked_at(config))
-    for key in dict.fromkeys(models):
+    for key in dict.fromkeys(model_key(config, stage) for stage in _looked_at(config)):
         given = value_at(config, f"{key}.class_names")
         if given is not None and given != names:
             problems.append(f"{key}.class_names is {given}, but data.class_names is {names}.")

@@ -6,7 +6,6 @@ Arguments of L(...) nodes are checked against the signatures of their callables 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,23 +117,21 @@ SECTION_KEYS: dict[str, Kind] = {
     "batch_size": Kind(int, optional=True, least=1),
     "optimizer": MAPPING,
 }
-DISTILLATION = "distillation"
 FRAMES = Kind(str, words=("current", "all"))
-LOSS = Kind(dict, optional=True)  # all other keys below `distillation`
+LOSS = Kind(dict, optional=True)
 
 
-def distillation_keys(section: Mapping[str, Any]) -> dict[str, Kind]:
-    """Kinds of the keys below `distillation`, as far as a config has them."""
-    losses = {f"{DISTILLATION}.{name}": LOSS for name in section}
-    return {**losses, f"{DISTILLATION}.frames": FRAMES}
+def distillation_kind(name: str) -> Kind:
+    """Valid values of a key below `distillation`, where all but one are losses."""
+    return FRAMES if name == "frames" else LOSS
 
 
 def type_unless_null(key: str) -> type | None:
     """Type of a key that may be null; None for all other keys."""
     section, _, name = key.rpartition(".")
     kind = PROGRAM_KEYS.get(key)
-    if section == DISTILLATION:
-        kind = distillation_keys({name: None})[key]
+    if section == "distillation":
+        kind = distillation_kind(name)
     elif kind is None and section and "." not in section:
         kind = SECTION_KEYS.get(name)
     return kind.type if kind is not None and kind.optional else None

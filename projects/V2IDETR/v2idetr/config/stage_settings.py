@@ -2,8 +2,8 @@
 
 ``stages`` defines stages by name, ``train.stages`` lists those of a run, in order::
 
-    settings   section with max_iter, batch_size, optimizer, init_checkpoint and init_partial;
-               missing or null ones are those of `train` (and `optimizer`)
+    settings   section with max_iter, batch_size, optimizer, init_checkpoint and init_partial, or
+               `train` (and `optimizer`), whose numbers also stand in for null ones
     given      key of a checkpoint that replaces the training if it is set; "" for none
     needs      earlier stages by role, such as {teacher: teacher}
 """
@@ -29,6 +29,11 @@ def stage_names(config: Config) -> list[str]:
 def settings_of(config: Config, stage: str) -> str:
     """Name of the section with a stage's settings."""
     return str(config["stages"][stage].get("settings") or "train")
+
+
+def model_key(config: Config, stage: str) -> str:
+    """Key of the detector that a stage trains."""
+    return str(config["stages"][stage].get("model") or "model")
 
 
 def needs_of(config: Config, stage: str) -> dict[str, str]:
