@@ -34,11 +34,8 @@ def charts(run: RunFiles) -> list[Chart]:
 def distillation_losses(settings: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Title and colour of the distillation losses of a config, by their name in metrics.jsonl."""
     section = settings.get("distillation") or {}
-    known = [name for name in LOSSES if section.get(name)]
-    own = [
-        name for name, loss in section.items() if name not in LOSSES and name != "frames" and loss
-    ]
-    return {f"loss_{name}": LOSSES.get(name, (name, INK)) for name in [*known, *own]}
+    names = [name for name in [*LOSSES, *section] if name != "frames" and section.get(name)]
+    return {f"loss_{name}": LOSSES.get(name, (name, INK)) for name in names}
 
 
 def best_validation(stage: StageFiles, metric: str) -> Point | None:

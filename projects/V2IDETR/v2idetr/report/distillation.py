@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from v2idetr.config.load import build
+from v2idetr.config.stage_settings import value_at
 from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
@@ -86,7 +87,7 @@ def masks(run: RunFiles, train: SplitData, album: Album) -> Masks | None:
     if not isinstance(tfd, TargetGuidedFeatureDistillation):
         return None
     mapper = _mapper(run, _window_sampler(run, num_frames=1), is_train=True)
-    divisor, stride = int(run.settings["model"].get("size_divisor", 32)), tfd.stride
+    divisor, stride = int(value_at(run.settings, "model.size_divisor", 32)), tfd.stride
     panels, rows, columns = [], 0, 0
     for caption, record in _lesions_by_size(train):
         sample = mapper(record, seed=0)

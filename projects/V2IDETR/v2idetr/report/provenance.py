@@ -194,7 +194,7 @@ def _kept(run: RunFiles, name: str) -> str:
     if name not in run.stages:
         return ""
     metric = run.settings["train"]["best_metric"]
-    found = {key for line in run.stages[name].validations for key in line if "val/" in key}
+    found = {key for line in run.stages[name].validations for key in line if key.startswith("val/")}
     if len(found) == 1:  # that of a stage of the user's own
         metric = found.pop().removeprefix("val/")
     best = best_validation(run.stages[name], metric)
