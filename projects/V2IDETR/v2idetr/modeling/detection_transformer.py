@@ -17,8 +17,6 @@ from v2idetr.modeling.fusion import Fusion, Slot
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.neck import Neck
 
-NeckNorm = Literal["group", "none"]
-
 
 class DetectionTransformer(nn.Module):
     """Images to decoded queries. Implements ``interface.DetectorNetwork``.
@@ -57,7 +55,7 @@ class DetectionTransformer(nn.Module):
         d: int,
         num_queries: int,
         reference_dim: int,
-        neck_norm: NeckNorm,
+        neck_norm: Literal["group", "none"],
         isolate_padding: bool,
         fusion: Fusion | None,
     ) -> None:

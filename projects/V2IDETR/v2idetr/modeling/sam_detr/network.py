@@ -6,18 +6,12 @@ The decoder's attentions are in ``decoder.py``, the aligner in ``semantics_align
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from v2idetr.modeling.deformable_attention import DeformableAttention
-from v2idetr.modeling.detection_transformer import (
-    DetectionTransformer,
-    NeckNorm,
-    joined_padding,
-    xavier,
-)
+from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.heads import DetectionHeads
 from v2idetr.modeling.interface import Context, Decoded, Features, Memory, Place, Queries
@@ -109,7 +103,7 @@ class SAMDETR(DetectionTransformer):
             d=d,
             num_queries=num_queries,
             reference_dim=4,
-            neck_norm=cast(NeckNorm, neck_norm),
+            neck_norm=neck_norm,
             isolate_padding=isolate_padding,
             fusion=fusion,
         )
