@@ -21,7 +21,7 @@ TITLES = {"teacher": "teacher", "plain": "plain student", "student": "V2I studen
 # Seconds on two cores without a GPU; only their ratios matter once the first steps are measured.
 SECONDS_A_FRAME = 0.03
 SECONDS_A_STEP = {"teacher": 1.0, "plain": 0.5, "student": 1.1}
-SECONDS_A_FOREIGN_STEP = 1.0  # of a stage of your own
+DEFAULT_SECONDS_A_STEP = 1.0  # of a stage of your own
 STEPS = 400  # of configs/v2i_synthetic.yaml, until the run has a config
 SECONDS_OTHERWISE = {"annotations": 5.0, "evaluation": 15.0, "report": 15.0}
 TRUST_S = 60.0  # weight of the values above against measured time
@@ -124,7 +124,7 @@ def stage_parts(step: str, folder: Path, stage: str, steps: int, name: str) -> l
     trained = finished or files.final.exists()
     share = 1.0 if trained else min(done / steps, 0.99)
     count = f"step {min(done, steps)} of {steps}"
-    seconds = steps * SECONDS_A_STEP.get(stage, SECONDS_A_FOREIGN_STEP)
+    seconds = steps * SECONDS_A_STEP.get(stage, DEFAULT_SECONDS_A_STEP)
     evaluation = SECONDS_OTHERWISE["evaluation"]
     return [
         Part(step, seconds, share, name, count),

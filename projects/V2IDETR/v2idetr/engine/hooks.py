@@ -1,4 +1,4 @@
-"""What happens around the steps: rates, log, evaluation, checkpoints, stopping, teaching."""
+"""What happens around the steps: rates, log, evaluation, checkpoints, stopping, distillation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DistillationHook(TrainerHook):
 
     Args:
         teacher: a trained detector of clips, frozen.
-        student: what says which of the teacher's knowledge it needs.
+        student: the distilled student, whose losses decide how far the teacher has to run.
     """
 
     def __init__(self, teacher: TransformerDetector, student: DistilledStudent) -> None:

@@ -68,12 +68,12 @@ class Detectron2Detector(nn.Module):
 
     @property
     def pixel_mean(self) -> Tensor:
-        """RGB, for pixels in [0, 255]."""
+        """(3, 1, 1), RGB, for pixels in [0, 255]."""
         return self.net.pixel_mean
 
     @property
     def pixel_std(self) -> Tensor:
-        """RGB, for pixels in [0, 255]."""
+        """(3, 1, 1), RGB, for pixels in [0, 255]."""
         return self.net.pixel_std
 
     def count_frames(self, batched_inputs: list[Sample]) -> int:
@@ -121,7 +121,11 @@ def _keep_normalizer(net: Any) -> None:
 
 
 def image_backbone(net: nn.Module) -> nn.Module:
-    """The part of a meta-architecture that has ImageNet weights: below the FPN, if it has one."""
+    """The part of a network that has ImageNet weights: below the FPN, if it has one.
+
+    Raises:
+        ValueError: the network has no backbone.
+    """
     backbone: Any = getattr(net, "backbone", None)
     if backbone is None:
         raise ValueError(f"model.net: {type(net).__name__} has no backbone to load weights into.")
