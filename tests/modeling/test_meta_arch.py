@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Protocol
+
 import pytest
 import torch
 from detectron2.structures import Instances
@@ -11,6 +14,8 @@ from v2idetr.modeling.classification import FocalClassification
 from v2idetr.modeling.inference import best_detections
 from v2idetr.modeling.interface import Decoded
 from v2idetr.modeling.meta_arch import Detector
+from v2idetr.modeling.trainable import TrainableDetector
+from v2idetr.modeling.training import TransformerDetector
 
 VARIANTS = [{}, {"box_refine": True}, {"box_refine": True, "two_stage": True}, {"num_classes": 3}]
 
@@ -25,6 +30,23 @@ def decoded_as(logits: torch.Tensor, boxes: torch.Tensor) -> Decoded:
     """One layer, one picture."""
     N = len(logits)
     return Decoded(torch.zeros(1, 1, N, 32), logits[None, None], boxes[None, None])
+
+
+def members(protocol: type) -> set[str]:
+    """What isinstance looks for."""
+    bases = protocol.__mro__[: protocol.__mro__.index(Protocol)]
+    names = {n for base in bases for n in [*vars(base), *base.__dict__.get("__annotations__", {})]}
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("protocol", [TrainableDetector, TransformerDetector])
+def test_isinstance_needs_no_submodule_to_know_a_detector(protocol: type) -> None:
+    """Since Python 3.12 isinstance of a protocol does not find them."""
+    detector = tiny_detector()
+    for name in members(protocol):
+        inspect.getattr_static(detector, name)
+    assert members(protocol) >= {"num_frames", "class_names"}
+    assert isinstance(detector, protocol)
 
 
 # ------------------------------------------------------------------------- training

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -51,8 +51,9 @@ class TrainingOutput:
 class TransformerDetector(TrainableDetector, Protocol):
     """A possible teacher or student: ``meta_arch.Detector``."""
 
-    net: DetectorNetwork
-    criterion: SetCriterion
+    if TYPE_CHECKING:  # submodules, which isinstance does not find since Python 3.12
+        net: DetectorNetwork
+        criterion: SetCriterion
 
     def frames(self, batched_inputs: list[Sample]) -> list[Sample]:
         """The frames that are input and supervision."""
