@@ -36,7 +36,7 @@ def read_of(name: str, device):
     if name not in EVERYWHERE:
         try:
             outputs_and_gradients(read, "one cell", str(device))
-        except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
+        except (ImportError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
             pytest.skip(f"{name} does not run on {device}: {error}")
     return read
 

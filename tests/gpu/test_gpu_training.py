@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.conftest import make_sample
 from tests.gpu.conftest import FAMILIES, demo_detector
 from v2idetr.config.load import load_config
-from v2idetr.engine import launch
+from v2idetr.engine.process import run_process
 from v2idetr.engine.trainer import Trainer
 from v2idetr.runs.checkpoint import load_checkpoint
 
@@ -61,7 +61,7 @@ def test_mixed_precision_trains_and_stays_near_single(family: str, amp: str, dev
 def run(config_path: Path, output: Path, device, *, resume: bool = False) -> None:
     config = load_config(config_path, changes(output, device))
     options = argparse.Namespace(resume=resume, eval_only=False)
-    assert launch.run_process(options, config, device.type) == 0
+    assert run_process(options, config, device.type) == 0
 
 
 def changes(output: Path, device) -> list[str]:
