@@ -195,8 +195,10 @@ def run_table(
         report = Report(table, plan, seeds, facts, runs)
         report.write()
         slots = choose_slots(options, [run for run in runs if not run.finished])
-        # Where processor time is measured, it includes the preparation of samples in all runs.
-        own_samples = table.key == CONTROLS or needs_no_workers(options, slots)
+        # Where a processor's time is measured, it includes the preparation of samples in all runs;
+        # a GPU's does not.
+        timed = table.key == CONTROLS and not any("CUDA_VISIBLE_DEVICES" in slot for slot in slots)
+        own_samples = timed or needs_no_workers(options, slots)
         jobs = jobs_of(runs, plan.settings, own_samples=own_samples)
         print(report.introduction(len(slots)), flush=True)
         try:

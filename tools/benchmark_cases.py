@@ -104,20 +104,31 @@ def inference_cases(setting: Setting) -> Iterator[Case]:
         models = {name: model.to(setting.device).eval() for name, model in models.items()}
         floors = {name: _floor(model, sample) for name, model in models.items()}
         for batch in setting.batches:
-            for precision in PRECISIONS if setting.device.type == "cuda" else PRECISIONS[:1]:
+            for precision in _precisions(setting):
                 variants = {
                     name: partial(_detect, model, [sample] * batch, precision)
                     for name, model in models.items()
                 }
                 title = f"{', '.join(students)} and their teacher, batch {batch}, {precision}"
                 yield Case(title, students[0], variants, floors if batch == 1 else {})
-                if setting.device.type == "cuda":
-                    for name in students:
-                        yield compiled_case(name, models[name], [sample] * batch, precision)
     if setting.backbone == "resnet50" and importlib.util.find_spec("transformers"):
         yield from _transformers_cases(setting, sample)
     else:
         print("no comparison with transformers: not installed, or the backbone is not resnet50")
+
+
+def _precisions(setting: Setting) -> tuple[str, ...]:
+    return PRECISIONS if setting.device.type == "cuda" else PRECISIONS[:1]
+
+
+def compiled_cases(setting: Setting) -> Iterator[Case]:
+    """Networks of our detectors, eager, compiled, and with CUDA graphs."""
+    sample = noise_clip(setting.size)
+    for name in [student for students in families() for student in students]:
+        model = build(name, "model", setting.backbone).to(setting.device).eval()
+        for batch in setting.batches:
+            for precision in _precisions(setting):
+                yield compiled_case(name, model, [sample] * batch, precision)
 
 
 # Arguments of torch.compile by name of the variant.
@@ -373,6 +384,7 @@ def _status_kib(key: str) -> int:
 CASES: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "attention": attention_cases,
     "inference": inference_cases,
+    "compiled": compiled_cases,
     "msi": msi_cases,
     "training": training_cases,
     "sweep": sweep_cases,

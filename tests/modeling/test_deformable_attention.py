@@ -216,25 +216,25 @@ def test_half_precision_is_read_in_single_precision(how: Implementation) -> None
 
 
 @pytest.mark.parametrize(
-    ("device", "numba", "compiled", "deterministic", "want"),
+    ("device", "works", "deterministic", "want"),
     [
-        ("cpu", True, True, False, "numba"),
-        ("cpu", False, True, True, "grid_sample"),
-        ("cuda", True, False, False, "grid_sample"),
-        ("cuda", True, True, False, "compiled"),
-        ("cuda", True, True, True, "gather"),
+        ("cpu", {"numba", "triton", "compiled"}, False, "numba"),
+        ("cpu", {"triton", "compiled"}, True, "grid_sample"),
+        ("cuda", {"numba"}, False, "grid_sample"),
+        ("cuda", {"numba", "compiled"}, False, "compiled"),
+        ("cuda", {"numba", "compiled"}, True, "gather"),
+        ("cuda", {"numba", "compiled", "triton"}, False, "triton"),
+        ("cuda", {"numba", "compiled", "triton"}, True, "triton"),
+        ("mps", {"numba", "triton"}, False, "grid_sample"),
     ],
 )
 def test_the_default_depends_on_the_device_on_what_works_and_on_determinism(
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    numba: bool,
-    compiled: bool,
-    deterministic: bool,
-    want: str,
+    monkeypatch: pytest.MonkeyPatch, device: str, works: set[str], deterministic: bool, want: str
 ) -> None:
-    monkeypatch.setattr(deformable_attention, "_numba_works", lambda: numba)
-    monkeypatch.setattr(deformable_attention, "_compiled_works", lambda _: compiled)
+    for name in ("numba", "triton", "compiled"):
+        monkeypatch.setattr(
+            deformable_attention, f"_{name}_works", lambda *_, name=name: name in works
+        )
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     assert implementation(device) == want
 

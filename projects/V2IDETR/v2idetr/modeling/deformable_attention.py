@@ -3,11 +3,11 @@
 Five implementations of the read (Deformable DETR, equation 3):
 
 - ``numba``: kernels for CPUs, without a compiler; the default there.
+- ``triton``: kernels for NVIDIA GPUs, where torch brings Triton; the default there.
+- ``compiled``: the package ``torch-ms-deform-attn``; the default on other GPUs if installed.
 - ``grid_sample``: pure torch, the reference form; the default elsewhere.
 - ``gather``: pure torch, by indices. Deterministic on a GPU, and for exports to devices with a
   wrong GridSample.
-- ``compiled``: the package ``torch-ms-deform-attn``; the default on GPUs if installed.
-- ``triton``: kernels for NVIDIA GPUs; only on request, until they are measured on one.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def implementation(device_type: str = "cpu") -> Implementation:
         return _chosen
     if device_type == "cpu":
         return "numba" if _numba_works() else "grid_sample"
+    if device_type == "cuda" and _triton_works():
+        return "triton"
     if torch.are_deterministic_algorithms_enabled():
         return "gather"
     return "compiled" if _compiled_works(device_type) else "grid_sample"
@@ -65,6 +67,19 @@ def _numba_works() -> bool:
         return _reads_ones(read_numba, "cpu")
 
     return numba_works(check, "deformable attention is slower than it could be")
+
+
+@cache
+def _triton_works() -> bool:
+    try:
+        from v2idetr.modeling.deformable_triton import read_triton
+
+        return _reads_ones(read_triton, "cuda")
+    except ImportError:
+        return False
+    except Exception as error:  # a compiler for GPUs can raise anything
+        logger.warning("deformable attention is slower: Triton's kernels fail: %s", error)
+        return False
 
 
 @cache
