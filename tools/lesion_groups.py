@@ -178,7 +178,7 @@ def split_of(folder: Path, name: str) -> SplitData:
         on_bad_box=data.on_bad_box,
         expected_classes=len(data.class_names),
         class_names=list(data.class_names),
-        in_clips=False,
+        together="frame",
     )
 
 

@@ -134,7 +134,7 @@ def test_sizes_within_a_scene_matter_only_where_frames_are_looked_at_together(fr
     data = content()
     another_size(data)
     Image.new("RGB", (50, HEIGHT)).save(frames / data["images"][2]["file_name"])
-    assert len(load_split(save(data), frames, in_clips=False).records) == 4
+    assert len(load_split(save(data), frames, together="frame").records) == 4
     data["images"][2]["scene_id"] = 1
     assert len(load_split(save(data), frames).records) == 4
 

@@ -53,6 +53,34 @@ def test_sizes_within_a_scene_stop_stages_that_look_at_several_frames(
         load_splits(config, with_train=True)
 
 
+def with_a_larger_second_scene(content: dict) -> None:
+    video = content["images"][0]["video_id"]
+    last = [image for image in content["images"] if image["video_id"] == video][-1]
+    last |= {"width": 80, "height": 60, "scene_id": 1}
+
+
+@pytest.mark.parametrize("sampler", ["WindowSampler", "GlobalSampler"])
+def test_sizes_within_a_video_stop_detectors_that_look_at_the_whole_video(
+    tiny_config, monkeypatch, sampler
+) -> None:
+    monkeypatch.setattr("v2idetr.data.coco_vid._decode_some", lambda split: None)
+    config = load_config(tiny_config, ["train.stages=[teacher]"])
+    edit(config, "train", with_a_larger_second_scene)
+    settings = {
+        "WindowSampler": {"num_frames": 3, "window": 2, "sampling": "fixed"},
+        "GlobalSampler": {"num_references": 2},
+    }[sampler]
+    config.teacher.model.reference_sampler = {
+        "_target_": f"v2idetr.data.reference_sampler.{sampler}",
+        **settings,
+    }
+    if sampler == "WindowSampler":
+        load_splits(config, with_train=True)
+        return
+    with pytest.raises(ValueError, match=r"data\.train: .*\n.*one video have different sizes"):
+        load_splits(config, with_train=True)
+
+
 def test_detectron2_knows_the_splits_by_name(tiny_config) -> None:
     config = load_config(tiny_config, [])
     splits = load_splits(config, with_train=True)

@@ -35,7 +35,7 @@ def decoded_as(logits: torch.Tensor, boxes: torch.Tensor) -> Decoded:
 def members(protocol: type) -> set[str]:
     """What isinstance looks for."""
     bases = protocol.__mro__[: protocol.__mro__.index(Protocol)]
-    names = {n for base in bases for n in [*vars(base), *base.__dict__.get("__annotations__", {})]}
+    names = {n for base in bases for n in [*vars(base), *inspect.get_annotations(base)]}
     return {name for name in names if not name.startswith("_")}
 
 

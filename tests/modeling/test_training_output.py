@@ -142,6 +142,18 @@ def test_denoising_queries_are_compared_with_the_lesions_that_they_were_made_of(
     torch.testing.assert_close(output.losses["loss_l1_denoising"], want)
 
 
+def test_box_losses_of_several_copies_of_a_lesion_are_divided_by_their_number() -> None:
+    detector = denoising_detector(terms=[])
+    detector.criterion.classification = FocalClassification()
+    once = detector(batch())
+    own = detector.net.training_queries
+    detector.net.training_queries = lambda *given: [replace(own(*given)[0], groups=4)]
+    fourth = detector(batch())
+    for name, loss in once.items():
+        share = 0.25 if "denoising" in name else 1.0
+        torch.testing.assert_close(fourth[name], share * loss, msg=name)
+
+
 def test_the_quality_is_the_iou_of_matched_boxes_and_zero_elsewhere() -> None:
     Varifocal.seen.clear()
     detector, samples = denoising_detector(), batch()

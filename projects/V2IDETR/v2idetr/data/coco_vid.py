@@ -24,11 +24,12 @@ from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, BoxPolicy, audit_boxes
 from v2idetr.data.frame_files import check_files
 from v2idetr.data.schema import (
+    Together,
     check_annotations,
     check_categories,
     check_images,
     check_model_classes,
-    check_scene_sizes,
+    check_sizes,
     check_videos,
     read_coco_vid,
 )
@@ -72,7 +73,7 @@ def load_split(
     on_bad_box: BoxPolicy = "raise",
     expected_classes: int | None = None,
     class_names: Sequence[str] | None = None,
-    in_clips: bool = True,
+    together: Together = "scene",
 ) -> SplitData:
     """Read one split; check its JSON, the existence of its files and a few frames.
 
@@ -82,8 +83,8 @@ def load_split(
         on_bad_box: policy for boxes that are negative, empty, not finite or outside the frame.
         expected_classes: number of classes of the model, if known.
         class_names: class names of the model, in order, if known.
-        in_clips: whether clips of several frames are read, so that all frames of a scene must have
-            one size.
+        together: frames that can be in one clip and must have one size: "frame" for none, those of
+            a "scene" or of a "video".
 
     Raises:
         ValueError: lists all problems by kind, with counts and the first few examples.
@@ -94,7 +95,7 @@ def load_split(
         on_bad_box=on_bad_box,
         expected_classes=expected_classes,
         class_names=class_names,
-        in_clips=in_clips,
+        together=together,
     )
     if not split.report.problems:
         _decode_some(split)
@@ -123,7 +124,7 @@ def read_split(
     on_bad_box: BoxPolicy = "raise",
     expected_classes: int | None = None,
     class_names: Sequence[str] | None = None,
-    in_clips: bool = True,
+    together: Together = "scene",
 ) -> SplitData:
     """As ``load_split``, but problems stay in ``report.problems`` and no frame is decoded.
 
@@ -144,7 +145,7 @@ def read_split(
     check_model_classes(names, expected_classes, class_names, report.problems)
     videos = check_videos(content["videos"], report.problems)
     frames = check_images(content["images"], videos, report.problems)
-    check_scene_sizes(frames, report.problems if in_clips else report.notes)
+    check_sizes(frames, together, report)
     check_files(frames, image_root, report)
     annotations = check_annotations(content["annotations"], frames, content, report.problems)
     annotations = audit_boxes(annotations, frames, report, on_bad_box)

@@ -11,12 +11,13 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from v2idetr.data.audit import Findings
+from v2idetr.data.audit import AuditReport, Findings
 from v2idetr.data.text_files import read_text
 
 CONVERTERS = ("sun", "sunseg", "buv", "clinicdb", "ldpolyp")
+Together = Literal["frame", "scene", "video"]  # frames that can be in one clip
 MAX_QUOTE = 160  # characters of an entry in a message
 
 
@@ -215,20 +216,33 @@ def _fault_of_image(frame: Mapping[str, Any], videos: Mapping[int, Any]) -> str 
     return None
 
 
-def check_scene_sizes(frames: Mapping[int, Mapping[str, Any]], findings: Findings) -> None:
-    """Check that the frames of each scene have one size, for clips of several frames.
+def check_sizes(
+    frames: Mapping[int, Mapping[str, Any]], together: Together, report: AuditReport
+) -> None:
+    """Check that frames of one clip have one size.
 
     Args:
         frames: valid frames in temporal order, see `check_images`.
-        findings: receives a message for each scene of several sizes.
+        together: frames that can be in one clip: those of a "scene" or "video" must have one size;
+            for "frame" scenes of several sizes are noted.
+        report: receives a message for each scene or video of several sizes.
     """
-    for _, scene in groupby(frames.values(), key=lambda f: (f["video_id"], f["scene_id"])):
-        first, *others = scene
+    findings = report.notes if together == "frame" else report.problems
+    keys = ["video_id"] if together == "video" else ["video_id", "scene_id"]
+    what, clip, remedy = (
+        "scene",
+        "a teacher's clip",
+        "give those of another size a scene_id of their",
+    )
+    if together == "video":
+        what, clip, remedy = "video", "a clip of the whole video's", "make them a video of their"
+    for _, group in groupby(frames.values(), key=lambda frame: [frame[key] for key in keys]):
+        first, *others = group
         for other in others:
             if (other["width"], other["height"]) != (first["width"], first["height"]):
                 findings.add(
-                    "frames of one scene have different sizes, so a teacher's clip cannot be made "
-                    "of them: give those of another size a scene_id of their own, or resize them",
+                    f"frames of one {what} have different sizes, so {clip} cannot be made of them: "
+                    f"{remedy} own, or resize them",
                     f"{first['file_name']} is {first['width']} x {first['height']} px, "
                     f"{other['file_name']} is {other['width']} x {other['height']}",
                 )

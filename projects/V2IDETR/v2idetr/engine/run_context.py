@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from detectron2.utils import comm
@@ -22,6 +22,7 @@ from v2idetr.data.clip_mapper import ClipMapper, FrameCache
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
 from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
+from v2idetr.data.schema import Together
 from v2idetr.data.shared_frames import SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.signals import StopSignals
@@ -189,7 +190,7 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
                 on_bad_box=config.data.on_bad_box,
                 expected_classes=len(config.data.class_names),
                 class_names=list(config.data.class_names),
-                in_clips=_in_clips(config, stages, name),
+                together=_together(config, stages, name),
             )
         except (ValueError, OSError) as error:
             problems.append(f"{_key(name)}: {error}")
@@ -233,6 +234,7 @@ def _key(name: str) -> str:
     return f"data.{name.replace('/', '.')}"
 
 
-def _in_clips(config: DictConfig, stages: list[Stage], split: str) -> bool:
-    """Whether a stage looks at several frames of a split together."""
-    return max((stage.clip_frames(config, split) for stage in stages), default=1) > 1
+def _together(config: DictConfig, stages: list[Stage], split: str) -> Together:
+    """Which frames of a split any stage looks at together."""
+    found = {stage.together(config, split) for stage in stages}
+    return max(found, key=get_args(Together).index, default="frame")

@@ -19,6 +19,7 @@ from torch import nn
 from v2idetr.checkpoints.files import read_weights
 from v2idetr.config.load import build
 from v2idetr.config.stage_settings import given_file, steps_of, value_at
+from v2idetr.data.schema import Together
 from v2idetr.distillation.loss import DistillationLoss
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.hooks import DistillationHook
@@ -92,9 +93,9 @@ class Stage:
         """
         raise NotImplementedError
 
-    def clip_frames(self, config: DictConfig, split: str) -> int:
-        """How many different frames of a split ("train", "val", "test/...") it sees together."""
-        return 1
+    def together(self, config: DictConfig, split: str) -> Together:
+        """Which frames of a split ("train", "val", "test/...") can be in one clip."""
+        return "frame"
 
     def clip_user(self, models: StageModels) -> nn.Module:
         """The module whose ``num_frames`` and ``reference_sampler`` choose the training clips."""
@@ -194,11 +195,13 @@ class DetectorStage(Stage):
             )
         return detector
 
-    def clip_frames(self, config: DictConfig, split: str) -> int:
-        own_clips = value_at(config, f"{self.model}.reference_sampler") is not None
-        if config.data.window == 0 and not own_clips:  # clips repeat the current frame
-            return 1
-        return int(value_at(config, f"{self.model}.num_frames") or 1)
+    def together(self, config: DictConfig, split: str) -> Together:
+        key = f"{self.model}.reference_sampler"
+        if value_at(config, key) is not None:
+            return "video" if build(config, key).num_global else "scene"
+        num_frames = int(value_at(config, f"{self.model}.num_frames") or 1)
+        # With a window of 0 clips repeat the current frame.
+        return "frame" if num_frames == 1 or config.data.window == 0 else "scene"
 
     def clip_user(self, models: StageModels) -> nn.Module:
         return models.model
@@ -274,9 +277,9 @@ class StudentStage(DetectorStage):
                 _check_scales(name, own.net, theirs.net)
         return StageModels(student, distilled, teacher)
 
-    def clip_frames(self, config: DictConfig, split: str) -> int:
+    def together(self, config: DictConfig, split: str) -> Together:
         looking = self._teacher_stage if split == "train" else super()
-        return looking.clip_frames(config, split)
+        return looking.together(config, split)
 
     def clip_user(self, models: StageModels) -> nn.Module:
         assert models.teacher is not None

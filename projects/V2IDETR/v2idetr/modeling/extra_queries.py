@@ -25,12 +25,15 @@ class ExtraQueries:
         pairs: (query, lesion) of every image for queries with a known lesion, such as denoising
             queries, for additional detection losses; None for no such losses.
         name: name of these losses.
+        groups: number of copies of every lesion among the pairs; their box losses are divided by
+            the number of lesions times groups, as in DN-DETR.
     """
 
     queries: Queries
     mask: Visibility = "one_way"
     pairs: list[tuple[Tensor, Tensor]] | None = None
     name: str = "extra"
+    groups: int = 1
 
 
 def decode_beside(
