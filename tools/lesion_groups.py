@@ -176,7 +176,6 @@ def split_of(folder: Path, name: str) -> SplitData:
         splits[name].json,
         splits[name].image_root,
         on_bad_box=data.on_bad_box,
-        expected_classes=len(data.class_names),
         class_names=list(data.class_names),
         together="frame",
     )

@@ -71,7 +71,7 @@ def save(tmp_path: Path):
 
 
 def test_records_are_detectron2_dicts_in_order_of_time(frames, save):
-    split = load_split(save(content()), frames, expected_classes=1, class_names=["polyp"])
+    split = load_split(save(content()), frames, class_names=["polyp"])
     assert [record["image_id"] for record in split.records] == [11, 12, 13, 21]
     assert split.records[1] == {
         "file_name": str((frames / "case1/1.jpg").resolve()),
@@ -370,16 +370,15 @@ def test_problems_are_shown_together_counted_and_capped(frames, save):
 
 
 @pytest.mark.parametrize(
-    ("expected", "message"),
+    ("names", "message"),
     [
-        ({"expected_classes": 2}, r"the file has 1 \(polyp\), the model 2"),
-        ({"class_names": ["benign", "malignant"]}, r"1 \(polyp\), the model 2 \(benign, mal"),
-        ({"class_names": ["lesion"]}, r"1 \(polyp\), the model 1 \(lesion\)"),
+        (["benign", "malignant"], r"the file has 1 \(polyp\), the model 2 \(benign, mal"),
+        (["lesion"], r"the file has 1 \(polyp\), the model 1 \(lesion\)"),
     ],
 )
-def test_classes_other_than_the_models_are_refused(frames, save, expected, message):
+def test_classes_other_than_the_models_are_refused(frames, save, names, message):
     with pytest.raises(ValueError, match=message):
-        load_split(save(content()), frames, **expected)
+        load_split(save(content()), frames, class_names=names)
 
 
 def test_classes_are_ordered_by_id(frames, save):

@@ -71,7 +71,6 @@ def load_split(
     image_root: PathLike,
     *,
     on_bad_box: BoxPolicy = "raise",
-    expected_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     together: Together = "scene",
 ) -> SplitData:
@@ -81,7 +80,6 @@ def load_split(
         json_path: COCO-VID JSON.
         image_root: base folder of each ``file_name``.
         on_bad_box: policy for boxes that are negative, empty, not finite or outside the frame.
-        expected_classes: number of classes of the model, if known.
         class_names: class names of the model, in order, if known.
         together: frames that can be in one clip and must have one size: "frame" for none, those of
             a "scene" or of a "video".
@@ -93,7 +91,6 @@ def load_split(
         json_path,
         image_root,
         on_bad_box=on_bad_box,
-        expected_classes=expected_classes,
         class_names=class_names,
         together=together,
     )
@@ -122,7 +119,6 @@ def read_split(
     image_root: PathLike,
     *,
     on_bad_box: BoxPolicy = "raise",
-    expected_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     together: Together = "scene",
 ) -> SplitData:
@@ -142,7 +138,7 @@ def read_split(
         )
     report = AuditReport(source=str(json_path), policy=on_bad_box)
     names = check_categories(content["categories"], report.problems)
-    check_model_classes(names, expected_classes, class_names, report.problems)
+    check_model_classes(names, class_names, report.problems)
     videos = check_videos(content["videos"], report.problems)
     frames = check_images(content["images"], videos, report.problems)
     check_sizes(frames, together, report)

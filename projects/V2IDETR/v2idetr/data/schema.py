@@ -123,7 +123,6 @@ def check_categories(categories: list[dict[str, Any]], problems: Findings) -> li
 
 def check_model_classes(
     names: list[str],
-    expected_classes: int | None,
     class_names: Sequence[str] | None,
     problems: Findings,
 ) -> None:
@@ -133,12 +132,6 @@ def check_model_classes(
             "classes differ from data.class_names",
             f"the file has {len(names)} ({listed}), the model {len(class_names)} "
             f"({', '.join(class_names)}), and their order counts",
-        )
-    elif expected_classes is not None and expected_classes != len(names):
-        problems.add(
-            "number of classes differs from the model's",
-            f"the file has {len(names)} ({listed}), the model {expected_classes}; "
-            "set data.class_names to the file's",
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -188,7 +188,6 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
                 paths.json,
                 paths.image_root,
                 on_bad_box=config.data.on_bad_box,
-                expected_classes=len(config.data.class_names),
                 class_names=list(config.data.class_names),
                 together=_together(config, stages, name),
             )
@@ -236,5 +235,5 @@ def _key(name: str) -> str:
 
 def _together(config: DictConfig, stages: list[Stage], split: str) -> Together:
     """Which frames of a split any stage looks at together."""
-    found = {stage.together(config, split) for stage in stages}
-    return max(found, key=get_args(Together).index, default="frame")
+    found: set[Together] = {stage.together(config, split) for stage in stages}
+    return "video" if "video" in found else "scene" if "scene" in found else "frame"

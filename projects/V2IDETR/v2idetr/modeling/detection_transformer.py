@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from v2idetr.modeling.backbone import padding_isolated
 from v2idetr.modeling.backbone_weights import load_imagenet_weights
 from v2idetr.modeling.folded_norm import fold_frozen_norms
 from v2idetr.modeling.fusion import Fusion, Slot
-from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
-from v2idetr.modeling.neck import Neck
+from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Place, Queries
+from v2idetr.modeling.neck import Neck, flatten_levels
+from v2idetr.modeling.references import token_centres, valid_ratios
+from v2idetr.modeling.token_attention import TokenGrid
 
 
 class DetectionTransformer(nn.Module):
     """Images to decoded queries. Implements ``interface.DetectorNetwork``.
 
-    A subclass adds encoder, decoder and heads, and defines ``encode_images``, ``initial_queries``
-    and ``decode``.
+    A subclass adds encoder, decoder and heads, and defines ``positions``, ``initial_queries`` and
+    ``decode``.
 
     Args:
         backbone: backbone module, see ``backbone.py``.
@@ -43,6 +46,7 @@ class DetectionTransformer(nn.Module):
     """
 
     backbone: Any  # a module with output_shape()
+    encoder: nn.ModuleList
 
     def __init__(
         self,
@@ -126,7 +130,27 @@ class DetectionTransformer(nn.Module):
         return self.fusion is not None and self.fusion.is_used_after(slot)
 
     def encode_images(self, features: Features) -> Memory:
-        """Features to memory, for each image."""
+        """Encoder over the tokens of all levels, for each image."""
+        tokens, shapes = flatten_levels(features.maps)
+        padding, ratios = joined_padding(features), valid_ratios(features)
+        memory = Memory(features, tokens, padding, shapes, ratios)
+        image = self.token_grid(memory)
+        assert image.position is not None
+        place = Place(image.position, token_centres(shapes, ratios))
+        for layer in self.encoder:
+            image = replace(image, tokens=layer(place, image))
+        memory.tokens = image.tokens
+        return memory
+
+    def token_grid(self, memory: Memory) -> TokenGrid:
+        """The tokens of a memory with their position embedding."""
+        position = flatten_levels(self.positions(memory.features))[0].to(memory.tokens.dtype)
+        return TokenGrid(
+            memory.tokens, position, memory.padding, memory.shapes, memory.valid_ratios
+        )
+
+    def positions(self, features: Features) -> dict[int, Float[Tensor, "B d h w"]]:
+        """Position embedding of every level, by stride in pixels."""
         raise NotImplementedError
 
     def initial_queries(self, memory: Memory) -> Queries:

@@ -5,8 +5,7 @@ Layers get their attentions, which differ between detector families, as argument
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,13 +111,6 @@ class DecoderLayer(nn.Module):
         else:
             read = self.cross_attention(self.aligner(content, place.reference, image), image)
         return self.ffn(self.cross_norm(content + self.dropout(read)))
-
-
-def encode_tokens(layers: Iterable[nn.Module], place: Place, image: TokenGrid) -> Tensor:
-    """Tokens (B, S, d) after all layers of an encoder."""
-    for layer in layers:
-        image = replace(image, tokens=layer(place, image))
-    return image.tokens
 
 
 def decode_with_boxes(

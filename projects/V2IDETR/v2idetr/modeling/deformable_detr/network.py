@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from v2idetr.modeling.deformable_attention import DeformableAttention
 from v2idetr.modeling.deformable_detr.weights import RULES
-from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
+from v2idetr.modeling.detection_transformer import DetectionTransformer, xavier
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.heads import MLP, DetectionHeads
 from v2idetr.modeling.interface import (
@@ -21,20 +21,17 @@ from v2idetr.modeling.interface import (
     Decoded,
     Features,
     Memory,
-    Place,
     Proposals,
     Queries,
     select_queries,
 )
-from v2idetr.modeling.neck import flatten_levels
 from v2idetr.modeling.position import position_maps, sine_embedding
-from v2idetr.modeling.references import in_float32, move, token_centres, valid_ratios
+from v2idetr.modeling.references import in_float32, move, token_centres
 from v2idetr.modeling.token_attention import LocalAttention, SelfAttention, TokenGrid
 from v2idetr.modeling.transformer import (
     DecoderLayer,
     EncoderLayer,
     decode_with_boxes,
-    encode_tokens,
 )
 
 
@@ -165,20 +162,13 @@ class DeformableDETR(DetectionTransformer):
 
     # ------------------------------------------------------------------ the interface
 
-    def encode_images(self, features: Features) -> Memory:
-        """Deformable encoder over all levels."""
-        tokens, shapes = flatten_levels(features.maps)
+    def positions(self, features: Features) -> dict[int, Tensor]:
+        """Sine and level embedding of every level, by stride in pixels."""
         maps = position_maps(features, offset=-0.5)
-        position = {
+        return {
             stride: m + embed.view(1, -1, 1, 1)
             for (stride, m), embed in zip(maps.items(), self.level_embed, strict=True)
         }
-        position_tokens = flatten_levels(position)[0].to(tokens.dtype)
-        padding, ratios = joined_padding(features), valid_ratios(features)
-        place = Place(position_tokens, token_centres(shapes, ratios))
-        image = TokenGrid(tokens, None, padding, shapes, ratios)
-        tokens = encode_tokens(self.encoder, place, image)
-        return Memory(features, tokens, padding, shapes, ratios)
 
     def encode(self, features: Features) -> Memory:
         """Encoder and, with two stages, its proposals, made of tokens whose frames are mixed."""

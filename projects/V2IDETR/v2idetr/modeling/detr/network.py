@@ -7,18 +7,17 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
+from v2idetr.modeling.detection_transformer import DetectionTransformer, xavier
 from v2idetr.modeling.detr.weights import RULES
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.heads import MLP
 from v2idetr.modeling.interface import Context, Decoded, Features, Memory, Place, Queries
-from v2idetr.modeling.neck import flatten_levels
 from v2idetr.modeling.position import position_maps
-from v2idetr.modeling.references import in_float32, token_centres, valid_ratios
-from v2idetr.modeling.token_attention import GlobalAttention, SelfAttention, TokenGrid
-from v2idetr.modeling.transformer import DecoderLayer, EncoderLayer, check_width, encode_tokens
+from v2idetr.modeling.references import in_float32
+from v2idetr.modeling.token_attention import GlobalAttention, SelfAttention
+from v2idetr.modeling.transformer import DecoderLayer, EncoderLayer, check_width
 
 QueryContent = Literal["given", "zero"]
 
@@ -111,16 +110,9 @@ class DETR(DetectionTransformer):
 
     # ------------------------------------------------------------------ the interface
 
-    def encode_images(self, features: Features) -> Memory:
-        """Encoder with attention between all cells."""
-        tokens, shapes = flatten_levels(features.maps)
-        padding, ratios = joined_padding(features), valid_ratios(features)
-        memory = Memory(features, tokens, padding, shapes, ratios)
-        image = _grid(memory)
-        assert image.position is not None
-        place = Place(image.position, token_centres(shapes, ratios))
-        memory.tokens = encode_tokens(self.encoder, place, image)
-        return memory
+    def positions(self, features: Features) -> dict[int, Tensor]:
+        """Sine embedding of every level, by stride in pixels."""
+        return position_maps(features, offset=0.0)
 
     def initial_queries(self, memory: Memory) -> Queries:
         """Learnt positions without content."""
@@ -139,7 +131,7 @@ class DETR(DetectionTransformer):
             queries = _without_content(queries)
             if context is not None:
                 context = replace(context, queries=_without_content(context.queries))
-        image = _grid(memory)
+        image = self.token_grid(memory)
         content, contents = queries.content, []
         place = Place(queries.position, queries.reference)
         for index, layer in enumerate(self.decoder):
@@ -150,13 +142,6 @@ class DETR(DetectionTransformer):
         hidden = self.decoder_norm(stream)
         boxes = in_float32(self.box_head, hidden).sigmoid()
         return Decoded(hidden, self.class_head(hidden), boxes, stream)
-
-
-def _grid(memory: Memory) -> TokenGrid:
-    """The tokens of a memory with their sine embedding."""
-    maps = position_maps(memory.features, offset=0.0)
-    position = flatten_levels(maps)[0].to(memory.tokens.dtype)
-    return TokenGrid(memory.tokens, position, memory.padding, memory.shapes, memory.valid_ratios)
 
 
 def _without_content(queries: Queries) -> Queries:

@@ -11,23 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from v2idetr.modeling.deformable_attention import DeformableAttention
-from v2idetr.modeling.detection_transformer import DetectionTransformer, joined_padding, xavier
+from v2idetr.modeling.detection_transformer import DetectionTransformer, xavier
 from v2idetr.modeling.fusion import Fusion
 from v2idetr.modeling.heads import DetectionHeads
-from v2idetr.modeling.interface import Context, Decoded, Features, Memory, Place, Queries
-from v2idetr.modeling.neck import flatten_levels
+from v2idetr.modeling.interface import Context, Decoded, Features, Memory, Queries
 from v2idetr.modeling.position import position_maps
-from v2idetr.modeling.references import token_centres, valid_ratios
 from v2idetr.modeling.sam_detr.decoder import reset_biases, sam_decoder_layer
 from v2idetr.modeling.sam_detr.semantics_aligner import Level
 from v2idetr.modeling.sam_detr.weights import RULES
-from v2idetr.modeling.token_attention import GlobalAttention, LocalAttention, TokenGrid
+from v2idetr.modeling.token_attention import GlobalAttention, LocalAttention
 from v2idetr.modeling.transformer import (
     DecoderLayer,
     EncoderLayer,
     check_width,
     decode_with_boxes,
-    encode_tokens,
 )
 
 
@@ -161,16 +158,6 @@ class SAMDETR(DetectionTransformer):
 
     # ------------------------------------------------------------------ the interface
 
-    def encode_images(self, features: Features) -> Memory:
-        """Deformable encoder over three levels, or global attention over C5."""
-        tokens, shapes = flatten_levels(features.maps)
-        position = flatten_levels(self._positions(features))[0].to(tokens.dtype)
-        padding, ratios = joined_padding(features), valid_ratios(features)
-        place = Place(position, token_centres(shapes, ratios))
-        image = TokenGrid(tokens, position, padding, shapes, ratios)
-        tokens = encode_tokens(self.encoder, place, image)
-        return Memory(features, tokens, padding, shapes, ratios)
-
     def initial_queries(self, memory: Memory) -> Queries:
         """Learnt boxes, the same for each image."""
         B = memory.tokens.shape[0]
@@ -190,8 +177,8 @@ class SAMDETR(DetectionTransformer):
 
     # ------------------------------------------------------------------ levels
 
-    def _positions(self, features: Features) -> dict[int, Tensor]:
-        """Position embedding of every level, by stride."""
+    def positions(self, features: Features) -> dict[int, Tensor]:
+        """Position embedding of every level, by stride in pixels."""
         # Exact, because the embeddings of tokens are compared with those of references.
         maps = position_maps(features, offset=-0.5, exact=True)
         if not self.multi_scale:
@@ -204,7 +191,8 @@ class SAMDETR(DetectionTransformer):
     def _levels(self, memory: Memory) -> list[Level]:
         """Levels of the memory as inputs of decoder layers, finest first."""
         cells = [h * w for h, w in memory.shapes]
-        position = flatten_levels(self._positions(memory.features))[0].to(memory.tokens.dtype)
+        position = self.token_grid(memory).position
+        assert position is not None
         paddings = [None] * len(cells) if memory.padding is None else memory.padding.split(cells, 1)
         levels = []
         for tokens, place, padding, (h, w), ratio in zip(
