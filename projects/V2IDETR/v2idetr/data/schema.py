@@ -18,6 +18,14 @@ from v2idetr.data.text_files import read_text
 
 CONVERTERS = ("sun", "sunseg", "buv", "clinicdb", "ldpolyp")
 Together = Literal["frame", "scene", "video"]  # frames that can be in one clip
+SIZES_IN_A_SCENE = (
+    "frames of one scene have different sizes, so a teacher's clip cannot be made of them: give "
+    "those of another size a scene_id of their own, or resize them"
+)
+SIZES_IN_A_VIDEO = (
+    "frames of one video have different sizes, so a clip of frames of the whole video cannot be "
+    "made of them: make those of another size a video of their own, or resize them"
+)
 MAX_QUOTE = 160  # characters of an entry in a message
 
 
@@ -122,9 +130,7 @@ def check_categories(categories: list[dict[str, Any]], problems: Findings) -> li
 
 
 def check_model_classes(
-    names: list[str],
-    class_names: Sequence[str] | None,
-    problems: Findings,
+    names: list[str], class_names: Sequence[str] | None, problems: Findings
 ) -> None:
     listed = ", ".join(names)
     if class_names is not None and list(class_names) != names:
@@ -221,21 +227,15 @@ def check_sizes(
         report: receives a message for each scene or video of several sizes.
     """
     findings = report.notes if together == "frame" else report.problems
-    keys = ["video_id"] if together == "video" else ["video_id", "scene_id"]
-    what, clip, remedy = (
-        "scene",
-        "a teacher's clip",
-        "give those of another size a scene_id of their",
-    )
+    keys, problem = ["video_id", "scene_id"], SIZES_IN_A_SCENE
     if together == "video":
-        what, clip, remedy = "video", "a clip of the whole video's", "make them a video of their"
+        keys, problem = ["video_id"], SIZES_IN_A_VIDEO
     for _, group in groupby(frames.values(), key=lambda frame: [frame[key] for key in keys]):
         first, *others = group
         for other in others:
             if (other["width"], other["height"]) != (first["width"], first["height"]):
                 findings.add(
-                    f"frames of one {what} have different sizes, so {clip} cannot be made of them: "
-                    f"{remedy} own, or resize them",
+                    problem,
                     f"{first['file_name']} is {first['width']} x {first['height']} px, "
                     f"{other['file_name']} is {other['width']} x {other['height']}",
                 )

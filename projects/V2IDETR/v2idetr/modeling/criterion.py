@@ -96,6 +96,7 @@ class SetCriterion(nn.Module):
         proposals: Proposals | None = None,
         num_boxes: float | None = None,
         pairs: Pairs | None = None,
+        groups: int = 1,
         name: str = "",
     ) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is the detection loss.
@@ -108,10 +109,12 @@ class SetCriterion(nn.Module):
                 in this batch, at least 1 over all processes.
             pairs: known pairs (query, lesion) of every image, as for denoising queries; by default
                 each layer is matched.
+            groups: number of copies of every lesion among the pairs, a factor of ``num_boxes``.
             name: suffix of the losses' names, for queries that are not the detector's own.
         """
         if num_boxes is None:
             num_boxes = mean_over_processes(targets.num_boxes, decoded.logits.device)
+        num_boxes *= groups
         losses: dict[str, Tensor] = {}
         last = len(decoded.logits) - 1
         for layer, (logits, boxes) in enumerate(zip(decoded.logits, decoded.boxes, strict=True)):

@@ -4,7 +4,8 @@ Five implementations of the read (Deformable DETR, equation 3):
 
 - ``numba``: kernels for CPUs, without a compiler; the default there.
 - ``triton``: kernels for NVIDIA GPUs, where torch brings Triton; the default there.
-- ``compiled``: the package ``torch-ms-deform-attn``; the default on other GPUs if installed.
+- ``compiled``: the package ``torch-ms-deform-attn``; the default on
+  GPUs without Triton, if installed.
 - ``grid_sample``: pure torch, the reference form; the default elsewhere.
 - ``gather``: pure torch, by indices. Deterministic on a GPU, and for exports to devices with a
   wrong GridSample.
@@ -71,6 +72,7 @@ def _numba_works() -> bool:
 
 @cache
 def _triton_works() -> bool:
+    """Whether Triton is installed and compiles its kernels for the current GPU."""
     try:
         from v2idetr.modeling.deformable_triton import read_triton
 

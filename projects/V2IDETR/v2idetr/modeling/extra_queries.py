@@ -25,8 +25,8 @@ class ExtraQueries:
         pairs: (query, lesion) of every image for queries with a known lesion, such as denoising
             queries, for additional detection losses; None for no such losses.
         name: name of these losses.
-        groups: number of copies of every lesion among the pairs; their box losses are divided by
-            the number of lesions times groups, as in DN-DETR.
+        groups: number of copies of every lesion among the pairs. Losses that are divided by the
+            number of lesions are divided by groups as well (DN-DETR, Li et al., CVPR 2022).
     """
 
     queries: Queries

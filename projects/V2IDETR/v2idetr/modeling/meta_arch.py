@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from v2idetr.modeling.classification import Classification
-from v2idetr.modeling.criterion import SetCriterion, Targets, mean_over_processes
+from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.extra_queries import ExtraQueries, decode_beside
 from v2idetr.modeling.inference import ImageDetector, best_detections, normalised_images
 from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images
@@ -118,16 +118,15 @@ class Detector(nn.Module):
         if len(set(names)) < len(names):
             raise ValueError(f"sets of extra queries with losses need different names, got {names}")
         decoded, extra_decoded = decode_beside(self.net, memory, own, sets)
-        if num_boxes is None:
-            num_boxes = mean_over_processes(targets.num_boxes, self.device)
         losses = self.criterion(decoded, targets, proposals=memory.proposals, num_boxes=num_boxes)
         for queries, result in zip(sets, extra_decoded, strict=True):
             if queries.pairs is not None:
                 losses |= self.criterion(
                     result,
                     targets,
-                    num_boxes=num_boxes * queries.groups,
+                    num_boxes=num_boxes,
                     pairs=queries.pairs,
+                    groups=queries.groups,
                     name=queries.name,
                 )
         return TrainingOutput(

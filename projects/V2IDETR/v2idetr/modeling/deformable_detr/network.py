@@ -28,11 +28,7 @@ from v2idetr.modeling.interface import (
 from v2idetr.modeling.position import position_maps, sine_embedding
 from v2idetr.modeling.references import in_float32, move, token_centres
 from v2idetr.modeling.token_attention import LocalAttention, SelfAttention, TokenGrid
-from v2idetr.modeling.transformer import (
-    DecoderLayer,
-    EncoderLayer,
-    decode_with_boxes,
-)
+from v2idetr.modeling.transformer import DecoderLayer, EncoderLayer, decode_with_boxes
 
 
 class DeformableDETR(DetectionTransformer):

@@ -20,12 +20,7 @@ from v2idetr.modeling.sam_detr.decoder import reset_biases, sam_decoder_layer
 from v2idetr.modeling.sam_detr.semantics_aligner import Level
 from v2idetr.modeling.sam_detr.weights import RULES
 from v2idetr.modeling.token_attention import GlobalAttention, LocalAttention
-from v2idetr.modeling.transformer import (
-    DecoderLayer,
-    EncoderLayer,
-    check_width,
-    decode_with_boxes,
-)
+from v2idetr.modeling.transformer import DecoderLayer, EncoderLayer, check_width, decode_with_boxes
 
 
 class SAMDETR(DetectionTransformer):
