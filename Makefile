@@ -12,6 +12,9 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.setup-complete
+RUNTIME_VENV := .venv-runtime
+RUNTIME_PY := $(RUNTIME_VENV)/bin/python
+RUNTIME_READY := $(RUNTIME_VENV)/.setup-complete
 
 # Variables of an activated environment.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
@@ -20,11 +23,11 @@ export PYTHONNOUSERSITE := 1
 # One thread per worker: more would only compete for the cores.
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 
-.PHONY: help setup test test-all test-gpu lint format demo doctor clean distclean
+.PHONY: help setup test test-all test-runtime test-gpu lint format demo doctor clean distclean
 
 help:  ## this list of targets
 	@echo "V2I-DETR. Usage: make TARGET [PYTHON=python3.12] [JOBS=2] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY)  ## install libraries, detectron2 and this project in .venv
 	@echo "Ready: $(PY). To check it: make doctor"
@@ -34,6 +37,10 @@ test: $(READY)  ## run the tests except slow ones (ARGS='-k matcher' selects)
 
 test-all: $(READY)  ## run all tests
 	$(PYTEST) -m "" $(ARGS)
+
+test-runtime: $(RUNTIME_READY)  ## run the tests of projects/Runtime where torch is not installed
+	V2I_WITHOUT_TORCH=1 OMP_NUM_THREADS=1 $(RUNTIME_PY) -m pytest -c projects/Runtime/pyproject.toml \
+	  --confcutdir=tests/runtime --numprocesses=$(JOBS) --dist=worksteal tests/runtime $(ARGS)
 
 test-gpu: $(READY)  ## run the tests that need a CUDA GPU; skipped without one
 	$(PY) -m pytest -m gpu tests/gpu $(ARGS)
@@ -54,17 +61,27 @@ doctor: $(READY)  ## check versions, device and memory, and say how to fix probl
 	$(PY) tools/doctor.py $(ARGS)
 
 clean:  ## remove caches and build leftovers (.venv, data/ and output/ stay)
-	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache projects/Runtime/.pytest_cache .ruff_cache .hypothesis build dist
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove .venv
-	rm -rf $(VENV)
+distclean: clean  ## clean, and remove .venv and .venv-runtime
+	rm -rf $(VENV) $(RUNTIME_VENV)
 
 # A stamp of another folder means a copied tree, whose project is installed from there.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-$(READY): requirements.txt requirements-dev.txt pyproject.toml tools/install_detectron2.py
+$(READY): requirements.txt requirements-dev.txt requirements-deploy.txt pyproject.toml tools/install_detectron2.py
 	@PYTHON="$(PYTHON)" bash tools/setup.sh $(VENV)
+	@echo "$(CURDIR)" >$@
+
+ifneq ($(shell cat $(RUNTIME_READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(RUNTIME_READY)
+endif
+
+$(RUNTIME_READY): projects/Runtime/pyproject.toml | $(READY)
+	$(PY) -m venv --clear $(RUNTIME_VENV)
+	$(RUNTIME_PY) -m pip install --quiet --disable-pip-version-check \
+	  --editable 'projects/Runtime[onnx,openvino,video,test]'
 	@echo "$(CURDIR)" >$@

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from v2i_runtime.image_files import natural_key
 from v2idetr.data.audit import Findings
-from v2idetr.data.frame_files import natural_key
 from v2idetr.data.text_files import read_text
 from v2idetr.prepare.annotations import Frame, Lesion, Video, even_share
 from v2idetr.prepare.command_line import check_folder, converter_parser, run_converter

@@ -13,8 +13,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from v2i_runtime.image_files import image_names, natural_key
 from v2idetr.data.audit import Findings
-from v2idetr.data.frame_files import image_names, natural_key
 from v2idetr.data.text_files import read_text
 from v2idetr.prepare.annotations import (
     Frame,

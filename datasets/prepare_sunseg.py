@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from v2i_runtime.image_files import image_names
 from v2idetr.data.audit import Findings
-from v2idetr.data.frame_files import image_names
 from v2idetr.prepare.annotations import Frame, Video, even_share, evenly_spaced
 from v2idetr.prepare.command_line import check_folder, converter_parser, numbers_of, run_converter
 from v2idetr.prepare.sun_names import case_number, in_temporal_order, lesion_free_videos

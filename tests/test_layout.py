@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "V2IDETR" / "v2idetr"
+RUNTIME = ROOT / "projects" / "Runtime" / "v2i_runtime"
 FILES = sorted(PACKAGE.rglob("*.py"))
+RUNTIME_FILES = sorted(RUNTIME.rglob("*.py"))
 
 # Which other rooms of the package a room may import. Data flows from left to right and nothing
 # reaches back: data -> prepare | modeling -> distillation, checkpoints -> evaluation | config
@@ -34,6 +37,8 @@ MAY_IMPORT = {
 # has to be read, tested and exported without it.
 DETECTRON2_ROOMS = {"data", "prepare", "config", "runs", "engine", "evaluation"}
 DETECTRON2_FILES = {"modeling/meta_arch.py", "modeling/detectron2_models.py"}
+# The runtime is the lowest layer: it runs where nothing of training is installed.
+NOT_IN_THE_RUNTIME = {"v2idetr", "torch", "torchvision", "detectron2", "fvcore", "omegaconf"}
 
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_FUNCTION = 60  # its signature aside, which has one argument a line
@@ -87,23 +92,33 @@ def test_networks_do_not_import_detectron2() -> None:
     assert not offences
 
 
+def test_the_runtime_imports_nothing_of_training() -> None:
+    offences = [
+        f"{path.name} imports {name}"
+        for path in RUNTIME_FILES
+        for name in imported_modules(path, RUNTIME)
+        if name.split(".")[0] in NOT_IN_THE_RUNTIME
+    ]
+    assert RUNTIME_FILES and not offences
+
+
 def test_files_are_named_after_what_they_do() -> None:
     drawers = {"utils", "util", "helpers", "misc", "common"}
-    assert not [name_in_package(path) for path in FILES if path.stem in drawers]
+    assert not [path for path in FILES + RUNTIME_FILES if path.stem in drawers]
 
 
 def test_files_and_functions_stay_short() -> None:
     offences = []
-    for path in FILES:
+    for path in FILES + RUNTIME_FILES:
         text = path.read_text()
         lines = text.count("\n")
         if lines > MOST_LINES_OF_A_FILE:
-            offences.append(f"{name_in_package(path)}: {lines} lines")
+            offences.append(f"{path}: {lines} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.body[0].lineno + 1
                 if lines > MOST_LINES_OF_A_FUNCTION:
-                    offences.append(f"{name_in_package(path)}, {node.name}: {lines} lines")
+                    offences.append(f"{path}, {node.name}: {lines} lines")
     assert not offences
 
 
@@ -112,8 +127,12 @@ def test_a_network_is_imported_without_detectron2() -> None:
         "import sys, v2idetr.modeling.deformable_detr, v2idetr.distillation.cqd\n"
         "sys.exit(', '.join(name for name in sys.modules if name.startswith('detectron2')) or 0)"
     )
+    paths = os.pathsep.join([str(PACKAGE.parent), str(RUNTIME.parent)])
     process = subprocess.run(
-        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 0, process.stderr
 

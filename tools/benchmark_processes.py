@@ -124,7 +124,8 @@ def _process(program: str, numba_cache: str = "") -> None:
 
 def _environment(**more: str) -> dict[str, str]:
     """This environment without GOMP_SPINCOUNT and with the paths of its modules."""
-    paths = os.pathsep.join([str(ROOT / "projects" / "V2IDETR"), *sys.path])
+    projects = [str(ROOT / "projects" / name) for name in ("V2IDETR", "Runtime")]
+    paths = os.pathsep.join([*projects, *sys.path])
     clean = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
     return {**clean, "PYTHONPATH": paths, **more}
 

@@ -197,8 +197,8 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
 def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
     """Weights of a checkpoint of train_net.py, described by its config."""
     from v2idetr.checkpoints.conversion import of_detector
+    from v2idetr.config.preprocess import preprocess_of, preprocess_without_resize
     from v2idetr.config.yaml_text import dump_yaml
-    from v2idetr.modeling.preprocess import Preprocess
     from v2idetr.runs.checkpoint import load_detector
 
     options = argparse.Namespace(**vars(options))
@@ -213,9 +213,9 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
     detector, config, model = build_detector(options, stored.beside.get("stage"))
     load_detector(detector, source, class_names=list(detector.class_names), stored=stored)
     try:
-        preprocess, unknown = Preprocess.from_config(config, model), ()
+        preprocess, unknown = preprocess_of(config, model), ()
     except ValueError as error:
-        preprocess = Preprocess.without_resize(config, model)
+        preprocess = preprocess_without_resize(config, model)
         unknown = (f"resize: not recorded; {error}",)
     weights = of_detector(source, detector, dump_yaml(config), preprocess)
     return replace(weights, assumed=unknown)

@@ -10,10 +10,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from v2i_runtime.image_files import jpeg_thumbnail
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import FAULT_WORDS, Findings, box_fault, clip_box
 from v2idetr.data.coco_vid import SplitData, by_video
-from v2idetr.data.image_files import jpeg_thumbnail, read_frame
+from v2idetr.data.frame_files import read_frame
 from v2idetr.prepare.annotations import evenly_spaced
 from v2idetr.prepare.frame_checks import Copies
 

@@ -167,17 +167,18 @@ def check_detectron2() -> Iterator[Finding]:
 
 
 def check_project() -> Iterator[Finding]:
-    """`import v2idetr` imports the package of this checkout."""
-    spec = importlib.util.find_spec("v2idetr")
-    here = ROOT / "projects" / "V2IDETR" / "v2idetr"
+    """`import v2idetr` and `import v2i_runtime` import the packages of this checkout."""
     fix = "python -m pip install --no-deps --editable ."
-    if spec is None or spec.origin is None:
-        yield Finding("v2idetr", "fail", "not installed", fix)
-    elif Path(spec.origin).resolve().parent != here:
-        found = f"imported from another place: {Path(spec.origin).parent}"
-        yield Finding("v2idetr", "warn", found, fix)
-    else:
-        yield Finding("v2idetr", "ok", f"{installed_version('v2idetr') or 'on the path'} ({here})")
+    version = installed_version("v2idetr") or "on the path"
+    for project, name in (("V2IDETR", "v2idetr"), ("Runtime", "v2i_runtime")):
+        spec, here = importlib.util.find_spec(name), ROOT / "projects" / project / name
+        if spec is None or spec.origin is None:
+            yield Finding(name, "fail", "not installed", fix)
+        elif Path(spec.origin).resolve().parent != here:
+            found = f"imported from another place: {Path(spec.origin).parent}"
+            yield Finding(name, "warn", found, fix)
+        else:
+            yield Finding(name, "ok", f"{version} ({here})")
 
 
 # -- machine ---------------------------------------------------------------------------------------

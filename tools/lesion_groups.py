@@ -115,7 +115,7 @@ def compare(
     """
     import numpy as np
 
-    from v2idetr.data.image_files import read_frame
+    from v2idetr.data.frame_files import read_frame
     from v2idetr.evaluation.lesion_groups import describe_lesions, group_lesions, read_events
 
     split = split_of(next(iter(detectors.values()))[0], split_name)

@@ -75,7 +75,7 @@ enough_disk
 make_environment
 : >"$log"
 echo "[2/4] Libraries (first time: some minutes, 6 GB of disk)"
-install -r requirements.txt -r requirements-dev.txt
+install -r requirements.txt -r requirements-dev.txt -r requirements-deploy.txt
 echo "[3/4] detectron2"
 "$py" tools/install_detectron2.py
 echo "[4/4] This project, editable"

@@ -21,12 +21,12 @@ from torch import Tensor
 from tests.checkpoints import file_names
 from tests.checkpoints.file_names import TINY, Size, tensors
 from tools.convert_checkpoint import main
+from v2i_runtime.preprocess import FixedSize, Preprocess
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header
 from v2idetr.config.load import load_config
 from v2idetr.engine.stage import build_stage, resolve_stages
 from v2idetr.engine.stage_training import load_initial_weights
-from v2idetr.modeling.preprocess import FixedSize, Preprocess
 from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

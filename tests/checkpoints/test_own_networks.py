@@ -14,6 +14,7 @@ import v2idetr.modeling
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network, tiny_resnet
 from tests.conftest import TinyBackbone
 from tools.convert_checkpoint import main
+from v2i_runtime.preprocess import NoResize, Preprocess
 from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.conversion import (
     for_classes,
@@ -27,7 +28,6 @@ from v2idetr.config.load import load_config
 from v2idetr.engine.stage import build_stage
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
-from v2idetr.modeling.preprocess import NoResize, Preprocess
 from v2idetr.modeling.renaming import Rule
 from v2idetr.modeling.weight_rules import Architecture, Layout, WeightRules, families
 from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint

@@ -18,12 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
+from v2i_runtime.preprocess import FixedSize, Preprocess
 from v2idetr.checkpoints.conversion import of_detector, read_published
 from v2idetr.checkpoints.files import CheckpointError, read_weights, sha256
 from v2idetr.checkpoints.published import Header, read_header, write_published
 from v2idetr.checkpoints.settings_beside import read_folder
 from v2idetr.modeling.meta_arch import Detector
-from v2idetr.modeling.preprocess import FixedSize, Preprocess
 from v2idetr.runs.checkpoint import load_detector
 
 PREPROCESS = Preprocess(FixedSize(height_px=48, width_px=64))

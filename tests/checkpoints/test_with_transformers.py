@@ -27,18 +27,18 @@ from tests.checkpoints.file_names import TINY
 from tests.checkpoints.tiny_detectors import detector_of, disturbed, tiny_network
 from tests.modeling.transformers_models import batch
 from tools.convert_checkpoint import main as convert
-from v2idetr.checkpoints.conversion import Weights, of_detector, read_foreign
-from v2idetr.checkpoints.files import CheckpointError, read_weights
-from v2idetr.checkpoints.published import read_header, write_published
-from v2idetr.checkpoints.transformers_export import export
-from v2idetr.modeling.meta_arch import Detector
-from v2idetr.modeling.preprocess import (
+from v2i_runtime.preprocess import (
     FixedSize,
     NoResize,
     Preprocess,
     Resize,
     ShortestEdge,
 )
+from v2idetr.checkpoints.conversion import Weights, of_detector, read_foreign
+from v2idetr.checkpoints.files import CheckpointError, read_weights
+from v2idetr.checkpoints.published import read_header, write_published
+from v2idetr.checkpoints.transformers_export import export
+from v2idetr.modeling.meta_arch import Detector
 from v2idetr.runs.checkpoint import load_detector
 
 LABELS = {0: "benign", 1: "malignant", 2: "instrument"}

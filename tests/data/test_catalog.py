@@ -19,9 +19,9 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from tests.tiny_fixtures import make_split
+from v2i_runtime.image_files import read_image
 from v2idetr.data.catalog import register_splits
 from v2idetr.data.coco_vid import SplitData, load_split
-from v2idetr.data.image_files import read_image
 
 NAME = "v2idetr/squares/test/held_out"
 

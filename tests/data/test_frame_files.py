@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from v2idetr.data.audit import AuditReport
-from v2idetr.data.clip_mapper import read_frame
-from v2idetr.data.frame_files import check_files, natural_key
+from v2idetr.data.frame_files import check_files, read_frame
 
 
 def problems_of(root: Path, *names: str) -> str:
@@ -26,11 +25,6 @@ def touch(path: Path, content: bytes = b"not decoded here") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
-
-
-def test_natural_order_reads_numbers() -> None:
-    names = ["a10.jpg", "b1.jpg", "a9.jpg", "a9²2.jpg"]
-    assert sorted(names, key=natural_key) == ["a9.jpg", "a9²2.jpg", "a10.jpg", "b1.jpg"]
 
 
 def test_links_to_frames_are_followed(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ from v2idetr.runs.checkpoint import load_checkpoint
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": f"{ROOT / 'projects' / 'V2IDETR'}{os.pathsep}{HERE.parent}",
+    "PYTHONPATH": os.pathsep.join(
+        [str(ROOT / "projects" / project) for project in ("V2IDETR", "Runtime")]
+        + [str(HERE.parent)]
+    ),
     "OMP_NUM_THREADS": "1",
 }
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from tests.conftest import make_sample
 from tests.tiny_fixtures import in_child
+from v2i_runtime.preprocess import NoResize, Preprocess
 from v2idetr.checkpoints.class_heads import class_head_prefixes
 from v2idetr.checkpoints.conversion import of_detector
 from v2idetr.checkpoints.files import CheckpointError
@@ -29,7 +30,6 @@ from v2idetr.modeling.detectron2_models import (
     Detectron2Detector,
     image_backbone,
 )
-from v2idetr.modeling.preprocess import NoResize, Preprocess
 from v2idetr.modeling.trainable import TrainableDetector
 from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
 

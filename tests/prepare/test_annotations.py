@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from v2i_runtime.image_files import image_size
 from v2idetr.data.audit import Findings
-from v2idetr.data.image_files import image_size
 from v2idetr.prepare.annotations import (
     Conversion,
     Frame,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from v2i_runtime.preprocess import Preprocess, ShortestEdge
 from v2idetr.checkpoints.architecture import check_complete, describe, describe_state, incomplete
 from v2idetr.checkpoints.class_heads import (
     default_class_names,
@@ -19,7 +20,6 @@ from v2idetr.checkpoints.files import CheckpointError, Stored, listed, sha256
 from v2idetr.checkpoints.layouts import OURS, find_layout, read_layout
 from v2idetr.checkpoints.published import Header, check_header, project_version
 from v2idetr.checkpoints.settings_beside import settings_beside
-from v2idetr.modeling.preprocess import Preprocess, ShortestEdge
 from v2idetr.modeling.renaming import State
 from v2idetr.modeling.resnet_names import NOT_PLAIN, PLAIN
 from v2idetr.modeling.weight_rules import (

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from v2i_runtime.preprocess import Preprocess
 from v2idetr.atomic_file import write_atomically
 from v2idetr.checkpoints.architecture import HIDDEN, describe
 from v2idetr.checkpoints.files import CheckpointError, sha256
-from v2idetr.modeling.preprocess import Preprocess
 from v2idetr.modeling.weight_rules import Architecture
 from v2idetr.tensor_files import packed
 

@@ -7,8 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from v2i_runtime.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 from v2idetr.checkpoints.files import CheckpointError, Stored
-from v2idetr.modeling.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 from v2idetr.modeling.weight_rules import Layout
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"  # of transformers

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from v2i_runtime.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 from v2idetr.atomic_file import write_atomically
 from v2idetr.checkpoints.conversion import Weights
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.checkpoints.layouts import known_layouts, write_layout
 from v2idetr.checkpoints.settings_beside import CONFIG, PROCESSOR
-from v2idetr.modeling.preprocess import FixedSize, NoResize, Preprocess, ShortestEdge
 from v2idetr.modeling.resnet_names import DEPTHS
 from v2idetr.tensor_files import packed
 

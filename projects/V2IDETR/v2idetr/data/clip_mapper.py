@@ -18,7 +18,7 @@ from fvcore.transforms.transform import BlendTransform
 from jaxtyping import Bool, Float, UInt8
 
 from v2idetr.data.augmentation import numpy_seeded
-from v2idetr.data.image_files import read_frame
+from v2idetr.data.frame_files import read_frame
 from v2idetr.data.reference_sampler import ReferenceSampler, VideoFrames
 from v2idetr.data.shared_frames import SharedFrames
 

@@ -1,22 +1,23 @@
-"""Checks of a split's frame files without decoding them.
+"""Frame files of a split, held against its annotation file.
 
-image_names       the image files of a folder, in natural order
-check_files       one listing per folder and one stat per frame
-explain_size      size differs from the annotation file -> likely cause and remedy
+check_files       one listing per folder and one stat per frame, without decoding
+read_frame        file -> pixels of the size that the annotation file says
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
+from v2i_runtime.image_files import SIDEWAYS, ImageFileError, read_image
 from v2idetr.data.audit import AuditReport
 
 # First bytes of the placeholders for files that version control has not fetched.
@@ -25,22 +26,8 @@ POINTERS = {
     b"/annex/objects/": "a git-annex pointer: fetch it, `git annex get .`",
 }
 POINTER_LIMIT = 1024  # bytes, exclusive: specification of Git LFS
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 Size = tuple[int, int]
-
-
-def image_names(folder: Path) -> list[str]:
-    """Names of the image files in a folder, in natural order (``image9`` before ``image10``)."""
-    names = (n for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != ".")
-    return sorted(names, key=natural_key)
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key with runs of digits as numbers."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def check_files(frames: Mapping[int, Any], image_root: Path, report: AuditReport) -> None:
@@ -160,7 +147,19 @@ def _is_undecodable(name: str) -> bool:
     return False
 
 
-def explain_size(path: str | Path, *, size: Size, expected: Size) -> str:
+def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """`read_image` with a check of the size, height x width px.
+
+    Raises ImageFileError as `read_image` does, and for another size.
+    """
+    pixels = read_image(path)
+    size = pixels.shape[1], pixels.shape[0]
+    if size != (width, height):
+        raise ImageFileError(_explain_size(path, size=size, expected=(width, height)))
+    return pixels
+
+
+def _explain_size(path: str | Path, *, size: Size, expected: Size) -> str:
     """Message for an image file whose (width, height) differs from the annotation file's."""
     text = (
         f"{path}: is {size[0]} x {size[1]} px (width x height), but the annotation file says "

@@ -19,11 +19,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from tabulate import tabulate
 
+from v2i_runtime.image_files import ImageFileError, image_names, image_size
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, Findings, audit_boxes
 from v2idetr.data.coco_vid import RAW, write_split
-from v2idetr.data.frame_files import image_names
-from v2idetr.data.image_files import ImageFileError, image_size
 from v2idetr.progress import progress_bar
 from v2idetr.wording import counted
 

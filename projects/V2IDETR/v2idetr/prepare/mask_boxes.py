@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
+from v2i_runtime.image_files import ImageFileError, file_error, open_image
 from v2idetr.data.audit import Findings
-from v2idetr.data.image_files import ImageFileError, file_error, open_image
 from v2idetr.prepare.annotations import in_threads
 
 MIN_PART_PX = 16  # smaller parts beside a larger one are specks of the annotation tool

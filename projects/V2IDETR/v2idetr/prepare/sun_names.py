@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from v2i_runtime.image_files import image_names, natural_key
 from v2idetr.data.audit import Findings
-from v2idetr.data.frame_files import image_names, natural_key
 from v2idetr.prepare.annotations import Frame, Video
 
 FRAME_NAME = re.compile(r"^([^-]*?(\d+)-.*?_a(\d+)_).*image(\d+)$")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from v2i_runtime.image_files import ImageFileError
 from v2idetr.data.audit import Findings
-from v2idetr.data.image_files import ImageFileError
 from v2idetr.data.text_files import read_text
 from v2idetr.prepare.annotations import Frame, Lesion, Video, evenly_spaced
 from v2idetr.prepare.mask_boxes import boxes_by_mask, boxes_of_mask, read_mask

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from v2idetr.data.image_files import jpeg_thumbnail
+from v2i_runtime.image_files import jpeg_thumbnail
 
 PANEL_WIDTH = 320
 MOST_PIXELS_WIDE = 480  # larger frames are scaled down for the page

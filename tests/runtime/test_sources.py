@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v2idetr.data.sources import FrameSource, open_source
+from v2i_runtime.sources import FrameSource, open_source
 
 WIDTH, HEIGHT = 64, 48
 

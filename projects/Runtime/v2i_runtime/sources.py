@@ -25,8 +25,13 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from v2idetr.data.frame_files import IMAGE_SUFFIXES, image_names, natural_key
-from v2idetr.data.image_files import image_size, read_image
+from v2i_runtime.image_files import (
+    IMAGE_SUFFIXES,
+    image_names,
+    image_size,
+    natural_key,
+    read_image,
+)
 
 DEFAULT_RATE = Fraction(25)  # Hz, of image files
 # A video is truncated if its last frame ends earlier than stated in the file by more than this.

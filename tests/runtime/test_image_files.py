@@ -11,10 +11,11 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from v2idetr.data.image_files import (
+from v2i_runtime.image_files import (
     ImageFileError,
     image_size,
     jpeg_thumbnail,
+    natural_key,
     open_image,
     read_image,
 )
@@ -22,6 +23,11 @@ from v2idetr.data.image_files import (
 RNG = np.random.default_rng(5)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
 PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by number of channels
+
+
+def test_natural_order_reads_numbers():
+    names = ["a10.jpg", "b1.jpg", "a9.jpg", "a9²2.jpg"]
+    assert sorted(names, key=natural_key) == ["a9.jpg", "a9²2.jpg", "a10.jpg", "b1.jpg"]
 
 
 def png_of_16_bits(path: Path, channels: int) -> None:

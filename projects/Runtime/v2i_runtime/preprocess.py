@@ -1,14 +1,18 @@
 """Preprocessing of images as plain data: resize, normalisation, padding.
 
-The resize is that of a run's evaluation, with the output size of its Detectron2 transform.
+The resize is that of a run's evaluation, with the output size and the pixels of its Detectron2
+transform.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 # RGB, for pixels in [0, 255].
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -113,6 +117,19 @@ class Preprocess:
             )
         return self.resize.size(height, width)
 
+    def resized(self, pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """An image after the resize, before normalisation and padding; may be ``pixels`` itself.
+
+        Raises:
+            ValueError: the resize is unknown.
+        """
+        height, width = self.resized_size(*pixels.shape[:2])
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        # As Detectron2's ResizeTransform: another library's bilinear filter gives other pixels.
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values for :meth:`from_json`."""
         content = asdict(self)
@@ -138,30 +155,6 @@ class Preprocess:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{content!r:.200} is not a preprocessing: {error}") from error
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], model: str = "model") -> Preprocess:
-        """Preprocessing of a run's evaluation.
-
-        Args:
-            config: a run's config with ``data.augmentations.test`` and the detector's statistics.
-            model: key of the detector.
-
-        Raises:
-            ValueError: the resize is of another kind; names the key.
-        """
-        resize = _resize_of(config["data"]["augmentations"]["test"])
-        return replace(cls.without_resize(config, model), resize=resize)
-
-    @classmethod
-    def without_resize(cls, config: Mapping[str, Any], model: str = "model") -> Preprocess:
-        """As :meth:`from_config`, with an unknown resize."""
-        node: Any = config
-        for part in model.split("."):
-            node = node[part]
-        own = {**(node.get("net") or {}), **node}  # Detectron2's are settings of the network
-        given = {key: _numbers(own[key]) for key in ("pixel_mean", "pixel_std") if key in own}
-        return cls(None, **given, size_divisor=node.get("size_divisor", 32))
-
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
@@ -173,26 +166,3 @@ def _numbers(values: Any) -> tuple[float, ...]:
     if not all(type(value) in (int, float) for value in values):
         raise TypeError(f"{values!r} are not numbers")
     return tuple(float(value) for value in values)
-
-
-def _resize_of(test: Sequence[Mapping[str, Any]]) -> Resize:
-    """The resize of a config's augmentations for evaluation."""
-    if not test:
-        return NoResize()
-    node, target = test[0], str(test[0]["_target_"])
-    if len(test) == 1 and target == "v2idetr.data.augmentation.resize_fixed":
-        return FixedSize(node["height"], node["width"])
-    if len(test) == 1 and target == "v2idetr.data.augmentation.ResizeShortEdge":
-        edges = node["short_edges"]
-        edges = [edges] if isinstance(edges, int) else list(edges)
-        if len(edges) == 1:
-            return ShortestEdge(edges[0], node["max_size"], node.get("size_divisor", 1))
-        raise ValueError(
-            f"data.augmentations.test[0].short_edges is {edges}, of which one is drawn for each "
-            "image: set a single length for evaluation."
-        )
-    names = ", ".join(str(node["_target_"]) for node in test)
-    raise ValueError(
-        f"data.augmentations.test is {names}, which cannot be exported: use one of "
-        "v2idetr.data.augmentation.resize_fixed and ResizeShortEdge, or nothing."
-    )

@@ -1,7 +1,7 @@
 """Image files -> pixels, without silent loss of pixel values.
 
+    image_names     image files of a folder, in natural order
     read_image      file -> RGB array of 8 bits a channel
-    read_frame      the same, with a check of the size in the annotation file
     image_size      width and height from the header alone, with the same checks
     open_image      file -> upright Pillow image in its own mode, for masks
     jpeg_thumbnail  RGB array -> small JPEG for a report
@@ -21,6 +21,8 @@ EXIF orientation is applied, as by Detectron2.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +34,11 @@ import tifffile
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from v2idetr.data.frame_files import SIDEWAYS, explain_size
-
 cv2.setNumThreads(0)  # its threads do not survive a fork, and a frame is too small for several
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 EXIF_ORIENTATION = 274
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # MPO is a JPEG with previews or a gain map after its end: one image for every JPEG reader.
 JPEG_FORMATS = ("JPEG", "MPO")
@@ -59,16 +61,16 @@ def file_error(path: str | Path, reason: str, remedy: str) -> ImageFileError:
     return error
 
 
-def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
-    """`read_image` with a check of the size, height x width px.
+def image_names(folder: Path) -> list[str]:
+    """Names of the image files in a folder, in natural order (``image9`` before ``image10``)."""
+    names = (n for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != ".")
+    return sorted(names, key=natural_key)
 
-    Raises ImageFileError as `read_image` does, and for another size.
-    """
-    pixels = read_image(path)
-    size = pixels.shape[1], pixels.shape[0]
-    if size != (width, height):
-        raise ImageFileError(explain_size(path, size=size, expected=(width, height)))
-    return pixels
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key with runs of digits as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -138,7 +140,7 @@ def _opened(path: str | Path, *, deep_grey: bool = False) -> Iterator[tuple[Bina
         raise
     except FileNotFoundError as error:
         raise file_error(
-            path, "no such file", "check the image_root of this split and that the data is complete"
+            path, "no such file", "check its path and that the data is complete"
         ) from error
     # The decoders share no error class; damaged files can raise almost any exception.
     except Exception as error:
@@ -149,7 +151,7 @@ def _opened(path: str | Path, *, deep_grey: bool = False) -> Iterator[tuple[Bina
         else:
             reason = f"cannot be read as an image, it is damaged or truncated ({error})"
         raise file_error(
-            path, reason, "copy it again, or take the frame out of the annotation file"
+            path, reason, "copy it again, or leave this frame out of the data"
         ) from error
 
 

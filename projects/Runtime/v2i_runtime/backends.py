@@ -1,0 +1,288 @@
+"""Exported file -> network that runs, in ONNX Runtime (``.onnx``) or in OpenVINO (``.xml``).
+
+    open_backend     backend of a file, by its suffix
+    OnnxBackend      ONNX Runtime
+    OpenVinoBackend  OpenVINO
+
+A runtime is imported when a file needs it. Inputs and outputs are those of `model_info`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from v2i_runtime.model_info import KEY, ModelInfo
+
+EXPORT = "export the student with tools/export.py"
+AGAIN = "copy the file again, or export it again"
+WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors", ".ckpt")
+INPUT, OUTPUTS = "images", ("scores", "classes", "boxes")
+
+
+class Outputs(NamedTuple):
+    """Detections of a batch, best first; arrays of their own.
+
+    Attributes:
+        scores: in [0, 1].
+        classes: 0-based.
+        boxes: xyxy in [0, 1] of the frame.
+    """
+
+    scores: Float[np.ndarray, "B k"]
+    classes: Int[np.ndarray, "B k"]
+    boxes: Float[np.ndarray, "B k 4"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A network in a runtime.
+
+    Attributes:
+        info: description in the file.
+        runtime: name and version of the runtime, and its device, for messages.
+    """
+
+    info: ModelInfo
+    runtime: str
+
+    def run(self, images: UInt8[np.ndarray, "B H W 3"]) -> Outputs: ...
+
+
+def open_backend(path: str | os.PathLike[str], *, device: str, threads: int | None) -> Backend:
+    """Load an exported file.
+
+    Args:
+        path: ``.onnx``, or ``.xml`` with its ``.bin`` beside it.
+        device: "CPU", or another device that the runtime has, such as "GPU" or "CUDA".
+        threads: number of CPU threads; None for the runtime's choice.
+
+    Raises:
+        ValueError: no usable exported file, no such device, or a missing runtime; names the file.
+    """
+    path = Path(path)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}, but must be at least 1, or None")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give the .xml or .onnx file in it")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; {EXPORT}")
+    suffix = path.suffix.lower()
+    backend = {".onnx": OnnxBackend, ".xml": OpenVinoBackend}.get(suffix)
+    if backend is None:
+        if suffix == ".bin" and path.with_suffix(".xml").exists():
+            raise ValueError(f"{path}: holds only weights; give {path.with_suffix('.xml').name}")
+        kind = "is a file of weights" if suffix in WEIGHTS else "is no .onnx or .xml file"
+        raise ValueError(f"{path}: {kind}; {EXPORT}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: is empty; {AGAIN}")
+    return backend(path, device=device, threads=threads)
+
+
+class OnnxBackend:
+    """A network in ONNX Runtime; may be run from several threads at once.
+
+    Args:
+        path: ``.onnx`` file.
+        device: execution provider without "ExecutionProvider", such as "CPU" or "CUDA".
+        threads: number of CPU threads; None for all physical cores.
+
+    Raises:
+        ValueError: see `open_backend`.
+    """
+
+    def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
+        ort = _import("onnxruntime", path, "onnx")
+        providers = {_device_of(name): name for name in ort.get_available_providers()}
+        providers.pop("AZURE", None)  # in every build, but runs nothing on this machine
+        device = _known_device(path, device, providers, "ONNX Runtime")
+        provider = providers[device]
+        self.runtime = f"ONNX Runtime {ort.__version__} on {device}"
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors arrive as exceptions
+        options.intra_op_num_threads = threads or 0
+        with _explained(path, f"cannot be loaded by {self.runtime}", AGAIN):
+            self._session = ort.InferenceSession(path, options, providers=[provider])
+        if provider not in self._session.get_providers():  # it falls back to the CPU
+            raise ValueError(
+                f"{path}: {self.runtime} cannot be started; install what this device needs, or "
+                "use device='CPU'"
+            )
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.info = _info(path, metadata.get(KEY))
+        self._path = path
+        _check_names(path, _names(self._session.get_inputs()), _names(self._session.get_outputs()))
+
+    def run(self, images: UInt8[np.ndarray, "B H W 3"]) -> Outputs:
+        """Detections of a batch.
+
+        Raises:
+            ValueError: the runtime failed, for instance for lack of memory; names the file.
+        """
+        with _explained(self._path, f"failed in {self.runtime}", "use another device or batch"):
+            return Outputs(*self._session.run(list(OUTPUTS), {INPUT: images}))
+
+
+class OpenVinoBackend:
+    """A network in OpenVINO; calls from several threads wait for each other.
+
+    It computes in float32, also where the CPU would choose bfloat16. A GPU computes a file of
+    precision "fp16" in float16; a CPU does not, as bfloat16 is all that it would offer instead.
+
+    Args:
+        path: ``.xml`` file.
+        device: device of OpenVINO, such as "CPU", "GPU" or "AUTO".
+        threads: number of threads, on a CPU only; None for all physical cores.
+
+    Raises:
+        ValueError: see `open_backend`.
+    """
+
+    def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
+        _check_weights(path)
+        ov = _import("openvino", path, "openvino")
+        core = ov.Core()
+        # A mapped file that is overwritten ends the process (SIGBUS).
+        core.set_property({"ENABLE_MMAP": False})
+        devices = core.available_devices
+        names = {"AUTO", *devices, *(name.split(".")[0] for name in devices)}  # GPU of GPU.0
+        device = _known_device(path, device, names, "OpenVINO")
+        self.runtime = f"OpenVINO {ov.__version__.split('-')[0]} on {device}"
+        with _explained(path, f"cannot be loaded by {self.runtime}", AGAIN):
+            model = core.read_model(path)
+            text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+        self.info = _info(path, text)
+        _check_names(path, _openvino_names(model.inputs), _openvino_names(model.outputs))
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU" or self.info.precision != "fp16":
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
+        if threads is not None:
+            if device != "CPU":
+                raise ValueError(
+                    f"threads={threads} is for device='CPU'; leave it out for {device}"
+                )
+            settings["INFERENCE_NUM_THREADS"] = threads
+        with _explained(path, f"cannot be loaded by {self.runtime}", AGAIN):
+            self._request = core.compile_model(model, device, settings).create_infer_request()
+        self._path, self._lock = path, threading.Lock()
+
+    def run(self, images: UInt8[np.ndarray, "B H W 3"]) -> Outputs:
+        """Detections of a batch.
+
+        Raises:
+            ValueError: the runtime failed, for instance for lack of memory; names the file.
+        """
+        with (
+            self._lock,
+            _explained(self._path, f"failed in {self.runtime}", "use another device or batch"),
+        ):
+            self._request.infer({INPUT: np.ascontiguousarray(images)}, share_inputs=True)
+            # The next run overwrites the memory of the request.
+            return Outputs(*(self._request.get_tensor(name).data.copy() for name in OUTPUTS))
+
+
+def _import(module: str, path: Path, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: needs {module}, which cannot be imported ({error}): "
+            f"pip install 'v2i-runtime[{extra}]'"
+        ) from error
+
+
+@contextmanager
+def _explained(path: Path, failure: str, remedy: str) -> Iterator[None]:
+    """Errors of a runtime, which have no class in common, as a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        # OpenVINO's messages begin with lines about its sources.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        own = [line for line in lines if not line.startswith(("Exception from", "Check "))]
+        reason = (own or lines or [type(error).__name__])[0]
+        raise ValueError(f"{path}: {failure} ({reason:.300}); {remedy}") from error
+
+
+def _info(path: Path, text: str | None) -> ModelInfo:
+    if text is None:
+        raise ValueError(
+            f"{path}: was not made by tools/export.py, or lost its description; {EXPORT}"
+        )
+    return ModelInfo.from_json(text, str(path))
+
+
+def _check_names(path: Path, inputs: list[str], outputs: list[str]) -> None:
+    if inputs != [INPUT] or sorted(outputs) != sorted(OUTPUTS):
+        raise ValueError(
+            f"{path}: its inputs and outputs are {inputs} and {outputs}, but must be {[INPUT]} and "
+            f"{list(OUTPUTS)}; {EXPORT}"
+        )
+
+
+def _names(ports: Iterable[Any]) -> list[str]:
+    return [port.name for port in ports]
+
+
+def _openvino_names(ports: Iterable[Any]) -> list[str]:
+    """The name of the contract among those of each port, which can have several."""
+    known = {INPUT, *OUTPUTS}
+    names = [sorted(port.get_names(), key=lambda name: (name not in known, name)) for port in ports]
+    return [name[0] if name else "" for name in names]
+
+
+def _known_device(path: Path, device: str, known: Iterable[str], runtime: str) -> str:
+    """The device in upper case, if it is known.
+
+    Raises:
+        ValueError: it is not.
+    """
+    known = sorted(known)
+    if device.upper() not in known:
+        raise ValueError(
+            f"{path}: device is {device!r}, but {runtime} has only {', '.join(known)} here"
+        )
+    return device.upper()
+
+
+def _device_of(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider").upper()
+
+
+def _check_weights(path: Path) -> None:
+    """Check that the ``.bin`` beside an ``.xml`` is there and long enough.
+
+    OpenVINO refuses a truncated one, too, but names no file.
+
+    Raises:
+        ValueError: it is not, or the ``.xml`` is damaged or no network of OpenVINO.
+    """
+    weights, needed, root = path.with_suffix(".bin"), 0, None
+    try:
+        for event, element in ET.iterparse(path, ("start", "end")):
+            if root is None:
+                root = element.tag
+            if event == "end" and element.tag == "data" and "offset" in element.attrib:
+                size, offset = int(element.attrib.get("size", 0)), int(element.attrib["offset"])
+                needed = max(needed, offset + size)
+    except (ET.ParseError, UnicodeDecodeError, ValueError) as error:
+        kind = "is no XML" if root is None else "is damaged or truncated"
+        raise ValueError(f"{path}: {kind} ({error}); {AGAIN}") from error
+    if root != "net":
+        raise ValueError(f"{path}: is no network of OpenVINO; {EXPORT}")
+    if needed and not weights.is_file():
+        raise ValueError(f"{weights}: no such file; copy it to the .xml, or export again")
+    if needed and weights.stat().st_size < needed:
+        raise ValueError(
+            f"{weights}: has {weights.stat().st_size} bytes of the {needed} that {path.name} "
+            "needs; it is truncated or of another export: copy both files again"
+        )

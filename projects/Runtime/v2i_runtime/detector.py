@@ -1,0 +1,180 @@
+"""Exported student: RGB frames -> detections in pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import UInt8
+
+from v2i_runtime.backends import Outputs, open_backend
+from v2i_runtime.detections import Detections
+from v2i_runtime.model_info import largest_difference, probe_image
+
+Frame = UInt8[np.ndarray, "_ _ 3"]  # frames of one call may differ in size
+
+
+class Detector:
+    """A student in an exported file.
+
+    Args:
+        path: ``.onnx``, or ``.xml`` with its ``.bin`` beside it.
+        device: "CPU", or another device that the file's runtime has, such as "GPU" or "CUDA".
+        threads: number of CPU threads; None for the runtime's choice.
+        verify: compare detections of a probe image with those at export.
+
+    Attributes:
+        info: description of the student and of its export.
+        class_names: class names by index.
+        score_threshold: threshold chosen on validation data; None if unknown.
+
+    Raises:
+        ValueError: no usable exported file, no such device, a missing runtime, or other results
+            than at export; names the file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "CPU",
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._path = os.fspath(path)
+        self._backend = open_backend(path, device=device, threads=threads)
+        self.info = self._backend.info
+        self.class_names: list[str] = list(self.info.class_names)
+        self.score_threshold: float | None = self.info.score_threshold
+        if verify:
+            self._verify()
+
+    @overload
+    def __call__(self, frames: Frame) -> Detections: ...
+
+    @overload
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]: ...
+
+    def __call__(self, frames: Any) -> Any:
+        """Detections of one frame, or of each of several, which may differ in size.
+
+        Frames that have one size after the resize are one batch, if the file takes batches.
+
+        Args:
+            frames: RGB frame; or a sequence of frames or an array (B, H, W, 3), which give a list.
+                Type checkers take every array for one frame.
+
+        Returns:
+            detections, boxes clipped to the frame.
+
+        Raises:
+            ValueError: no RGB frame of 8 bits, a size that the file does not take, or results that
+                are not finite.
+        """
+        if isinstance(frames, np.ndarray) and frames.ndim != 4:
+            return self._detect([_checked(frames, "the frame")])[0]
+        if not isinstance(frames, Sequence | np.ndarray) or isinstance(frames, str | bytes):
+            raise ValueError(
+                f"frames are {type(frames).__name__}; give a NumPy array (H, W, 3), or a list of "
+                "such arrays"
+            )
+        if len(frames) == 0:
+            raise ValueError("there are no frames; give at least one")
+        return self._detect([_checked(frame, f"frame {i}") for i, frame in enumerate(frames)])
+
+    def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> None:
+        """Run once on black frames: first runs are slow.
+
+        Args:
+            batch: number of frames.
+            size: (height, width) of the frames, px; None for the network's input.
+
+        Raises:
+            ValueError: the file does not take this size.
+        """
+        if batch < 1:
+            raise ValueError(f"batch is {batch}, but must be at least 1")
+        input_size = self.info.size or self.info.probe.size
+        if size is not None:
+            input_size = self._input_size(*size)
+        self._run(np.zeros((batch, *input_size, 3), np.uint8))
+
+    def _detect(self, frames: list[Frame]) -> list[Detections]:
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, frame in enumerate(frames):
+            groups.setdefault(self._input_size(*frame.shape[:2]), []).append(index)
+        found: dict[int, Detections] = {}
+        for indices in groups.values():
+            resize = self.info.preprocess.resized
+            outputs = self._run(np.stack([resize(frames[index]) for index in indices]))
+            for index, scores, classes, boxes in zip(indices, *outputs, strict=True):
+                height, width = frames[index].shape[:2]
+                sides = np.array([width, height, width, height], np.float32)
+                found[index] = Detections(
+                    scores.astype(np.float32),
+                    classes.astype(np.int64),
+                    np.clip(boxes.astype(np.float32) * sides, 0, sides),
+                )
+        return [found[index] for index in range(len(frames))]
+
+    def _input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a frame after the resize."""
+        size, wanted = self.info.preprocess.resized_size(height, width), self.info.size
+        if wanted not in (None, size):
+            raise ValueError(
+                f"{self._path}: is exported for {wanted[0]} x {wanted[1]} px (height x width), but "
+                f"a frame of {height} x {width} becomes {size[0]} x {size[1]}; export the student "
+                "for this size (tools/export.py --size) or for every size (--dynamic)"
+            )
+        return size
+
+    def _run(self, images: UInt8[np.ndarray, "B H W 3"]) -> Outputs:
+        if self.info.dynamic_batch or len(images) == 1:
+            outputs = self._backend.run(images)
+        else:
+            singles = [self._backend.run(image[None]) for image in images]
+            outputs = Outputs(*(np.concatenate(parts) for parts in zip(*singles, strict=True)))
+        if not (np.isfinite(outputs.scores).all() and np.isfinite(outputs.boxes).all()):
+            raise ValueError(
+                f"{self._path}: scores or boxes of {self._backend.runtime} are not finite; use "
+                "device='CPU', or export the student again with another precision"
+            )
+        return outputs
+
+    def _verify(self) -> None:
+        """Compare detections of the probe image with those at export."""
+        probe = self.info.probe
+        outputs = self._backend.run(probe_image(*probe.size)[None])
+        difference = largest_difference(probe, *(output[0] for output in outputs))
+        if not difference <= probe.tolerance:
+            versions = ", ".join(f"{name} {value}" for name, value in self.info.versions.items())
+            raise ValueError(
+                f"{self._path}: {self._backend.runtime} finds other detections in the probe image "
+                f"than at export, by {difference:.2g}, of which {probe.tolerance:.2g} is allowed. "
+                f"The file was changed, or this runtime computes otherwise: copy it again, install "
+                f"the versions of the export ({versions}), use device='CPU', or export again."
+            )
+
+
+def _checked(frame: Any, name: str) -> Frame:
+    """The frame, if it is an RGB image of 8 bits.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(f"{name} is {type(frame).__name__}; give a NumPy array (H, W, 3)")
+    shape = " x ".join(map(str, frame.shape))
+    if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+        raise ValueError(f"{name} is grey ({shape}); repeat it: np.dstack([frame] * 3)")
+    if frame.ndim == 3 and frame.shape[2] == 4:
+        raise ValueError(f"{name} has an alpha channel ({shape}); give its RGB channels alone")
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"{name} is {shape}, but must be height x width x 3 (RGB)")
+    if frame.size == 0:
+        raise ValueError(f"{name} is empty ({shape})")
+    if frame.dtype != np.uint8:
+        raise ValueError(f"{name} has {frame.dtype} values, but must have uint8 ones, 0 to 255")
+    return frame

@@ -1,0 +1,180 @@
+"""Description of an exported detector, stored inside its file as one JSON text.
+
+The network of such a file takes RGB frames, resized as ``preprocess.resize`` says, and does the
+rest itself:
+
+    input   images   (B, H, W, 3) uint8
+    output  scores   (B, k) float32, in [0, 1], best first
+            classes  (B, k) int64, 0-based
+            boxes    (B, k, 4) float32, xyxy in [0, 1] of the frame
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from v2i_runtime.preprocess import Preprocess
+
+FORMAT, VERSION = "v2idetr-export", 1
+PRECISIONS = ("fp32", "fp16", "int8")
+KEY = "v2idetr"  # of ONNX's metadata_props, and of OpenVINO's rt_info
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Detections of :func:`probe_image`, kept to recognise a runtime that computes otherwise.
+
+    Attributes:
+        size: (height, width) of the probe image, px.
+        scores, classes, boxes: the best detections at export, see the module.
+        tolerance: largest difference of a score or of a box coordinate.
+    """
+
+    size: tuple[int, int]
+    scores: list[float]
+    classes: list[int]
+    boxes: list[list[float]]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about an exported detector.
+
+    Attributes:
+        network: class of the network, such as "DeformableDETR".
+        class_names: class names by index.
+        preprocess: resize before the network; mean, std and padding are applied by the network.
+        size: (height, width) of the input, px; None for any size.
+        dynamic_batch: whether B is free; else 1.
+        precision: "fp32", "fp16" or "int8".
+        attention: reads of deformable attention, "grid_sample" or "gather"; "" without any.
+        score_threshold: threshold chosen on validation data; None if unknown.
+        threshold_source: rule, data and value of the metric behind the threshold, in words.
+        checkpoint, checkpoint_sha256: name and digest of the file of weights.
+        versions: versions of the libraries that made the file, by name.
+        parity: largest differences from torch at export, by name.
+        card: facts for a model card: stage, training data, metrics, intended use.
+        probe: see :class:`Probe`.
+    """
+
+    network: str
+    class_names: list[str]
+    preprocess: Preprocess
+    size: tuple[int, int] | None
+    dynamic_batch: bool
+    precision: str
+    attention: str
+    score_threshold: float | None
+    threshold_source: str
+    checkpoint: str
+    checkpoint_sha256: str
+    versions: dict[str, str]
+    parity: dict[str, float]
+    card: dict[str, Any]
+    probe: Probe
+
+    def to_json(self) -> str:
+        """Text for :meth:`from_json`."""
+        values = asdict(self) | {"preprocess": self.preprocess.to_json()}
+        return json.dumps({"format": FORMAT, "version": VERSION, **values})
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> ModelInfo:
+        """The description in a text of :meth:`to_json`.
+
+        Args:
+            text: JSON text.
+            source: name of the file, for messages.
+
+        Raises:
+            ValueError: another format or version, or a missing or unusable value; names the file.
+        """
+        try:
+            values = json.loads(text)
+            kind, version = values.pop("format"), values.pop("version")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{source}: its description is damaged; export it again") from error
+        if (kind, version) != (FORMAT, VERSION):
+            raise ValueError(
+                f"{source}: has format {kind!r} of version {version!r}, but this program reads "
+                f"{FORMAT!r} of version {VERSION}; use the runtime of its exporter, or export again"
+            )
+        try:
+            known = {name: values[name] for name in (f.name for f in fields(cls))}
+            known["preprocess"] = Preprocess.from_json(known["preprocess"])
+            known["size"] = None if known["size"] is None else _size(known["size"])
+            probe = known["probe"]
+            known["probe"] = Probe(**probe | {"size": _size(probe["size"])})
+            info = cls(**known)
+            _check(info)
+            return info
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{source}: its description is damaged ({error}); export it again"
+            ) from error
+
+
+def _check(info: ModelInfo) -> None:
+    """Refuse values that would fail later, far from the file's name.
+
+    Raises:
+        ValueError: names the key.
+    """
+    probe, threshold = info.probe, info.score_threshold
+    lengths = {len(probe.scores), len(probe.classes), len(probe.boxes)}
+    correct = {
+        "class_names": bool(info.class_names) and all(isinstance(n, str) for n in info.class_names),
+        "preprocess": info.preprocess.resize is not None,
+        "size": info.size is None or min(info.size) > 0,
+        "dynamic_batch": isinstance(info.dynamic_batch, bool),
+        "precision": info.precision in PRECISIONS,
+        "score_threshold": threshold is None or isinstance(threshold, int | float),
+        "versions": isinstance(info.versions, dict),
+        "probe": len(lengths) == 1 and min(probe.size) > 0 and probe.tolerance > 0,
+    }
+    for key, is_correct in correct.items():
+        if not is_correct:
+            raise ValueError(f"{key} is {getattr(info, key)!r:.100}")
+
+
+def _size(values: Any) -> tuple[int, int]:
+    height, width = (int(value) for value in values)
+    return height, width
+
+
+def probe_image(height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A fixed image with edges, gradients and blobs, the same on every machine."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.int64)
+    red = (x * 255) // max(width - 1, 1)
+    green = (y * 255) // max(height - 1, 1)
+    blob = (x - width // 3) ** 2 * 9 + (y - height // 2) ** 2 * 16 < (min(height, width) ** 2)
+    blue = ((x // 16 + y // 16) % 2) * 96 + blob * 128
+    return np.stack([red, green, blue], -1).astype(np.uint8)
+
+
+def largest_difference(
+    probe: Probe,
+    scores: Float[np.ndarray, " k"],
+    classes: np.ndarray,
+    boxes: Float[np.ndarray, "k 4"],
+) -> float:
+    """Largest difference between the probe's detections and their nearest ones among others.
+
+    Nearest by score and box together: detections of nearly equal score may come in another order.
+    """
+    worst = 0.0
+    for score, label, box in zip(probe.scores, probe.classes, probe.boxes, strict=True):
+        differences = np.maximum(
+            np.abs(boxes - np.asarray(box)).max(-1), np.abs(scores - np.float64(score))
+        )
+        differences = differences[classes == label]
+        if not len(differences) or not np.isfinite(differences).all():
+            return float("inf")
+        worst = max(worst, float(differences.min()))
+    return worst

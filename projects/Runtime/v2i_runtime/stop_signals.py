@@ -1,0 +1,42 @@
+"""Asked to stop: finish the frame, complete the files, leave with the usual exit code."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class StopSignals:
+    """Within this context, SIGINT, SIGTERM and SIGHUP set `event`; a second one acts at once.
+
+    Attributes:
+        event: set by a signal.
+        received: number of the signal; None before.
+    """
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.received: int | None = None
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> StopSignals:
+        # Python allows handlers in the main thread alone.
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            hang_up = getattr(signal, "SIGHUP", None)  # not on Windows; ignored under nohup
+            if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+                numbers.append(hang_up)
+            self._previous = {n: signal.signal(n, self._handle) for n in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.event.set()
+        # A terminal that closes sends several SIGHUP.
+        hangs_up = number == getattr(signal, "SIGHUP", None)
+        signal.signal(number, signal.SIG_IGN if hangs_up else signal.SIG_DFL)

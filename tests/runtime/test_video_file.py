@@ -1,0 +1,196 @@
+"""MP4s: what is read back, sound, full disks and killed programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.runtime.tiny_videos import (
+    HEIGHT,
+    WIDTH,
+    SquareFinder,
+    pixels_of,
+    predict,
+    times_of,
+    write_video,
+)
+from v2i_runtime import video_file
+from v2i_runtime.video_file import VideoWriter, Written, verify
+
+pytest.importorskip("supervision", reason="draws the boxes")
+
+MS = Fraction(1, 1000)
+
+
+def write(path: Path, times_ms: list[int]) -> VideoWriter:
+    writer = VideoWriter(path, (WIDTH, HEIGHT), time_base=MS, frame_rate=Fraction(25))
+    for index, time_ms in enumerate(times_ms):
+        writer.write(pixels_of(index), time_ms * MS)
+    return writer
+
+
+def sound_s(path: Path) -> tuple[float, float]:
+    """Start and end of the sound that can be decoded."""
+    with av.open(path) as container:
+        frames = list(container.decode(audio=0))
+        last = frames[-1]
+        return frames[0].time, last.time + last.samples / last.rate
+
+
+# Verification
+
+
+def test_a_video_that_holds_what_was_written_passes(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    write(path, [0, 40, 80]).finish(120 * MS)
+    verify(path, Written(3, 120, 120), MS)
+
+
+@pytest.mark.parametrize(
+    "expected", [Written(4, 120, 120), Written(3, 121, 120), Written(3, 120, 160)]
+)
+def test_another_number_of_frames_time_or_end_is_an_error(
+    tmp_path: Path, expected: Written
+) -> None:
+    path = tmp_path / "out.mp4"
+    write(path, [0, 40, 80]).finish(120 * MS)
+    with pytest.raises(ValueError, match="reading it back gives 3 frames"):
+        verify(path, expected, MS)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.2, 0.7])
+def test_a_truncated_video_does_not_pass(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "out.mp4"
+    write(path, list(range(0, 800, 40))).finish(800 * MS)
+    os.truncate(path, int(path.stat().st_size * kept))
+    with pytest.raises(ValueError, match=r"cannot be read back|reading it back gives"):
+        verify(path, Written(20, sum(range(0, 800, 40)), 800), MS)
+
+
+def test_a_run_whose_video_is_broken_does_not_end_well(tmp_path: Path, monkeypatch, capsys) -> None:
+    def break_it(video: Path, target: Path, sound: object) -> list[str]:
+        target.write_bytes(video.read_bytes()[:1000])
+        return []
+
+    monkeypatch.setattr(video_file, "remux", break_it)
+    source = write_video(tmp_path / "in.mp4")
+    assert predict(source, "--output", tmp_path / "out.mp4") == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'out.mp4'}: was written" in said and "check the disk" in said
+    assert len(times_of(tmp_path / "out.mp4")) == 20  # from before
+
+
+def test_the_index_stands_in_front(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    write(path, [0, 40, 80]).finish(120 * MS)
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_frames_that_are_not_later_are_moved_behind_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    writer = write(path, [0, 40, 40, 30, 80])
+    writer.finish(120 * MS)
+    assert writer.late == 2
+    assert times_of(path) == [time * MS for time in (0, 40, 41, 42, 80)]
+
+
+def test_without_an_end_the_last_frame_lasts_as_long_as_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    write(path, [0, 40, 140]).finish()
+    verify(path, Written(3, 180, 240), MS)
+
+
+# Sound
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("in.mp4", "aac"), ("in.ts", "aac"), ("in.mkv", "libopus")]
+)
+def test_sound_is_copied(tmp_path: Path, name: str, codec: str) -> None:
+    source = write_video(tmp_path / name, frames=50, audio=codec)
+    assert predict(source, "--output", tmp_path / "out.mp4") == 0
+    start_s, end_s = sound_s(tmp_path / "out.mp4")
+    assert abs(start_s) < 0.05 and abs(end_s - 2) < 0.08
+    assert len(times_of(tmp_path / "out.mp4")) == 50
+
+
+def test_sound_of_an_excerpt_stays_with_its_frames(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=100, audio="aac")
+    out = tmp_path / "out.mp4"
+    assert predict(source, "--output", out, "--start", 1, "--end", 3) == 0
+    start_s, end_s = sound_s(out)
+    assert 0 <= start_s < 0.03 and abs(end_s - 2) < 0.03
+
+
+def test_sound_that_does_not_fit_is_left_out_and_named(tmp_path: Path, capsys) -> None:
+    source = write_video(tmp_path / "in.mkv", audio="pcm_s16le")
+    assert predict(source, "--output", tmp_path / "out.mp4") == 0
+    assert "sound left out: an MP4 with codec pcm_s16le" in capsys.readouterr().err
+    with av.open(tmp_path / "out.mp4") as container:
+        assert not container.streams.audio
+
+
+# Full disks and killed programs
+
+PROGRAM = """
+import os, resource, signal, sys
+from tests.runtime.tiny_videos import SquareFinder, predict
+
+def before(index):
+    if sys.argv[3] == "full" and index == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
+    if sys.argv[3] == "kill" and index == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.exit(predict(sys.argv[1], "--output", sys.argv[2], detector=SquareFinder(before=before)))
+"""
+
+
+def run_apart(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of a file")
+def test_on_a_full_disk_what_was_written_is_kept(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=400)
+    out = tmp_path / "out.mp4"
+    done = run_apart(source, out, "full", 60_000)
+    assert done.returncode == 1, done.stderr
+    assert f"{out}: File too large" in done.stderr and "kept as far as" in done.stderr
+    frames = len(times_of(out))
+    assert 50 <= frames < 400 and f"without sound: {frames} of " in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "out.mp4"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_killed_program_leaves_a_video_that_can_be_played(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=400)
+    done = run_apart(source, tmp_path / "out.mp4", "kill", 300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = tmp_path.glob(".out.mp4.*.tmp")
+    assert len(times_of(left)) >= 150
+
+
+def test_a_build_without_h264_is_an_error_before_the_work(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def missing(name: str, mode: str) -> None:
+        raise av.codec.codec.UnknownCodecError(name)
+
+    source, detector = write_video(tmp_path / "in.mp4", frames=2), SquareFinder()
+    monkeypatch.setattr(av, "Codec", missing)
+    assert predict(source, "--output", tmp_path / "out.mp4", detector=detector) == 2
+    assert "no encoder libx264" in capsys.readouterr().err and detector.seen == 0
