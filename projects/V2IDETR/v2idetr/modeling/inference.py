@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -56,7 +57,7 @@ def best_detections(decoded: Decoded, topk: int, classification: Classification)
 
 
 class ImageDetector(nn.Module):
-    """Images of one size -> scores, classes and boxes, for export and live video.
+    """Frames of one size -> scores, classes and boxes, for export and live video.
 
     Args:
         net: network of a detector of single images.
@@ -86,16 +87,15 @@ class ImageDetector(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1), False)
 
     def forward(
-        self, pixels: Float[Tensor, "B 3 H W"]
+        self, images: UInt8[Tensor, "B H W 3"]
     ) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"], Float[Tensor, "B k 4"]]:
-        """Scores, classes and boxes (xyxy px) of RGB images in [0, 255]."""
-        images = normalised_images(
-            list(pixels),
-            mean=self.pixel_mean,
-            std=self.pixel_std,
-            size_divisor=self.size_divisor,
-        )
-        found = best_detections(self.net(images), self.score_topk, self.classification)
-        H, W = pixels.shape[-2:]
-        boxes = box_convert(found.boxes, "cxcywh", "xyxy")
-        return found.scores, found.classes, boxes * boxes.new_tensor([W, H, W, H])
+        """Scores, classes and boxes (xyxy in [0, 1] of the frame) of RGB frames."""
+        height, width = images.shape[1:3]
+        below, right = -height % self.size_divisor, -width % self.size_divisor
+        pixels = (images.permute(0, 3, 1, 2) - self.pixel_mean) / self.pixel_std
+        if below or right:
+            pixels = F.pad(pixels, (0, right, 0, below))
+        decoded = self.net(Images(pixels, [(height, width)]))
+        found = best_detections(decoded, self.score_topk, self.classification)
+        boxes = box_convert(found.boxes, "cxcywh", "xyxy").clamp(0, 1)
+        return found.scores, found.classes, boxes

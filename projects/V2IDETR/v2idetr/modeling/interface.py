@@ -35,7 +35,7 @@ class Images:
 
     Attributes:
         pixels: normalised pixels; padding is zero, at the right and at the bottom only.
-        sizes: (height, width) in pixels of each image without its padding.
+        sizes: (height, width) in pixels of each image without its padding, or one for all.
         num_frames: T when the batch holds whole clips, clip-major (``B = C * T``); otherwise 1.
     """
 
@@ -46,7 +46,8 @@ class Images:
     @cached_property
     def size_tensor(self) -> Int[Tensor, "B 2"]:
         """``sizes`` on the pixels' device; cached, because the copy synchronises with a GPU."""
-        return torch.tensor(self.sizes, device=self.pixels.device)
+        sizes = torch.tensor(self.sizes, device=self.pixels.device)
+        return sizes.expand(self.pixels.shape[0], 2)
 
     def padding(self, stride: int, h: int, w: int) -> Bool[Tensor, "B h w"] | None:
         """True on the cells of a (h, w) map of this stride without a pixel of the image.

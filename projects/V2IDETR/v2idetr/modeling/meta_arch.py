@@ -10,12 +10,12 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from v2i_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from v2idetr.modeling.classification import Classification
 from v2idetr.modeling.criterion import SetCriterion, Targets
 from v2idetr.modeling.extra_queries import ExtraQueries, decode_beside
 from v2idetr.modeling.inference import ImageDetector, best_detections, normalised_images
 from v2idetr.modeling.interface import Decoded, DetectorNetwork, Images
-from v2idetr.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from v2idetr.modeling.trainable import Sample
 from v2idetr.modeling.training import TrainingOutput
 

@@ -41,7 +41,7 @@ def valid_ratios(features: Features) -> Float[Tensor, "B levels 2"]:
     """Share of each level's width and height covered by the image."""
     if features.valid_ratios is None:
         first = next(iter(features.maps.values()))
-        return torch.ones(len(first), len(features.maps), 2, device=first.device)
+        return torch.ones(first.shape[0], len(features.maps), 2, device=first.device)
     return torch.stack(list(features.valid_ratios.values()), 1)
 
 

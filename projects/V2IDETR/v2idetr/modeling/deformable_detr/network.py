@@ -178,7 +178,7 @@ class DeformableDETR(DetectionTransformer):
         B = memory.tokens.shape[0]
         if memory.proposals is not None:
             return self._queries_from_proposals(memory.proposals)
-        position, content = self.query_embed.weight.split(self.d, dim=1)
+        position, content = (x.contiguous() for x in self.query_embed.weight.split(self.d, dim=1))
         reference = in_float32(self.reference_points, position).sigmoid()
         return Queries(
             content.expand(B, -1, -1), position.expand(B, -1, -1), reference.expand(B, -1, -1)
@@ -199,7 +199,7 @@ class DeformableDETR(DetectionTransformer):
             centres.new_full((h * w, 2), 0.05 * 2.0**level)
             for level, (h, w) in enumerate(memory.shapes)
         ]
-        anchors = torch.cat([centres, torch.cat(sizes).expand(len(centres), -1, -1)], -1)
+        anchors = torch.cat([centres, torch.cat(sizes).expand(centres.shape[0], -1, -1)], -1)
         valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
         if memory.padding is not None:
             valid = valid & ~memory.padding
@@ -221,7 +221,7 @@ class DeformableDETR(DetectionTransformer):
         reference = select_queries(proposals.boxes, best).detach()
         embedded = self.query_norm(self.query_proj(sine_embedding(reference, self.d // 2)))
         if self.content_embed is not None:
-            content = self.content_embed.weight.expand(len(embedded), -1, -1)
+            content = self.content_embed.weight.expand(embedded.shape[0], -1, -1)
             return Queries(content, embedded, reference)
         position, content = embedded.split(self.d, dim=-1)
         return Queries(content, position, reference)
