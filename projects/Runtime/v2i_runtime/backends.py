@@ -26,6 +26,7 @@ from v2i_runtime.model_info import KEY, ModelInfo
 EXPORT = "export the student with tools/export.py"
 AGAIN = "copy the file again, or export it again"
 WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors", ".ckpt")
+MOST_REQUESTS = 4  # compiled networks that are kept; each takes memory for weights and features
 INPUT, OUTPUTS = "images", ("scores", "classes", "boxes")
 
 
@@ -135,6 +136,9 @@ class OnnxBackend:
 class OpenVinoBackend:
     """A network in OpenVINO; calls from several threads wait for each other.
 
+    The network is compiled for each number of frames in a batch when it is first needed: with a free
+    number a frame takes half as long again.
+
     It computes in float32, also where the CPU would choose bfloat16. A GPU computes a file of
     precision "fp16" in float16; a CPU does not, as bfloat16 is all that it would offer instead.
 
@@ -171,9 +175,9 @@ class OpenVinoBackend:
                     f"threads={threads} is for device='CPU'; leave it out for {device}"
                 )
             settings["INFERENCE_NUM_THREADS"] = threads
-        with _explained(path, f"cannot be loaded by {self.runtime}", AGAIN):
-            self._request = core.compile_model(model, device, settings).create_infer_request()
         self._path, self._lock = path, threading.Lock()
+        self._core, self._model, self._device, self._settings = core, model, device, settings
+        self._requests: dict[tuple[int, ...], Any] = {}
 
     def run(self, images: UInt8[np.ndarray, "B H W 3"]) -> Outputs:
         """Detections of a batch.
@@ -185,9 +189,21 @@ class OpenVinoBackend:
             self._lock,
             _explained(self._path, f"failed in {self.runtime}", "use another device or batch"),
         ):
-            self._request.infer({INPUT: np.ascontiguousarray(images)}, share_inputs=True)
+            request = self._request(images.shape)
+            request.infer({INPUT: np.ascontiguousarray(images)}, share_inputs=True)
             # The next run overwrites the memory of the request.
-            return Outputs(*(self._request.get_tensor(name).data.copy() for name in OUTPUTS))
+            return Outputs(*(request.get_tensor(name).data.copy() for name in OUTPUTS))
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        """The compiled network for batches of one shape."""
+        if shape not in self._requests:
+            if len(self._requests) == MOST_REQUESTS:
+                self._requests.pop(next(iter(self._requests)))
+            model = self._model.clone()
+            model.reshape({INPUT: list(shape)})
+            compiled = self._core.compile_model(model, self._device, self._settings)
+            self._requests[shape] = compiled.create_infer_request()
+        return self._requests[shape]
 
 
 def _import(module: str, path: Path, extra: str) -> Any:
