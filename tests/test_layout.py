@@ -19,7 +19,7 @@ RUNTIME_FILES = sorted(RUNTIME.rglob("*.py"))
 
 # Which other rooms of the package a room may import. Data flows from left to right and nothing
 # reaches back: data -> prepare | modeling -> distillation, checkpoints -> evaluation | config
-# -> runs -> engine -> report, ablation.
+# -> runs -> engine -> report, ablation, deploy.
 MAY_IMPORT = {
     "data": set(),
     "prepare": {"data"},
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "engine": {"data", "modeling", "distillation", "checkpoints", "evaluation", "config", "runs"},
     "report": {"data", "distillation", "evaluation", "config", "runs"},
     "ablation": {"data", "evaluation", "config", "runs", "engine"},
+    "deploy": {"data", "modeling", "checkpoints", "evaluation", "config", "runs", "engine"},
 }
 # Where detectron2 may be imported: its engine costs seconds and most of a gigabyte, and a network
 # has to be read, tested and exported without it.

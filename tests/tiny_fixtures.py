@@ -106,6 +106,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
+    return write_tiny_config(tmp_path, tiny_data)
+
+
+def write_tiny_config(folder: Path, data: dict) -> Path:
     """The paper's recipe with a tiny model: 6 steps a stage, evaluated at 3 and 6."""
     net = {
         "backbone": {"_target_": "tiny_parts.TinyBackbone", "width": 8},
@@ -123,7 +127,7 @@ def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
             for part in ("recipes/paper.py", "models/deformable_detr.py", "data/sun.py")
         ],
         "train": {
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(folder / "run"),
             "device": "cpu",
             "max_iter": 6,
             "batch_size": 4,
@@ -136,7 +140,7 @@ def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
         },
         "optimizer": {"lr": 1e-3},
         "data": {
-            **tiny_data,
+            **data,
             "window": 2,
             "augmentations": {
                 "train": [{"_target_": "v2idetr.data.augmentation.horizontal_flip"}],
@@ -152,7 +156,7 @@ def tiny_config(tmp_path: Path, tiny_data: dict) -> Path:
         "model": {"net": net},
         "teacher": {"model": {"net": {"fusion": {"features": {"ffn_dim": 16, "num_heads": 2}}}}},
     }
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 

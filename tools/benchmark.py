@@ -6,14 +6,15 @@
     python tools/benchmark.py --inference --size 480 640 --backbone resnet50 --batch 1 16
     python tools/benchmark.py --sweep                  # time and memory over T, N, size and batch
     python tools/benchmark.py --startup --waiting      # imports, kernels; load by another process
+    python tools/benchmark.py --export --device cpu    # students in ONNX Runtime and OpenVINO
     python tools/benchmark.py --parameters             # only parameter counts
 
 Every case compares variants with a baseline. The variants take turns, repeat by repeat, so that a
-slowdown of the machine affects all of them. Times are medians; `times_baseline` is a variant's
-median over the baseline's. Images are noise and weights random; neither changes the computation.
-`floor_ms` is the time of a detection's operations as one matrix product on this machine.
-`--keep-memory` keeps freed memory as train_net.py does, which makes large tensors cheaper in all
-variants. `added_mib` is the peak memory of a training step beyond that of the models.
+slowdown of the machine affects all of them. `p95_ms` is the 95th percentile, `times_baseline` a
+variant's median over the baseline's. Images are noise and weights random; neither changes the
+computation. `floor_ms` is the time of a detection's operations as one matrix product on this
+machine. `--keep-memory` keeps freed memory as train_net.py does, which makes large tensors cheaper
+in all variants. `added_mib` is the peak memory of a training step beyond that of the models.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmark_cases import CASES, Case, Setting
+from benchmark_export import EXPORT_CASES
 from benchmark_models import COCO_CLASSES, NUM_FRAMES, load, official_table, parameter_table
 from benchmark_processes import PROCESS_CASES
 
 from v2idetr.output_folder import check_writable, explain_os_error
 from v2idetr.process_setup import ignore_torch_jit, keep_freed_memory
 
-ALL_CASES = CASES | PROCESS_CASES
+ALL_CASES = CASES | PROCESS_CASES | EXPORT_CASES
 USUAL = ("attention", "inference", "msi", "training")
 
 
@@ -147,26 +150,35 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def measure(case: Case, device: Any, *, warm_up: int, repeats: int) -> list[dict[str, Any]]:
     """Time the variants in turn."""
+    import numpy as np
+
     from v2idetr.evaluation.cost import timed
 
     seconds: dict[str, list[float]] = {name: [] for name in case.variants}
     for repeat in range(warm_up + repeats):
         for name, call in case.variants.items():
+            time.sleep(case.pause_s)
             elapsed = timed(call, device)
             if repeat >= warm_up:
                 seconds[name].append(elapsed)
-    return [
-        {
-            "variant": name,
-            "median_ms": 1e3 * median(times),
-            "fastest_ms": 1e3 * min(times),
-            "slowest_ms": 1e3 * max(times),
-            "times_baseline": median(times) / median(seconds[case.baseline]),
-            "speed_up": median(seconds[case.baseline]) / median(times),
-            **case.facts.get(name, {}),
-        }
-        for name, times in seconds.items()
-    ]
+    base = median(seconds[case.baseline])
+    rows: list[dict[str, Any]] = []
+    for name, times in seconds.items():
+        rate = {} if case.frames is None else {"frames_per_s": case.frames / median(times)}
+        rows.append(
+            {
+                "variant": name,
+                "median_ms": 1e3 * median(times),
+                "p95_ms": 1e3 * float(np.percentile(times, 95)),
+                "fastest_ms": 1e3 * min(times),
+                "slowest_ms": 1e3 * max(times),
+                "times_baseline": median(times) / base,
+                "speed_up": base / median(times),
+                **rate,
+                **case.facts.get(name, {}),
+            }
+        )
+    return rows + [{"variant": name, "failed": reason} for name, reason in case.failed.items()]
 
 
 if __name__ == "__main__":

@@ -49,12 +49,18 @@ class Case:
 
     Attributes:
         facts: further columns of the table, by variant.
+        frames: frames that a call computes, for frames per second; None for no such column.
+        failed: variants that cannot be computed, with the reason.
+        pause_s: sleep before each call, in which threads of the variant before fall asleep, too.
     """
 
     name: str
     baseline: str
     variants: dict[str, Call]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    frames: int | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    pause_s: float = 0.0
 
 
 def attention_cases(setting: Setting) -> Iterator[Case]:

@@ -169,6 +169,7 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
     from v2idetr.checkpoints.layouts import network_of
     from v2idetr.checkpoints.published import read_header
     from v2idetr.config.yaml_text import dump_yaml
+    from v2idetr.deploy.student import detector_of_config
     from v2idetr.runs.checkpoint import FORMAT, load_into
 
     header = read_header(stored.metadata, source)
@@ -180,7 +181,9 @@ def read_detector(source: Path, stored: Any, options: argparse.Namespace) -> tup
     detector, config = None, {}
     if options.config_file:
         fused = any(name.startswith("fusion.") for name in bare)
-        detector, config, _ = build_detector(options, fused=fused)
+        _, config, detector = detector_of_config(
+            options.config_file, options.overrides, fused=fused
+        )
     if header is None:
         weights = read_foreign(source, stored, num_heads=options.num_heads)
     else:
@@ -199,56 +202,26 @@ def read_trained(source: Path, stored: Any, options: argparse.Namespace) -> Any:
     from v2idetr.checkpoints.conversion import of_detector
     from v2idetr.config.preprocess import preprocess_of, preprocess_without_resize
     from v2idetr.config.yaml_text import dump_yaml
+    from v2idetr.deploy.student import detector_of_config
     from v2idetr.runs.checkpoint import load_detector
 
-    options = argparse.Namespace(**vars(options))
-    beside = source.parent / "config.yaml"
-    if options.config_file is None:
-        if not beside.is_file():
-            raise ValueError(
-                f"{source}: is a checkpoint of this project without its config.yaml; give that of "
-                "the run with --config-file."
-            )
-        options.config_file = str(beside)
-    detector, config, model = build_detector(options, stored.beside.get("stage"))
+    file = options.config_file or source.parent / "config.yaml"
+    if not options.config_file and not file.is_file():
+        raise ValueError(
+            f"{source}: is a checkpoint of this project without its config.yaml; give that of "
+            "the run with --config-file."
+        )
+    stage, config, detector = detector_of_config(
+        file, options.overrides, stored.beside.get("stage")
+    )
     load_detector(detector, source, class_names=list(detector.class_names), stored=stored)
     try:
-        preprocess, unknown = preprocess_of(config, model), ()
+        preprocess, unknown = preprocess_of(config, stage.model), ()
     except ValueError as error:
-        preprocess = preprocess_without_resize(config, model)
+        preprocess = preprocess_without_resize(config, stage.model)
         unknown = (f"resize: not recorded; {error}",)
     weights = of_detector(source, detector, dump_yaml(config), preprocess)
     return replace(weights, assumed=unknown)
-
-
-def build_detector(
-    options: argparse.Namespace, name: str | None = None, *, fused: bool = False
-) -> tuple[Any, dict[str, Any], str]:
-    """(detector of a stage without weights, plain config, key of the detector).
-
-    Without a name it is the last stage whose network mixes the frames of a clip, or does not.
-    """
-    from v2idetr.config.load import load_config, to_plain
-    from v2idetr.config.stage_settings import value_at
-    from v2idetr.engine.stage import DetectorStage, resolve_stages
-
-    try:
-        config = load_config(options.config_file, options.overrides)
-        stages = [s for s in resolve_stages(config).values() if isinstance(s, DetectorStage)]
-        if name is None:
-            of_kind = f"with{'' if fused else 'out'} fusion of frames"
-            stages = [s for s in stages if bool(value_at(config, f"{s.model}.net.fusion")) == fused]
-        else:
-            of_kind = f"and is named {name!r}"
-            stages = [s for s in stages if s.name == name]
-        if not stages:
-            raise ValueError(f"it has no stage that trains a detector {of_kind}.")
-        stage = stages[-1]
-        return stage.detector(config, pretrained=False), to_plain(config), stage.model
-    except ValueError as error:
-        raise ValueError(
-            f"{options.config_file}: {error}\nFix it, or give another config with --config-file."
-        ) from error
 
 
 def with_classes(weights: Any, names: list[str] | None, new_head: bool) -> tuple[Any, list[str]]:

@@ -1,0 +1,1 @@
+"""Trained student -> file that runs without torch."""
