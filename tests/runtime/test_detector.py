@@ -147,7 +147,7 @@ def test_a_frame_that_does_not_become_the_files_size_is_refused(tmp_path, suffix
     detector = Detector(path)
     detector.warm_up(size=(48, 64))
     detector(noise((48, 64)))
-    message = r"exported for 24 x 32 px .*, but a frame of 50 x 50 becomes 24 x 24; .*--dynamic"
+    message = r"exported for 24 x 32 px .*, but a frame of 50 x 50 becomes 24 x 24; .*--size"
     with pytest.raises(ValueError, match=message):
         detector(noise((50, 50)))
     with pytest.raises(ValueError, match=message):

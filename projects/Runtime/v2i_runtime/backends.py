@@ -213,7 +213,7 @@ def _decompress(ov: Any, model: Any) -> None:
     Compiled for several frames, OpenVINO 2026.4 computes a DETR with float16 weights wrongly.
     """
     for op in model.get_ordered_ops():
-        if op.get_type_name() != "Convert":
+        if op.get_type_name() != "Convert" or op.get_output_element_type(0) != ov.Type.f32:
             continue
         weights = op.input_value(0).get_node()
         if weights.get_type_name() == "Constant" and weights.get_element_type() == ov.Type.f16:

@@ -126,7 +126,7 @@ class Detector:
             raise ValueError(
                 f"{self._path}: is exported for {wanted[0]} x {wanted[1]} px (height x width), but "
                 f"a frame of {height} x {width} becomes {size[0]} x {size[1]}; export the student "
-                "for this size (tools/export.py --size) or for every size (--dynamic)"
+                "for this size, too (tools/export.py --size)"
             )
         return size
 
