@@ -205,7 +205,6 @@ def _info(size: tuple[int, int], precision: str) -> Any:
         class_names=["lesion"],
         preprocess=Preprocess(FixedSize(*size)),
         size=size,
-        dynamic_batch=True,
         precision=precision,
         attention="",
         score_threshold=None,

@@ -50,7 +50,7 @@ def test_a_file_has_class_names_and_preprocessing(form: str, exported: Export) -
     info = info_of(exported("detr", form))
     assert (info.network, info.class_names) == ("DETR", ["polyp"])
     assert info.preprocess == Preprocess(FixedSize(*SIZE))
-    assert (info.size, info.dynamic_batch, info.precision) == (SIZE, True, "fp32")
+    assert (info.size, info.precision) == (SIZE, "fp32")
 
 
 def test_a_detector_without_deformable_attention_names_no_reads(exported: Export) -> None:

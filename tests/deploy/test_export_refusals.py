@@ -17,7 +17,8 @@ from tests.deploy.exports import write_student, write_student_config
 from tests.tiny_fixtures import ROOT, write_tiny_config
 from tools.convert_checkpoint import main as convert
 from tools.export import main
-from v2i_runtime.backends import OnnxBackend, Outputs
+from v2i_runtime.backends import OnnxBackend
+from v2i_runtime.model_info import Outputs
 from v2idetr.checkpoints.published import read_header
 from v2idetr.deploy import export as files
 from v2idetr.deploy import exporting

@@ -21,7 +21,7 @@ in_both = pytest.mark.parametrize("suffix", SUFFIXES)
 def foreign_openvino(path: Path) -> None:
     import openvino
 
-    onnx.save(onnx_model(dynamic=True), path.with_suffix(".onnx"))
+    onnx.save(onnx_model(), path.with_suffix(".onnx"))
     openvino.save_model(openvino.Core().read_model(path.with_suffix(".onnx")), path)
 
 
@@ -66,7 +66,7 @@ def test_weights_alone_are_refused_with_the_file_to_give(tmp_path) -> None:
 def test_a_network_of_somebody_else_is_refused(tmp_path, suffix) -> None:
     path = tmp_path / f"theirs{suffix}"
     if suffix == ".onnx":
-        onnx.save(onnx_model(dynamic=True), path)
+        onnx.save(onnx_model(), path)
     else:
         foreign_openvino(path)
     with pytest.raises(ValueError, match=r"theirs\.\w+: was not made by tools/export\.py"):

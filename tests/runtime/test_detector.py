@@ -26,6 +26,10 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Detector]:
     return {suffix: Detector(write_model(folder / f"tiny{suffix}")) for suffix in SUFFIXES}
 
 
+def resized(frame: np.ndarray) -> np.ndarray:
+    return Preprocess(FixedSize(*SIZE)).resized(frame)
+
+
 def noise(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.integers(0, rng.integers(2, 257), (*size, 3), dtype=np.uint8)
@@ -41,7 +45,7 @@ def assert_equal(found: Detections, wanted: Detections, atol: float = 0.0) -> No
 def test_a_frame_has_the_networks_detections_in_pixels(detectors, suffix) -> None:
     frame = noise((30, 50))
     found = detectors[suffix](frame)
-    scores, classes, boxes = (output[0] for output in expected(frame[None]))
+    scores, classes, boxes = (output[0] for output in expected(resized(frame)[None]))
     np.testing.assert_allclose(found.scores, scores, atol=1e-6)
     np.testing.assert_array_equal(found.classes, classes)
     wanted = boxes * (50, 30, 50, 30)
@@ -78,19 +82,10 @@ def test_an_array_of_frames_is_a_list_of_them(detectors, suffix) -> None:
 
 
 @in_both
-def test_a_file_for_single_frames_takes_several_one_by_one(tmp_path, suffix) -> None:
-    detector = Detector(write_model(tmp_path / f"single{suffix}", dynamic=False))
-    frames = [noise(SIZE, seed) for seed in range(3)]
-    for frame, found in zip(frames, detector(frames), strict=True):
-        assert_equal(found, detector(frame))
-    detector.warm_up(batch=2)
-
-
-@in_both
 def test_frames_are_resized_as_in_evaluation(tmp_path, suffix) -> None:
-    preprocess = Preprocess(FixedSize(*SIZE))
-    detector = Detector(write_model(tmp_path / f"fixed{suffix}", preprocess=preprocess))
-    frame = noise((37, 61))
+    preprocess = Preprocess(ShortestEdge(24, 90))
+    detector = Detector(write_model(tmp_path / f"short{suffix}", preprocess=preprocess))
+    frame = noise((37, 49))
     scores = expected(preprocess.resized(frame)[None])[0][0]
     np.testing.assert_allclose(detector(frame).scores, scores, atol=1e-6)
 
@@ -143,15 +138,12 @@ def test_detections_above_a_threshold_are_kept() -> None:
 @in_both
 def test_a_frame_that_does_not_become_the_files_size_is_refused(tmp_path, suffix) -> None:
     preprocess = Preprocess(ShortestEdge(24, 90))
-    path = write_model(tmp_path / f"short{suffix}", dynamic=False, preprocess=preprocess)
+    path = write_model(tmp_path / f"short{suffix}", preprocess=preprocess)
     detector = Detector(path)
-    detector.warm_up(size=(48, 64))
     detector(noise((48, 64)))
     message = r"exported for 24 x 32 px .*, but a frame of 50 x 50 becomes 24 x 24; .*--size"
     with pytest.raises(ValueError, match=message):
         detector(noise((50, 50)))
-    with pytest.raises(ValueError, match=message):
-        detector.warm_up(size=(50, 50))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +190,6 @@ def test_a_network_that_computes_otherwise_than_at_export_is_refused(tmp_path, s
 
 @in_both
 def test_a_batch_to_warm_up_with_has_frames(detectors, suffix) -> None:
-    detectors[suffix].warm_up(batch=2, size=(30, 40))
+    detectors[suffix].warm_up(batch=2)
     with pytest.raises(ValueError, match="batch is 0"):
         detectors[suffix].warm_up(batch=0)

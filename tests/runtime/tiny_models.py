@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from v2i_runtime.model_info import KEY, ModelInfo, Probe, probe_image
-from v2i_runtime.preprocess import FixedSize, NoResize, Preprocess
+from v2i_runtime.preprocess import FixedSize, Preprocess
 
 SIZE = 24, 32
 WEIGHTS = np.array([[2.0, -1.0], [0.5, 1.5], [-1.5, 1.0]], np.float32)
@@ -40,15 +40,14 @@ def expected(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.take_along_axis(chances, classes, 1), classes, boxes
 
 
-def tiny_info(*, dynamic: bool = True, **changes) -> ModelInfo:
-    """Description of the network: any size and batch, or one frame of SIZE."""
+def tiny_info(**changes) -> ModelInfo:
+    """Description of the network."""
     scores, classes, boxes = (out[0].tolist() for out in expected(probe_image(*SIZE)[None]))
     info = ModelInfo(
         network="Tiny",
         class_names=["polyp", "ulcer"],
-        preprocess=Preprocess(NoResize() if dynamic else FixedSize(*SIZE)),
-        size=None if dynamic else SIZE,
-        dynamic_batch=dynamic,
+        preprocess=Preprocess(FixedSize(*SIZE)),
+        size=SIZE,
         precision="fp32",
         attention="",
         score_threshold=0.6,
@@ -63,9 +62,9 @@ def tiny_info(*, dynamic: bool = True, **changes) -> ModelInfo:
     return replace(info, **changes)
 
 
-def onnx_model(*, dynamic: bool, weights: np.ndarray = WEIGHTS) -> onnx.ModelProto:
+def onnx_model(weights: np.ndarray = WEIGHTS) -> onnx.ModelProto:
     """The network without a description."""
-    B, H, W = ("B", "H", "W") if dynamic else (1, *SIZE)
+    B = "B"
     values = {
         "height_and_width": np.array([1, 2]),
         "unit": np.float32(1 / 255),
@@ -78,7 +77,7 @@ def onnx_model(*, dynamic: bool, weights: np.ndarray = WEIGHTS) -> onnx.ModelPro
     graph = helper.make_graph(
         [helper.make_node(kind, into, out, **more) for kind, into, out, more in NODES],
         "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, [B, H, W, 3])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, [B, *SIZE, 3])],
         [
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, [B, 2]),
             helper.make_tensor_value_info("classes", TensorProto.INT64, [B, 2]),
@@ -90,12 +89,10 @@ def onnx_model(*, dynamic: bool, weights: np.ndarray = WEIGHTS) -> onnx.ModelPro
     return helper.make_model(graph, opset_imports=[opset], ir_version=10)
 
 
-def write_model(
-    path: Path, *, dynamic: bool = True, weights: np.ndarray = WEIGHTS, text: str = "", **changes
-) -> Path:
+def write_model(path: Path, *, weights: np.ndarray = WEIGHTS, text: str = "", **changes) -> Path:
     """Write an ``.onnx``, or an ``.xml`` with its ``.bin``; ``text`` replaces the description."""
-    model = onnx_model(dynamic=dynamic, weights=weights)
-    text = text or tiny_info(dynamic=dynamic, **changes).to_json()
+    model = onnx_model(weights)
+    text = text or tiny_info(**changes).to_json()
     if path.suffix == ".onnx":
         helper.set_model_props(model, {KEY: text})
         onnx.save(model, path)

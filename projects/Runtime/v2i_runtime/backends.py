@@ -16,32 +16,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 
-from v2i_runtime.model_info import KEY, ModelInfo
+from v2i_runtime.model_info import KEY, ModelInfo, Outputs
 
 EXPORT = "export the student with tools/export.py"
 AGAIN = "copy the file again, or export it again"
 WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors", ".ckpt")
 MOST_REQUESTS = 4  # compiled networks that are kept; each takes memory for weights and features
 INPUT, OUTPUTS = "images", ("scores", "classes", "boxes")
-
-
-class Outputs(NamedTuple):
-    """Detections of a batch, best first; arrays of their own.
-
-    Attributes:
-        scores: in [0, 1].
-        classes: 0-based.
-        boxes: xyxy in [0, 1] of the frame.
-    """
-
-    scores: Float[np.ndarray, "B k"]
-    classes: Int[np.ndarray, "B k"]
-    boxes: Float[np.ndarray, "B k 4"]
 
 
 @runtime_checkable

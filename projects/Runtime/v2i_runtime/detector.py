@@ -9,9 +9,9 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import UInt8
 
-from v2i_runtime.backends import Outputs, open_backend
+from v2i_runtime.backends import open_backend
 from v2i_runtime.detections import Detections
-from v2i_runtime.model_info import largest_difference, probe_image
+from v2i_runtime.model_info import Outputs, differences, probe_image
 
 Frame = UInt8[np.ndarray, "_ _ 3"]  # frames of one call may differ in size
 
@@ -60,7 +60,7 @@ class Detector:
     def __call__(self, frames: Any) -> Any:
         """Detections of one frame, or of each of several, which may differ in size.
 
-        Frames that have one size after the resize are one batch, if the file takes batches.
+        The frames of one call are one batch.
 
         Args:
             frames: RGB frame; or a sequence of frames or an array (B, H, W, 3), which give a list.
@@ -84,58 +84,47 @@ class Detector:
             raise ValueError("there are no frames; give at least one")
         return self._detect([_checked(frame, f"frame {i}") for i, frame in enumerate(frames)])
 
-    def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> None:
-        """Run once on black frames: first runs are slow.
+    def warm_up(self, batch: int = 1) -> None:
+        """Run once on black frames: the first run of every number of frames is slow.
 
         Args:
             batch: number of frames.
-            size: (height, width) of the frames, px; None for the network's input.
 
         Raises:
-            ValueError: the file does not take this size.
+            ValueError: it is below 1.
         """
         if batch < 1:
             raise ValueError(f"batch is {batch}, but must be at least 1")
-        input_size = self.info.size or self.info.probe.size
-        if size is not None:
-            input_size = self._input_size(*size)
-        self._run(np.zeros((batch, *input_size, 3), np.uint8))
+        self._run(np.zeros((batch, *self.info.size, 3), np.uint8))
 
     def _detect(self, frames: list[Frame]) -> list[Detections]:
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, frame in enumerate(frames):
-            groups.setdefault(self._input_size(*frame.shape[:2]), []).append(index)
-        found: dict[int, Detections] = {}
-        for indices in groups.values():
-            resize = self.info.preprocess.resized
-            outputs = self._run(np.stack([resize(frames[index]) for index in indices]))
-            for index, scores, classes, boxes in zip(indices, *outputs, strict=True):
-                height, width = frames[index].shape[:2]
-                sides = np.array([width, height, width, height], np.float32)
-                found[index] = Detections(
+        outputs = self._run(np.stack([self._resized(frame) for frame in frames]))
+        found = []
+        for frame, scores, classes, boxes in zip(frames, *outputs, strict=True):
+            height, width = frame.shape[:2]
+            sides = np.array([width, height, width, height], np.float32)
+            found.append(
+                Detections(
                     scores.astype(np.float32),
                     classes.astype(np.int64),
                     np.clip(boxes.astype(np.float32) * sides, 0, sides),
                 )
-        return [found[index] for index in range(len(frames))]
+            )
+        return found
 
-    def _input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of a frame after the resize."""
-        size, wanted = self.info.preprocess.resized_size(height, width), self.info.size
-        if wanted not in (None, size):
+    def _resized(self, frame: Frame) -> UInt8[np.ndarray, "H W 3"]:
+        (height, width), wanted = frame.shape[:2], self.info.size
+        size = self.info.preprocess.resized_size(height, width)
+        if size != wanted:
             raise ValueError(
                 f"{self._path}: is exported for {wanted[0]} x {wanted[1]} px (height x width), but "
                 f"a frame of {height} x {width} becomes {size[0]} x {size[1]}; export the student "
                 "for this size, too (tools/export.py --size)"
             )
-        return size
+        return self.info.preprocess.resized(frame)
 
     def _run(self, images: UInt8[np.ndarray, "B H W 3"]) -> Outputs:
-        if self.info.dynamic_batch or len(images) == 1:
-            outputs = self._backend.run(images)
-        else:
-            singles = [self._backend.run(image[None]) for image in images]
-            outputs = Outputs(*(np.concatenate(parts) for parts in zip(*singles, strict=True)))
+        outputs = self._backend.run(images)
         if not (np.isfinite(outputs.scores).all() and np.isfinite(outputs.boxes).all()):
             raise ValueError(
                 f"{self._path}: scores or boxes of {self._backend.runtime} are not finite; use "
@@ -147,7 +136,7 @@ class Detector:
         """Compare detections of the probe image with those at export."""
         probe = self.info.probe
         outputs = self._backend.run(probe_image(*probe.size)[None])
-        difference = largest_difference(probe, *(output[0] for output in outputs))
+        difference = max(differences(probe.outputs, outputs.of_frame(0)))
         if not difference <= probe.tolerance:
             versions = ", ".join(f"{name} {value}" for name, value in self.info.versions.items())
             raise ValueError(

@@ -31,10 +31,6 @@ class FrameText:
         self.height_px = ascent + descent
         self._coverage = lru_cache(maxsize=512)(self._rendered)
 
-    def width_px(self, text: str) -> int:
-        """Width of the plate."""
-        return self._coverage(text).shape[1]
-
     def draw(
         self,
         pixels: UInt8[np.ndarray, "H W 3"],

@@ -3,7 +3,7 @@
 The network of such a file takes RGB frames, resized as ``preprocess.resize`` says, and does the
 rest itself:
 
-    input   images   (B, H, W, 3) uint8
+    input   images   (B, H, W, 3) uint8, any B
     output  scores   (B, k) float32, in [0, 1], best first
             classes  (B, k) int64, 0-based
             boxes    (B, k, 4) float32, xyxy in [0, 1] of the frame
@@ -13,16 +13,38 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from v2i_runtime.preprocess import Preprocess
 
 FORMAT, VERSION = "v2idetr-export", 1
 PRECISIONS = ("fp32", "fp16", "int8")
 KEY = "v2idetr"  # of ONNX's metadata_props, and of OpenVINO's rt_info
+
+
+class Outputs(NamedTuple):
+    """Detections, best first, of a batch (B, k) or of one of its frames (k).
+
+    Attributes:
+        scores: in [0, 1].
+        classes: 0-based.
+        boxes: xyxy in [0, 1] of the frame.
+    """
+
+    scores: Float[np.ndarray, "*B k"]
+    classes: Int[np.ndarray, "*B k"]
+    boxes: Float[np.ndarray, "*B k 4"]
+
+    def of_frame(self, index: int) -> Outputs:
+        """The detections of one frame of a batch."""
+        return Outputs(*(part[index] for part in self))
+
+    def where(self, kept: np.ndarray) -> Outputs:
+        """Some detections of a frame."""
+        return Outputs(*(part[kept] for part in self))
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,14 @@ class Probe:
     boxes: list[list[float]]
     tolerance: float
 
+    @property
+    def outputs(self) -> Outputs:
+        return Outputs(
+            np.array(self.scores, np.float64),
+            np.array(self.classes, np.int64),
+            np.array(self.boxes, np.float64).reshape(-1, 4),
+        )
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -50,8 +80,7 @@ class ModelInfo:
         network: class of the network, such as "DeformableDETR".
         class_names: class names by index.
         preprocess: resize before the network; mean, std and padding are applied by the network.
-        size: (height, width) of the input, px; None for any size.
-        dynamic_batch: whether B is free; else 1.
+        size: (height, width) of the input, px.
         precision: "fp32", "fp16" or "int8".
         attention: reads of deformable attention, "grid_sample" or "gather"; "" without any.
         score_threshold: threshold chosen on validation data; None if unknown.
@@ -66,8 +95,7 @@ class ModelInfo:
     network: str
     class_names: list[str]
     preprocess: Preprocess
-    size: tuple[int, int] | None
-    dynamic_batch: bool
+    size: tuple[int, int]
     precision: str
     attention: str
     score_threshold: float | None
@@ -108,7 +136,7 @@ class ModelInfo:
         try:
             known = {name: values[name] for name in (f.name for f in fields(cls))}
             known["preprocess"] = Preprocess.from_json(known["preprocess"])
-            known["size"] = None if known["size"] is None else _size(known["size"])
+            known["size"] = _size(known["size"])
             probe = known["probe"]
             known["probe"] = Probe(**probe | {"size": _size(probe["size"])})
             info = cls(**known)
@@ -131,8 +159,7 @@ def _check(info: ModelInfo) -> None:
     correct = {
         "class_names": bool(info.class_names) and all(isinstance(n, str) for n in info.class_names),
         "preprocess": info.preprocess.resize is not None,
-        "size": info.size is None or min(info.size) > 0,
-        "dynamic_batch": isinstance(info.dynamic_batch, bool),
+        "size": min(info.size) > 0,
         "precision": info.precision in PRECISIONS,
         "score_threshold": threshold is None or isinstance(threshold, int | float),
         "versions": isinstance(info.versions, dict),
@@ -158,23 +185,27 @@ def probe_image(height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
     return np.stack([red, green, blue], -1).astype(np.uint8)
 
 
-def largest_difference(
-    probe: Probe,
-    scores: Float[np.ndarray, " k"],
-    classes: np.ndarray,
-    boxes: Float[np.ndarray, "k 4"],
-) -> float:
-    """Largest difference between the probe's detections and their nearest ones among others.
+def differences(some: Outputs, others: Outputs) -> tuple[float, float]:
+    """Largest differences between some detections of a frame and the nearest one of others to each.
 
-    Nearest by score and box together: detections of nearly equal score may come in another order.
+    Nearest by score and box together, among those of the class: detections of nearly equal score
+    may come in another order.
+
+    Args:
+        some, others: detections of one frame, without an axis of frames.
+
+    Returns:
+        (of a score, of a box coordinate); infinity where a class is missing or a number not finite.
     """
-    worst = 0.0
-    for score, label, box in zip(probe.scores, probe.classes, probe.boxes, strict=True):
-        differences = np.maximum(
-            np.abs(boxes - np.asarray(box)).max(-1), np.abs(scores - np.float64(score))
-        )
-        differences = differences[classes == label]
-        if not len(differences) or not np.isfinite(differences).all():
-            return float("inf")
-        worst = max(worst, float(differences.min()))
-    return worst
+    if not len(some.scores):
+        return 0.0, 0.0
+    score = np.abs(some.scores[:, None] - others.scores[None])
+    box = np.abs(some.boxes[:, None] - others.boxes[None]).max(-1)
+    both = np.maximum(score, box)
+    if not np.isfinite(both).all():
+        return float("inf"), float("inf")
+    both[some.classes[:, None] != others.classes[None]] = np.inf
+    if not both.size or np.isinf(both.min(1)).any():
+        return float("inf"), float("inf")
+    pairs = np.arange(len(both)), both.argmin(1)
+    return float(score[pairs].max()), float(box[pairs].max())

@@ -118,7 +118,7 @@ def describe(path: Path, info: ModelInfo) -> None:
     ov.save_model(model, path, compress_to_fp16=False)  # keeps the types that are there
 
 
-def library_versions(format: Format, *, quantized: bool) -> dict[str, str]:
+def versions_of_libraries(format: Format, *, quantized: bool) -> dict[str, str]:
     """Versions of the libraries that make a file."""
     names = [*LIBRARIES[format], *(["nncf"] if quantized else [])]
     return {name: version(name) for name in names}

@@ -261,14 +261,13 @@ def _description(
         threshold, source = student.threshold(settings.threshold_rule)
     deformable = any(isinstance(part, DeformableAttention) for part in module.modules())
     evaluation = student.evaluation or {}
-    versions = files.library_versions(settings.format, quantized=settings.precision == "int8")
+    versions = files.versions_of_libraries(settings.format, quantized=settings.precision == "int8")
     tolerance = PROBE_TOLERANCES[settings.precision]
     return ModelInfo(
         network=type(module.net).__name__,
         class_names=student.class_names,
         preprocess=student.preprocess,
         size=size,
-        dynamic_batch=True,
         precision=settings.precision,
         attention=settings.attention if deformable else "",
         score_threshold=threshold,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from v2i_runtime.backends import Backend, Outputs
-from v2i_runtime.model_info import Probe, probe_image
+from v2i_runtime.backends import Backend
+from v2i_runtime.model_info import Outputs, Probe, differences, probe_image
 from v2idetr.modeling.inference import ImageDetector
 
 PROBE_DETECTIONS = 5
@@ -68,36 +68,18 @@ def compare(
     """
     worst, count = [0.0, 0.0], 0
     batches = [np.stack([image]) for image in images]
-    if backend.info.dynamic_batch and len(images) > 1:
+    if len(images) > 1:
         batches.append(np.stack(images[:2]))
     for batch in batches:
         expected, found = torch_outputs(module, batch), backend.run(batch)
         for index in range(len(batch)):
-            one, other = (
-                Outputs(*(part[index] for part in outputs)) for outputs in (expected, found)
-            )
+            one, other = expected.of_frame(index), found.of_frame(index)
             for this, that in ((one, other), (other, one)):
                 kept = this.scores >= min(score_threshold, this.scores.max(initial=0))
-                score, box = _differences(Outputs(*(part[kept] for part in this)), that)
+                score, box = differences(this.where(kept), that)
                 worst = [max(worst[0], score), max(worst[1], box)]
                 count += int(kept.sum())
     return Parity(worst[0], worst[1], count)
-
-
-def _differences(some: Outputs, others: Outputs) -> tuple[float, float]:
-    """(score, box) differences of each detection and the nearest other one, the largest ones."""
-    if not len(some.scores):
-        return 0.0, 0.0
-    if not (np.isfinite(others.scores).all() and np.isfinite(others.boxes).all()):
-        return float("inf"), float("inf")
-    score = np.abs(some.scores[:, None] - others.scores[None])
-    box = np.abs(some.boxes[:, None] - others.boxes[None]).max(-1)
-    total = np.where(some.classes[:, None] == others.classes[None], np.maximum(score, box), np.inf)
-    nearest = total.argmin(1)
-    rows = np.arange(len(nearest))
-    if np.isinf(total[rows, nearest]).any():
-        return float("inf"), float("inf")
-    return float(score[rows, nearest].max()), float(box[rows, nearest].max())
 
 
 def make_probe(
