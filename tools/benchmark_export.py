@@ -142,12 +142,20 @@ def _student(name: str, setting: Setting) -> _Detector:
 
 
 def _real_time(name: str, setting: Setting) -> _Detector:
-    from benchmark_real_time import REAL_TIME, RealTimeDetector, quantized_nodes, trace_one
+    from benchmark_real_time import QUANTIZED, REAL_TIME, RealTimeDetector, trace_one
+
+    from v2idetr.deploy.quantization import quantized_nodes
 
     module = RealTimeDetector(REAL_TIME[name](setting.size)).eval().requires_grad_(False)
     trace = partial(trace_one, module, setting.size)
     return _Detector(
-        name, module, {EAGER: nullcontext}, (1,), trace, quantized_nodes, module.reads()
+        name,
+        module,
+        {EAGER: nullcontext},
+        (1,),
+        trace,
+        partial(quantized_nodes, modules=QUANTIZED),
+        module.reads(),
     )
 
 

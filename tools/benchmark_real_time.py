@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torchvision.ops import box_convert
 
 TOPK = 100
+QUANTIZED = ("net.model.backbone", "net.model.encoder", "net.model.decoder_input_proj")
 
 
 def rt_detr_r18(size: tuple[int, int]) -> Any:
@@ -107,14 +108,3 @@ def trace_one(module: RealTimeDetector, size: tuple[int, int]) -> ExportedProgra
     # torch.onnx.export rejects their checks.
     with mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1"), torch.no_grad():
         return torch.export.export(module, (frame,), strict=False)
-
-
-def quantized_nodes(program: ExportedProgram) -> set[str]:
-    """As ``quantization.quantized_nodes``: backbone and encoder."""
-    parts = ("net.model.backbone", "net.model.encoder")
-    stacks = {node.name: node.meta.get("nn_module_stack") or {} for node in program.graph.nodes}
-    return {
-        name
-        for name, stack in stacks.items()
-        if any(path.startswith(parts) for path, _ in stack.values())
-    }

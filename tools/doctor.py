@@ -40,12 +40,12 @@ SET_UP = "make setup, or python -m pip install -r requirements.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Result of one check; `mend` is the fix, "" if none is needed."""
+    """Result of one check; `remedy` is "" if none is needed."""
 
     topic: str
     level: Literal["ok", "warn", "fail"]
     found: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,8 +84,8 @@ def print_findings(findings: list[Finding]) -> None:
     for finding in findings:
         level = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}[finding.level]
         print(f"{level}  {finding.topic:<{width}}  {finding.found}")
-        if finding.mend:
-            print(f"      {'':<{width}}  -> {finding.mend}")
+        if finding.remedy:
+            print(f"      {'':<{width}}  -> {finding.remedy}")
     counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warn", "fail")}
     print(f"\n{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Find lesions in a video, folder of images or camera, and draw them.
 
-    python tools/predict_video.py output/run/student/model_best.pth colonoscopy.mp4 \\
+    python tools/predict_video.py output/demo/run/student/best.pth colonoscopy.mp4 \\
         --output boxes.mp4
     python tools/predict_video.py student.onnx frames/ --image-rate 25 --json boxes.json
 

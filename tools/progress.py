@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from v2i_runtime.progress import progress_bar
 from v2idetr.config.yaml_text import parse_yaml
-from v2idetr.progress import progress_bar
 from v2idetr.runs.stage_folder import StageFolder, read_metrics
 
 TITLES = {"teacher": "teacher", "plain": "plain student", "student": "V2I student"}

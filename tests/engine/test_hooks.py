@@ -151,7 +151,7 @@ def test_the_log_has_means_and_forgets_what_a_resumed_run_does_again(tmp_path) -
 
 
 def test_without_a_terminal_training_is_followed_in_the_log(tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("v2idetr.progress.LINE_PERIOD_S", 0.0)
+    monkeypatch.setattr("v2i_runtime.progress.LINE_PERIOD_S", 0.0)
     stage = Stage(tmp_path, dict.fromkeys(range(1, 5), 0.1), period=1)
     with caplog.at_level(logging.INFO):
         stage.trainer.train(0, 4)

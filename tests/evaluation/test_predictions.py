@@ -101,7 +101,7 @@ def test_output_that_is_not_finite_names_the_frame():
 
 
 def test_progress_without_a_terminal_is_log_lines(monkeypatch, caplog, capsys):
-    monkeypatch.setattr("v2idetr.progress.LINE_PERIOD_S", 0.0)
+    monkeypatch.setattr("v2i_runtime.progress.LINE_PERIOD_S", 0.0)
     with caplog.at_level(logging.INFO):
         predict(BoxAtId(), batches_of(range(4)), progress=True)
     assert "evaluation: batch 1 of 2, about 00:00 left" in caplog.text

@@ -59,7 +59,7 @@ def test_a_known_bad_pair_fails_with_the_command_that_fixes_it(
     versions.update(changes)
     (finding,) = doctor.check_known_bad_pairs()
     assert (finding.topic, finding.level) == (topic, "fail")
-    assert fix in finding.mend
+    assert fix in finding.remedy
 
 
 def test_met_requirements_are_ok(doctor: ModuleType, versions: dict[str, str]) -> None:
@@ -70,7 +70,7 @@ def test_a_missing_library_fails(doctor: ModuleType, versions: dict[str, str]) -
     del versions["yacs"]
     (finding,) = [f for f in doctor.check_requirements() if f.level != "ok"]
     assert (finding.topic, finding.level) == ("yacs", "fail")
-    assert "requirements.txt" in finding.mend
+    assert "requirements.txt" in finding.remedy
 
 
 def test_an_untested_version_is_a_warning_with_its_reason(
@@ -79,7 +79,7 @@ def test_an_untested_version_is_a_warning_with_its_reason(
     versions["numpy"] = "1.26.4"
     (finding,) = [f for f in doctor.check_requirements() if f.level != "ok"]
     assert (finding.topic, finding.level) == ("numpy", "warn")
-    assert "compiled against numpy 2" in finding.mend
+    assert "compiled against numpy 2" in finding.remedy
 
 
 def test_a_check_that_crashes_is_a_finding_and_the_others_go_on(doctor: ModuleType) -> None:
@@ -112,7 +112,7 @@ def test_only_a_failure_makes_the_exit_status_1(
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is (status == 0)
     assert report["findings"] == [
-        {"topic": "disk", "level": level, "found": "1.0 GiB free", "mend": "free some space"}
+        {"topic": "disk", "level": level, "found": "1.0 GiB free", "remedy": "free some space"}
     ]
 
 
@@ -120,7 +120,7 @@ def test_only_a_failure_makes_the_exit_status_1(
 def test_less_of_an_amount_is_worse(doctor: ModuleType, value: float, level: str) -> None:
     finding = doctor.threshold("memory", value, "GiB", warn=6, fail=2, fix="close programs")
     assert finding.level == level
-    assert bool(finding.mend) is (level != "ok")
+    assert bool(finding.remedy) is (level != "ok")
 
 
 def test_real_data_must_be_a_folder_when_it_is_named(
@@ -154,7 +154,7 @@ def test_a_package_of_another_checkout_is_a_warning(
     findings = list(doctor.check_project())
     assert [finding.topic for finding in findings] == ["v2idetr", "v2i_runtime"]
     assert {finding.level for finding in findings} == {"warn"}
-    assert all("--editable" in finding.mend for finding in findings)
+    assert all("--editable" in finding.remedy for finding in findings)
 
 
 def test_it_runs_where_nothing_is_installed() -> None:

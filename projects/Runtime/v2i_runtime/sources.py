@@ -231,20 +231,24 @@ def _undamaged(frames: Sequence[Any]) -> Iterator[av.VideoFrame]:
         yield frame
 
 
+def stated_end_s(stream: VideoStream) -> Fraction | None:
+    """End of the last frame as a file states it, s; None if it does not."""
+    if stream.duration is not None and stream.time_base is not None:
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    if "DURATION" in stream.metadata:  # of Matroska and WebM: 00:00:02.400000000
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    return None
+
+
 def _check_end(stream: VideoStream, end_s: Fraction) -> None:
     """Compare the last frame's end with the stated duration: some formats hide truncation.
 
     Raises:
         _DamageError: the last frame ends well before the stated end.
     """
-    if stream.duration is not None and stream.time_base is not None:
-        expected_s = ((stream.start_time or 0) + stream.duration) * stream.time_base
-    elif "DURATION" in stream.metadata:  # of Matroska and WebM: 00:00:02.400000000
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        expected_s = 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
-    else:
-        return
-    if end_s + END_TOLERANCE_S < expected_s:
+    expected_s = stated_end_s(stream)
+    if expected_s is not None and end_s + END_TOLERANCE_S < expected_s:
         raise _DamageError(f"it should last until {float(expected_s):.2f} s")
 
 

@@ -7,6 +7,15 @@ import threading
 from types import FrameType
 
 
+def stop_signals() -> list[int]:
+    """Signals that ask a program to stop; not SIGHUP where it is ignored, as under nohup."""
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+        numbers.append(hang_up)
+    return numbers
+
+
 class StopSignals:
     """Within this context, SIGINT, SIGTERM and SIGHUP set `event`; a second one acts at once.
 
@@ -23,11 +32,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         # Python allows handlers in the main thread alone.
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            hang_up = getattr(signal, "SIGHUP", None)  # not on Windows; ignored under nohup
-            if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
-                numbers.append(hang_up)
-            self._previous = {n: signal.signal(n, self._handle) for n in numbers}
+            self._previous = {n: signal.signal(n, self._handle) for n in stop_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:

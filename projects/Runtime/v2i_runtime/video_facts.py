@@ -8,10 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.video.stream import VideoStream
 
 from v2i_runtime.camera import TIME_BASE as CAMERA_TIME_BASE
-from v2i_runtime.sources import FrameSource, ImageFiles, VideoFile
+from v2i_runtime.sources import FrameSource, ImageFiles, VideoFile, stated_end_s
 
 FINEST = 2**31 - 1  # largest time scale of an MP4, Hz
 
@@ -55,7 +54,7 @@ def _of_video(source: VideoFile) -> VideoFacts:
         sideways = round(frame.rotation / 90) % 2 == 1
         return VideoFacts(
             time_base=_common(stream.time_base or CAMERA_TIME_BASE, source.frame_rate),
-            end_s=_end_s(stream),
+            end_s=stated_end_s(stream),
             pixel_aspect=1 / aspect if sideways else aspect,
             interlaced=frame.interlaced_frame,
             audio=source.path if container.streams.audio else None,
@@ -68,12 +67,3 @@ def _common(time_base: Fraction, rate: Fraction | None) -> Fraction:
     if scale <= FINEST:
         return Fraction(1, scale)
     return Fraction(1, min(time_base.denominator, FINEST))
-
-
-def _end_s(stream: VideoStream) -> Fraction | None:
-    if stream.duration is not None and stream.time_base is not None:
-        return ((stream.start_time or 0) + stream.duration) * stream.time_base
-    if "DURATION" in stream.metadata:  # of Matroska and WebM: 00:00:02.400000000
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
-    return None

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-from tqdm import tqdm
 
 from v2i_runtime.detections import FrameDetector
 from v2i_runtime.excerpt import Excerpt
@@ -20,6 +19,7 @@ from v2i_runtime.overlay import Overlay
 from v2i_runtime.pipeline import run_pipeline
 from v2i_runtime.prediction_files import CsvFile, JsonFile
 from v2i_runtime.predictor import FramePrediction, Predictor
+from v2i_runtime.progress import progress_bar
 from v2i_runtime.sources import FrameSource
 from v2i_runtime.stop_signals import StopSignals
 from v2i_runtime.tracking import BoxSmoother, ByteTrack, OverlapLinks, Tracker
@@ -147,7 +147,7 @@ class _Run:
             self._discard()
             raise
         total = self._excerpt.num_frames
-        with tqdm(total=total, unit=" frames", leave=False, disable=None) as self._progress:
+        with progress_bar(total=total, desc=self._name, unit="frame") as self._progress:
             try:
                 dropped = run_pipeline(
                     self._excerpt.frames(),

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from v2i_runtime.stop_signals import stop_signals
+
 POLL_S = 0.5
 LINES_SHOWN = 15  # of the log, when a program fails
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -97,12 +99,6 @@ def run_logged(
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "\n".join(f"  {line}" for line in lines[-LINES_SHOWN:])
         raise ProgramError(f"{Path(command[0]).name} ended with code {code}:\n{tail}\n({log})")
-
-
-def stop_signals() -> list[int]:
-    """Signals that ask a program to stop; not SIGHUP where it is ignored, as under nohup."""
-    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from v2i_runtime.progress import progress_bar
 from v2idetr.ablation.runs import PLAIN, STUDENT, TEACHER, Run, listed_by_row
 from v2idetr.config.load import to_plain
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stages import build_to_train, check_models
-from v2idetr.progress import progress_bar
 
 
 def new_students(runs: Sequence[Run]) -> list[Run]:

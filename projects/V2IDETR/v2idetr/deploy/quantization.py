@@ -18,12 +18,17 @@ from v2i_runtime.backends import INPUT
 QUANTIZED = ("net.backbone", "net.neck", "net.encoder")
 
 
-def quantized_nodes(program: ExportedProgram) -> set[str]:
-    """Names of the operations of a graph that belong to modules which are quantized."""
+def quantized_nodes(program: ExportedProgram, modules: tuple[str, ...] = QUANTIZED) -> set[str]:
+    """Names of the operations of a graph that belong to modules which are quantized.
+
+    Args:
+        program: graph.
+        modules: beginnings of the modules' names.
+    """
     names = set()
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
-        if any(path.startswith(QUANTIZED) for path, _ in stack.values()):
+        if any(path.startswith(modules) for path, _ in stack.values()):
             names.add(node.name)
         else:
             # OpenVINO numbers convolutions anew, so that their modules cannot be told.

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from v2i_runtime.detections import Detections
+from v2i_runtime.progress import progress_bar
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.frame_files import read_frame
-from v2idetr.evaluation.coco_ap import coco_ap
-from v2idetr.evaluation.frames import label_frames
-from v2idetr.evaluation.lesion_metrics import choose_threshold, judge, summarize
+from v2idetr.evaluation.evaluator import validation_metrics
 from v2idetr.evaluation.predictions import BOX_DECIMALS, SCORE_DECIMALS, FramePrediction
-from v2idetr.progress import progress_bar
 
 Frame = np.ndarray
 Detect = Callable[[Frame], Detections]
@@ -69,9 +67,5 @@ def metrics(split: SplitData, detect: Detect, rules: Sequence[str], title: str) 
                 )
             )
             bar.update()
-    frames = label_frames(split, predictions, name="val")
-    values = {"AP50": coco_ap(frames, split.class_names)["AP50"]}
-    for rule in rules:
-        outcomes = judge(frames, rule)
-        values[f"F1 {rule}"] = summarize(outcomes.at(choose_threshold(outcomes)))["f1"]
-    return {name: float("nan") if value is None else value for name, value in values.items()}
+    values = validation_metrics(split, predictions, rules=rules, coco_ap=True)
+    return {"AP50": values["AP50"]} | {f"F1 {rule}": values[f"{rule}/f1"] for rule in rules}

@@ -11,13 +11,13 @@ from typing import Any
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
 
+from v2i_runtime.progress import progress_bar
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Sample, TrainerHook
 from v2idetr.modeling.training import TransformerDetector
-from v2idetr.progress import progress_bar
 from v2idetr.runs.checkpoint import Checkpoint, save_checkpoint
 from v2idetr.runs.stage_folder import BEST, FINAL, LAST, append_metrics, truncate_metrics
 

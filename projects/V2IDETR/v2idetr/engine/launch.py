@@ -18,7 +18,7 @@ from types import FrameType
 import torch
 from omegaconf import DictConfig
 
-from v2idetr.child_processes import stop_signals
+from v2i_runtime.stop_signals import stop_signals
 from v2idetr.config.load import ConfigError, load_run_config
 from v2idetr.engine.command_line import UserError, under_torchrun
 from v2idetr.output_folder import check_writable

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from v2i_runtime.stop_signals import stop_signals
 from v2idetr.child_processes import Interrupted as StopRequested
-from v2idetr.child_processes import stop_signals
 
 
 class StopSignals:

@@ -64,22 +64,31 @@ def validate(
     for rule in rules:
         get_rule(rule)
     predictions = predict(model, loader)
+    return _on_main_rank(
+        lambda: validation_metrics(split, predictions, rules=rules, coco_ap=coco_ap)
+    )
 
-    def metrics() -> dict[str, float]:
-        frames = label_frames(split, predictions, name="val")
-        flat: dict[str, float | None] = {}
-        if coco_ap:
-            coco = average_precision(frames, split.class_names)
-            flat.update({key: coco[key] for key in ("AP", "AP50", "AP75")})
-        for rule in rules:
-            outcomes = judge(frames, rule)
-            threshold = choose_threshold(outcomes)
-            pooled = summarize(outcomes.at(threshold))
-            flat.update({f"{rule}/{key}": pooled[key] for key in ("f1", "precision", "recall")})
-            flat[f"{rule}/threshold"] = threshold
-        return {key: math.nan if value is None else value for key, value in flat.items()}
 
-    return _on_main_rank(metrics)
+def validation_metrics(
+    split: SplitData,
+    predictions: Iterable[FramePrediction],
+    *,
+    rules: Sequence[str],
+    coco_ap: bool,
+) -> dict[str, float]:
+    """The metrics of :func:`validate` from predictions."""
+    frames = label_frames(split, predictions, name="val")
+    flat: dict[str, float | None] = {}
+    if coco_ap:
+        coco = average_precision(frames, split.class_names)
+        flat.update({key: coco[key] for key in ("AP", "AP50", "AP75")})
+    for rule in rules:
+        outcomes = judge(frames, rule)
+        threshold = choose_threshold(outcomes)
+        pooled = summarize(outcomes.at(threshold))
+        flat.update({f"{rule}/{key}": pooled[key] for key in ("f1", "precision", "recall")})
+        flat[f"{rule}/threshold"] = threshold
+    return {key: math.nan if value is None else value for key, value in flat.items()}
 
 
 def evaluate(

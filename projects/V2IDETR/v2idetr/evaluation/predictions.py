@@ -24,9 +24,9 @@ from detectron2.utils import comm
 from jaxtyping import Float, Int
 from torch import nn
 
+from v2i_runtime.progress import progress_bar
 from v2idetr.atomic_file import write_atomically
 from v2idetr.data.coco_vid import SplitData
-from v2idetr.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import numpy as np
 from tabulate import tabulate
 
 from v2i_runtime.image_files import ImageFileError, image_names, image_size
+from v2i_runtime.progress import progress_bar
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, Findings, audit_boxes
 from v2idetr.data.coco_vid import RAW, write_split
-from v2idetr.progress import progress_bar
 from v2idetr.wording import counted
 
 # Note for a frame without a usable file.

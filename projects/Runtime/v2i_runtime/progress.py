@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_PERIOD_S = 30.0
+COUNT = "{desc}: {unit} {n_fmt}{postfix}"
 LINE = "{desc}: {unit} {n_fmt} of {total_fmt}{postfix}, about {remaining} left"
 
 print_now = partial(print, flush=True)
@@ -37,11 +38,13 @@ def progress_bar(
     """A `tqdm` that estimates the remaining time from the average speed.
 
     Args:
-        args, settings: arguments of `tqdm`; the total must be known. The bar is cleared at the end
-            unless `leave` is set.
+        args, settings: arguments of `tqdm`; with `total=None` items are counted, and no time is
+            estimated. The bar is cleared at the end unless `leave` is set.
         line: format of the lines where stderr is no terminal, see `bar_format` of `tqdm`.
         say: function that prints such a line, called every `LINE_PERIOD_S` seconds.
     """
+    if settings.get("total", 0) is None:
+        line = COUNT
     settings = {"leave": False, "smoothing": 0, "miniters": 0, **settings}
     if sys.stderr.isatty():
         return tqdm(*args, **settings)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from v2idetr.progress import progress_bar
+from v2i_runtime.progress import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -35,6 +35,15 @@ def test_without_a_terminal_a_line_comes_every_half_minute(wait: Callable[[float
         "evaluation: batch 3 of 7, about 00:40 left",
         "evaluation: batch 6 of 7, about 00:10 left",
     ]
+
+
+def test_without_a_total_a_line_counts(wait: Callable[[float], None]) -> None:
+    said: list[str] = []
+    with progress_bar(total=None, desc="camera", unit="frame", say=said.append) as bar:
+        for _ in range(4):
+            wait(10.0)
+            bar.update()
+    assert said == ["camera: frame 3"]
 
 
 def test_the_last_line_stays_where_the_bar_does(
