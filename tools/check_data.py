@@ -167,7 +167,7 @@ def check_together(splits: Mapping[str, SplitData], problems: Findings) -> Findi
     """Add problems between splits to `problems`; returns notes."""
     notes = Findings()
     for split in splits.values():
-        if split.json_path.stem.startswith("train"):
+        if split.json_path.stem.startswith("train") and split.class_names:
             check_training_boxes(split, problems, notes)
     check_same_classes(splits, problems)
     check_shared_files(splits, problems)

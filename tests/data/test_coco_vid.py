@@ -339,7 +339,7 @@ def missing_folder(data: dict) -> None:
         (categories_from_zero, r"category ids are not 1..K: 1 \(they are \[0\], not 1..1"),
         (categories_with_a_gap, r"they are \[1, 3\], not 1..2"),
         (categories_with_one_name, "category names are not distinct"),
-        (no_categories, "no categories"),
+        (no_categories, "category_id is not under `categories`"),
         (double_video_id, "video id is used twice"),
         (missing_frame, r"frame is not in .*frames \(data.<split>.image_root\): 1 \(case1/one"),
         (missing_folder, r"frame is not in .*frames .*: 1 \(case3/1"),

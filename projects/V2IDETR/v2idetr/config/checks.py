@@ -133,7 +133,8 @@ def _check_frames(config: dict[str, Any], problems: list[str]) -> None:
 def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
     names = config["data"]["class_names"]
     are_words = all(isinstance(name, str) for name in names)
-    if not names or not are_words or len(set(names)) != len(names):
+    detects = any("model" in config["stages"][stage] for stage in _looked_at(config))
+    if not (names or not detects) or not are_words or len(set(names)) != len(names):
         problems.append(f"data.class_names must be distinct names, one per class, but is {names}.")
     for key in dict.fromkeys(model_key(config, stage) for stage in _looked_at(config)):
         given = value_at(config, f"{key}.class_names")

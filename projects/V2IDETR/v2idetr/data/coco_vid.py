@@ -6,7 +6,8 @@
 The file: ``info``, ``videos [{id, name, group?}]``, ``images [{id, file_name, width, height,
 video_id, frame_index, scene_id?}]``, ``annotations [{id, image_id, category_id, bbox [x, y, w, h]
 px, area?, iscrowd?, instance_id?}]``, ``categories [{id: 1..K, name}]``. ``frame_id``, as in
-mmtracking's files, is read as ``frame_index``. Images without annotations are lesion-free frames.
+mmtracking's files, is read as ``frame_index``. Images without annotations are lesion-free frames;
+without categories, frames that nobody has looked for lesions on. Further keys are left alone.
 """
 
 from __future__ import annotations
@@ -158,10 +159,12 @@ def write_split(
     annotations: Sequence[Mapping[str, Any]],
     categories: Sequence[Mapping[str, Any]],
     info: Mapping[str, Any],
+    further: Mapping[str, Any] | None = None,
 ) -> None:
     """Check one split and write its JSON, completely or not at all.
 
-    With ``info["box_policy"] == "raw"`` bad boxes are written as they are.
+    With ``info["box_policy"] == "raw"`` bad boxes are written as they are. ``further`` keys of the
+    file follow its lists.
 
     Raises:
         ValueError: lists all problems; nothing is written.
@@ -172,6 +175,7 @@ def write_split(
         "images": [dict(image) for image in images],
         "annotations": [dict(annotation) for annotation in annotations],
         "categories": [dict(category) for category in categories],
+        **(further or {}),
     }
     report = AuditReport(source=str(path))
     check_categories(content["categories"], report.problems)

@@ -116,11 +116,9 @@ def _is_int(value: object) -> bool:
 
 
 def check_categories(categories: list[dict[str, Any]], problems: Findings) -> list[str]:
-    """Class names by 0-based index, and checks of their ids and names."""
+    """Class names by 0-based index, and checks of their ids and names; none for frames alone."""
     ids: list[Any] = [category.get("id") for category in categories]
     names: list[Any] = [category.get("name") for category in categories]
-    if not categories:
-        problems.add("no categories", "the list is empty, so there is nothing to detect")
     if not all(map(_is_int, ids)) or sorted(ids) != list(range(1, len(ids) + 1)):
         problems.add("category ids are not 1..K", f"they are {ids}, not 1..{len(ids)}")
         return [str(name) for name in names]

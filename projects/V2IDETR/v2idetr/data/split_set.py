@@ -33,8 +33,8 @@ def check_training_boxes(split: SplitData, problems: Findings, notes: Findings) 
 
 
 def check_same_classes(splits: Mapping[str, SplitData], problems: Findings) -> None:
-    """Check that all splits have the classes of the first one, in its order."""
-    names = list(splits)
+    """Check that all splits with classes have those of the first one, in its order."""
+    names = [name for name, split in splits.items() if split.class_names]
     for name in names[1:]:
         first, other = (", ".join(splits[n].class_names) for n in (names[0], name))
         if first != other:

@@ -48,7 +48,7 @@ class Frame:
     """An image, ``file_name`` relative to the image root. No lesions: a lesion-free frame.
 
     ``frame_index`` is by default the position in the video's list. ``boxes_for`` is the (width,
-    height) for which the boxes were made, if known.
+    height) for which the boxes were made, if known. ``further`` are keys to add to its entry.
     """
 
     file_name: str
@@ -56,15 +56,17 @@ class Frame:
     scene_id: int = 0
     frame_index: int | None = None
     boxes_for: tuple[int, int] | None = None
+    further: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Video:
-    """Frames in temporal order."""
+    """Frames in temporal order. ``further`` are keys to add to its entry."""
 
     name: str
     frames: list[Frame]
     group: str | None = None
+    further: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Conversion:
@@ -75,7 +77,8 @@ class Conversion:
         converter: file name of the script, for ``info`` in the files.
         output: output folder, created if missing.
         image_root: base folder of each frame's ``file_name``.
-        class_names: names of categories 1..K.
+        class_names: names of categories 1..K; none for frames without boxes.
+        further: keys to add to each file, for other tasks than detection.
         boxes: "clip" normalises swapped corners, clips boxes to their frame and drops empty ones;
             "raw" writes every box as published.
     """
@@ -89,6 +92,7 @@ class Conversion:
         image_root: Path,
         class_names: Sequence[str],
         boxes: Literal["clip", "raw"] = "clip",
+        further: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.converter = converter
@@ -96,6 +100,7 @@ class Conversion:
         self.image_root = image_root
         self.class_names = list(class_names)
         self.boxes = boxes
+        self.further = dict(further or {})
         self.notes = Findings()
         self.reports: dict[str, AuditReport] = {}
         self._box_sizes: dict[str, list[float]] = {}
@@ -197,6 +202,7 @@ class Conversion:
                 "converter": self.converter,
                 "image_root_hint": str(self.image_root.resolve()),
             },
+            further=self.further,
         )
         self.reports[split] = report
 
@@ -209,7 +215,9 @@ class Conversion:
         """Append entries with ids that are unique over all splits, so that splits can be pooled."""
         self._videos += 1
         group = {} if video.group is None else {"group": video.group}
-        entries["videos"].append({"id": self._videos, "name": video.name, **group})
+        entries["videos"].append(
+            {"id": self._videos, "name": video.name, **group, **video.further}
+        )
         for place, frame in enumerate(video.frames):
             if frame.file_name not in sizes:
                 continue
@@ -224,6 +232,7 @@ class Conversion:
                     "video_id": self._videos,
                     "frame_index": place if frame.frame_index is None else frame.frame_index,
                     "scene_id": frame.scene_id,
+                    **frame.further,
                 }
             )
             for lesion in frame.lesions:
@@ -290,9 +299,13 @@ class Conversion:
     def markdown(self) -> list[str]:
         """The audit as a Markdown page."""
         table = tabulate(self._table(), headers="keys", tablefmt="github", disable_numparse=True)
-        kept = "as published (raw)" if self.boxes == "raw" else "clipped to their frames"
-        lines = [f"# Audit of {self.name}", "", f"Written by `{self.converter}`; boxes {kept}."]
-        lines += ["Box size is sqrt(box area / frame area), in percent.", "", table, ""]
+        lines = [f"# Audit of {self.name}", ""]
+        if self.class_names:
+            kept = "as published (raw)" if self.boxes == "raw" else "clipped to their frames"
+            lines += [f"Written by `{self.converter}`; boxes {kept}."]
+            lines += ["Box size is sqrt(box area / frame area), in percent.", "", table, ""]
+        else:
+            lines += [f"Written by `{self.converter}`; frames without boxes.", "", table, ""]
         lines += ["## Notes", ""]
         if not self.notes:
             return [*lines, "Nothing was left out or changed."]
@@ -306,6 +319,10 @@ class Conversion:
     def _table(self) -> list[dict[str, object]]:
         rows = []
         for split, report in self.reports.items():
+            if not self.class_names:
+                counts = {"videos": report.videos, "frames": report.frames}
+                rows.append({"split": split, **counts})
+                continue
             sizes = self._box_sizes[split] or [0.0]
             quantiles = [f"{100 * q:.0f}" for q in np.quantile(sizes, [0.05, 0.5, 0.95])]
             rows.append(
