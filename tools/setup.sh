@@ -75,7 +75,8 @@ enough_disk
 make_environment
 : >"$log"
 echo "[2/4] Libraries (first time: some minutes, 6 GB of disk)"
-install -r requirements.txt -r requirements-dev.txt -r requirements-deploy.txt
+install -r requirements.txt -r requirements-dev.txt -r requirements-deploy.txt \
+  -r requirements-pretraining.txt
 echo "[3/4] detectron2"
 "$py" tools/install_detectron2.py
 echo "[4/4] This project, editable"
