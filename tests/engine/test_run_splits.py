@@ -97,6 +97,18 @@ def test_a_training_split_without_boxes_is_refused(tiny_config) -> None:
     load_splits(config, with_train=False)
 
 
+@pytest.mark.parametrize(("split", "nothing"), [("val", None), ("test", {})])
+def test_a_stage_that_is_reported_needs_a_validation_and_a_test_split(
+    tiny_config, split, nothing
+) -> None:
+    config = load_config(tiny_config, [])
+    config.data[split] = nothing
+    with pytest.raises(
+        ValueError, match=rf"data\.{split} is empty, but the stage \w+ is evaluated"
+    ):
+        load_splits(config, with_train=True)
+
+
 def test_a_class_without_a_box_to_train_on_is_warned_about(tiny_config, caplog) -> None:
     config = load_config(tiny_config, [])
     config.data.class_names = ["polyp", "serrated"]

@@ -25,6 +25,7 @@ from v2idetr.config.stage_settings import (
     model_key,
     needs_of,
     settings_of,
+    split_of,
     stage_names,
     stages_to_train,
     steps_of,
@@ -52,7 +53,7 @@ def validate_config(
         training: whether anything is trained; batch sizes, mixed precision and initial weights are
             checked only then.
     """
-    expected = PROGRAM_KEYS | _keys_of_stages(config)
+    expected = PROGRAM_KEYS | _keys_of_stages(config) | _keys_of_splits(config)
     if isinstance(config.get("distillation"), dict):
         names = {"frames", *config["distillation"]}
         expected |= {f"distillation.{name}": distillation_kind(name) for name in sorted(names)}
@@ -99,6 +100,14 @@ def _keys_of_stages(config: dict[str, Any]) -> dict[str, Kind]:
     return expected
 
 
+def _keys_of_splits(config: dict[str, Any]) -> dict[str, Kind]:
+    """Files of the splits that the chosen stages are trained on, and of the validation split."""
+    used = dict.fromkeys([split_of(config, stage) for stage in _looked_at(config)] or ["train"])
+    if value_at(config, "data.val", MISSING) is not None:
+        used["val"] = None
+    return {f"data.{split}.{name}": TEXT for split in used for name in ("json", "image_root")}
+
+
 def _looked_at(config: dict[str, Any]) -> list[str]:
     """The chosen stages, and those that they need, as far as they are defined."""
     chosen = config.get("train", {}).get("stages")
@@ -143,9 +152,10 @@ def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
-    if not config["data"]["test"]:
+    if config["data"]["val"] is None and config["train"]["eval_period"]:
         problems.append(
-            "data.test must name at least one split: {name: {json: ..., image_root: ...}}."
+            "train.eval_period evaluates on the validation split, but data.val is null: name one, "
+            "or set train.eval_period=0."
         )
     for name, split in config["data"]["test"].items():
         paths = split if isinstance(split, dict) else {}

@@ -6,6 +6,7 @@
                `train` (and `optimizer`), whose numbers also stand in for null ones
     given      key of a checkpoint that replaces the training if it is set; "" for none
     needs      earlier stages by role, such as {teacher: teacher}
+    split      key below `data` of the frames that it is trained on; `train` by default
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def model_key(config: Config, stage: str) -> str:
 def needs_of(config: Config, stage: str) -> dict[str, str]:
     """Earlier stages that a stage needs, by role."""
     return dict(config["stages"][stage].get("needs") or {})
+
+
+def split_of(config: Config, stage: str) -> str:
+    """Key below `data` of the split that a stage is trained on."""
+    return str(config["stages"][stage].get("split") or "train")
 
 
 def given_key(config: Config, stage: str) -> str:

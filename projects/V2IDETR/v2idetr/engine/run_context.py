@@ -23,7 +23,7 @@ from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
 from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
 from v2idetr.data.schema import Together
-from v2idetr.data.shared_frames import SharedFrameStore
+from v2idetr.data.shared_frames import SharedFrames, SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stage import Stage, StageModels, resolve_stages
@@ -38,7 +38,8 @@ class RunContext:
     Attributes:
         config: resolved and checked.
         device: of this process.
-        splits: "train" (not for evaluation alone), "val" and "test/<name>".
+        splits: those that stages are trained on, "train" for most (not for evaluation alone),
+            "val" and "test/<name>".
         signals: tell the run to stop.
     """
 
@@ -86,17 +87,17 @@ class RunContext:
     def train_loader(
         self, stage: Stage, models: StageModels, start_iteration: int, *, dry_run: bool = False
     ) -> DataLoader:
-        """Endless batches of clips of the training split, this process's share.
+        """Endless batches of clips of the stage's training split, this process's share.
 
         For a dry run, batches of one clip, prepared in this process.
 
         Raises:
             ValueError: the sampler of a detector makes clips of another length than it looks at.
         """
-        split, world = self.splits["train"], comm.get_world_size()
+        world = comm.get_world_size()
         return build_train_loader(
-            split,
-            self._mapper(split, stage.clip_user(models), is_train=True, keep=not dry_run),
+            stage.training_split(self),
+            stage.training_mapper(self, models, keep=not dry_run),
             batch_size=1 if dry_run else self.batch_size(stage) // world,
             seed=self.config.train.seed,
             start_iteration=start_iteration,
@@ -114,7 +115,7 @@ class RunContext:
         """
         return build_eval_loader(
             split,
-            self._mapper(split, detector, is_train=False),
+            self.clip_mapper(split, detector, is_train=False),
             batch_size=self.config.evaluation.batch_size,
             num_workers=self.config.train.num_workers,
             rank=comm.get_rank(),
@@ -144,13 +145,17 @@ class RunContext:
             )
         return sampler
 
-    def _mapper(
+    def shared_frames(self, split: SplitData) -> SharedFrames | None:
+        """Decoded frames of a split; None if they are not kept."""
+        return self.frames.of(str(split.json_path), split.records, FrameCache(0).read)
+
+    def clip_mapper(
         self, split: SplitData, detector: object, *, is_train: bool, keep: bool = True
     ) -> ClipMapper:
+        """Record -> sample with the clip that a detector looks at; see `train_loader`."""
         data: Any = self.config.data
         sampler = self.reference_sampler(detector)
         num_frames = sampler.num_frames
-        store = self.frames if keep else None
         return ClipMapper(
             sampler=sampler,
             augmentations=build(
@@ -163,7 +168,7 @@ class RunContext:
             cache_frames=0
             if is_train or num_frames == 1
             else max(2 * data.window + 1, 2 * num_frames),
-            shared=store and store.of(str(split.json_path), split.records, FrameCache(0).read),
+            shared=self.shared_frames(split) if keep else None,
         )
 
 
@@ -178,41 +183,58 @@ def load_splits(config: DictConfig, *, with_train: bool) -> dict[str, SplitData]
     names = stages_to_train(config) if with_train else list(config.train.stages)
     known = resolve_stages(config)
     stages = [known[name] for name in names]
-    wanted = {"train": config.data.train} if with_train else {}
-    wanted["val"] = config.data.val
+    learned = {stage.split for stage in stages if stage.with_boxes}
+    wanted = {stage.split: config.data[stage.split] for stage in stages} if with_train else {}
+    if config.data.val is not None:
+        wanted["val"] = config.data.val
     wanted |= {f"test/{name}": paths for name, paths in config.data.test.items()}
-    splits, problems = {}, []
+    splits, problems = {}, _problems_of_reports(config, stages)
     for name, paths in wanted.items():
+        has_boxes = name in learned or bool(learned and name.startswith(("val", "test/")))
         try:
             splits[name] = load_split(
                 paths.json,
                 paths.image_root,
                 on_bad_box=config.data.on_bad_box,
-                class_names=list(config.data.class_names),
+                class_names=list(config.data.class_names) if has_boxes else None,
                 together=_together(config, stages, name),
             )
         except (ValueError, OSError) as error:
             problems.append(f"{_key(name)}: {error}")
-    with_boxes = any(stage.with_boxes for stage in stages)
-    if with_boxes and "val" in splits and not splits["val"].report.boxes:
+    if learned and "val" in splits and not splits["val"].report.boxes:
         problems.append(
-            f"data.val: {config.data.val.json} has no lesion, so neither a score threshold nor the "
-            "best checkpoint can be chosen from it; give a split with lesions."
+            f"{_key('val')}: {splits['val'].json_path} has no lesion, so neither a score threshold "
+            "nor the best checkpoint can be chosen from it; give a split with lesions."
         )
-    problems += _problems_together(splits, with_boxes)
+    problems += _problems_together(splits, sorted(learned & splits.keys() if with_train else ()))
     if problems:
         raise ValueError("\n".join(problems))
-    register_splits(splits, f"v2idetr/{Path(config.data.train.json).resolve().parent.name}")
+    folder = next(iter(splits.values())).json_path.resolve().parent.name
+    register_splits(splits, f"v2idetr/{folder}")
     return splits
 
 
-def _problems_together(splits: dict[str, SplitData], with_boxes: bool) -> list[str]:
-    """What is wrong with splits that are sound one by one."""
-    unlearnable, notes, shared = Findings(), Findings(), Findings()
-    if with_boxes and "train" in splits:
-        check_training_boxes(splits["train"], unlearnable, notes)
-    for line in notes.lines():
-        logger.warning("data.train: %s", line)
+def _problems_of_reports(config: DictConfig, stages: list[Stage]) -> list[str]:
+    """Stages that are reported on need a validation and a test split."""
+    reported = [stage.name for stage in stages if stage.reported]
+    return [
+        f"data.{split} is empty, but the stage {reported[0]} is evaluated on it: name "
+        "{json: ..., image_root: ...}"
+        + (" by the name of a test split." if split == "test" else ".")
+        for split in ("val", "test")
+        if reported and not config.data[split]
+    ]
+
+
+def _problems_together(splits: dict[str, SplitData], learned: list[str]) -> list[str]:
+    """What is wrong with splits that are sound one by one; boxes are learned of some."""
+    unlearnable, shared = [], Findings()
+    for name in learned:
+        problems, notes = Findings(), Findings()
+        check_training_boxes(splits[name], problems, notes)
+        unlearnable += [f"{_key(name)}: {line}" for line in problems.lines()]
+        for line in notes.lines():
+            logger.warning("%s: %s", _key(name), line)
     tests = [name for name in splits if name.startswith("test/")]
     apart = set(combinations(tests, 2))  # a test split may be a part of another one
     for name in tests:
@@ -225,7 +247,7 @@ def _problems_together(splits: dict[str, SplitData], with_boxes: bool) -> list[s
             )
     named = {_key(name): split for name, split in splits.items()}
     check_shared_files(named, shared, {(_key(a), _key(b)) for a, b in apart})
-    return [*(f"data.train: {line}" for line in unlearnable.lines()), *shared.lines()]
+    return [*unlearnable, *shared.lines()]
 
 
 def _key(name: str) -> str:

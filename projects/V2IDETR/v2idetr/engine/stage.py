@@ -16,19 +16,22 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from v2idetr.checkpoints.files import read_weights
 from v2idetr.config.load import build
 from v2idetr.config.stage_settings import given_file, steps_of, value_at
+from v2idetr.data.clip_mapper import ClipMapper
+from v2idetr.data.coco_vid import SplitData
 from v2idetr.data.schema import Together
 from v2idetr.distillation.loss import DistillationLoss
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.hooks import DistillationHook
 from v2idetr.engine.trainer import TrainerHook, seed_step
 from v2idetr.evaluation.evaluator import evaluate, validate
+from v2idetr.evaluation.table import format_table
+from v2idetr.modeling.backbone_weights import load_backbone
 from v2idetr.modeling.detectron2_models import image_backbone
 from v2idetr.modeling.trainable import Trainable, TrainableDetector
 from v2idetr.modeling.training import TransformerDetector
-from v2idetr.runs.checkpoint import blaming, load_detector, load_into
+from v2idetr.runs.checkpoint import blaming, load_detector
 from v2idetr.runs.folder import weights_of
 
 if TYPE_CHECKING:  # it has the stages of its run
@@ -57,7 +60,7 @@ class Stage:
     """A training of a run.
 
     Args:
-        settings, given, needs: see ``config/stage_settings.py``.
+        settings, given, needs, split: see ``config/stage_settings.py``.
 
     Attributes:
         name: its key below ``stages``.
@@ -65,6 +68,7 @@ class Stage:
         earlier: the stages that it needs, by their roles.
         with_boxes: whether it learns from boxes, and cannot without any.
         reported: whether its model is evaluated on the test splits and has a row in the results.
+        split: key below ``data`` of the frames that it is trained on.
     """
 
     name = ""
@@ -73,9 +77,15 @@ class Stage:
     reported = True
 
     def __init__(
-        self, *, settings: str = "train", given: str = "", needs: Mapping[str, str] | None = None
+        self,
+        *,
+        settings: str = "train",
+        given: str = "",
+        needs: Mapping[str, str] | None = None,
+        split: str = "train",
     ) -> None:
         self.settings, self.given, self.needs = settings, given, dict(needs or {})
+        self.split = split
         self.earlier: dict[str, Stage] = {}
 
     # ------------------------------------------------------------------ for subclasses
@@ -101,6 +111,22 @@ class Stage:
         """The module whose ``num_frames`` and ``reference_sampler`` choose the training clips."""
         return models.trained
 
+    def training_split(self, run: RunContext) -> SplitData:
+        """The frames that it is trained on, all of its split or a part."""
+        return run.splits[self.split]
+
+    def training_mapper(
+        self, run: RunContext, models: StageModels, *, keep: bool = True
+    ) -> ClipMapper:
+        """Record of a training frame -> sample.
+
+        Args:
+            keep: frames may stay in memory; not for a dry run.
+        """
+        return run.clip_mapper(
+            self.training_split(run), self.clip_user(models), is_train=True, keep=keep
+        )
+
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         """Give models what earlier stages have made.
 
@@ -124,6 +150,11 @@ class Stage:
         """Metrics of the trained model on the test splits; predictions go into the folder."""
         raise NotImplementedError
 
+    @staticmethod
+    def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+        """What `evaluate` has given, by row, as text; stages with one such method share a table."""
+        return format_table(results)
+
     # ------------------------------------------------------------------ the same for all
 
     def artefact(self, config: DictConfig) -> Path:
@@ -140,8 +171,8 @@ class DetectorStage(Stage):
 
     Args:
         model: key of the detector in the config.
-        settings, given, needs: see :class:`Stage`. An earlier stage in the role "backbone" gives
-            the backbone its weights: its model's state dict must have their names.
+        settings, given, needs, split: see :class:`Stage`. An earlier stage in the role "backbone"
+            gives the backbone its weights, see ``modeling/backbone_weights.py``.
     """
 
     roles = ("backbone",)
@@ -153,8 +184,9 @@ class DetectorStage(Stage):
         settings: str = "train",
         given: str = "",
         needs: Mapping[str, str] | None = None,
+        split: str = "train",
     ) -> None:
-        super().__init__(settings=settings, given=given, needs=needs)
+        super().__init__(settings=settings, given=given, needs=needs, split=split)
         self.model = model
 
     def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
@@ -208,9 +240,8 @@ class DetectorStage(Stage):
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         if (backbone := self.earlier.get("backbone")) is not None:
-            file = backbone.artefact(run.config)
             network = getattr(models.model, "net", models.model)
-            load_into(image_backbone(network), read_weights(file).state, file)
+            load_backbone(image_backbone(network), backbone.artefact(run.config))
 
     def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
         split, settings = run.splits["val"], run.config.evaluation
@@ -243,7 +274,7 @@ class StudentStage(DetectorStage):
     """Trains a detector by its own losses and those below ``distillation``.
 
     Args:
-        model, settings, given, needs: see :class:`DetectorStage`; ``needs`` has a "teacher".
+        model, settings, given, needs, split: see :class:`DetectorStage`; ``needs`` has a "teacher".
     """
 
     roles = ("backbone", "teacher")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from v2idetr.engine.stage_training import (
     train_stage,
 )
 from v2idetr.evaluation.evaluator import write_evaluation
-from v2idetr.evaluation.table import format_table
 from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation
 from v2idetr.runs.stage_folder import StageFolder
 
@@ -50,7 +50,7 @@ def run_stages(run: RunContext) -> dict[str, Result]:
             results[name] = json.loads(files.evaluation.read_text(encoding="utf-8"))
         elif stage.reported:
             results[name] = _evaluate(run, stage, stage.artefact(run.config), files.path)
-    return _finish(results, run.folder)
+    return _finish(run, results, run.folder)
 
 
 def check_models(run: RunContext, names: list[str]) -> None:
@@ -114,7 +114,7 @@ def evaluate_only(run: RunContext, folder: Path, weights: str = "") -> dict[str,
     }
     if comm.is_main_process():
         save_config(run.config, folder / CONFIG)
-    return _finish(results, folder)
+    return _finish(run, results, folder)
 
 
 def _evaluate(run: RunContext, stage: Stage, weights: Path, folder: Path) -> Result:
@@ -129,9 +129,13 @@ def _evaluate(run: RunContext, stage: Stage, weights: Path, folder: Path) -> Res
     return result
 
 
-def _finish(results: dict[str, Result], folder: Path) -> dict[str, Result]:
-    """Write results.json into the folder and show the table."""
-    table = format_table(results) if results else "no stage is evaluated on test splits"
+def _finish(run: RunContext, results: dict[str, Result], folder: Path) -> dict[str, Result]:
+    """Write results.json into the folder and show the tables."""
+    rows: dict[Callable[..., str], dict[str, Result]] = {}
+    for row, result in results.items():
+        rows.setdefault(run.stages[result["stage"]].table, {})[row] = result
+    table = "\n\n".join(show(shown) for show, shown in rows.items())
+    table = table or "no stage is evaluated on test splits"
     if comm.is_main_process():
         text = json.dumps({"stages": results, "table": table}, indent=1, allow_nan=False)
         write_text_atomically(folder / RESULTS, text + "\n")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from v2idetr.modeling.interface import Images
 
 logger = logging.getLogger(__name__)
 
+Norm = Literal["FrozenBN", "BN"]
 # Names of the first stage in timm's models; "blocks" has all stages.
 FIRST_STAGES = {"layer1", "blocks", "blocks_0", "stages_0", "s1"}
 
@@ -38,13 +39,15 @@ class FeatureShape:
 
 
 class TimmBackbone(nn.Module):
-    """Feature maps of a timm model with frozen batch normalisation.
+    """Feature maps of a timm model.
 
     Args:
         name: timm model name, for example ``tf_efficientnet_lite0``.
         strides: strides of the returned maps in pixels; the maps are named ``stride8`` and so on.
             Layers after the coarsest map are removed.
         freeze_stem: fixed pretrained weights of the stem and the first stage, as in DETR.
+        norm: "FrozenBN" for fixed statistics and affine map of batch normalisations, "BN" to learn
+            them, for pretraining with large batches.
 
     Raises:
         ValueError: the model has no map of such a stride, does not run without the layers after the
@@ -52,9 +55,16 @@ class TimmBackbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, *, strides: Sequence[int] = (8, 16, 32), freeze_stem: bool = True
+        self,
+        name: str,
+        *,
+        strides: Sequence[int] = (8, 16, 32),
+        freeze_stem: bool = True,
+        norm: Norm = "FrozenBN",
     ) -> None:
         super().__init__()
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm={norm!r} must be one of {', '.join(get_args(Norm))}")
         import timm
 
         body: Any = timm.create_model(name, features_only=True, pretrained=False)
@@ -73,8 +83,12 @@ class TimmBackbone(nn.Module):
         try:
             _remove_after(body, body.feature_info.module_name(max(self.out_indices)))
             # Channels last: a quarter less time on a CPU, with EfficientNet-Lite0 at 96 x 128.
-            self.body = _freeze_batch_norm(body).to(memory_format=torch.channels_last)
-            _fold(self.body, torch.zeros(1, *size))
+            self.body = body.to(memory_format=torch.channels_last)
+            if norm == "FrozenBN":
+                _fold(_freeze_batch_norm(self.body), torch.zeros(1, *size))
+            else:  # the dry run that `_fold` includes
+                self.body.eval()(torch.zeros(1, *size))
+                self.body.train()
         except (AssertionError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{name} does not run without the layers after its map of stride {max(strides)} "

