@@ -31,3 +31,15 @@ class TinyBackbone(nn.Module):
             pixels = stage(pixels).relu()
             maps[f"c{index}"] = pixels
         return maps
+
+
+class TinyNormBackbone(TinyBackbone):
+    """The same with a batch normalisation that is trained."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = super().forward(pixels)
+        return maps | {"c2": self.norm(maps["c2"])}

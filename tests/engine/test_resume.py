@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from v2idetr.config.load import load_config
-from v2idetr.engine import process
+from tests.tiny_runs import before_step, run, same, send
 from v2idetr.engine import stage as stage_module
-from v2idetr.engine.trainer import Trainer
 from v2idetr.runs.checkpoint import load_checkpoint
 
 STAGES = ("teacher", "plain", "student")
-
-
-def run(
-    config_path: Path,
-    output: Path,
-    *,
-    resume: bool = False,
-    stages: tuple[str, ...] = ("plain",),
-    overrides: Sequence[str] = (),
-) -> int:
-    """Exit code of a run in this process."""
-    own = [f"train.output_dir={output}", f"train.stages=[{', '.join(stages)}]"]
-    config = load_config(config_path, [*own, *overrides])
-    options = argparse.Namespace(resume=resume, eval_only=False)
-    return process.run_process(options, config, "cpu")
-
-
-def before_step(number: int, act: Callable[[], None]) -> None:
-    """In this process, call `act` in the middle of the n-th step from now."""
-    original, count = Trainer._losses, iter(range(1, 10_000))
-
-    def patched(self: Trainer, *arguments):
-        if next(count) == number:
-            act()
-        return original(self, *arguments)
-
-    Trainer._losses = patched
-
-
-def send(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +29,6 @@ def uninterrupted(module_folder: Path, tiny_config: Path, in_child) -> Path:
     if not (output / "results.json").exists():
         assert in_child(lambda: run(tiny_config, output, stages=STAGES)) == 0
     return output
-
-
-def same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def metrics(folder: Path) -> list[dict]:

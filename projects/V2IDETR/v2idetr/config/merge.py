@@ -18,6 +18,7 @@ from v2idetr.config.yaml_text import parse_yaml
 
 # Mappings with user-defined names: a layer replaces them as a whole.
 OPEN_MAPPINGS = frozenset({"data.test"})
+VAL = "data.val"  # may be null, and is no node with a _target_
 NULLS = ("null", "Null", "NULL", "~")  # YAML's
 
 
@@ -125,7 +126,7 @@ class _Merge:
             like = "" if old is None else f", as {_short(old)}"
             self.problem(f"{key} must be {kind}{like}, but is {_describe(new)}.")
             return old
-        if old is None and expected is dict and "_target_" not in new:
+        if old is None and expected is dict and key != VAL and "_target_" not in new:
             self.null(key)
             return old
         if isinstance(old, list) and not _items_fit(old, new):
@@ -163,7 +164,8 @@ class _Merge:
 
     def null(self, key: str) -> None:
         """Report a change to a part of a node that is null."""
-        self.problem(f"{key} is null; give it as a whole: {key}={{_target_: ...}}.")
+        whole = "{json: ..., image_root: ...}" if key == VAL else "{_target_: ...}"
+        self.problem(f"{key} is null; give it as a whole: {key}={whole}.")
 
     def problem(self, sentence: str) -> None:
         """Report an error of this layer."""

@@ -8,7 +8,7 @@ Legend: T frames of a clip, M boxes of one image, H W pixels. Boxes are xyxy in 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,30 @@ from v2idetr.data.reference_sampler import ReferenceSampler, VideoFrames
 from v2idetr.data.shared_frames import SharedFrames
 
 Record = dict[str, Any]
+
+
+@runtime_checkable
+class Mapper(Protocol):
+    """Record -> sample, for the loaders.
+
+    Attributes:
+        sampler: choice of a clip's frames.
+        is_train: whether it is for training or for evaluation.
+    """
+
+    @property
+    def sampler(self) -> ReferenceSampler: ...
+
+    @property
+    def is_train(self) -> bool: ...
+
+    def __call__(
+        self,
+        record: Record,
+        seed: int,
+        video: Sequence[Record] | None = None,
+        frames: VideoFrames | None = None,
+    ) -> dict[str, Any]: ...
 
 
 class FrameCache:

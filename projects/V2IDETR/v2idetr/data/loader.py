@@ -20,7 +20,7 @@ from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from v2idetr.data.clip_mapper import (
-    ClipMapper,
+    Mapper,
     Record,
     is_lesion_free,
     run_around,
@@ -40,7 +40,7 @@ _EPOCH, _LESION_FREE, _SAMPLE = range(3)
 
 def build_train_loader(
     split: SplitData,
-    mapper: ClipMapper,
+    mapper: Mapper,
     *,
     batch_size: int,
     seed: int,
@@ -71,7 +71,7 @@ def build_train_loader(
     if start_iteration < 0 or seed < 0:
         raise ValueError(f"start_iteration={start_iteration} and seed={seed} must be 0 or more")
     if not mapper.is_train:
-        raise ValueError("a training loader needs a ClipMapper with is_train=True")
+        raise ValueError("a training loader needs a mapper with is_train=True")
     dataset = ClipDataset(split.records, mapper)
     order = TrainingOrder(
         np.array([is_lesion_free(r) for r in split.records], dtype=bool),
@@ -86,7 +86,7 @@ def build_train_loader(
 
 def build_eval_loader(
     split: SplitData,
-    mapper: ClipMapper,
+    mapper: Mapper,
     *,
     batch_size: int,
     num_workers: int = 0,
@@ -106,7 +106,7 @@ def build_eval_loader(
     """
     _check_sizes(batch_size, num_workers, rank, world_size)
     if mapper.is_train:
-        raise ValueError("an evaluation loader needs a ClipMapper with is_train=False")
+        raise ValueError("an evaluation loader needs a mapper with is_train=False")
     dataset = ClipDataset(split.records, mapper, mark_starts=whole_videos)
     _warn_of_short_scenes(split.records, dataset)
     if whole_videos:
@@ -146,7 +146,7 @@ class ClipDataset(Dataset):
     """
 
     def __init__(
-        self, records: Sequence[Record], mapper: ClipMapper, *, mark_starts: bool = False
+        self, records: Sequence[Record], mapper: Mapper, *, mark_starts: bool = False
     ) -> None:
         if not records:
             raise ValueError("the split has no frames")

@@ -1,4 +1,4 @@
-"""AdamW in three groups of parameters, and the learning rate of every step."""
+"""Optimizers of a model's parameters, and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,36 @@ class AdamWRecipe:
         if self.backbone_name in name:
             return "backbone"
         return "slow" if any(word in name for word in self.slow_names) else "main"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDRecipe:
+    """Model -> SGD with momentum, one learning rate for everything.
+
+    Attributes:
+        lr, momentum: see torch.optim.SGD.
+        weight_decay: coupled, of all parameters.
+    """
+
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def __call__(self, model: nn.Module) -> SGD:
+        """All parameters that require a gradient; the counts are logged.
+
+        Raises:
+            ValueError: nothing in the model is trainable.
+        """
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("the model has no parameter to train: everything is frozen")
+        count, everything = (sum(p.numel() for p in ps) for ps in (parameters, model.parameters()))
+        logger.info(
+            "optimizer: %d parameters, lr %g; frozen: %d", count, self.lr, everything - count
+        )
+        group = {"params": parameters, "lr": self.lr, "initial_lr": self.lr, "name": "main"}
+        return SGD([group], momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 def set_learning_rates(optimizer: Optimizer, factor: float) -> float:

@@ -18,7 +18,7 @@ from v2idetr.config.load import build
 from v2idetr.config.stage_settings import batch_size_key, stages_to_train, value_at
 from v2idetr.data.audit import Findings
 from v2idetr.data.catalog import register_splits
-from v2idetr.data.clip_mapper import ClipMapper, FrameCache
+from v2idetr.data.clip_mapper import ClipMapper, FrameCache, Mapper
 from v2idetr.data.coco_vid import SplitData, load_split
 from v2idetr.data.loader import build_eval_loader, build_train_loader
 from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
@@ -113,15 +113,23 @@ class RunContext:
 
         In whole videos for a detector with `order = "video"`, see `build_eval_loader`.
         """
+        whole_videos = getattr(detector, "order", "any") == "video"
+        mapper = self.clip_mapper(split, detector, is_train=False)
+        return self.samples_in_order(split, mapper, whole_videos=whole_videos)
+
+    def samples_in_order(
+        self, split: SplitData, mapper: Mapper, *, whole_videos: bool = False
+    ) -> DataLoader:
+        """This process's share of a split's samples in batches, see `build_eval_loader`."""
         return build_eval_loader(
             split,
-            self.clip_mapper(split, detector, is_train=False),
+            mapper,
             batch_size=self.config.evaluation.batch_size,
             num_workers=self.config.train.num_workers,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
             pin_memory=self.device.type == "cuda",
-            whole_videos=getattr(detector, "order", "any") == "video",
+            whole_videos=whole_videos,
         )
 
     def reference_sampler(self, detector: object) -> ReferenceSampler:

@@ -18,7 +18,7 @@ from torch import nn
 
 from v2idetr.config.load import build
 from v2idetr.config.stage_settings import given_file, steps_of, value_at
-from v2idetr.data.clip_mapper import ClipMapper
+from v2idetr.data.clip_mapper import Mapper
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.data.schema import Together
 from v2idetr.distillation.loss import DistillationLoss
@@ -115,9 +115,7 @@ class Stage:
         """The frames that it is trained on, all of its split or a part."""
         return run.splits[self.split]
 
-    def training_mapper(
-        self, run: RunContext, models: StageModels, *, keep: bool = True
-    ) -> ClipMapper:
+    def training_mapper(self, run: RunContext, models: StageModels, *, keep: bool = True) -> Mapper:
         """Record of a training frame -> sample.
 
         Args:
