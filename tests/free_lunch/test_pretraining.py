@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 
 from free_lunch.contrast import KeyHook, MomentumContrast
@@ -179,7 +181,10 @@ def test_a_run_of_pretraining_alone_needs_neither_validation_nor_test(pretrainin
     [
         ("stages.student.queue_size=6", r"stages\.student\.queue_size is 6.*train\.batch_size, 4"),
         ("stages.student.queue_size=2", r"stages\.student\.queue_size is 2, which is no multiple"),
-        ("stages.contrastive.distillation_weight=5", r"contrastive\.needs is \{\}: a weight above 0"),
+        (
+            "stages.contrastive.distillation_weight=5",
+            r"contrastive\.needs is \{\}: a weight above 0",
+        ),
         ("stages.student.distillation_weight=0", r"a teacher belong together"),
         ("stages.student.encoder=encodr", r"encodr: the config has no encoder there"),
     ],
@@ -214,3 +219,30 @@ def test_teacher_and_student_can_have_backbones_of_different_kinds(pretraining_c
     run_context = make_run(pretraining_config)
     run_stages(run_context)
     assert load_checkpoint(run_context.folder / "student" / "final.pth").iteration == 2
+
+
+def test_two_processes_end_with_the_weights_and_the_queue_of_one(
+    pretraining_config, tmp_path, in_child, uninterrupted
+) -> None:
+    output = tmp_path / "two"
+
+    def work(rank: int) -> None:
+        url = f"file://{tmp_path}/rendezvous"
+        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+        steps = ("train.max_iter=6", "train.eval_period=3")
+        run_stages(make_run(pretraining_config, *steps, f"train.output_dir={output}"))
+        dist.destroy_process_group()
+
+    other = os.fork()
+    if other == 0:
+        os._exit(in_child(lambda: work(1)))
+    assert in_child(lambda: work(0)) == 0
+    assert os.waitpid(other, 0)[1] == 0
+    for stage in STAGES:
+        one, two = (
+            load_checkpoint(folder / stage / "last.pth") for folder in (uninterrupted, output)
+        )
+        assert one.iteration == two.iteration == 6
+        for part in ("model", "adapters"):
+            torch.testing.assert_close(getattr(two, part), getattr(one, part), rtol=1e-4, atol=1e-5)
+        assert "queue.student_keys" in one.adapters and "head.layers.0.weight" in one.model

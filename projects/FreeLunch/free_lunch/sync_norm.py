@@ -36,7 +36,8 @@ class _SyncNorm(nn.BatchNorm2d):
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         assert norm.affine and norm.track_running_stats and norm.momentum is not None
         super().__init__(norm.num_features, norm.eps, norm.momentum)
-        self.load_state_dict(norm.state_dict())
+        self._parameters, self._buffers = norm._parameters, norm._buffers  # frozen ones stay so
+        self.training = norm.training
         self.act: Any = getattr(norm, "act", nn.Identity())
 
     def forward(self, input: Tensor) -> Tensor:
