@@ -2,6 +2,7 @@
 
 data = dict(
     class_names=[],
+    phases=[],  # names of surgical phases, for frames with labels
     train=dict(json="data/frames/unlabelled.json", image_root="data/frames/frames"),
     val=None,  # with train.eval_period=0
     test=dict(),

@@ -38,6 +38,26 @@ teacher = dict(
 teacher["encoder"].weights = "weights/resnet50_imagenet.pth"  # torchvision's; MoCo v2's fits too
 teacher["encoder"].freeze_backbone = True
 
+# Phase recognition: single frames (Adam, batch 64), then a causal TCN on the features of videos.
+finetune = dict(
+    init_checkpoint="",
+    init_partial=False,
+    max_iter=None,
+    batch_size=64,
+    optimizer=L("v2idetr.engine.optimizer.AdamWRecipe")(
+        lr=1e-4, backbone_lr=1e-4, weight_decay=1e-4
+    ),
+)
+phases = dict(
+    init_checkpoint="",
+    init_partial=False,
+    max_iter=None,
+    batch_size=1,  # videos
+    optimizer=L("v2idetr.engine.optimizer.AdamWRecipe")(
+        lr=5e-4, backbone_lr=5e-4, weight_decay=0.0
+    ),
+)
+
 stages = dict(
     teacher=L("free_lunch.pretraining.PretrainingStage")(
         encoder="teacher.encoder", settings="teacher", given="teacher.checkpoint"
@@ -47,4 +67,8 @@ stages = dict(
     ),
     # The control: the student without its teacher.
     contrastive=L("free_lunch.pretraining.PretrainingStage")(),
+    # Phase recognition with the encoder's own weights; `needs.backbone` gives them others.
+    probe=L("free_lunch.phases.probe.ProbeStage")(),
+    finetune=L("free_lunch.phases.finetuning.FinetuningStage")(settings="finetune"),
+    phases=L("free_lunch.phases.temporal_stage.TemporalStage")(settings="phases"),
 )

@@ -25,7 +25,7 @@ from v2i_runtime.preprocess import FixedSize, Preprocess
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header
 from v2idetr.config.load import load_config
-from v2idetr.engine.stage import build_stage, resolve_stages
+from v2idetr.engine.stage_graph import build_stage, resolve_stages
 from v2idetr.engine.stage_training import load_initial_weights
 from v2idetr.runs.checkpoint import Checkpoint, load_detector, save_checkpoint
 

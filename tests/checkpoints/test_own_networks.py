@@ -25,7 +25,7 @@ from v2idetr.checkpoints.conversion import (
 from v2idetr.checkpoints.files import CheckpointError, read_weights
 from v2idetr.checkpoints.published import read_header, write_published
 from v2idetr.config.load import load_config
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.modeling.deformable_detr import DeformableDETR
 from v2idetr.modeling.interface import Context, Decoded, Features, Images, Memory, Queries
 from v2idetr.modeling.renaming import Rule

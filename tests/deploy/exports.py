@@ -28,7 +28,7 @@ from v2idetr.config.yaml_text import dump_yaml
 from v2idetr.deploy import export as files
 from v2idetr.deploy.export import trace  # which stays when `quick` replaces that of the module
 from v2idetr.deploy.student import load_student
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.modeling.deformable_attention import Implementation
 from v2idetr.output_folder import sole_user
 from v2idetr.runs.checkpoint import Checkpoint, save_checkpoint

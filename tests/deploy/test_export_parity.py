@@ -17,7 +17,7 @@ from v2i_runtime.detections import Detections
 from v2i_runtime.detector import Detector
 from v2idetr.data.frame_files import read_frame
 from v2idetr.deploy.torch_detector import TorchDetector
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.runs.checkpoint import load_detector
 
 STUDENTS = ("deformable_detr", "detr", "sam_detr")

@@ -12,7 +12,7 @@ import yaml
 
 from tests.tiny_runs import make_run
 from v2idetr.config.load import ConfigError, load_config, load_run_config
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.stage_training import train_stage
 from v2idetr.engine.stages import evaluate_only, run_stages
 from v2idetr.runs.checkpoint import load_checkpoint

@@ -9,7 +9,7 @@ import pytest
 from tests.tiny_runs import make_run
 from v2idetr.config.load import load_config
 from v2idetr.data.reference_sampler import AdjacentSampler, GlobalSampler
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.stages import run_stages
 
 

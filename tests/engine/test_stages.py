@@ -15,7 +15,7 @@ from v2idetr.config.checks import stages_to_train
 from v2idetr.config.load import load_config, load_run_config
 from v2idetr.engine import process
 from v2idetr.engine.run_context import load_splits
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.stage_training import train_stage
 from v2idetr.engine.stages import run_stages
 from v2idetr.runs.checkpoint import (

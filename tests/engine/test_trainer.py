@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from v2idetr.config.load import load_config
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.trainer import NonFiniteLossError, Trainer, seed_step, split_batch
 
 

@@ -17,7 +17,7 @@ from free_lunch.pretraining import build_encoder
 from free_lunch.views import TwoViews
 from tests.tiny_runs import before_step, make_run, run, same, send
 from v2idetr.config.load import build, load_config
-from v2idetr.engine.stage import build_stage
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.stages import run_stages
 from v2idetr.runs.checkpoint import load_checkpoint
 

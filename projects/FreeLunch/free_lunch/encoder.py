@@ -17,14 +17,42 @@ from torch import Tensor, nn
 from v2idetr.modeling.backbone_weights import load_imagenet_weights
 
 
-class Encoder(nn.Module):
+class PooledBackbone(nn.Module):
+    """Images -> features that probes and detectors build on: the coarsest map, averaged.
+
+    Args:
+        backbone: see ``v2idetr.modeling.backbone``.
+        pixel_mean, pixel_std: of RGB channels in 0..255, as the detector that gets the backbone.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self, *, backbone: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.backbone: Any = backbone
+        shapes = self.backbone.output_shape()
+        self.coarsest = max(shapes, key=lambda name: shapes[name].stride)
+        self.num_features = int(shapes[self.coarsest].channels)
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            numbers = torch.tensor(list(values), dtype=torch.float32)
+            self.register_buffer(name, numbers.view(3, 1, 1), persistent=False)
+
+    def features(self, pixels: Tensor) -> Float[Tensor, "B c"]:
+        """Features of RGB images (B, 3, H, W) in 0..255, of any type."""
+        maps = self.backbone((pixels.float() - self.pixel_mean) / self.pixel_std)
+        return maps[self.coarsest].mean((2, 3))
+
+
+class Encoder(PooledBackbone):
     """Images -> unit vectors whose dot products are similarities.
 
     Args:
-        backbone: see ``v2idetr.modeling.backbone``; its coarsest map is averaged over all cells.
+        backbone, pixel_mean, pixel_std: see :class:`PooledBackbone`.
         weights: of the backbone, see `load_imagenet_weights`; "" for random ones, None where
             others follow.
-        pixel_mean, pixel_std: of RGB channels in 0..255, as the detector that gets the backbone.
         hidden_dim, dim: of the head. The paper's are 2048 and 128.
         freeze_backbone: learn the head alone: what a public model has learned is preserved
             (semantic-preserving training).
@@ -32,9 +60,6 @@ class Encoder(nn.Module):
     Raises:
         ValueError: the weights do not fit the backbone.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(
         self,
@@ -47,33 +72,18 @@ class Encoder(nn.Module):
         dim: int = 128,
         freeze_backbone: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std)
         load_imagenet_weights(backbone, weights, key="weights")
-        self.backbone: Any = backbone
-        shapes = self.backbone.output_shape()
-        self.coarsest = max(shapes, key=lambda name: shapes[name].stride)
-        self.num_features, self.dim = int(shapes[self.coarsest].channels), dim
+        self.dim, self.freeze_backbone = dim, freeze_backbone
         self.head = MoCoProjectionHead(self.num_features, hidden_dim, dim)
-        self.freeze_backbone = freeze_backbone
         if freeze_backbone:
             backbone.requires_grad_(False)
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
         if self.freeze_backbone:  # statistics of batch normalisations are preserved as well
             self.backbone.eval()
         return self
-
-    def features(self, pixels: Tensor) -> Float[Tensor, "B c"]:
-        """What probes and detectors build on: the backbone's coarsest map, averaged.
-
-        Args:
-            pixels: RGB (B, 3, H, W), 0..255, of any type.
-        """
-        maps = self.backbone((pixels.float() - self.pixel_mean) / self.pixel_std)
-        return maps[self.coarsest].mean((2, 3))
 
     def forward(self, pixels: Tensor) -> Float[Tensor, "B d"]:
         """Unit vectors of images, see `features`."""

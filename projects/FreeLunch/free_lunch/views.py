@@ -30,8 +30,7 @@ class TwoViews:
     The same record and seed give the same views in any process.
     """
 
-    # A clip is the frame alone.
-    sampler = WindowSampler(num_frames=1, window=0, sampling="fixed")
+    sampler = WindowSampler(num_frames=1, window=0, sampling="fixed")  # the frame alone
 
     def __init__(
         self,

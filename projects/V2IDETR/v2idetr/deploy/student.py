@@ -18,7 +18,8 @@ from v2idetr.checkpoints.wrappers import unwrapped
 from v2idetr.config.load import load_config, to_plain
 from v2idetr.config.preprocess import preprocess_of
 from v2idetr.config.stage_settings import value_at
-from v2idetr.engine.stage import DetectorStage, resolve_stages
+from v2idetr.engine.stage import DetectorStage
+from v2idetr.engine.stage_graph import resolve_stages
 from v2idetr.modeling.inference import ImageDetector
 from v2idetr.modeling.meta_arch import Detector
 from v2idetr.runs.checkpoint import load_detector

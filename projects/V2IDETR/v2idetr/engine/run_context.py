@@ -26,7 +26,8 @@ from v2idetr.data.schema import Together
 from v2idetr.data.shared_frames import SharedFrames, SharedFrameStore
 from v2idetr.data.split_set import check_shared_files, check_training_boxes
 from v2idetr.engine.signals import StopSignals
-from v2idetr.engine.stage import Stage, StageModels, resolve_stages
+from v2idetr.engine.stage import Stage, StageModels
+from v2idetr.engine.stage_graph import resolve_stages
 
 logger = logging.getLogger(__name__)
 

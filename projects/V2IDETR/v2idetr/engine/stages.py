@@ -22,7 +22,6 @@ from v2idetr.engine.stage_training import (
     load_initial_weights,
     started,
     starts_from_imagenet,
-    train_stage,
 )
 from v2idetr.evaluation.evaluator import write_evaluation
 from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation
@@ -44,7 +43,7 @@ def run_stages(run: RunContext) -> dict[str, Result]:
         if files.is_finished(evaluated=stage.reported):
             logger.info("%s: finished already", name)
         elif not files.final.exists():
-            train_stage(run, name)
+            stage.train(run)
             gc.collect()  # the trainer and its hooks know each other; evaluation wants the memory
         if stage.reported and files.is_finished():
             results[name] = json.loads(files.evaluation.read_text(encoding="utf-8"))

@@ -1,0 +1,246 @@
+"""Phase recognition as stages of a run, on videos whose phases are colours."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from free_lunch.phases.features import FOLDER
+from free_lunch.phases.labels import read_labels
+from tests.free_lunch.conftest import TINY_ENCODER
+from tests.tiny_fixtures import ROOT
+from tests.tiny_runs import make_run, run, same
+from v2idetr.config.load import load_config
+from v2idetr.data.coco_vid import load_split, write_split
+from v2idetr.engine.run_context import load_splits
+from v2idetr.engine.stages import run_stages
+from v2idetr.runs.checkpoint import load_checkpoint
+
+PHASES = ["Preparation", "Dissection", "Closing"]
+COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+STAGES = ("probe", "finetune", "phases")
+
+
+def write_operations(folder: Path, name: str, *, videos: int, seed: int) -> dict[str, str]:
+    """Each video goes through the phases, eight noisy frames each."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for video in range(videos):
+        for frame in range(24):
+            number, phase = len(images) + 1, frame // 8
+            pixels = rng.normal(COLOURS[phase], 60, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+            file_name = f"{name}/{number:03d}.png"
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / file_name)
+            place = {"video_id": video + 1, "frame_index": frame, "scene_id": 0}
+            size = {"width": 64, "height": 64, "phase": PHASES[phase]}
+            images.append({"id": number, "file_name": file_name, **size, **place})
+    write_split(
+        folder / f"{name}.json",
+        videos=[{"id": v + 1, "name": f"{name}{v}", "frame_rate": 1.0} for v in range(videos)],
+        images=images,
+        annotations=[],
+        categories=[],
+        info={"description": "test"},
+        further={"phases": PHASES},
+    )
+    return {"json": str(folder / f"{name}.json"), "image_root": str(folder)}
+
+
+@pytest.fixture(scope="session")
+def operations(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("operations")
+    counts = {"train": 3, "val": 2, "test": 2}
+    made = {
+        name: write_operations(folder, name, videos=count, seed=count)
+        for name, count in counts.items()
+    }
+    return {**made, "test": {"held_out": made["test"]}}
+
+
+@pytest.fixture
+def phase_config(tmp_path: Path, operations: dict) -> Path:
+    return write_phase_config(tmp_path, operations)
+
+
+def write_phase_config(folder: Path, data: dict) -> Path:
+    resize = {"_target_": "v2idetr.data.augmentation.resize_fixed", "width": 64, "height": 64}
+    config = {
+        "_base_": [str(ROOT / "configs" / p) for p in ("recipes/free_lunch.py", "data/frames.py")],
+        "train": {
+            "output_dir": str(folder / "run"),
+            "device": "cpu",
+            "stages": list(STAGES),
+            "max_iter": 30,
+            "batch_size": 6,
+            "eval_period": 15,
+            "checkpoint_period": 10,
+            "log_period": 10,
+            "num_workers": 0,
+        },
+        "optimizer": {"lr": 0.05},
+        "data": {**data, "phases": PHASES, "augmentations": {"test": [resize]}},
+        "encoder": TINY_ENCODER,
+        "finetune": {"batch_size": None, "optimizer": {"lr": 0.02, "backbone_lr": 0.02}},
+        "phases": {"max_iter": 150, "optimizer": {"lr": 0.02}},
+        "stages": {"phases": {"num_layers": 3, "width": 8}},
+    }
+    path = folder / "phases.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, operations) -> Path:
+    from tests.tiny_fixtures import in_child
+
+    folder = tmp_path_factory.mktemp("phases")
+    config = write_phase_config(folder, operations)
+    assert in_child(lambda: run(config, folder / "run", stages=STAGES)) == 0
+    return folder / "run"
+
+
+def test_all_three_kinds_learn_what_the_colours_say(trained: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    assert list(results["stages"]) == list(STAGES)
+    for name, result in results["stages"].items():
+        metrics = result["tests"]["held_out"]
+        assert metrics["strict"]["accuracy"] > 0.9, name
+        assert metrics["relaxed"]["accuracy"] >= metrics["strict"]["accuracy"]
+        assert (metrics["videos"], metrics["frames"]) == (2, 48)
+    knn = results["stages"]["probe"]["knn"]
+    assert knn["tests"]["held_out"]["strict"]["accuracy"] > 0.9
+    for row in (*STAGES, f"probe, {knn['k']}-NN", "held_out (videos: 2, frames: 48)"):
+        assert row in results["table"]
+
+
+def test_predictions_are_written_frame_by_frame_and_give_the_accuracy(trained: Path) -> None:
+    for stage in STAGES:
+        with (trained / stage / "phases_test_held_out.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 48 and rows[0]["video"] == "test0" and rows[0]["phase"] == PHASES[0]
+        hits = [row["phase"] == row["predicted"] for row in rows]
+        evaluation = json.loads((trained / stage / "evaluation.json").read_text())
+        accuracy = evaluation["tests"]["held_out"]["strict"]["accuracy"]
+        assert np.mean(hits) == pytest.approx(accuracy)
+
+
+def test_the_probe_leaves_the_backbone_as_it_was_and_finetuning_does_not(trained: Path) -> None:
+    probe, finetuned = (load_checkpoint(trained / s / "final.pth").model for s in STAGES[:2])
+    config = load_config(trained / "probe" / "config.yaml")
+    from free_lunch.pretraining import build_encoder
+
+    start = build_encoder(config, "encoder", pretrained=True).state_dict()
+    names = [n for n in start if n.startswith("backbone.stages")]
+    assert names and all(torch.equal(probe[n], start[n]) for n in names)
+    assert not any(torch.equal(finetuned[n], start[n]) for n in names)
+
+
+def test_features_are_computed_once_for_all_stages_of_one_backbone(
+    phase_config, monkeypatch
+) -> None:
+    run_context = make_run(phase_config, "train.stages=[probe, phases]")
+    run_stages(run_context)
+    files = {f.name: f.stat().st_mtime_ns for f in (run_context.folder / FOLDER).iterdir()}
+    assert len(files) == 3, "train, val and test"
+
+
+def test_a_backbone_of_an_earlier_stage_is_probed(phase_config, trained) -> None:
+    stage = (
+        "+stages.after={_target_: free_lunch.phases.probe.ProbeStage, needs: {backbone: finetune}}"
+    )
+    run_context = make_run(phase_config, stage, "train.stages=[finetune, after]")
+    run_stages(run_context)
+    made, used = (
+        load_checkpoint(run_context.folder / name).model
+        for name in ("finetune/best.pth", "after/final.pth")
+    )
+    shared = [n for n in made if n.startswith("backbone.") and not n.endswith("batches_tracked")]
+    assert shared and all(torch.equal(made[n], used[n]) for n in shared)
+
+
+def test_with_a_share_of_the_labels_only_the_first_videos_are_used(phase_config) -> None:
+    config = make_run(phase_config, "stages.finetune.share=0.5")
+    split = config.stages["finetune"].training_split(config)
+    assert {record["video_id"] for record in split.records} == {1, 2}
+    whole = config.stages["probe"].training_split(config)
+    assert {record["video_id"] for record in whole.records} == {1, 2, 3}
+    assert len(config.stages["phases"].training_split(config).records) == 3
+
+
+def test_a_run_of_phases_that_is_resumed_at_its_end_is_not_trained_again(
+    trained, phase_config, in_child
+) -> None:
+    before = load_checkpoint(trained / "phases" / "final.pth")
+    (trained / "phases" / "evaluation.json").unlink()
+    assert in_child(lambda: run(phase_config, trained, resume=True, stages=STAGES)) == 0
+    assert same(before.model, load_checkpoint(trained / "phases" / "final.pth").model)
+    assert (trained / "phases" / "evaluation.json").exists()
+
+
+def changed(operations: dict, folder: Path, change) -> dict[str, str]:
+    content = json.loads(Path(operations["train"]["json"]).read_text())
+    change(content)
+    path = folder / "changed.json"
+    path.write_text(json.dumps(content))
+    return {**operations["train"], "json": str(path)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("phases"), r"no `phases`: its frames have no phase labels"),
+        (lambda c: c["phases"].reverse(), r"phases differ from data\.phases"),
+        (lambda c: c["images"][3].pop("phase"), r"frame without `phase`: 1 \(train/004\.png"),
+        (
+            lambda c: c["images"][3].update(phase="Disection"),
+            r"unknown phase: 1 \(Disection of train/004\.png; did you mean Dissection\?",
+        ),
+        (lambda c: c["videos"][0].update(frame_rate=5), r"different frame rates: 1 \(\[1\.0, 5\.0"),
+    ],
+)
+def test_labels_that_are_wrong_are_refused_with_the_file_and_the_frame(
+    operations, tmp_path, change, message
+) -> None:
+    split = load_split(*changed(operations, tmp_path, change).values())
+    with pytest.raises(ValueError, match=message) as caught:
+        read_labels(split, PHASES)
+    assert "changed.json" in str(caught.value)
+
+
+def test_wrong_labels_stop_a_run_before_anything_is_trained(
+    phase_config, operations, tmp_path
+) -> None:
+    data = changed(operations, tmp_path, lambda c: c["images"][3].update(phase="Disection"))
+    run_context = make_run(phase_config, f"data.train.json={data['json']}")
+    with pytest.raises(ValueError, match="Disection"):
+        run_stages(run_context)
+    assert not run_context.stage_folder("probe").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.phases=[]", r"data\.phases must name the phases"),
+        ("stages.probe.share=0.0", r"stages\.probe: share=0\.0 .* must lie in \(0, 1\]"),
+        ("stages.probe.transitions=cholec80", r"'cholec80' has 7 phases, but num_phases is 3"),
+        ("stages.probe.transitions=cholec", r"No table of transitions for data set 'cholec'"),
+    ],
+)
+def test_settings_of_phases_that_do_not_fit_are_refused(phase_config, change, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stages(make_run(phase_config, change))
+
+
+def test_a_phase_stage_without_a_test_split_is_refused(phase_config) -> None:
+    config = load_config(phase_config)
+    config.data.test = {}
+    with pytest.raises(ValueError, match=r"data\.test is empty, but the stage probe is evaluated"):
+        load_splits(config, with_train=True)
