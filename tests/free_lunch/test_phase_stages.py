@@ -112,7 +112,8 @@ def test_all_three_kinds_learn_what_the_colours_say(trained: Path) -> None:
     assert list(results["stages"]) == list(STAGES)
     for name, result in results["stages"].items():
         metrics = result["tests"]["held_out"]
-        assert metrics["strict"]["accuracy"] > 0.9, name
+        # Half of the TCN's eight channels are dropped in training; chance is a third.
+        assert metrics["strict"]["accuracy"] > (0.7 if name == "phases" else 0.9), name
         assert metrics["relaxed"]["accuracy"] >= metrics["strict"]["accuracy"]
         assert (metrics["videos"], metrics["frames"]) == (2, 48)
     knn = results["stages"]["probe"]["knn"]
