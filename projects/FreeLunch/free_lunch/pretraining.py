@@ -26,11 +26,14 @@ from free_lunch.views import TwoViews
 from v2idetr.checkpoints.files import read_weights
 from v2idetr.config.load import build
 from v2idetr.config.stage_settings import batch_size_key, given_file, value_at
+from v2idetr.data.audit import Findings
 from v2idetr.data.clip_mapper import FrameCache, Mapper
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import Stage, StageModels
+from v2idetr.engine.stage_training import started
 from v2idetr.engine.trainer import TrainerHook, seed_step
+from v2idetr.prepare.frame_checks import check_frames, find_copies
 from v2idetr.runs.checkpoint import load_into
 from v2idetr.runs.stage_folder import FINAL
 
@@ -104,6 +107,11 @@ class PretrainingStage(Stage):
 
     def training_mapper(self, run: RunContext, models: StageModels, *, keep: bool = True) -> Mapper:
         return self._views(run, self.training_split(run), is_train=True, keep=keep)
+
+    def train(self, run: RunContext) -> None:
+        if not started(run, self):
+            refuse_held_out_frames(run, self.split)
+        super().train(run)
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         teacher = self._teacher_stage
@@ -183,6 +191,39 @@ def build_encoder(config: DictConfig, key: str, *, pretrained: bool) -> Encoder:
     if comm.get_world_size() > 1:
         synchronised(encoder)
     return encoder
+
+
+def refuse_held_out_frames(run: RunContext, name: str) -> None:
+    """Look for copies of validation and test frames among those of a split.
+
+    Frames of a list without labels may come from a video that is held out elsewhere, under another
+    file name, size or compression.
+
+    Raises:
+        ValueError: there are some; names videos and an example.
+    """
+    held_out = [n for n in run.splits if n == "val" or n.startswith("test/")]
+    problem = ""
+    if held_out and comm.is_main_process():
+        splits = {n: run.splits[n] for n in (name, *held_out)}
+        prints = {n: check_frames(split) for n, split in splits.items()}
+        found = Findings()
+        for copies in find_copies(splits, prints):
+            if copies.across_splits and name in copies.splits:
+                own = copies.splits.index(name)
+                found.add(
+                    f"video of data.{copies.splits[1 - own].replace('/', '.')} with frames in "
+                    f"data.{name}",
+                    f"{copies.videos[1 - own]}: {copies.num_frames} also in {copies.videos[own]}, "
+                    f"such as {copies.example[own]}",
+                )
+        problem = "\n".join(found.lines())
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise ValueError(
+            f"pretraining would see held-out frames; leave these videos out of data.{name} "
+            f"(tools/check_data.py lists all):\n{problem}"
+        )
 
 
 def _evenly(split: SplitData, count: int) -> SplitData:

@@ -122,6 +122,9 @@ class AuditReport:
 
     def summary(self) -> str:
         """The counts in one line, for a log."""
+        if not self.boxes_per_class:  # frames alone
+            frames = f"{counted(self.videos, 'video')}, {counted(self.frames, 'frame')}"
+            return f"{self.source}: {frames}, without classes"
         classes = ", ".join(f"{name} {n}" for name, n in self.boxes_per_class.items())
         text = (
             f"{self.source}: {counted(self.videos, 'video')}, {counted(self.frames, 'frame')} "

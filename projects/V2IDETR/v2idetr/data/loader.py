@@ -215,6 +215,8 @@ class TrainingOrder:
 
     def describe(self) -> str:
         """Composition of an epoch, for the log."""
+        if not len(self._positives):  # nobody has looked for lesions
+            return f"{self.epoch_size} frames an epoch"
         share = self.negatives_per_epoch / self.epoch_size
         text = (
             f"{len(self._positives)} frames with a lesion, {len(self._negatives)} without; "

@@ -1,0 +1,52 @@
+"""Free Lunch for a small encoder, two cores and minutes; the student beside its controls."""
+
+from copy import deepcopy
+
+from detectron2.config import LazyCall as L
+
+from ..models.encoders import efficientnet_lite0 as encoder
+from .free_lunch import (  # noqa: F401 (parts of this config)
+    evaluation,
+    finetune,
+    lr_multiplier,
+    phases,
+    stages,
+    teacher,
+    train,
+    views,
+)
+
+train.stages = ["teacher", "contrastive", "student"]
+train.batch_size = 64
+train.clips_at_once = 64
+train.max_iter = 1000
+train.eval_period = 250
+train.checkpoint_period = 100
+views.input_size = 64
+
+optimizer = L("v2idetr.engine.optimizer.AdamWRecipe")(lr=1e-3, backbone_lr=1e-3, weight_decay=1e-4)
+
+teacher["encoder"] = deepcopy(encoder)
+teacher["encoder"].weights = "package:efficientnet-lite0"  # ImageNet, supervised
+teacher["encoder"].freeze_backbone = True
+teacher["max_iter"] = 300  # the head alone
+
+for _name in ("teacher", "contrastive", "student"):
+    stages[_name].queue_size = 1024
+    stages[_name].momentum = 0.99  # of a training that is short
+
+# What the student is compared with, by shares of the labelled videos.
+BACKBONES = dict(
+    random={},
+    imagenet=dict(backbone="teacher"),  # whose backbone is the public model's
+    contrastive=dict(backbone="contrastive"),
+    student=dict(backbone="student"),
+)
+for _source, _needs in BACKBONES.items():
+    for _share in (0.1, 0.4, 0.5, 1.0):
+        _probe = f"probe_{_source}_{100 * _share:.0f}"
+        stages[_probe] = L("free_lunch.phases.probe.ProbeStage")(share=_share, needs=_needs)
+        train.stages.append(_probe)
+
+finetune["max_iter"] = 400
+phases["max_iter"] = 600
