@@ -49,15 +49,17 @@ def load_backbone(backbone: nn.Module, path: Path, *, key: str = "") -> None:
     Args:
         backbone: a Detectron2 ResNet, a :class:`TimmBackbone`, or a module of one's own.
         path: a ``.pth``, ``.safetensors`` or ``.pkl`` file in the layout of torchvision, timm or
-            Detectron2; or a checkpoint of a model that has the backbone below ``backbone``.
+            Detectron2; MoCo's own checkpoint; or one of a model of this project that has the
+            backbone below ``backbone``.
         key: of the file in the config, for messages.
 
     Raises:
         ValueError: the file does not fit the backbone.
     """
     state = _read_state(path)
-    if nested := [name for name in state if name.startswith("backbone.")]:
-        state = {name.removeprefix("backbone."): state[name] for name in nested}
+    for prefix in ("backbone.", "encoder_q."):  # ours, MoCo's
+        if nested := [name for name in state if name.startswith(prefix)]:
+            state = {name.removeprefix(prefix): state[name] for name in nested}
     target = backbone
     if isinstance(backbone, TimmBackbone):
         target = backbone.body
