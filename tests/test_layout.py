@@ -14,8 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "V2IDETR" / "v2idetr"
 RUNTIME = ROOT / "projects" / "Runtime" / "v2i_runtime"
+FREE_LUNCH = ROOT / "projects" / "FreeLunch" / "free_lunch"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RUNTIME_FILES = sorted(RUNTIME.rglob("*.py"))
+FREE_LUNCH_FILES = sorted(FREE_LUNCH.rglob("*.py"))
 
 # Which other rooms of the package a room may import. Data flows from left to right and nothing
 # reaches back: data -> prepare | modeling -> distillation, checkpoints -> evaluation | config
@@ -39,7 +41,15 @@ MAY_IMPORT = {
 DETECTRON2_ROOMS = {"data", "prepare", "config", "runs", "engine", "evaluation"}
 DETECTRON2_FILES = {"modeling/meta_arch.py", "modeling/detectron2_models.py"}
 # The runtime is the lowest layer: it runs where nothing of training is installed.
-NOT_IN_THE_RUNTIME = {"v2idetr", "torch", "torchvision", "detectron2", "fvcore", "omegaconf"}
+NOT_IN_THE_RUNTIME = {
+    "v2idetr",
+    "free_lunch",
+    "torch",
+    "torchvision",
+    "detectron2",
+    "fvcore",
+    "omegaconf",
+}
 
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_FUNCTION = 60  # its signature aside, which has one argument a line
@@ -103,14 +113,25 @@ def test_the_runtime_imports_nothing_of_training() -> None:
     assert RUNTIME_FILES and not offences
 
 
+def test_pretraining_plugs_in_from_outside() -> None:
+    offences = [
+        f"{name_in_package(path)} imports {name}"
+        for path in FILES
+        for name in imported_modules(path)
+        if name.split(".")[0] == FREE_LUNCH.name
+    ]
+    assert FREE_LUNCH_FILES and not offences
+
+
 def test_files_are_named_after_what_they_do() -> None:
     drawers = {"utils", "util", "helpers", "misc", "common"}
-    assert not [path for path in FILES + RUNTIME_FILES if path.stem in drawers]
+    files = FILES + RUNTIME_FILES + FREE_LUNCH_FILES
+    assert not [path for path in files if path.stem in drawers]
 
 
 def test_files_and_functions_stay_short() -> None:
     offences = []
-    for path in FILES + RUNTIME_FILES:
+    for path in FILES + RUNTIME_FILES + FREE_LUNCH_FILES:
         text = path.read_text()
         lines = text.count("\n")
         if lines > MOST_LINES_OF_A_FILE:

@@ -3,5 +3,6 @@
 `tracks` moves the lesion over the image; `wall` and `colon`, or `breast`, render the scene;
 `degrade` degrades single frames; `clips` combines these into frames with masks; `sun`, `sunseg`
 and `buv` write files in the layouts of these data sets (assumptions: `layouts`).
-`../make_synthetic.py` is the program.
+`../make_synthetic.py` is the program. `surgery` makes operations with their phases, from
+`surgery_anatomy`, `surgery_tools` and `surgery_view`, for `../make_surgery.py`.
 """
