@@ -3,17 +3,23 @@
 
     python datasets/prepare_frames.py --source data/my_videos --output data/frames
     python datasets/prepare_frames.py --source data/my_videos --val 2 --test 5 --output data/frames
+    python datasets/prepare_frames.py --source data/my_clips --output data/clips \\
+        --val-videos 'B_*' --test-videos 'C_*' --labels l.csv --label instrument --group patient
 
 With `--val` and `--test`, or lists of names, val.json and test.json hold whole videos that
 unlabelled.json does not. Name all clips of one patient or operation together, for example
-`--test-videos 'VID43_*'`: nothing in the files says which belong together. Frames are cached in
+`--test-videos 'VID43_*'`: nothing in the files says which belong together. With `--labels`, a CSV
+file with a line per video, its `file` and labels, every frame gets the video's label, as a phase:
+train.json, val.json and test.json then measure a backbone by probes of it. Frames are cached in
 `frames/` of the output; an interrupted run goes on behind the finished videos.
 """
 
 import argparse
+import csv
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from free_lunch.prepare.command_line import (
     Splits,
@@ -23,8 +29,9 @@ from free_lunch.prepare.command_line import (
     settings_of,
 )
 from free_lunch.prepare.frame_cache import cached_frames
-from free_lunch.prepare.sources import find_videos
+from free_lunch.prepare.sources import VideoSource, find_videos
 from v2idetr.data.audit import Findings
+from v2idetr.data.text_files import read_text
 from v2idetr.prepare.annotations import Frame, Video, evenly_spaced
 from v2idetr.wording import counted
 
@@ -44,13 +51,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             metavar="NAMES",
             help=f"videos for {split}: names or patterns, separated by commas",
         )
-    return parser.parse_args(arguments)
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="labels of whole videos")
+    parser.add_argument("--label", metavar="COLUMN", help="column of --labels with the label")
+    parser.add_argument(
+        "--group", metavar="COLUMN", help="column of --labels; a group is in one split alone"
+    )
+    options = parser.parse_args(arguments)
+    if (options.labels is None) != (options.label is None) or (options.group and not options.label):
+        parser.error("--labels and --label belong together, and --group needs both")
+    return options
 
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> tuple[Splits, Sequence[str]]:
     """Videos by split."""
     sources = find_videos(options.source, notes, leave_out=options.output)
     split_of = _splits([source.name for source in sources], options)
+    labels: dict[str, str] = {}
+    if options.labels:
+        labels = _labels(sources, split_of, options)
+        split_of = {n: "train" if s == TRAINING else s for n, s in split_of.items()}
     splits: dict[str, list[Video]] = {split: [] for split in dict.fromkeys(split_of.values())}
     further = {"frame_rate": float(options.rate)}
     for cached in cached_frames(
@@ -59,9 +78,46 @@ def read_splits(options: argparse.Namespace, notes: Findings) -> tuple[Splits, S
         settings_of(options),
         on_unreadable=on_unreadable(options, notes),
     ):
-        frames = [Frame(file) for file in cached.files]
+        label = {"phase": labels[cached.name]} if labels else {}
+        frames = [Frame(file, further=label) for file in cached.files]
         splits[split_of[cached.name]].append(Video(cached.name, frames, further=further))
-    return splits, ()
+    return splits, sorted(set(labels.values()))
+
+
+def _labels(
+    sources: Sequence[VideoSource], split_of: Mapping[str, str], options: argparse.Namespace
+) -> dict[str, str]:
+    """Label of each video.
+
+    Raises:
+        ValueError: a column is missing, a video has no line, several lines or no label, or a group
+            is in two splits.
+    """
+    lines = list(csv.DictReader(read_text(options.labels).splitlines()))
+    columns = [name for name in ("file", options.label, options.group) if name]
+    missing = [name for name in columns if not lines or name not in lines[0]]
+    if missing:
+        there = ", ".join(lines[0]) if lines else "none"
+        raise ValueError(f"{options.labels}: has no column {', '.join(missing)}; it has {there}")
+    labels: dict[str, str] = {}
+    groups: dict[str, tuple[str, str]] = {}
+    for source in sources:
+        fitting = [line for line in lines if line["file"] in (source.path.name, source.name)]
+        if len(fitting) != 1 or not fitting[0][options.label]:
+            raise ValueError(
+                f"{options.labels}: {counted(len(fitting), 'line')} for {source.path.name}, but "
+                f"one with its {options.label} is needed"
+            )
+        labels[source.name] = fitting[0][options.label]
+        if options.group:
+            group, split = fitting[0][options.group], split_of[source.name]
+            first = groups.setdefault(group, (split, source.name))
+            if first[0] != split:
+                raise ValueError(
+                    f"{options.group} {group} is in two splits: {first[1]} in {first[0]}, "
+                    f"{source.name} in {split}. Frames of one {options.group} are near copies."
+                )
+    return labels
 
 
 def _splits(names: Sequence[str], options: argparse.Namespace) -> dict[str, str]:

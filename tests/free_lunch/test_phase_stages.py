@@ -117,7 +117,7 @@ def test_all_three_kinds_learn_what_the_colours_say(trained: Path) -> None:
         assert metrics["relaxed"]["accuracy"] >= metrics["strict"]["accuracy"]
         assert (metrics["videos"], metrics["frames"]) == (2, 48)
     knn = results["stages"]["probe"]["knn"]
-    assert knn["tests"]["held_out"]["strict"]["accuracy"] > 0.9
+    assert knn["tests"]["held_out"]["strict"]["accuracy"] > 0.6  # of eight random features
     for row in (*STAGES, f"probe, {knn['k']}-NN", "held_out (videos: 2, frames: 48)"):
         assert row in results["table"]
 

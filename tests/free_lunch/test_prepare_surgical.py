@@ -276,6 +276,50 @@ def test_a_damaged_video_is_an_error_or_a_note(prepare, videos) -> None:
     assert notes["video cannot be read: left out"]["count"] == 1
 
 
+LABELS = """file,patient,instrument
+VID1_a.mp4,1,hook
+VID1_b.mp4,1,grasper
+VID2_a.mp4,2,hook
+VID3_a.mp4,3,grasper
+VID4_a.mp4,4,hook
+"""
+
+
+def labelled(tmp_path: Path, text: str, *others: str) -> list[str]:
+    (tmp_path / "labels.csv").write_text(text)
+    options = ["--labels", str(tmp_path / "labels.csv"), "--label", "instrument", *others]
+    return [*options, "--val-videos", "VID3_a", "--test-videos", "VID4_a"]
+
+
+def test_labels_of_whole_videos_are_the_phases_of_their_frames(prepare, videos, tmp_path) -> None:
+    written = prepare("frames", videos, *labelled(tmp_path, LABELS, "--group", "patient"))
+    assert set(written) == {"train", "val", "test", "audit"}
+    assert written["train"]["phases"] == written["test"]["phases"] == ["grasper", "hook"]
+    phases = [image["phase"] for image in written["train"]["images"]]
+    assert phases == ["hook"] * 2 + ["grasper"] * 2 + ["hook"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "others", "message"),
+    [
+        (LABELS.replace("4,hook", "1,hook"), ["--group", "patient"], "patient 1 is in two splits"),
+        (
+            LABELS.replace("instrument", "tool"),
+            [],
+            "has no column instrument; it has file, patient",
+        ),
+        (LABELS.replace("VID2_a.mp4,2,hook\n", ""), [], r"0 lines for VID2_a\.mp4, but one"),
+        (LABELS + "VID2_a,2,grasper\n", [], r"2 lines for VID2_a\.mp4, but one"),
+        ("", [], "has no column file, instrument; it has none"),
+    ],
+)
+def test_labels_that_do_not_fit_the_videos_are_refused(
+    prepare, videos, tmp_path, text, others, message
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        prepare("frames", videos, *labelled(tmp_path, text, *others))
+
+
 def test_the_output_may_lie_in_the_source(videos) -> None:
     arguments = ["--source", str(videos), "--output", str(videos / "cache")]
     for _ in range(2):

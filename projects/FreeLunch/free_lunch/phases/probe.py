@@ -1,8 +1,9 @@
-"""The stage that measures a frozen backbone: linear probe and k-NN on its features."""
+"""The stage that measures a frozen backbone: linear probe, k-NN and retrieval on its features."""
 
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from free_lunch.phases.features import features_of
 from free_lunch.phases.knn import choose_k, knn_predict
 from free_lunch.phases.linear import choose_linear
 from free_lunch.phases.models import PhaseClassifier
+from free_lunch.phases.retrieval import video_retrieval
 from free_lunch.phases.stage import METRIC, PhaseStage, phases_of
 from free_lunch.phases.videos import VideoFeatures, VideoPhases, stack_videos
 from v2idetr.checkpoints.files import read_weights
@@ -28,11 +30,12 @@ from v2idetr.runs.stage_folder import FINAL
 
 logger = logging.getLogger(__name__)
 
+RETRIEVAL_GAP_S = 5.0  # frames of a video that are closer are near copies
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 
 
 class ProbeStage(PhaseStage):
-    """Linear probe and k-NN on the features of a frozen backbone.
+    """Linear probe, k-NN and retrieval of the video on the features of a frozen backbone.
 
     Args:
         encoder, share, transitions, settings, given, needs, split: see :class:`PhaseStage`.
@@ -90,6 +93,9 @@ class ProbeStage(PhaseStage):
 
         result = self.result(run, linear, folder)
         result["l2"] = (load_checkpoint(weights).best or {}).get("l2")
+        result["retrieval"] = {
+            name: self._retrieval(run, model, f"test/{name}") for name in run.tests
+        }
         if self.split in run.splits:
             result["knn"] = self._knn(run, model)
         return result
@@ -111,6 +117,10 @@ class ProbeStage(PhaseStage):
             ]
             tests[name] = self.scores(run, f"test/{name}", videos)
         return {"k": k, "tests": tests}
+
+    def _retrieval(self, run: RunContext, model: PhaseClassifier, name: str) -> float | None:
+        gap = math.ceil(RETRIEVAL_GAP_S * self.labelled(run, name).frame_rate)
+        return video_retrieval(self._features(run, model, name), gap=gap)
 
     def _features(self, run: RunContext, model: PhaseClassifier, name: str) -> list[VideoFeatures]:
         return features_of(run, model, self.labelled(run, name), name)
