@@ -89,6 +89,7 @@ def test_an_image_of_another_size_is_named(tmp_path) -> None:
         ("gone.mp4", r"gone\.mp4: no such file or folder"),
         ("empty", r"empty: no images in this folder \(\.jpg,"),
         ("*.jpg", r"\*\.jpg: no file matches this pattern"),
+        ("text.*", r"text\.\*: matches .*text\.mp4, but a pattern is for images .*one by one"),
         ("text.mp4", r"text\.mp4: cannot be read as a video"),
         ("text.txt", r"text\.txt: holds no video"),
         ("sound.wav", r"sound\.wav: holds no video"),

@@ -102,6 +102,17 @@ def test_frames_that_are_not_later_are_moved_behind_and_counted(tmp_path: Path) 
     assert times_of(path) == [time * MS for time in (0, 40, 41, 42, 80)]
 
 
+def test_a_pause_that_an_mp4_cannot_hold_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    writer = VideoWriter(path, (WIDTH, HEIGHT), time_base=Fraction(1, 10**9))
+    with pytest.raises(ValueError, match=rf"^{path}: FFmpeg cannot write this video \(Invalid"):
+        for index, time_s in enumerate((0, 3, 6, 9)):
+            writer.write(pixels_of(index), Fraction(time_s))
+        writer.finish()
+    writer.discard()
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_an_end_the_last_frame_lasts_as_long_as_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     write(path, [0, 40, 140]).finish()
@@ -112,7 +123,8 @@ def test_without_an_end_the_last_frame_lasts_as_long_as_the_one_before(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"), [("in.mp4", "aac"), ("in.ts", "aac"), ("in.mkv", "libopus")]
+    ("name", "codec"),
+    [("in.mp4", "aac"), ("in.ts", "aac"), ("in.mkv", "libopus"), ("in.mp4", "mp3")],
 )
 def test_sound_is_copied(tmp_path: Path, name: str, codec: str) -> None:
     source = write_video(tmp_path / name, frames=50, audio=codec)
@@ -144,13 +156,16 @@ PROGRAM = """
 import os, resource, signal, sys
 from tests.runtime.tiny_videos import SquareFinder, predict
 
+source, how, number, *arguments = sys.argv[1:]
+
 def before(index):
-    if sys.argv[3] == "full" and index == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
-    if sys.argv[3] == "kill" and index == int(sys.argv[4]):
+    if (how, index) in (("full from the start", -1), ("full", 0)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(number), resource.RLIM_INFINITY))
+    if how == "kill" and index == int(number):
         os.kill(os.getpid(), signal.SIGKILL)
 
-sys.exit(predict(sys.argv[1], "--output", sys.argv[2], detector=SquareFinder(before=before)))
+before(-1)
+sys.exit(predict(source, *arguments, detector=SquareFinder(before=before)))
 """
 
 
@@ -167,7 +182,7 @@ def run_apart(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_on_a_full_disk_what_was_written_is_kept(tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mp4", frames=400)
     out = tmp_path / "out.mp4"
-    done = run_apart(source, out, "full", 60_000)
+    done = run_apart(source, "full", 60_000, "--output", out)
     assert done.returncode == 1, done.stderr
     assert f"{out}: File too large" in done.stderr and "kept as far as" in done.stderr
     frames = len(times_of(out))
@@ -175,10 +190,34 @@ def test_on_a_full_disk_what_was_written_is_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "out.mp4"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of a file")
+@pytest.mark.parametrize(("how", "code"), [("full from the start", 2), ("full", 1)])
+def test_on_a_disk_without_any_room_the_program_ends_in_words(
+    tmp_path: Path, how: str, code: int
+) -> None:
+    source, out = write_video(tmp_path / "in.mp4", frames=60), tmp_path / "out.mp4"
+    done = run_apart(source, how, 10, "--output", out)
+    assert done.returncode == code, done.stderr
+    assert f"{out}: File too large" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of a file")
+@pytest.mark.parametrize("room", [1000, 6000])
+def test_a_table_without_room_does_not_take_others_with_it(tmp_path: Path, room: int) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=30)
+    table, results = tmp_path / "out.csv", tmp_path / "out.json"
+    done = run_apart(source, "full", room, "--json", results, "--csv", table)
+    assert done.returncode == 1, done.stderr
+    assert f"{results}: not written (File too large)" in done.stderr
+    left = {"in.mp4", *(["out.csv"] if room == 6000 else [])}  # 1.1 kB, and 7 kB of JSON
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_killed_program_leaves_a_video_that_can_be_played(tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mp4", frames=400)
-    done = run_apart(source, tmp_path / "out.mp4", "kill", 300)
+    done = run_apart(source, "kill", 300, "--output", tmp_path / "out.mp4")
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = tmp_path.glob(".out.mp4.*.tmp")
     assert len(times_of(left)) >= 150

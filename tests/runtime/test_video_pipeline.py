@@ -117,10 +117,9 @@ def test_a_slow_detector_drops_frames_of_a_live_source_and_counts_them() -> None
         time.sleep(0.01)
         return item
 
-    written: list[int] = []
-    stop = threading.Event()
-    dropped = run_pipeline(frames(), process, written.append, stop=stop, live=True)
-    assert dropped > 0 and len(written) + dropped == 60
+    dropped: list[None] = []
+    written = run(frames(), process, on_drop=lambda: dropped.append(None))
+    assert dropped and len(written) + len(dropped) == 60
 
 
 class Endless:
@@ -191,6 +190,19 @@ def test_a_camera_is_recorded_with_the_times_of_arrival(
     assert "camera 0: no more frames after frame 10" in capsys.readouterr().err
     times = times_of(tmp_path / "out.mp4")
     assert times[0] == 0 and times == sorted(times)
+
+
+def test_frames_that_a_camera_lost_are_counted_also_when_it_stops(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(camera.cv2, "VideoCapture", FakeCapture)
+    monkeypatch.chdir(tmp_path)
+    slow = SquareFinder(before=lambda index: time.sleep(0.05))
+    assert predict("0", "--csv", "out.csv", detector=slow) == 1
+    said = capsys.readouterr().err
+    assert "camera 0: no more frames after frame 10" in said
+    assert f"{11 - slow.seen} frames of the camera came too fast: dropped" in said
+    assert 0 < slow.seen < 11
 
 
 def test_a_camera_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import json
 import os
 import signal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -21,22 +22,20 @@ from tests.runtime.tiny_videos import (
     end_of,
     pixels_of,
     predict,
+    rows,
     square,
     times_of,
     write_video,
 )
+from v2i_runtime import video_run
 from v2i_runtime.detections import Detections
-from v2i_runtime.predict_video import main
+from v2i_runtime.frame_text import FrameText
 from v2i_runtime.sources import open_source
+from v2i_runtime.video_run import Outcome
 
 pytest.importorskip("supervision", reason="draws the boxes")
 
 UNEVEN = [0, 40, 41, 100, 250, 1000, 1003, 4000]
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def frames_of(path: Path) -> list[np.ndarray]:
@@ -196,6 +195,13 @@ def test_between_detections_boxes_are_shown_and_not_reported(tmp_path: Path) -> 
     assert np.abs(shown[1][corner].astype(int) - plain[1][corner]).mean() > 30
 
 
+def test_every_nth_frame_is_counted_from_the_first_of_an_excerpt(tmp_path: Path) -> None:
+    source, results = write_video(tmp_path / "in.mp4"), tmp_path / "out.json"
+    assert predict(source, "--json", results, "--start", 0.2, "--every", 4) == 0
+    images = json.loads(results.read_text())["images"]
+    assert [image["frame_index"] for image in images] == [5, 9, 13, 17]
+
+
 def test_results_load_in_pycocotools(tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     source = write_video(tmp_path / "in.mp4")
@@ -249,57 +255,54 @@ def test_a_missing_package_is_named_before_the_work(tmp_path: Path, monkeypatch,
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
-# Outputs
+# In the corner, and in the end
 
 
-@pytest.mark.parametrize("option", ["--output", "--json", "--csv"])
-@pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
-def test_an_output_that_is_the_input_is_refused(
-    tmp_path: Path, option: str, link: str, capsys
+class Nothing(SquareFinder):
+    """Finds nothing."""
+
+    def __call__(self, frames) -> list[Detections]:
+        return [found.above(2.0) for found in super().__call__(frames)]
+
+
+@pytest.fixture
+def corners(monkeypatch) -> list[str]:
+    """Texts in the corner of each frame that has one, where nothing is found."""
+    texts: list[str] = []
+    monkeypatch.setattr(
+        FrameText, "draw", lambda self, pixels, text, corner, **style: texts.append(text)
+    )
+    return texts
+
+
+def test_the_corner_shows_the_rate_of_the_last_two_seconds(
+    tmp_path: Path, monkeypatch, corners: list[str]
 ) -> None:
-    source = write_video(tmp_path / "in.mp4")
-    before, other = source.read_bytes(), source if link == "same" else tmp_path / "other.mp4"
-    if link == "symbolic":
-        other.symlink_to(source)
-    elif link == "hard":
-        other.hardlink_to(source)
-    assert predict(source, option, other, "--overwrite") == 2
-    assert "is the input" in capsys.readouterr().err
-    assert source.read_bytes() == before
+    # Asked for at the start, for every frame and in the end: 10 frames/s for 3 s, then 4.
+    clock = itertools.accumulate([0.1] * 31 + [0.25] * 31)
+    monkeypatch.setattr(video_run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    source = write_video(tmp_path / "in.mp4", frames=60)
+    assert predict(source, "--output", tmp_path / "out.mp4", detector=Nothing()) == 0
+    assert corners[:29] == ["10 fps"] * 29  # of frames 1 to 29
+    assert corners[-20:] == ["4 fps"] * 20
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "nothing to write"),
-        (["--output", "x.avi"], "must end in .mp4"),
-        (["--csv", "old.csv"], "exists; choose another name, or add --overwrite"),
-        (["--csv", "a.txt", "--json", "a.txt"], "are one file"),
-        (["--csv", "folder"], "is a folder"),
-        (["--csv", "/proc/new/a.csv"], "nothing can be written to /proc/new"),
-        (["--csv", "a.csv", "--start", "2", "--end", "1"], "--end 1.0: must be after --start"),
-        (["--csv", "a.csv", "--image-rate", "5"], "--image-rate is for image files"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_the_work(
-    tmp_path: Path, monkeypatch, capsys, arguments: list[str], message: str
-) -> None:
-    source = write_video(tmp_path / "in.mp4", frames=2)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "old.csv").write_text("old")
-    assert predict(source, *arguments) == 2
-    assert message in capsys.readouterr().err
-    assert (tmp_path / "old.csv").read_text() == "old"
+def test_show_time_shows_the_time_of_each_frame(tmp_path: Path, corners: list[str]) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=5)
+    arguments = ["--output", tmp_path / "out.mp4", "--show-time", "--start", 0.08]
+    assert predict(source, *arguments, detector=Nothing()) == 0
+    assert [" ".join(text.split()[-2:]) for text in corners] == ["0.08 s", "0.12 s", "0.16 s"]
 
 
-def test_existing_files_are_replaced_on_request_and_nothing_else_is_left(tmp_path: Path) -> None:
-    source = write_video(tmp_path / "in.mp4", frames=4)
-    names = {"--output": "a.mp4", "--json": "a.json", "--csv": "a.csv"}
-    arguments = [part for option, name in names.items() for part in (option, tmp_path / name)]
-    assert predict(source, *arguments) == 0
-    assert predict(source, *arguments, "--overwrite") == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", *names.values()}
+def test_the_real_time_factor_is_seconds_of_video_per_second_of_work() -> None:
+    outcome = Outcome(frames=50, detections=1, seconds=2.0, wall_s=4.0)
+    assert outcome.summary() == (
+        "50 frames, 2.00 s of video in 4.0 s (0.50 x real time, 12.5 frames/s), "
+        "1 detection: nothing written"
+    )
+
+
+# Run
 
 
 def test_odd_sizes_are_padded_and_it_is_said(tmp_path: Path, capsys) -> None:
@@ -344,13 +347,6 @@ def test_an_interrupted_run_leaves_complete_files(tmp_path: Path, number: int, c
     assert end_of(out) == Fraction(kept, 25)
 
 
-class Nothing(SquareFinder):
-    """Finds nothing."""
-
-    def __call__(self, frames) -> list[Detections]:
-        return [found.above(2.0) for found in super().__call__(frames)]
-
-
 def test_colors_survive(tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mkv", codec="ffv1", pixel_format="bgr0", frames=3)
     out = tmp_path / "out.mp4"
@@ -362,49 +358,3 @@ def test_colors_survive(tmp_path: Path) -> None:
         tags = context.colorspace, context.color_primaries, context.color_trc, context.color_range
         assert tags == (1, 1, 1, 1)  # BT.709, limited range
         assert context.pix_fmt == "yuv420p"
-
-
-# Models
-
-
-def test_an_exported_model_predicts_a_video(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    from tests.runtime.tiny_models import write_model
-
-    source = write_video(tmp_path / "in.mp4", frames=3)
-    model = write_model(tmp_path / "student.onnx")
-    arguments = [str(model), str(source), "--csv", str(tmp_path / "out.csv"), "--threads", "1"]
-    assert main([*arguments, "--threshold", "0"]) == 0
-    assert {row["class"] for row in rows(tmp_path / "out.csv")} == {"polyp", "ulcer"}
-
-
-@pytest.mark.parametrize("name", ["model.pth", "model.txt"])
-def test_a_model_of_another_kind_is_refused(tmp_path: Path, name: str, capsys) -> None:
-    source = write_video(tmp_path / "in.mp4", frames=3)
-    assert main([name, str(source), "--csv", str(tmp_path / "out.csv")]) == 2
-    assert "is no exported detector (.onnx, .xml)" in capsys.readouterr().err
-
-
-def test_a_model_is_never_overwritten(tmp_path: Path, capsys) -> None:
-    source = write_video(tmp_path / "in.mp4", frames=3)
-    for name, model in (("a.onnx", "a.onnx"), ("a.bin", "a.xml")):
-        (tmp_path / name).write_bytes(b"weights")
-        arguments = [str(tmp_path / model), str(source), "--csv", str(tmp_path / name)]
-        assert main([*arguments, "--overwrite"]) == 2
-        assert "is the model" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--threshold=2", "2 is not in [0, 1]"),
-        ("--every=0", "0 is no whole number of 1 or more"),
-        ("--start=soon", "soon is no number"),
-        ("--image-rate=0", "0 is not above 0"),
-    ],
-)
-def test_values_out_of_range_are_named(option: str, message: str, capsys) -> None:
-    with pytest.raises(SystemExit):
-        main(["model.onnx", "in.mp4", option])
-    assert message in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -113,6 +114,12 @@ def predict(source: Path | str, *arguments: object, detector: SquareFinder | Non
     """Exit code of the program with the square finder as its model."""
     options = command_line().parse_args(["model.onnx", str(source), *map(str, arguments)])
     return run(options, lambda _: detector or SquareFinder())
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def times_of(path: Path) -> list[Fraction]:

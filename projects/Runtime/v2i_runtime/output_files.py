@@ -13,7 +13,7 @@ from pathlib import Path
 def check_outputs(
     outputs: Mapping[str, Path], inputs: Mapping[str, str], *, overwrite: bool
 ) -> dict[str, Path]:
-    """The output files with symbolic links resolved, after checks; creates their folders.
+    """The output files with symbolic links resolved, after checks; nothing is created.
 
     Args:
         outputs: file by command-line option.
@@ -80,10 +80,11 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _check_folder(option: str, path: Path) -> None:
+    """Check that something can be written to a file's folder, or to the nearest one there is."""
+    folder = next(folder for folder in path.parents if folder.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Permission bits do not show read-only disks, and do not apply to root.
-        tempfile.TemporaryFile(dir=path.parent).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(
             f"{option} {path}: nothing can be written to {path.parent} ({error.strerror}); "

@@ -26,8 +26,8 @@ def run_pipeline(
     write: Callable[[P], object],
     *,
     stop: threading.Event,
-    live: bool = False,
-) -> int:
+    on_drop: Callable[[], object] | None = None,
+) -> None:
     """Process and write frames in their order, until they end or `stop` is set.
 
     After an error of `frames`, those before it are still processed and written. After an error of
@@ -38,10 +38,8 @@ def run_pipeline(
         process: called here, in the caller's thread.
         write: called in a thread.
         stop: ends the work at the next frame.
-        live: drop frames that come while the queue is full, in place of making `frames` wait.
-
-    Returns:
-        Number of frames dropped.
+        on_drop: called for every frame that comes while the queue is full and is dropped; None:
+            `frames` waits.
 
     Raises:
         BaseException: the error of `write`, `process` or `frames`, looked for in this order.
@@ -49,16 +47,14 @@ def run_pipeline(
     decoded: _Line[T] = _Line()
     processed: _Line[P] = _Line()
     errors: dict[str, BaseException] = {}
-    dropped = 0
 
     def decode() -> None:
-        nonlocal dropped
         with _reporting(errors, "frames", decoded.end), contextlib.closing(frames):
             for frame in frames:
                 if stop.is_set():
                     return
-                if live and decoded.full:
-                    dropped += 1
+                if on_drop is not None and decoded.full:
+                    on_drop()
                 elif not decoded.put(frame):
                     return
 
@@ -80,7 +76,6 @@ def run_pipeline(
     for stage in ("write", "process", "frames"):
         if stage in errors:
             raise errors[stage]
-    return dropped
 
 
 class _Line(Generic[T]):

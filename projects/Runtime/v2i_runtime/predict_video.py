@@ -16,6 +16,7 @@ a damaged input (the files are complete up to there), 2 nothing done, 130 or 143
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -73,6 +74,8 @@ def load_detector(options: argparse.Namespace) -> FrameDetector:
     Raises:
         ValueError: the file is of another kind, or cannot be used.
     """
+    if options.model.is_dir():
+        raise ValueError(f"{options.model}: is a folder; give the model's file in it")
     if options.model.suffix.lower() not in MODEL_SUFFIXES:
         raise ValueError(
             f"{options.model}: is no exported detector ({', '.join(MODEL_SUFFIXES)}); for a "
@@ -128,7 +131,8 @@ def _report(outcome: Outcome) -> int:
     elif error is not None:
         _say("".join(traceback.format_exception(error)))
     if outcome.stopped_by is not None:
-        _say("Interrupted: the files are complete up to here.")
+        state = "the files are complete up to here" if outcome.files else "nothing was written"
+        _say(f"Interrupted: {state}.")
     tqdm.write(outcome.summary())
     if error is not None:
         return 1
@@ -206,7 +210,14 @@ def _count(text: str) -> int:
 def _fraction(text: str) -> Fraction:
     """A number, exactly as it is written; also 30000/1001."""
     try:
-        return Fraction(text)
+        # As a float first: a fraction with a large exponent takes all memory.
+        if "/" not in text and math.isinf(float(text)):
+            raise OverflowError
+        value = Fraction(text)
+        float(value)  # as which it is reported
+        return value
+    except OverflowError as error:
+        raise argparse.ArgumentTypeError(f"{text} is too large") from error
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"{text} is no number") from error
 

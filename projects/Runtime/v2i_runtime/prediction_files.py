@@ -20,6 +20,7 @@ CSV: a row per detection, with the columns ``frame`` (from 0), ``time_s``, ``x1_
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -27,7 +28,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from v2i_runtime.output_files import errors_name, temporary_name
 from v2i_runtime.predictor import FramePrediction
@@ -45,13 +46,10 @@ class _Table:
             self._file = open(self._temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115
 
     def discard(self) -> None:
-        """Leave nothing behind."""
-        try:
-            self._file.close()
-        except OSError:
-            pass  # the rest does not fit on the disk
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        """Leave nothing behind; raises nothing."""
+        _close(self._file)
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
 
     def _complete(self) -> None:
         self._file.flush()
@@ -106,17 +104,19 @@ class JsonFile(_Table):
     def __init__(
         self, path: Path, class_names: Sequence[str], video: Mapping[str, Any], *, with_ids: bool
     ) -> None:
+        with errors_name(path):
+            # The frames wait in a file of their own until the annotations are complete.
+            self._frames = tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)  # noqa: SIM115
         super().__init__(path)
         self._size = {key: video[key] for key in ("width", "height")}
         self._with_ids, self._annotations, self._images = with_ids, 0, 0
         categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+        beginning = (
+            f'{{"videos": {json.dumps([{"id": VIDEO_ID, **video}])},\n'
+            f'"categories": {json.dumps(categories)},\n"annotations": ['
+        )
         with errors_name(path):
-            # The frames wait in a file of their own until the annotations are complete.
-            self._frames = tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)  # noqa: SIM115
-            self._file.write(
-                f'{{"videos": {json.dumps([{"id": VIDEO_ID, **video}])},\n'
-                f'"categories": {json.dumps(categories)},\n"annotations": ['
-            )
+            self._file.write(beginning)
 
     def write(self, prediction: FramePrediction) -> None:
         """Add a frame and its detections."""
@@ -165,9 +165,14 @@ class JsonFile(_Table):
             self._complete()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind; raises nothing."""
         super().discard()
-        self._frames.close()
+        _close(self._frames)
+
+
+def _close(file: IO[str]) -> None:
+    with contextlib.suppress(OSError):  # what waits does not fit on the disk
+        file.close()
 
 
 def _rows(prediction: FramePrediction) -> list[tuple[list[float], float, int, int]]:

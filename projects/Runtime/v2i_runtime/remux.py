@@ -84,7 +84,8 @@ def _sound_packets(
     """Packets that begin within the excerpt, on the clock of the output."""
     streams = {}
     for stream in source.streams.audio:
-        name = stream.codec_context.name if stream.codec_context else "unknown"
+        # A decoder has a name of its own, such as mp3float.
+        name = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
         if name in AUDIO_CODECS:
             streams[stream.index] = output.add_stream_from_template(stream)
         else:

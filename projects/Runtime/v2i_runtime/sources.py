@@ -25,6 +25,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
+from v2i_runtime.frame_times import FrameTimes
 from v2i_runtime.image_files import (
     IMAGE_SUFFIXES,
     image_names,
@@ -98,6 +99,12 @@ def open_source(
         files = [Path(name) for name in sorted(found, key=natural_key)]
         if not files:
             raise ValueError(f"{text}: no file matches this pattern")
+        for file in files:
+            if file.suffix.lower() not in IMAGE_SUFFIXES:
+                raise ValueError(
+                    f"{text}: matches {file}, but a pattern is for images "
+                    f"({', '.join(IMAGE_SUFFIXES)}); give videos one by one"
+                )
     else:
         raise ValueError(f"{path}: no such file or folder")
     return ImageFiles(files, frame_rate=image_rate)
@@ -138,8 +145,9 @@ class VideoFile:
 
     Raises:
         ValueError: no video that can be decoded; during iteration: after the last frame that can be
-            decoded, if the file is damaged or truncated there. Truncation goes unnoticed in files
-            without a duration (MPEG-TS, some WebM and MKV).
+            decoded, if the file is damaged or truncated there. A missing end of up to half a second
+            goes unnoticed but in MP4 and MOV, and any in files without a duration (MPEG-TS, some
+            WebM and MKV).
     """
 
     def __init__(self, path: Path) -> None:
@@ -149,7 +157,7 @@ class VideoFile:
             self.frame_rate: Fraction | None = stream.average_rate or stream.guessed_rate
             self.num_frames: int | None = stream.frames or None
             try:
-                height, width = _upright(next(_decoded(container, stream))).shape[:2]
+                height, width = _upright(next(_decoded(container, stream))[0]).shape[:2]
             except (StopIteration, _DamageError) as error:
                 raise ValueError(
                     f"{path}: no frame of this video can be decoded; it is damaged or truncated"
@@ -161,8 +169,8 @@ class VideoFile:
         with self._open() as container:
             stream = container.streams.video[0]
             try:
-                for frame in _decoded(container, stream):
-                    time_s = self._time_s(frame.pts, stream.time_base, index)
+                for frame, time in _decoded(container, stream):
+                    time_s = self._time_s(time, stream.time_base, index)
                     end_s = time_s + (frame.duration or 0) * (stream.time_base or 0)
                     pixels = _upright(frame)
                     _check_size(pixels, self.size, f"{self.path}: frame {index}", "the first frame")
@@ -192,10 +200,10 @@ class VideoFile:
         streams[0].thread_type = "AUTO"
         return container
 
-    def _time_s(self, pts: int | None, time_base: Fraction | None, index: int) -> Fraction:
+    def _time_s(self, time: int | None, time_base: Fraction | None, index: int) -> Fraction:
         # In the stream's time base: that of a frame differs after the decoder is flushed.
-        if pts is not None and time_base is not None:
-            return pts * time_base
+        if time is not None and time_base is not None:
+            return time * time_base
         if self.frame_rate:  # a bare stream without times, such as .h264
             return index / self.frame_rate
         raise ValueError(
@@ -207,21 +215,37 @@ class _DamageError(Exception):
     """Undecodable data."""
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Frames up to the first damage; raises _DamageError there."""
-    damage = None
+def _decoded(
+    container: InputContainer, stream: VideoStream
+) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """(frame, time) up to the first damage; raises _DamageError there."""
+    damage, packets, times = None, 0, FrameTimes(container.format.name)
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 damage = "incomplete data"
                 break
-            yield from _undamaged(packet.decode())
+            packets += packet.dts is not None  # the last one flushes the decoder
+            times.add_packet(packet)
+            for frame in _undamaged(packet.decode()):
+                yield frame, times.time_of(frame)
+        damage = damage or _missing_packets(container, stream, packets)
     except av.FFmpegError as error:
         damage = str(error.strerror)
     if damage is not None:
         with suppress(av.FFmpegError):  # frames still in the decoder's reorder buffer
-            yield from _undamaged(stream.codec_context.decode(None))
+            for frame in _undamaged(stream.codec_context.decode(None)):
+                yield frame, times.time_of(frame)
         raise _DamageError(damage)
+
+
+def _missing_packets(container: InputContainer, stream: VideoStream, packets: int) -> str | None:
+    """Remark on an MP4 or MOV that ended before its index; FFmpeg passes over what is not there.
+
+    The index has what an edit list leaves, unlike the number of frames that the file states.
+    """
+    stated = len(stream.index_entries) if "mp4" in container.format.name.split(",") else 0
+    return f"it has {packets} of its {stated} frames" if packets < stated else None
 
 
 def _undamaged(frames: Sequence[Any]) -> Iterator[av.VideoFrame]:

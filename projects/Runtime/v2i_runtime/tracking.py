@@ -115,13 +115,12 @@ def supervision() -> Any:
     )
 
 
-def as_supervision(sv: Any, detections: Detections, ids: Ids | None = None) -> Any:
+def as_supervision(sv: Any, detections: Detections) -> Any:
     """Detections as those of the package supervision, in the same order."""
     return sv.Detections(
         xyxy=detections.boxes_xyxy_px.reshape(-1, 4).astype(np.float64),
         confidence=detections.scores,
         class_id=detections.classes.astype(int),
-        tracker_id=ids,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +11,8 @@ import av
 from v2i_runtime.camera import TIME_BASE as CAMERA_TIME_BASE
 from v2i_runtime.sources import FrameSource, ImageFiles, VideoFile, stated_end_s
 
-FINEST = 2**31 - 1  # largest time scale of an MP4, Hz
+# Largest time scale, Hz: an MP4 of FFmpeg takes no frame longer than 2^31 ticks, here 214 s.
+FINEST = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class VideoFacts:
     """Facts about a source.
 
     Attributes:
-        time_base: s; every frame's time is a multiple of it.
+        time_base: s; every frame's time is a multiple of it, unless that is below 100 ns.
         end_s: end of the last frame; None if unknown.
         pixel_aspect: width of a pixel divided by its height, upright.
         interlaced: whether a frame holds two fields of different times.
@@ -40,9 +40,7 @@ def facts_of(source: FrameSource) -> VideoFacts:
         return _of_video(source)
     if isinstance(source, ImageFiles) and source.frame_rate and source.num_frames:
         period_s = 1 / Fraction(source.frame_rate)
-        return VideoFacts(
-            _common(Fraction(1, period_s.denominator), None), source.num_frames * period_s
-        )
+        return VideoFacts(_time_base(period_s), source.num_frames * period_s)
     return VideoFacts(CAMERA_TIME_BASE)
 
 
@@ -52,8 +50,11 @@ def _of_video(source: VideoFile) -> VideoFacts:
         frame = next(container.decode(stream))
         aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
         sideways = round(frame.rotation / 90) % 2 == 1
+        unit_s = stream.time_base or CAMERA_TIME_BASE
+        if frame.pts is None and source.frame_rate:  # a bare stream, whose frames are counted
+            unit_s = 1 / source.frame_rate
         return VideoFacts(
-            time_base=_common(stream.time_base or CAMERA_TIME_BASE, source.frame_rate),
+            time_base=_time_base(unit_s),
             end_s=stated_end_s(stream),
             pixel_aspect=1 / aspect if sideways else aspect,
             interlaced=frame.interlaced_frame,
@@ -61,9 +62,6 @@ def _of_video(source: VideoFile) -> VideoFacts:
         )
 
 
-def _common(time_base: Fraction, rate: Fraction | None) -> Fraction:
-    """A time base for a stream's own clock and, where it has none, for frames at a fixed rate."""
-    scale = math.lcm(time_base.denominator, rate.numerator if rate else 1)
-    if scale <= FINEST:
-        return Fraction(1, scale)
-    return Fraction(1, min(time_base.denominator, FINEST))
+def _time_base(unit_s: Fraction) -> Fraction:
+    """A time base for multiples of a time, for a whole number of ticks a second."""
+    return Fraction(1, min(unit_s.denominator, FINEST))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -70,7 +70,7 @@ class VideoWriter:
         late: number of frames that were not later than the one before, and were moved behind it.
 
     Raises:
-        ValueError: this build of FFmpeg has no encoder for H.264.
+        ValueError: this build of FFmpeg has no encoder for H.264, or none for this size.
         OSError: the file cannot be written.
     """
 
@@ -92,24 +92,43 @@ class VideoWriter:
         self._first_s: Fraction | None = None
         self._period = max(1, round(1 / (frame_rate or DEFAULT_RATE) / time_base))
         self._reformatter = VideoReformatter()
-        with errors_name(path):
+        self._failure: Exception | None = None  # of the container, which must not be used again
+        with _errors_name(path):
             self._container = av.open(self._fragments, "w", format="mp4", options=FRAGMENTS)
         rate = (frame_rate or DEFAULT_RATE).limit_denominator(1001) or Fraction(1, 1001)
-        self._stream = stream = self._container.add_stream("libx264", rate=rate, options=X264)
-        stream.width, stream.height = (length + length % 2 for length in size)
+        self._stream = self._container.add_stream("libx264", rate=rate, options=X264)
+        try:
+            self._open_encoder(rate, pixel_aspect)
+            with _errors_name(path):
+                self._container.start_encoding()
+        except BaseException:
+            self.discard()
+            raise
+
+    def _open_encoder(self, rate: Fraction, pixel_aspect: Fraction) -> None:
+        stream, (width, height) = self._stream, self._size
+        stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.time_base = time_base
+        context.time_base = self._time_base
         context.sample_aspect_ratio = pixel_aspect
         context.gop_size = min(max(round(KEYFRAME_PERIOD_S * rate), 1), 250)
         context.thread_count = ENCODER_THREADS
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        try:
+            context.open()
+        except av.FFmpegError as error:
+            raise ValueError(
+                f"{self.path}: H.264 cannot hold frames of {width} x {height} px "
+                f"({error.strerror}); give smaller frames, or leave out --output"
+            ) from error
 
     def write(self, pixels: UInt8[np.ndarray, "H W 3"], time_s: Fraction) -> None:
         """Add a frame.
 
         Raises:
+            ValueError: FFmpeg refuses it.
             OSError: the disk is full.
         """
         self._first_s = time_s if self._first_s is None else self._first_s
@@ -121,7 +140,7 @@ class VideoWriter:
             if frame.pts <= before:
                 frame.pts, self.late = before + 1, self.late + 1
             self._period = frame.pts - before
-            with errors_name(self.path):
+            with self._failures():
                 self._encode(self._waiting, self._period)
         self._waiting = frame
 
@@ -138,17 +157,20 @@ class VideoWriter:
 
         Raises:
             ValueError: the file does not hold what was written.
-            OSError: the disk is full. After both errors, what was written before gets the name,
-                without sound, see `kept`.
+            OSError: the disk is full. After both errors, and those of `write`, which are raised
+                again, what was written before gets the name, without sound, see `kept`.
         """
         target = temporary_name(self.path, "final.tmp")
         try:
-            with errors_name(self.path):
+            if self._failure is not None:
+                raise self._failure
+            with self._failures():
                 self._end(end_s)
+            with _errors_name(self.path):
                 notes = remux(self._fragments, target, sound and self._excerpt(sound))
                 verify(target, self._written, self._time_base, self.path)
                 os.replace(target, self.path)
-        except (OSError, ValueError, av.FFmpegError):
+        except (OSError, ValueError):
             with contextlib.suppress(OSError):
                 target.unlink()
             self._keep_fragments()
@@ -170,6 +192,16 @@ class VideoWriter:
             os.replace(self._fragments, self.path)
         else:
             self._fragments.unlink()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Note an error: libavformat crashes on use after a header that it could not write."""
+        try:
+            with _errors_name(self.path):
+                yield
+        except (OSError, ValueError) as error:
+            self._failure = error
+            raise
 
     def _close(self) -> None:
         with contextlib.suppress(OSError, ValueError, av.FFmpegError):
@@ -213,6 +245,20 @@ class VideoWriter:
             dst_color_range=ColorRange.MPEG,
             threads=1,
         )
+
+
+@contextlib.contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Errors of FFmpeg as OSErrors, or as ValueErrors, that name `path`."""
+    with errors_name(path):
+        try:
+            yield
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(
+                f"{path}: FFmpeg cannot write this video ({error.strerror})"
+            ) from error
 
 
 def check_encoder() -> None:

@@ -11,8 +11,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-
 from v2i_runtime.detections import FrameDetector
 from v2i_runtime.excerpt import Excerpt
 from v2i_runtime.overlay import Overlay
@@ -102,12 +100,13 @@ def predict_video(
         source: frames.
         detector: detector.
         settings: see there.
-        outputs: files to write, checked before, by kind: "video", "json", "csv".
+        outputs: files to write, checked before, by kind: "video", "json", "csv"; folders that
+            they need are created.
         name: name of the input, for the JSON.
         model: name of the model, for the JSON.
 
     Raises:
-        ValueError: a package is missing.
+        ValueError: a package is missing, or frames are too large for H.264.
         OSError: a file cannot be created.
     """
     run = _Run(source, detector, settings, outputs, name=name, model=model)
@@ -136,6 +135,7 @@ class _Run:
         self._video: VideoWriter | None = None
         self._tables: list[JsonFile | CsvFile] = []
         self._times: deque[float] = deque()
+        self._dropped = 0
         self._last_s: Fraction | None = None
         self._first_s: Fraction | None = None
 
@@ -149,18 +149,19 @@ class _Run:
         total = self._excerpt.num_frames
         with progress_bar(total=total, desc=self._name, unit="frame") as self._progress:
             try:
-                dropped = run_pipeline(
+                run_pipeline(
                     self._excerpt.frames(),
                     lambda item: self._predict(*item),
                     self._write,
                     stop=signals.event,
-                    live=getattr(self._source, "live", False),
+                    on_drop=self._drop if getattr(self._source, "live", False) else None,
                 )
-                if dropped:
-                    outcome.notes.append(f"{dropped} frames of the camera came too fast: dropped")
             except BaseException as error:
                 outcome.error = error
         outcome.stopped_by = signals.received
+        if self._dropped:
+            frames = _counted(self._dropped, "frame")
+            outcome.notes.append(f"{frames} of the camera came too fast: dropped")
         self._finish()
         outcome.wall_s = time.monotonic() - start
         return outcome
@@ -192,6 +193,8 @@ class _Run:
 
     def _open(self) -> None:
         facts, source = self._facts, self._source
+        for path in self._outputs.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
         if "video" in self._outputs:
             self._video = VideoWriter(
                 self._outputs["video"],
@@ -222,6 +225,9 @@ class _Run:
         outcome.detections += len(prediction.detections) if prediction.detected else 0
         self._progress.update()
 
+    def _drop(self) -> None:
+        self._dropped += 1
+
     def _rate_hz(self) -> float | None:
         """Frames per second of this program, lately."""
         now, times = time.monotonic(), self._times
@@ -246,24 +252,29 @@ class _Run:
         if self._video is not None:
             self._finish_video(self._video, end_s)
         for table in self._tables:
-            try:
-                table.finish(self._info(complete))
-                outcome.files.append(table.path)
-            except OSError as error:
-                table.discard()
-                outcome.notes.append(f"{table.path}: not written ({error.strerror})")
-                outcome.error = outcome.error or error
+            self._finish_table(table, complete)
         if self._video is not None and self._video.late:
             outcome.notes.append(
                 f"{self._video.late} frames had a time that was not after the one before, and were "
                 "moved behind it"
             )
 
+    def _finish_table(self, table: JsonFile | CsvFile, complete: bool) -> None:
+        outcome = self._outcome
+        try:
+            table.finish(self._info(complete))
+        except OSError as error:
+            table.discard()
+            outcome.error = outcome.error or error
+            outcome.notes.append(f"{table.path}: not written ({error.strerror})")
+        else:
+            outcome.files.append(table.path)
+
     def _finish_video(self, video: VideoWriter, end_s: Fraction) -> None:
         outcome = self._outcome
         try:
             outcome.notes += video.finish(end_s, self._facts.audio)
-        except (OSError, ValueError, av.FFmpegError) as error:
+        except (OSError, ValueError) as error:
             # An error of the pipeline was likely this one: a full disk.
             outcome.error = outcome.error or error
             outcome.notes.append(
