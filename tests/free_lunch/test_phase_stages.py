@@ -21,6 +21,7 @@ from v2idetr.config.load import load_config
 from v2idetr.data.coco_vid import load_split, write_split
 from v2idetr.engine.run_context import load_splits
 from v2idetr.engine.stages import run_stages
+from v2idetr.report.page import write_report
 from v2idetr.runs.checkpoint import load_checkpoint
 
 PHASES = ["Preparation", "Dissection", "Closing"]
@@ -245,3 +246,8 @@ def test_a_phase_stage_without_a_test_split_is_refused(phase_config) -> None:
     config.data.test = {}
     with pytest.raises(ValueError, match=r"data\.test is empty, but the stage probe is evaluated"):
         load_splits(config, with_train=True)
+
+
+def test_the_report_about_detectors_says_where_the_results_of_phases_are(trained, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"probe, finetune, phases train none; .*results\.json"):
+        write_report(trained, tmp_path / "report.html")

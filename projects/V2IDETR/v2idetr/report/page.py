@@ -20,6 +20,7 @@ from v2idetr.data.coco_vid import SplitData
 from v2idetr.report import curves, distillation, heldout, metrics, provenance
 from v2idetr.report.frame_images import PANEL_WIDTH, Album, Box, StoredFrame
 from v2idetr.report.heldout import HeldOutFrame, Outcome
+from v2idetr.runs.folder import RESULTS
 from v2idetr.runs.reading import TITLES, RunFiles, read_run, title_of
 
 logger = logging.getLogger(__name__)
@@ -70,9 +71,15 @@ def write_report(
         One sentence with the reason for each missing part of the page.
 
     Raises:
-        ValueError: ``folder`` is no run folder, or has damaged files.
+        ValueError: ``folder`` is no run folder, has damaged files, or none of its stages is of a
+            detector.
     """
     run = read_run(folder)
+    if run.stages and not any("model" in run.settings["stages"][name] for name in run.stages):
+        raise ValueError(
+            f"{folder}: the page is about detectors, and {', '.join(run.stages)} train none; their "
+            f"results are in {run.folder / RESULTS}."
+        )
     missing: list[str] = []
     text = render(run, facts or {}, missing)
     write_text_atomically(Path(output), text)

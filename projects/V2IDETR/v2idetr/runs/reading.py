@@ -92,8 +92,9 @@ class RunFiles:
 
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Evaluations by stage, of the stages that have one."""
-        return {n: s.evaluation for n, s in self.stages.items() if s.evaluation is not None}
+        """Evaluations of detectors by stage, of the stages that have one."""
+        found = {n: s.evaluation for n, s in self.stages.items() if s.evaluation is not None}
+        return {n: e for n, e in found.items() if "thresholds" in e}
 
 
 def read_run(folder: str | Path) -> RunFiles:
