@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+LONGEST_SIDE_PX = 65_535  # of a JPEG
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -86,6 +87,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--precision int8 needs --format openvino: NNCF cannot read the ONNX graph")
     if options.size and min(options.size) < 1:
         parser.error(f"--size {options.size[0]} {options.size[1]}: must be at least 1 px")
+    if options.size and max(options.size) > LONGEST_SIDE_PX:
+        parser.error(
+            f"--size {options.size[0]} {options.size[1]}: must be at most {LONGEST_SIDE_PX} px"
+        )
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         parser.error(f"--threshold {options.threshold}: must be in [0, 1]")
     if options.tolerance is not None and not options.tolerance >= 0:
@@ -102,11 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     start = time.monotonic()
     # Imported here, so that --help and usage errors need no torch.
-    from v2idetr.deploy.exporting import ExportSettings, export_student
-    from v2idetr.output_folder import check_writable, explain_os_error
     from v2idetr.process_setup import ignore_torch_jit
 
-    ignore_torch_jit()
+    ignore_torch_jit()  # before the imports that warn
+    from v2idetr.deploy.exporting import ExportSettings, export_student
+    from v2idetr.output_folder import check_writable, explain_os_error
+
     try:
         check_writable(options.output, is_file=True)
         given = vars(options)

@@ -42,6 +42,9 @@ def load_any_detector(options: argparse.Namespace) -> FrameDetector:
         if options.config_file is not None:
             raise ValueError("--config-file is for checkpoints; an exported detector needs none")
         return load_detector(options)
+    from v2idetr.process_setup import ignore_torch_jit
+
+    ignore_torch_jit()  # before the imports that warn
     import torch
 
     from v2idetr.deploy.torch_detector import TorchDetector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,6 +119,18 @@ def test_an_evaluation_of_another_checkpoint_gives_no_threshold(detr: Path) -> N
     assert info.card["validation"] == {} and info.card["tests"] == {}
 
 
+@pytest.mark.usefixtures("quick")
+def test_weights_that_are_newer_than_their_evaluation_have_no_threshold(detr: Path) -> None:
+    write_evaluation(detr)
+    time_s = detr.with_name("evaluation.json").stat().st_mtime
+    os.utime(detr, (time_s + 30, time_s + 30))  # copied behind it
+    assert export(detr).score_threshold == 0.4
+    os.utime(detr, (time_s + 3600, time_s + 3600))
+    info = export(detr)
+    assert info.score_threshold is None and info.card["validation"] == {}
+    assert "the weights are newer than evaluation.json beside them" in info.threshold_source
+
+
 def test_a_rule_that_the_evaluation_lacks_is_refused(
     detr: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,5 +212,5 @@ def test_descriptions_of_equal_exports_differ_in_nothing(
     detr: Path, exported: Export, quick: None
 ) -> None:
     again, first = export(detr), info_of(exported("detr", "onnx"))
-    card = {"training_data": first.card["training_data"]}
-    assert replace(again, card=again.card | card) == first
+    card = again.card | {"training_data": first.card["training_data"]}
+    assert replace(again, card=card, file_sha256=first.file_sha256) == first

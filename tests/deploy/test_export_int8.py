@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.export import ExportedProgram
 from tests.deploy.exports import SIZE, Trace
 from tools.export import main
 from v2i_runtime.detector import Detector
+from v2i_runtime.image_files import read_image
+from v2i_runtime.preprocess import FixedSize, Preprocess
 from v2idetr.deploy import export as files
 from v2idetr.deploy import exporting
 from v2idetr.deploy.quantization import QUANTIZED
@@ -131,7 +134,7 @@ def test_int8_needs_frames_for_calibration_and_metrics(
 
 @pytest.mark.usefixtures("quick_with_program")
 def test_calibration_frames_are_spread_over_the_training_split(
-    detr: Path, monkeypatch: pytest.MonkeyPatch
+    detr: Path, tiny_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
 
@@ -142,4 +145,9 @@ def test_calibration_frames_are_spread_over_the_training_split(
     monkeypatch.setattr(exporting, "quantize", quantize)
     arguments = ["--output", str(detr.with_name("a.xml")), "--calibration", "5"]
     assert main([str(detr), *INT8, *arguments]) == 0
-    assert [frame.shape for frame in seen] == [(*SIZE, 3)] * 5
+    records = json.loads(Path(tiny_data["train"]["json"]).read_text())["images"]
+    folder, resize = Path(tiny_data["train"]["image_root"]), Preprocess(FixedSize(*SIZE))
+    files = [folder / records[index]["file_name"] for index in (0, 3, 6, 8, 11)]  # of 12
+    assert len(seen) == 5
+    for frame, file in zip(seen, files, strict=True):
+        assert np.array_equal(frame, resize.resized(read_image(file)))

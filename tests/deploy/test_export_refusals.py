@@ -153,6 +153,28 @@ def test_a_missing_size_is_asked_for(resize: str, detr: Path, refused: Refused) 
     assert "give that of the video, such as --size 1080 1350" in refused(detr, resize)
 
 
+def test_a_size_beyond_memory_is_named(
+    detr: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "torch_outputs", lambda *arguments: torch.empty(2**50))
+    error = refused(detr)
+    assert "--size: the network needs more memory for an input of 56 x 80 px" in error
+    assert "allocate" in error
+
+
+def test_a_device_that_the_runtime_lacks_is_refused_before_the_work(
+    detr: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(*arguments: Any, **options: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(exporting, "load_student", unexpected)
+    for name, form in (("a.onnx", "onnx"), ("a.xml", "openvino")):
+        error = refused(detr, "--device", "abacus", name=name)
+        assert f"--device abacus: the runtime of --format {form} has only" in error
+        assert "CPU" in error
+
+
 def test_a_size_that_compared_frames_do_not_have_is_refused(detr: Path, refused: Refused) -> None:
     error = refused(detr, SHORT_EDGE, "--size", "60", "60")
     assert "becomes 48 x 64 px, but --size gives an input of 48 x 48" in error
@@ -204,6 +226,7 @@ def test_a_missing_library_is_named_with_the_way_to_install_it(
         (["--format", "openvino", "--output", "a.onnx"], "must end in .xml for --format openvino"),
         (["--format", "onnx", "--output", "a.onnx", "--precision", "int8"], "needs --format openv"),
         (["--format", "onnx", "--output", "a.onnx", "--size", "0", "5"], "must be at least 1 px"),
+        (["--format", "onnx", "--output", "a.onnx", "--size", "9", "65536"], "at most 65535 px"),
         (["--format", "onnx", "--output", "a.onnx", "--threshold", "1.5"], "must be in [0, 1]"),
         (["--format", "onnx", "--output", "a.onnx", "--tolerance", "-1"], "must be at least 0"),
         (["--format", "onnx", "--output", "a.onnx", "--tolerance", "nan"], "must be at least 0"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.tiny_fixtures import ROOT
 from v2i_runtime.detections import FrameDetector
 from v2idetr.deploy.torch_detector import TorchDetector
 
@@ -32,6 +36,21 @@ def test_a_frame_that_lies_otherwise_in_memory_has_the_same_detections(detr: Pat
 def test_the_config_can_lie_elsewhere(detr: Path, tmp_path: Path) -> None:
     config = detr.with_name("config.yaml").rename(tmp_path / "elsewhere.yaml")
     assert len(TorchDetector(detr, config_file=config)([FRAME])[0]) == 6
+
+
+PROGRAMS = {
+    "export": ["missing.pth", "--format", "onnx", "--output", "a.onnx"],
+    "predict_video": ["missing.pth", "0.png", "--csv", "a.csv"],
+}
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_programs_print_no_warnings_of_libraries(name: str, tmp_path: Path) -> None:
+    Image.fromarray(FRAME).save(tmp_path / "0.png")
+    program = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *PROGRAMS[name]]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{name}: missing.pth") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])

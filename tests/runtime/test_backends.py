@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from tests.runtime.tiny_models import onnx_model, tiny_info, write_model
+from tests.runtime.tiny_models import WEIGHTS, onnx_model, tiny_info, write_model
 from v2i_runtime import Detector
-from v2i_runtime.backends import open_backend
+from v2i_runtime.backends import available_devices, open_backend
 from v2i_runtime.model_info import probe_image
 
 SUFFIXES = (".onnx", ".xml")
@@ -111,14 +112,30 @@ def test_missing_weights_are_named(tmp_path) -> None:
         Detector(weights.with_suffix(".xml"))
 
 
-def test_weights_with_a_changed_value_are_refused(tmp_path) -> None:
-    weights = write_model(tmp_path / "tiny.xml").with_suffix(".bin")
-    data = weights.read_bytes()
-    value = np.float32(2.0).tobytes()
+@pytest.mark.parametrize("name", ["tiny.onnx", "tiny.xml", "tiny.bin"])
+def test_a_file_in_which_one_bit_has_changed_is_refused(tmp_path, name) -> None:
+    changed = tmp_path / name
+    path = write_model(changed.with_suffix(".onnx" if name == "tiny.onnx" else ".xml"))
+    Detector(path)
+    data = changed.read_bytes()
+    # The least bit of a weight, and a word of the description that nothing else checks.
+    value, other = {
+        ".onnx": (WEIGHTS.tobytes(), np.nextafter(WEIGHTS, np.float32(9)).tobytes()),
+        ".bin": (WEIGHTS.tobytes(), np.nextafter(WEIGHTS, np.float32(9)).tobytes()),
+        ".xml": (b"student", b"teacher"),
+    }[changed.suffix]
     assert data.count(value) == 1
-    weights.write_bytes(data.replace(value, np.float32(2.5).tobytes()))
-    with pytest.raises(ValueError, match=r"tiny\.xml: .* finds other .* The file was changed"):
-        Detector(weights.with_suffix(".xml"))
+    changed.write_bytes(data.replace(value, other))
+    with pytest.raises(ValueError, match=rf"{path}: it .*was changed or damaged after .*copy the"):
+        Detector(path)
+    assert Detector(path, verify=False).info.network == "Tiny"
+
+
+@in_both
+def test_a_runtime_that_computes_otherwise_is_refused(tmp_path, suffix) -> None:
+    path = write_model(tmp_path / f"tiny{suffix}", weights=WEIGHTS + np.float32(0.5))
+    with pytest.raises(ValueError, match=r"finds other .* than at export, by 0\.\d+.*otherwise"):
+        Detector(path)
 
 
 @in_both
@@ -127,10 +144,11 @@ def test_weights_with_a_changed_value_are_refused(tmp_path) -> None:
     [
         ("no JSON", "its description is damaged; export it again"),
         ("[1, 2]", "its description is damaged; export it again"),
-        (tiny_info().to_json().replace('"version": 1', '"version": 9'), "of version 9, but this"),
+        (tiny_info().to_json().replace('"version": 2', '"version": 9'), "of version 9, but this"),
         (tiny_info().to_json().replace('"fp32"', '"fp8"'), "damaged .precision is 'fp8'"),
         (tiny_info().to_json().replace('"probe"', '"prob"'), "damaged .'probe'"),
         (tiny_info(class_names=[]).to_json(), r"damaged .class_names is \[\]"),
+        (tiny_info(file_sha256="no digest").to_json(), "damaged .file_sha256 is 'no digest'"),
     ],
 )
 def test_an_unusable_description_is_refused(tmp_path, suffix, text, message) -> None:
@@ -145,6 +163,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(tmp_path, suf
     with pytest.raises(ValueError, match=r"device is 'abacus', but .* has only .*CPU"):
         Detector(path, device="abacus")
     Detector(path, device="cpu")
+    assert "CPU" in available_devices(suffix)
 
 
 @pytest.mark.parametrize(("suffix", "module"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
@@ -156,6 +175,27 @@ def test_a_missing_runtime_is_named_with_its_installation(
     extra = module.removesuffix("runtime")
     with pytest.raises(ValueError, match=rf"needs {module}.*pip install 'v2i-runtime\[{extra}\]'"):
         Detector(path)
+
+
+@in_both
+def test_a_runtime_takes_the_number_of_threads_that_it_is_given(tmp_path, suffix) -> None:
+    path = write_model(tmp_path / f"tiny{suffix}")
+    backend: Any = open_backend(path, device="CPU", threads=1)
+    backend.run(probe_image(24, 32)[None])
+    if suffix == ".onnx":
+        assert backend._session.get_session_options().intra_op_num_threads == 1
+    else:
+        (request,) = backend._requests.values()
+        assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+
+
+@in_both
+def test_outputs_survive_the_next_run(tmp_path, suffix) -> None:
+    backend = open_backend(write_model(tmp_path / f"tiny{suffix}"), device="CPU", threads=1)
+    first = backend.run(np.zeros((1, 24, 32, 3), np.uint8))
+    scores = first.scores.tolist()
+    backend.run(np.full((1, 24, 32, 3), 255, np.uint8))
+    assert first.scores.tolist() == scores
 
 
 def test_an_openvino_file_may_be_replaced_while_it_is_used(tmp_path) -> None:

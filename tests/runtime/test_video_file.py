@@ -8,6 +8,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -200,6 +201,32 @@ def test_on_a_disk_without_any_room_the_program_ends_in_words(
     assert done.returncode == code, done.stderr
     assert f"{out}: File too large" in done.stderr and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+class FullDisk:
+    """A container that takes no packet."""
+
+    asked = 0
+
+    def mux(self, packet: av.Packet) -> None:
+        self.asked += 1
+        raise OSError(28, "No space left on device")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_container_that_failed_is_not_used_again(tmp_path: Path) -> None:
+    path, full = tmp_path / "out.mp4", FullDisk()
+    writer: Any = VideoWriter(path, (WIDTH, HEIGHT), time_base=MS)
+    writer._container.close()
+    writer._container = full
+    with pytest.raises(OSError, match="No space left"):
+        for index in range(200):
+            writer.write(pixels_of(index), index * 40 * MS)
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish()
+    assert (full.asked, writer.kept, list(tmp_path.iterdir())) == (1, 0, [])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of a file")

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from v2i_runtime.integrity import PLACEHOLDER, seal
 from v2i_runtime.model_info import KEY, ModelInfo, Probe, probe_image
 from v2i_runtime.preprocess import FixedSize, Preprocess
 
@@ -96,7 +97,7 @@ def write_model(path: Path, *, weights: np.ndarray = WEIGHTS, text: str = "", **
     if path.suffix == ".onnx":
         helper.set_model_props(model, {KEY: text})
         onnx.save(model, path)
-        return path
+        return _sealed(path, text)
     import openvino
 
     source = path.with_suffix(".source.onnx")
@@ -105,4 +106,10 @@ def write_model(path: Path, *, weights: np.ndarray = WEIGHTS, text: str = "", **
     network.set_rt_info(text, [KEY])
     openvino.save_model(network, path, compress_to_fp16=False)
     source.unlink()
+    return _sealed(path, text)
+
+
+def _sealed(path: Path, text: str) -> Path:
+    if PLACEHOLDER in text:
+        seal(path)
     return path

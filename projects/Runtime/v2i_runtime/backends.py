@@ -1,8 +1,9 @@
 """Exported file -> network that runs, in ONNX Runtime (``.onnx``) or in OpenVINO (``.xml``).
 
-    open_backend     backend of a file, by its suffix
-    OnnxBackend      ONNX Runtime
-    OpenVinoBackend  OpenVINO
+    open_backend       backend of a file, by its suffix
+    available_devices  devices that a runtime has here
+    OnnxBackend        ONNX Runtime
+    OpenVinoBackend    OpenVINO
 
 A runtime is imported when a file needs it. Inputs and outputs are those of `model_info`.
 """
@@ -75,6 +76,13 @@ def open_backend(path: str | os.PathLike[str], *, device: str, threads: int | No
     return backend(path, device=device, threads=threads)
 
 
+def available_devices(suffix: str) -> list[str]:
+    """Devices of the runtime of ``.onnx`` or ``.xml`` files on this machine."""
+    if suffix == ".onnx":
+        return sorted(_providers(import_module("onnxruntime")))
+    return sorted(_openvino_devices(import_module("openvino").Core()))
+
+
 class OnnxBackend:
     """A network in ONNX Runtime; may be run from several threads at once.
 
@@ -89,8 +97,7 @@ class OnnxBackend:
 
     def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
         ort = _import("onnxruntime", path, "onnx")
-        providers = {_device_of(name): name for name in ort.get_available_providers()}
-        providers.pop("AZURE", None)  # in every build, but runs nothing on this machine
+        providers = _providers(ort)
         device = _known_device(path, device, providers, "ONNX Runtime")
         provider = providers[device]
         self.runtime = f"ONNX Runtime {ort.__version__} on {device}"
@@ -143,9 +150,7 @@ class OpenVinoBackend:
         core = ov.Core()
         # A mapped file that is overwritten ends the process (SIGBUS).
         core.set_property({"ENABLE_MMAP": False})
-        devices = core.available_devices
-        names = {"AUTO", *devices, *(name.split(".")[0] for name in devices)}  # GPU of GPU.0
-        device = _known_device(path, device, names, "OpenVINO")
+        device = _known_device(path, device, _openvino_devices(core), "OpenVINO")
         self.runtime = f"OpenVINO {ov.__version__.split('-')[0]} on {device}"
         with _explained(path, f"cannot be loaded by {self.runtime}", AGAIN):
             model = core.read_model(path)
@@ -272,8 +277,17 @@ def _known_device(path: Path, device: str, known: Iterable[str], runtime: str) -
     return device.upper()
 
 
-def _device_of(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider").upper()
+def _providers(ort: Any) -> dict[str, str]:
+    """Execution providers of ONNX Runtime by device."""
+    names = ort.get_available_providers()
+    providers = {name.removesuffix("ExecutionProvider").upper(): name for name in names}
+    providers.pop("AZURE", None)  # in every build, but runs nothing on this machine
+    return providers
+
+
+def _openvino_devices(core: Any) -> set[str]:
+    devices = core.available_devices
+    return {"AUTO", *devices, *(name.split(".")[0] for name in devices)}  # GPU of GPU.0
 
 
 def _check_weights(path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from jaxtyping import UInt8
 
-from v2i_runtime.backends import open_backend
+from v2i_runtime.backends import AGAIN, open_backend
 from v2i_runtime.detections import Detections
+from v2i_runtime.integrity import digest
 from v2i_runtime.model_info import Outputs, differences, probe_image
 
 Frame = UInt8[np.ndarray, "_ _ 3"]  # frames of one call may differ in size
@@ -23,7 +25,8 @@ class Detector:
         path: ``.onnx``, or ``.xml`` with its ``.bin`` beside it.
         device: "CPU", or another device that the file's runtime has, such as "GPU" or "CUDA".
         threads: number of CPU threads; None for the runtime's choice.
-        verify: compare detections of a probe image with those at export.
+        verify: check that the file is as it was exported, and that detections of a probe image are
+            those at export.
 
     Attributes:
         info: description of the student and of its export.
@@ -31,8 +34,8 @@ class Detector:
         score_threshold: threshold chosen on validation data; None if unknown.
 
     Raises:
-        ValueError: no usable exported file, no such device, a missing runtime, or other results
-            than at export; names the file.
+        ValueError: no usable exported file, no such device, a missing runtime, a file that was
+            changed, or other results than at export; names the file.
     """
 
     def __init__(
@@ -133,7 +136,11 @@ class Detector:
         return outputs
 
     def _verify(self) -> None:
-        """Compare detections of the probe image with those at export."""
+        """Compare the file, and detections of the probe image, with those at export."""
+        stored = self.info.file_sha256
+        if digest(Path(self._path), stored) != stored:
+            files = "it or its .bin" if self._path.lower().endswith(".xml") else "it"
+            raise ValueError(f"{self._path}: {files} was changed or damaged after export; {AGAIN}")
         probe = self.info.probe
         outputs = self._backend.run(probe_image(*probe.size)[None])
         difference = max(differences(probe.outputs, outputs.of_frame(0)))
@@ -142,8 +149,8 @@ class Detector:
             raise ValueError(
                 f"{self._path}: {self._backend.runtime} finds other detections in the probe image "
                 f"than at export, by {difference:.2g}, of which {probe.tolerance:.2g} is allowed. "
-                f"The file was changed, or this runtime computes otherwise: copy it again, install "
-                f"the versions of the export ({versions}), use device='CPU', or export again."
+                "This runtime computes otherwise: install the versions of the export "
+                f"({versions}), use device='CPU', or export again."
             )
 
 

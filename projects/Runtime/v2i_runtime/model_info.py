@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from v2i_runtime.integrity import PLACEHOLDER
 from v2i_runtime.preprocess import Preprocess
 
-FORMAT, VERSION = "v2idetr-export", 1
+FORMAT, VERSION = "v2idetr-export", 2
 PRECISIONS = ("fp32", "fp16", "int8")
 KEY = "v2idetr"  # of ONNX's metadata_props, and of OpenVINO's rt_info
 
@@ -90,6 +91,7 @@ class ModelInfo:
         parity: largest differences from torch at export, by name.
         card: facts for a model card: stage, training data, metrics, intended use.
         probe: see :class:`Probe`.
+        file_sha256: digest of the exported file itself, see `integrity`.
     """
 
     network: str
@@ -106,6 +108,7 @@ class ModelInfo:
     parity: dict[str, float]
     card: dict[str, Any]
     probe: Probe
+    file_sha256: str = PLACEHOLDER
 
     def to_json(self) -> str:
         """Text for :meth:`from_json`."""
@@ -163,6 +166,7 @@ def _check(info: ModelInfo) -> None:
         "precision": info.precision in PRECISIONS,
         "score_threshold": threshold is None or isinstance(threshold, int | float),
         "versions": isinstance(info.versions, dict),
+        "file_sha256": isinstance(info.file_sha256, str) and len(info.file_sha256) == 64,
         "probe": len(lengths) == 1 and min(probe.size) > 0 and probe.tolerance > 0,
     }
     for key, is_correct in correct.items():

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from v2i_runtime.backends import INPUT, OUTPUTS
+from v2i_runtime.integrity import PLACEHOLDER, seal
 from v2i_runtime.model_info import KEY, ModelInfo
 from v2idetr.modeling.deformable_attention import Implementation, reading_with
 from v2idetr.modeling.inference import ImageDetector
@@ -100,8 +102,12 @@ def to_openvino(program: ExportedProgram) -> Any:
 
 
 def describe(path: Path, info: ModelInfo) -> None:
-    """Put the description into an exported file, in place of an earlier one."""
-    text = info.to_json()
+    """Put the description and the file's digest into an exported file, in place of earlier ones."""
+    _describe(path, replace(info, file_sha256=PLACEHOLDER).to_json())
+    seal(path)
+
+
+def _describe(path: Path, text: str) -> None:
     if path.suffix == ".onnx":
         import onnx
 

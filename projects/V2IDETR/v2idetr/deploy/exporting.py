@@ -7,10 +7,11 @@ All of it happens in a temporary folder: an error or an interruption leaves no f
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.export import ExportedProgram
 
-from v2i_runtime.backends import open_backend
+from v2i_runtime.backends import available_devices, open_backend
 from v2i_runtime.model_info import ModelInfo
 from v2i_runtime.preprocess import FixedSize, Preprocess
 from v2idetr.checkpoints.published import project_version
@@ -37,6 +38,8 @@ TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "fp16": 0.05, "int8": math.i
 PROBE_TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
 # Detections below it are not compared: near the least score, another order changes which are found.
 LEAST_SCORES: dict[Precision, float] = {"fp32": 0.0, "fp16": 0.1, "int8": 0.1}
+# Words of torch's allocators, whose errors have no class of their own.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "size calculation over")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,13 @@ def export_student(settings: ExportSettings, say: Say) -> list[Path]:
         settings.checkpoint, config_file=settings.config_file, overrides=settings.overrides
     )
     size = input_size(student.preprocess, settings.size)
+    with _enough_memory(size):
+        return _export(settings, student, size, say)
+
+
+def _export(
+    settings: ExportSettings, student: Student, size: tuple[int, int], say: Say
+) -> list[Path]:
     module = student.image_detector()
     info = _description(settings, student, size, module)
     data = StudentFrames(student.config, student.class_names, student.preprocess, size, say)
@@ -250,6 +260,28 @@ def _check_can_start(settings: ExportSettings) -> None:
             f"--format {settings.format} needs {', '.join(missing)}: "
             "pip install -r requirements-deploy.txt"
         )
+    devices = available_devices(settings.output.suffix)
+    if settings.device.upper() not in devices:
+        raise ValueError(
+            f"--device {settings.device}: the runtime of --format {settings.format} has only "
+            f"{', '.join(devices)} here; choose one of them."
+        )
+
+
+@contextlib.contextmanager
+def _enough_memory(size: tuple[int, int]) -> Iterator[None]:
+    """Lack of memory as a ValueError that names the size."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "no memory left"
+        if isinstance(error, RuntimeError) and not any(words in reason for words in NO_MEMORY):
+            raise
+        raise ValueError(
+            f"--size: the network needs more memory for an input of {size[0]} x {size[1]} px than "
+            f"there is ({reason:.200}). Nothing was written. Give a smaller --size, or export on a "
+            "machine with more memory."
+        ) from error
 
 
 def _description(

@@ -28,6 +28,8 @@ from v2idetr.runs.stage_folder import StageFolder
 logger = logging.getLogger(__name__)
 
 USUAL_RULE = "iou50"
+# Weights are of a later training if they are newer than their evaluation by more than a copy takes.
+COPYING_S = 60
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Student:
         config: config of that run.
         preprocess: preprocessing of frames.
         evaluation: its ``evaluation.json``; None without one beside the file.
+        no_evaluation: reason why there is none, in words.
     """
 
     detector: Detector
@@ -51,6 +54,7 @@ class Student:
     config: dict[str, Any]
     preprocess: Preprocess
     evaluation: dict[str, Any] | None
+    no_evaluation: str = ""
 
     @property
     def class_names(self) -> list[str]:
@@ -70,7 +74,7 @@ class Student:
             ValueError: the evaluation has no such rule.
         """
         if self.evaluation is None:
-            return None, "unknown: there is no evaluation of these weights beside them"
+            return None, f"unknown: {self.no_evaluation}"
         thresholds = self.evaluation["thresholds"]
         if rule is None:
             rule = USUAL_RULE if USUAL_RULE in thresholds else next(iter(thresholds))
@@ -128,7 +132,7 @@ def load_student(
         known_stage or "",
         config,
         preprocess_of(config, stage.model),
-        _evaluation_of(path),
+        *_evaluation_of(path),
     )
 
 
@@ -195,20 +199,26 @@ def _config_of(path: Path, given: str | Path | None, header: Header | None) -> I
         )
 
 
-def _evaluation_of(path: Path) -> dict[str, Any] | None:
-    """The evaluation beside a checkpoint, if it is of this file."""
+def _evaluation_of(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """(evaluation beside a checkpoint if it is of this file, reason where there is none)."""
     file = StageFolder(path.parent).evaluation
     if not file.is_file():
-        return None
+        return None, "there is no evaluation of these weights beside them"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if Path(content["checkpoint"]).name != path.name:
-            return None
         rules = content["val"]["rules"]
         if not all("f1" in rules[rule] for rule in content["thresholds"]):
             raise KeyError("f1")
-        return content
+        evaluated = Path(content["checkpoint"]).name
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file}: is damaged ({error!r}); remove it, or write it again with --eval-only."
         ) from error
+    if evaluated != path.name:
+        return None, f"the evaluation beside these weights is of {evaluated}"
+    if path.stat().st_mtime > file.stat().st_mtime + COPYING_S:
+        return None, (
+            f"the weights are newer than {file.name} beside them; evaluate them (--eval-only), or "
+            "give --threshold"
+        )
+    return content, ""

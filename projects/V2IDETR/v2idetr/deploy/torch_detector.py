@@ -20,8 +20,6 @@ class TorchDetector:
         path: checkpoint of train_net.py, or a published ``.safetensors`` file.
         config_file: config of the run that trained it; None for the one beside or in the file.
         device: torch device, such as "cpu" or "cuda".
-        threshold_rule: rule whose threshold on validation data is taken, see
-            ``Student.threshold``.
 
     Attributes:
         class_names: class names by index.
@@ -36,11 +34,10 @@ class TorchDetector:
         path: str | Path,
         config_file: str | Path | None = None,
         device: str = "cpu",
-        threshold_rule: str | None = None,
     ) -> None:
         student = load_student(Path(path), config_file=config_file)
         self.class_names = student.class_names
-        self.score_threshold, _ = student.threshold(threshold_rule)
+        self.score_threshold, _ = student.threshold()
         self._preprocess = student.preprocess
         self._path = Path(path)
         try:
