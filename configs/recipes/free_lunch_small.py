@@ -33,7 +33,7 @@ teacher["max_iter"] = 300  # the head alone
 
 for _name in ("teacher", "contrastive", "student"):
     stages[_name].queue_size = 1024
-    stages[_name].momentum = 0.99  # of a training that is short
+    stages[_name].momentum = 0.996  # of a training that is short
 
 # What the student is compared with, by shares of the labelled videos.
 BACKBONES = dict(

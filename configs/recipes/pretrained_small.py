@@ -24,7 +24,7 @@ backbone_teacher["encoder"].freeze_backbone = True
 train.clips_at_once = 64  # a batch of pretraining is not cut; detectors' are smaller
 views.input_size = 64
 
-_queue = dict(queue_size=256, momentum=0.99)
+_queue = dict(queue_size=256, momentum=0.996)  # of a training that is short
 stages.backbone_teacher = L("free_lunch.pretraining.PretrainingStage")(
     encoder="backbone_teacher.encoder", settings="backbone_teacher", **_queue
 )

@@ -16,6 +16,7 @@ from PIL import Image
 from free_lunch.contrast import KeyHook, MomentumContrast
 from free_lunch.pretraining import build_encoder
 from free_lunch.views import TwoViews
+from tests.tiny_parts import TinyBackbone
 from tests.tiny_runs import before_step, make_run, run, same, send
 from v2idetr.config.load import build, load_config
 from v2idetr.engine.stage_graph import build_stage
@@ -29,6 +30,10 @@ def batch_of(models, number: int = 4, seed: int = 0) -> list[dict]:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (number, 2, 3, 32, 32), dtype=torch.uint8, generator=generator)
     return [{"views": list(views), "file_name": str(i)} for i, views in enumerate(pixels)]
+
+
+def _normalised(encoder, pixels: torch.Tensor) -> torch.Tensor:
+    return (pixels.float() - encoder.pixel_mean) / encoder.pixel_std
 
 
 def step(models, hook: KeyHook, batch: list[dict], optimizer: torch.optim.Optimizer) -> dict:
@@ -72,9 +77,10 @@ def test_the_momentum_encoder_follows_the_encoder_and_its_statistics(pretraining
     contrast = models.trained
     assert isinstance(contrast, MomentumContrast)
     contrast.momentum = 0.75
-    before = {n: t.clone() for n, t in contrast.key_encoder.state_dict().items()}
     optimizer = torch.optim.SGD(contrast.encoder.parameters(), lr=0.1)
     step(models, KeyHook(contrast, None), batch_of(models), optimizer)
+    before = {n: t.clone() for n, t in contrast.key_encoder.state_dict().items()}
+    step(models, KeyHook(contrast, None), batch_of(models, seed=1), optimizer)
     now = contrast.encoder.state_dict()
     for name, tensor in contrast.key_encoder.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -82,6 +88,23 @@ def test_the_momentum_encoder_follows_the_encoder_and_its_statistics(pretraining
         expected = 0.75 * before[name] + 0.25 * now[name]
         torch.testing.assert_close(tensor, expected)
     assert not torch.equal(now["backbone.norm.running_mean"], before["backbone.norm.running_mean"])
+
+
+def test_the_first_step_gives_the_momentum_encoder_statistics_of_the_images(
+    pretraining_config,
+) -> None:
+    models = build_stage(load_config(pretraining_config), "contrastive")
+    batch = batch_of(models)
+    first = torch.stack([sample["views"][0] for sample in batch])
+    norm = models.trained.key_encoder.backbone.norm
+    assert norm.running_mean.abs().max() == 0
+    with torch.no_grad():
+        models.trained(batch)
+        maps = TinyBackbone.forward(models.model.backbone, _normalised(models.model, first))["c2"]
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)))
+    kept = norm.running_mean.clone()
+    models.trained(batch)
+    assert torch.equal(norm.running_mean, kept), "only the first step does"
 
 
 def test_a_key_does_not_depend_on_the_rest_of_its_batch(pretraining_config) -> None:
@@ -94,13 +117,14 @@ def test_a_key_does_not_depend_on_the_rest_of_its_batch(pretraining_config) -> N
 
 def test_the_batch_in_parts_gives_the_queue_of_the_whole_batch(pretraining_config) -> None:
     whole, parts = (build_stage(load_config(pretraining_config), "student") for _ in range(2))
-    batch = batch_of(whole)
+    first, batch = batch_of(whole), batch_of(whole, seed=1)
     for models, pieces in ((whole, [batch]), (parts, [batch[:2], batch[2:]])):
         hook = KeyHook(models.trained, models.teacher)
-        hook.before_step()
-        for piece in pieces:
-            models.trained(piece, **hook.before_forward(piece))
-        hook.after_step()
+        for step_pieces in ([first], pieces):
+            hook.before_step()
+            for piece in step_pieces:
+                models.trained(piece, **hook.before_forward(piece))
+            hook.after_step()
     for name in ("student", "teacher"):
         torch.testing.assert_close(parts.trained.queue.keys(name), whole.trained.queue.keys(name))
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from free_lunch.encoder import Encoder
 from free_lunch.key_queue import KeyQueue, cosine_logits
@@ -94,6 +95,8 @@ class MomentumContrast(nn.Module):
             teacher: its queries and keys of the two views, (B, d) each, if there is one.
         """
         first, second = views_of(batched_inputs, self.encoder.pixel_mean.device)
+        if not self.queue.filled and not self._new:
+            self._begin(first)
         queries = self.encoder(first)
         with torch.no_grad():
             new = {"student": self.key_encoder(second)}
@@ -107,6 +110,23 @@ class MomentumContrast(nn.Module):
             losses["loss_distillation"] = self.distillation_weight * distilled
         self._new.append({name: keys.detach() for name, keys in new.items()})
         return losses
+
+    @torch.no_grad()
+    def _begin(self, pixels: Tensor) -> None:
+        """Give both encoders the statistics of the first images.
+
+        Until freshly drawn ones had followed, the momentum encoder would give all images one key,
+        and moving away from the old keys in the queue would be the way to a low loss.
+        """
+        norms = [m for m in self.encoder.modules() if isinstance(m, _BatchNorm) and m.training]
+        rates = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        self.encoder(pixels)
+        for norm, rate in zip(norms, rates, strict=True):
+            norm.momentum = rate
+        for name, buffer in self.encoder.named_buffers():
+            self.key_encoder.get_buffer(name).copy_(buffer)
 
     def forget_new_keys(self) -> None:
         """Begin a step."""
