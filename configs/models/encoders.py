@@ -30,3 +30,15 @@ efficientnet_lite0 = L("free_lunch.encoder.Encoder")(
     dim=128,
     freeze_backbone=False,
 )
+
+resnet10 = L("free_lunch.encoder.Encoder")(
+    backbone=L("v2idetr.modeling.backbone.TimmBackbone")(
+        name="resnet10t", strides=[32], freeze_stem=False, norm="BN"
+    ),
+    weights="",
+    pixel_mean=[127.0, 127.0, 127.0],
+    pixel_std=[128.0, 128.0, 128.0],
+    hidden_dim=512,
+    dim=128,
+    freeze_backbone=False,
+)
