@@ -31,7 +31,7 @@ def make_plan(folder: Path, *overrides: str, student: str = "deformable_detr") -
 
 def refusal(plan: Plan, *keys: str) -> str:
     base = plan.base()
-    base.data.test = {}
+    base.data.test = {"held_out": base.data.val}
     splits = load_splits(base, with_train=True)
     students = new_students(plan.runs([plan.rows[key] for key in keys], range(2)))
     with pytest.raises(ValueError) as caught:
@@ -57,7 +57,7 @@ def test_the_students_of_the_papers_rows_fit_their_teachers(tmp_path: Path, stud
     plan = make_plan(tmp_path, student=student)
     rows = [row for key, row in plan.rows.items() if (key, student) != ("table4/08_qd", "detr")]
     base = plan.base()
-    base.data.test = {}
+    base.data.test = {"held_out": base.data.val}
     students = new_students(plan.runs(rows, [0]))
     assert {"table3/5_tfd_msi_cqd", "table4/02_fd"} <= {run.row.key for run in students}
     check_students(students, load_splits(base, with_train=True))
