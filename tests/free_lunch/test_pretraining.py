@@ -62,6 +62,45 @@ def test_gradients_flow_into_the_student_alone(pretraining_config: Path) -> None
     assert not models.teacher.training
 
 
+def test_each_loss_has_its_own_temperature_and_weight(pretraining_config: Path) -> None:
+    def losses(*changes: str) -> dict[str, float]:
+        models = build_stage(load_config(pretraining_config, list(changes)), "student")
+        hook = KeyHook(models.trained, models.teacher)
+        with torch.no_grad():
+            for seed in range(2):
+                hook.before_step()
+                batch = batch_of(models, seed=seed)
+                found = models.trained(batch, **hook.before_forward(batch))
+                hook.after_step()
+        return {name: float(loss) for name, loss in found.items()}
+
+    usual = losses()
+    warm = losses("stages.student.distillation_temperature=2.0")
+    assert warm["loss_contrast"] == usual["loss_contrast"]
+    assert warm["loss_distillation"] < usual["loss_distillation"]
+    cold = losses("stages.student.temperature=0.1")
+    assert cold["loss_distillation"] == usual["loss_distillation"]
+    assert cold["loss_contrast"] != usual["loss_contrast"]
+    doubled = losses("stages.student.contrast_weight=2.0")
+    assert doubled["loss_contrast"] == pytest.approx(2 * usual["loss_contrast"])
+
+
+def test_mixed_precision_gives_nearly_the_same_losses(pretraining_config: Path) -> None:
+    found = []
+    for enabled in (False, True):
+        models = build_stage(load_config(pretraining_config), "student")
+        hook = KeyHook(models.trained, models.teacher)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            for seed in range(2):
+                hook.before_step()
+                batch = batch_of(models, seed=seed)
+                losses = models.trained(batch, **hook.before_forward(batch))
+                hook.after_step()
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        found.append({name: float(loss) for name, loss in losses.items()})
+    assert found[1] == pytest.approx(found[0], rel=0.05, abs=0.01)
+
+
 def test_with_a_frozen_backbone_only_the_head_learns(pretraining_config: Path) -> None:
     models = build_stage(load_config(pretraining_config), "teacher")
     before = {n: p.clone() for n, p in models.model.state_dict().items()}
@@ -208,9 +247,9 @@ def test_pretraining_on_a_held_out_video_is_refused_under_any_name(
     source = Path(unlabelled_data["val"]["image_root"])
     content = json.loads(Path(unlabelled_data["val"]["json"]).read_text())
     for number, image in enumerate(content["images"]):
-        with Image.open(source / image["file_name"]) as picture:
+        with Image.open(source / image["file_name"]) as frame:
             image["file_name"] = f"copy_{number}.jpg"
-            picture.save(tmp_path / image["file_name"], quality=95)
+            frame.save(tmp_path / image["file_name"], quality=95)
     content["videos"][0]["name"] = "a_new_name"
     (tmp_path / "copy.json").write_text(json.dumps(content))
     copy = {"json": str(tmp_path / "copy.json"), "image_root": str(tmp_path)}

@@ -2,9 +2,9 @@
 
 For an image's two views, a query q and a momentum encoder's key k, and the queue's keys n_j:
 
-    s = [q.k, q.n_1, ..., q.n_K] / T                 the student's similarities
-    t = [q'.k', q'.n'_1, ..., q'.n'_K] / T           the teacher's, of the same images
-    L = w_c * (-log softmax(s)_0) + w_d * KL(softmax(t) || softmax(s))
+    s = [q.k, q.n_1, ..., q.n_K]                     the student's similarities
+    t = [q'.k', q'.n'_1, ..., q'.n'_K]               the teacher's, of the same images
+    L = w_c * (-log softmax(s / T)_0) + w_d * KL(softmax(t / T_d) || softmax(s / T_d))
 
 Without a teacher this is MoCo v2 (He et al., CVPR 2020; Chen et al., 2020), which also trains the
 teacher's head on its frozen backbone.
@@ -42,7 +42,7 @@ class MomentumContrast(nn.Module):
     Args:
         encoder: is trained.
         queue_size: keys in the queue.
-        temperature: T, of both losses, for teacher and student.
+        temperature, distillation_temperature: T and T_d; 0.2 both in the released code.
         momentum: of the momentum encoder, per step.
         contrast_weight, distillation_weight: w_c and w_d. The paper's are 1 and 5; its released
             code adds the contrastive loss twice.
@@ -58,6 +58,7 @@ class MomentumContrast(nn.Module):
         momentum: float,
         contrast_weight: float = 1.0,
         distillation_weight: float = 0.0,
+        distillation_temperature: float = 0.2,
         teacher_dim: int = 0,
     ) -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class MomentumContrast(nn.Module):
         dims = {"student": encoder.dim} | ({"teacher": teacher_dim} if teacher_dim else {})
         self.queue = KeyQueue(queue_size, dims)
         self.temperature, self.momentum = temperature, momentum
+        self.distillation_temperature = distillation_temperature
         self.contrast_weight, self.distillation_weight = contrast_weight, distillation_weight
         self._new: list[dict[str, Tensor]] = []  # keys of the step's images
         self.train()
@@ -101,12 +103,13 @@ class MomentumContrast(nn.Module):
         with torch.no_grad():
             new = {"student": self.key_encoder(second)}
         logits = cosine_logits(queries, new["student"], self.queue.keys("student"))
-        logits = logits / self.temperature
-        losses = {"loss_contrast": self.contrast_weight * contrastive_loss(logits)}
+        contrast = contrastive_loss(logits / self.temperature)
+        losses = {"loss_contrast": self.contrast_weight * contrast}
         if teacher is not None:
             known, new["teacher"] = teacher
             wanted = cosine_logits(known, new["teacher"], self.queue.keys("teacher"))
-            distilled = distillation_loss(logits, wanted / self.temperature)
+            T = self.distillation_temperature
+            distilled = distillation_loss(logits / T, wanted / T)
             losses["loss_distillation"] = self.distillation_weight * distilled
         self._new.append({name: keys.detach() for name, keys in new.items()})
         return losses

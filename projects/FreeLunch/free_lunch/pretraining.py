@@ -49,8 +49,8 @@ class PretrainingStage(Stage):
 
     Args:
         encoder: key of the :class:`Encoder` in the config.
-        queue_size, temperature, momentum, contrast_weight, distillation_weight: see
-            :class:`MomentumContrast`.
+        queue_size, temperature, momentum, contrast_weight, distillation_weight,
+            distillation_temperature: see :class:`MomentumContrast`.
         settings, given, needs, split: see :class:`Stage`. An earlier stage of this kind in the role
             "teacher" gives the similarities to be distilled; ``split`` may be one without labels.
     """
@@ -68,6 +68,7 @@ class PretrainingStage(Stage):
         momentum: float = 0.999,
         contrast_weight: float = 1.0,
         distillation_weight: float = 0.0,
+        distillation_temperature: float = 0.2,
         settings: str = "train",
         given: str = "",
         needs: Mapping[str, str] | None = None,
@@ -77,6 +78,7 @@ class PretrainingStage(Stage):
         self.encoder, self.queue_size = encoder, queue_size
         self.temperature, self.momentum = temperature, momentum
         self.contrast_weight, self.distillation_weight = contrast_weight, distillation_weight
+        self.distillation_temperature = distillation_temperature
 
     def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
         batch_key = batch_size_key(config, self.name)
@@ -101,6 +103,7 @@ class PretrainingStage(Stage):
             momentum=self.momentum,
             contrast_weight=self.contrast_weight,
             distillation_weight=self.distillation_weight,
+            distillation_temperature=self.distillation_temperature,
             teacher_dim=known.dim if known is not None else 0,
         )
         return StageModels(encoder, contrast, known)
