@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ from free_lunch.phases.models import PhaseClassifier
 from free_lunch.phases.retrieval import video_retrieval
 from free_lunch.phases.stage import METRIC, PhaseStage, phases_of
 from free_lunch.phases.videos import VideoFeatures, VideoPhases, stack_videos
-from v2idetr.checkpoints.files import read_weights
 from v2idetr.config.load import fingerprint, save_config
 from v2idetr.engine.run_context import RunContext
-from v2idetr.engine.stage import StageModels
-from v2idetr.runs.checkpoint import Checkpoint, load_checkpoint, load_into, save_checkpoint
+from v2idetr.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from v2idetr.runs.folder import CONFIG, git_commit
 from v2idetr.runs.stage_folder import FINAL
 
@@ -40,10 +39,6 @@ class ProbeStage(PhaseStage):
     Args:
         encoder, share, transitions, settings, given, needs, split: see :class:`PhaseStage`.
     """
-
-    def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
-        model = self.classifier(config, pretrained=pretrained)
-        return StageModels(model, model)
 
     def artefact(self, config: DictConfig) -> Path:
         return Path(config.train.output_dir) / self.name / FINAL
@@ -80,47 +75,48 @@ class ProbeStage(PhaseStage):
             save_checkpoint(state, folder / FINAL)
         comm.synchronize()
 
+    def predictions(self, run: RunContext, model: nn.Module, name: str) -> list[VideoPhases]:
+        assert isinstance(model, PhaseClassifier)
+        return [
+            video.with_predictions(_predicted(model.classifier, video, run.device))
+            for video in self._features(run, model, name)
+        ]
+
     def evaluate(self, run: RunContext, weights: Path, folder: Path) -> dict[str, Any]:
-        model = self.classifier(run.config, pretrained=False)
-        load_into(model, read_weights(weights).state, weights)
-        model.to(run.device).eval()
+        result = super().evaluate(run, weights, folder)
+        return {**result, "l2": (load_checkpoint(weights).best or {}).get("l2")}
 
-        def linear(name: str) -> list[VideoPhases]:
-            return [
-                video.with_predictions(_predicted(model.classifier, video, run.device))
-                for video in self._features(run, model, name)
-            ]
-
-        result = self.result(run, linear, folder)
-        result["l2"] = (load_checkpoint(weights).best or {}).get("l2")
-        result["retrieval"] = {
-            name: self._retrieval(run, model, f"test/{name}") for name in run.tests
-        }
+    def result(self, run: RunContext, model: nn.Module, folder: Path) -> dict[str, Any]:
+        assert isinstance(model, PhaseClassifier)
+        result = super().result(run, model, folder)
+        tests = {name: self._features(run, model, f"test/{name}") for name in run.tests}
+        result["retrieval"] = {}
+        for name, videos in tests.items():
+            gap = math.ceil(RETRIEVAL_GAP_S * self.labelled(run, f"test/{name}").frame_rate)
+            result["retrieval"][name] = video_retrieval(videos, gap=gap)
         if self.split in run.splits:
-            result["knn"] = self._knn(run, model)
+            result["knn"] = self._knn(run, model, tests)
         return result
 
-    def _knn(self, run: RunContext, model: PhaseClassifier) -> dict[str, Any]:
+    def _knn(
+        self, run: RunContext, model: PhaseClassifier, tests: Mapping[str, list[VideoFeatures]]
+    ) -> dict[str, Any]:
         """Metrics of k-NN among the labelled training frames."""
         num_phases = len(phases_of(run.config))
         train, val = self._training_features(run, model), self._features(run, model, "val")
         features, labels = stack_videos(train, num_phases)
         ks = [k for k in NEIGHBOURS if k <= len(labels)]
         k = choose_k(train, val, ks=ks, num_phases=num_phases).k
-        tests = {}
-        for name in run.tests:
-            videos = [
+        metrics = {}
+        for name, videos in tests.items():
+            predicted = [
                 video.with_predictions(
                     knn_predict(features, labels, video.features, k=k, num_phases=num_phases)
                 )
-                for video in self._features(run, model, f"test/{name}")
+                for video in videos
             ]
-            tests[name] = self.scores(run, f"test/{name}", videos)
-        return {"k": k, "tests": tests}
-
-    def _retrieval(self, run: RunContext, model: PhaseClassifier, name: str) -> float | None:
-        gap = math.ceil(RETRIEVAL_GAP_S * self.labelled(run, name).frame_rate)
-        return video_retrieval(self._features(run, model, name), gap=gap)
+            metrics[name] = self.scores(run, f"test/{name}", predicted)
+        return {"k": k, "tests": metrics}
 
     def _features(self, run: RunContext, model: PhaseClassifier, name: str) -> list[VideoFeatures]:
         return features_of(run, model, self.labelled(run, name), name)

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from torch import nn
 
 from free_lunch.encoder import PooledBackbone
 from free_lunch.phases.labels import LabelledSplit, read_labels
 from free_lunch.phases.metrics import allowed_transitions, phase_metrics
 from free_lunch.phases.models import PhaseClassifier
 from free_lunch.phases.table import phase_table
-from free_lunch.phases.videos import VideoPhases
+from free_lunch.phases.videos import VideoPhases, mean_accuracy
 from free_lunch.pretraining import build_encoder
 from v2idetr.atomic_file import write_text_atomically
+from v2idetr.checkpoints.files import read_weights
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import Stage, StageModels
 from v2idetr.modeling.backbone_weights import load_backbone
+from v2idetr.runs.checkpoint import load_into
 
 METRIC = "phases/accuracy"
 
@@ -60,12 +63,35 @@ class PhaseStage(Stage):
         if not 0 < share <= 1:
             raise ValueError(f"share={share} of the labelled videos must lie in (0, 1]")
         self.encoder, self.share, self.transitions = encoder, share, transitions
+        self._labelled: dict[str, LabelledSplit] = {}
 
     table = staticmethod(phase_table)
 
+    def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
+        model = self.classifier(config, pretrained=pretrained)
+        return StageModels(model, model)
+
+    def predictions(self, run: RunContext, model: nn.Module, name: str) -> list[VideoPhases]:
+        """Predictions of a model in evaluation mode for the videos of a split, on all processes."""
+        raise NotImplementedError
+
+    def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
+        models.model.eval()
+        accuracy = mean_accuracy(self.predictions(run, models.model, "val"))
+        models.model.train()
+        return {METRIC: accuracy}
+
+    def evaluate(self, run: RunContext, weights: Path, folder: Path) -> dict[str, Any]:
+        model = self.build(run.config, pretrained=False).model
+        load_into(model, read_weights(weights).state, weights)
+        model.to(run.device).eval()
+        return self.result(run, model, folder)
+
     def labelled(self, run: RunContext, name: str) -> LabelledSplit:
         """A split of the run with its labels."""
-        return read_labels(run.splits[name], phases_of(run.config))
+        if name not in self._labelled:
+            self._labelled[name] = read_labels(run.splits[name], phases_of(run.config))
+        return self._labelled[name]
 
     def training_split(self, run: RunContext) -> SplitData:
         return self.labelled(run, self.split).first_videos(self.share).split
@@ -101,14 +127,8 @@ class PhaseStage(Stage):
         num_phases = len(phases_of(run.config))
         return phase_metrics(videos, num_phases=num_phases, fps=rate, transitions=self.transitions)
 
-    def result(
-        self, run: RunContext, predicted: Callable[[str], list[VideoPhases]], folder: Path
-    ) -> dict[str, Any]:
-        """Metrics on the validation and test splits; predictions go into the folder as CSV.
-
-        Args:
-            predicted: predictions for a split by its name.
-        """
+    def result(self, run: RunContext, model: nn.Module, folder: Path) -> dict[str, Any]:
+        """Metrics on the validation and test splits; predictions go into the folder as CSV."""
         labelled = self.labelled(run, self.split) if self.split in run.splits else None
         result: dict[str, Any] = {
             "phases": phases_of(run.config),
@@ -118,7 +138,7 @@ class PhaseStage(Stage):
         }
         for name in run.splits:
             if name == "val" or name.startswith("test/"):
-                videos = predicted(name)
+                videos = self.predictions(run, model, name)
                 metrics = self.scores(run, name, videos)
                 if name == "val":
                     result["val"] = metrics

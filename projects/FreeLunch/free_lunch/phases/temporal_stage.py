@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from free_lunch.encoder import PooledBackbone
 from free_lunch.phases.features import features_of
 from free_lunch.phases.models import PhaseSequence
-from free_lunch.phases.stage import METRIC, PhaseStage, phases_of
+from free_lunch.phases.stage import PhaseStage, phases_of
 from free_lunch.phases.temporal import CausalTCN
-from free_lunch.phases.videos import VideoFeatures, VideoPhases, mean_accuracy
-from v2idetr.checkpoints.files import read_weights
+from free_lunch.phases.videos import VideoFeatures, VideoPhases
 from v2idetr.data.clip_mapper import Mapper
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import StageModels
-from v2idetr.runs.checkpoint import load_into
 
 
 class TemporalStage(PhaseStage):
@@ -60,7 +58,7 @@ class TemporalStage(PhaseStage):
         self._backbone: PooledBackbone | None = None
 
     def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
-        frozen = self.classifier(config, pretrained=pretrained)
+        frozen = self.classifier(config, pretrained=False)  # for its width
         model = PhaseSequence(
             CausalTCN(
                 d=frozen.num_features,
@@ -86,22 +84,8 @@ class TemporalStage(PhaseStage):
         ids = [records[0]["video_id"] for _, records in self.labelled(run, self.split).videos()]
         return WholeVideos(dict(zip(ids, videos, strict=True)), d=models.model.tcn.d)
 
-    def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
-        assert isinstance(models.model, PhaseSequence)
-        models.model.eval()
-        accuracy = mean_accuracy(self._predict(run, models.model, "val"))
-        models.model.train()
-        return {METRIC: accuracy}
-
-    def evaluate(self, run: RunContext, weights: Path, folder: Path) -> dict[str, Any]:
-        models = self.build(run.config, pretrained=False)
-        model = models.model
+    def predictions(self, run: RunContext, model: nn.Module, name: str) -> list[VideoPhases]:
         assert isinstance(model, PhaseSequence)
-        load_into(model, read_weights(weights).state, weights)
-        model.to(run.device).eval()
-        return self.result(run, lambda name: self._predict(run, model, name), folder)
-
-    def _predict(self, run: RunContext, model: PhaseSequence, name: str) -> list[VideoPhases]:
         return [
             video.with_predictions(
                 model.predict(torch.from_numpy(video.features).to(run.device)).cpu().numpy()
