@@ -4,7 +4,8 @@
     python datasets/prepare_frames.py --source data/my_videos --output data/frames
     python datasets/prepare_frames.py --source data/my_videos --val 2 --test 5 --output data/frames
     python datasets/prepare_frames.py --source data/my_clips --output data/clips \\
-        --val-videos 'B_*' --test-videos 'C_*' --labels l.csv --label instrument --group patient
+        --val-videos 'B_*' --test-videos 'C_*' \\
+        --labels labels.csv --label instrument --group patient
 
 With `--val` and `--test`, or lists of names, val.json and test.json hold whole videos that
 unlabelled.json does not. Name all clips of one patient or operation together, for example

@@ -4,6 +4,8 @@ from copy import deepcopy
 
 from detectron2.config import LazyCall as L
 
+from free_lunch.prepare.phase_files import CHOLEC80_PHASES
+
 from .frames import data as _frames
 
 JSON = "data/cholec80"
@@ -11,15 +13,7 @@ ROOT = f"{JSON}/frames"
 
 data = deepcopy(_frames)
 data.update(
-    phases=[
-        "Preparation",
-        "CalotTriangleDissection",
-        "ClippingCutting",
-        "GallbladderDissection",
-        "GallbladderPackaging",
-        "CleaningCoagulation",
-        "GallbladderRetraction",
-    ],
+    phases=list(CHOLEC80_PHASES),
     train=dict(json=f"{JSON}/train.json", image_root=ROOT),
     val=dict(json=f"{JSON}/val.json", image_root=ROOT),
     test=dict(test=dict(json=f"{JSON}/test.json", image_root=ROOT)),

@@ -1,5 +1,7 @@
 """Encoders for pretraining, whose backbones fit the detectors' of backbones.py."""
 
+from copy import deepcopy
+
 from detectron2.config import LazyCall as L
 
 resnet50 = L("free_lunch.encoder.Encoder")(
@@ -31,14 +33,5 @@ efficientnet_lite0 = L("free_lunch.encoder.Encoder")(
     freeze_backbone=False,
 )
 
-resnet10 = L("free_lunch.encoder.Encoder")(
-    backbone=L("v2idetr.modeling.backbone.TimmBackbone")(
-        name="resnet10t", strides=[32], freeze_stem=False, norm="BN"
-    ),
-    weights="",
-    pixel_mean=[127.0, 127.0, 127.0],
-    pixel_std=[128.0, 128.0, 128.0],
-    hidden_dim=512,
-    dim=128,
-    freeze_backbone=False,
-)
+resnet10 = deepcopy(efficientnet_lite0)
+resnet10.backbone.name = "resnet10t"

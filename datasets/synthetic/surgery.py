@@ -14,15 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-PHASES = (
-    "Preparation",
-    "CalotTriangleDissection",
-    "ClippingCutting",
-    "GallbladderDissection",
-    "GallbladderPackaging",
-    "CleaningCoagulation",
-    "GallbladderRetraction",
-)
+from free_lunch.prepare.phase_files import CHOLEC80_PHASES as PHASES
+
 PREPARATION, CALOT, CLIPPING, DISSECTION, PACKAGING, CLEANING, RETRACTION = range(7)
 LABEL_RATE = 25  # lines a second of Cholec80's phase files
 
