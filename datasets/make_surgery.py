@@ -13,27 +13,24 @@ What the operations are like: `synthetic/surgery.py`.
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
 from synthetic.jobs import write_text
+from synthetic.output import RECORD, available_cores, description_of, is_made
 from synthetic.surgery import LABEL_RATE, Operation, phase_lines, plan_operation
 from synthetic.surgery_view import Theatre
 from tqdm import tqdm
 
-from v2idetr.data.text_files import read_text
 from v2idetr.output_folder import check_writable, explain_os_error
 
 VERSION = 1  # increase whenever the same arguments would give other bytes
-RECORD = "generator.json"
 JPEG_QUALITY = 92
 
 
@@ -46,13 +43,6 @@ class Options:
     operations: int
     seconds: tuple[int, int]
     mp4: bool
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -160,42 +150,13 @@ def render_all(root: Path, options: Options, workers: int) -> Iterator[int]:
         yield from pool.imap_unordered(write_operation, tasks)
 
 
-def description_of(folder: Path) -> dict[str, Any] | None:
-    """What a folder was made of; None if it is empty or does not exist.
-
-    Raises:
-        ValueError: it holds something else, or its record is damaged.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    record = folder / RECORD
-    if not record.is_file():
-        raise ValueError(
-            f"{folder} is not empty and was not made by this program: choose another --output"
-        )
-    try:
-        return dict(json.loads(read_text(record)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{record} is damaged ({error}): choose another --output") from None
-
-
 def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> None:
     """Make the data set at `output`, unless it exists."""
     arguments = json.loads(json.dumps(asdict(options)))
     description = {"program": "make_surgery", "version": VERSION, "arguments": arguments}
-    made = description_of(output)
-    if made == description:
+    if is_made(output, description, overwrite=overwrite):
         print(f"{output}: already made with these arguments")
         return
-    if made is not None and not overwrite:
-        before = made.get("arguments", {})
-        changed = [
-            f"{k} {before.get(k)} -> {v}" for k, v in arguments.items() if before.get(k) != v
-        ]
-        raise ValueError(
-            f"{output} was made with other arguments or by another version "
-            f"({', '.join(changed) or 'version'}): choose another --output or add --overwrite"
-        )
     check_writable(output)
     staging = output.with_name(output.name + ".incomplete")
     check_writable(staging)

@@ -12,7 +12,6 @@ the layouts: `synthetic/layouts.py`.
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,26 +25,19 @@ from synthetic.clips import render_clip
 from synthetic.degrade import Degradation
 from synthetic.jobs import FrameRecord, Job, Options, write_text
 from synthetic.layouts import annotate, plan
+from synthetic.output import RECORD, available_cores, is_made
 from tqdm import tqdm
 
 from v2idetr.data.text_files import read_text
 from v2idetr.output_folder import check_writable, explain_os_error
 
 VERSION = 3  # increase whenever the same arguments would give other bytes
-RECORD = "generator.json"
 FRAMES = "generator_frames.json"
 DEFAULTS: dict[str, dict[str, int]] = {
     "sun": {"train": 40, "easy": 0, "hard": 0, "negative": 8, "frames": 24},
     "sunseg": {"train": 400, "easy": 48, "hard": 32, "negative": 40, "frames": 5},
     "buv": {"train": 40, "easy": 12, "hard": 0, "negative": 0, "frames": 24},
 }
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -157,33 +149,6 @@ def render_all(root: Path, jobs: Sequence[Job], workers: int) -> Iterator[list[F
         yield from pool.imap(write_clip, tasks, chunksize=2)
 
 
-def found(output: Path, description: dict, *, overwrite: bool) -> bool:
-    """Whether `output` holds the result already; ValueError if it holds anything else."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return False
-    record = output / RECORD
-    if not record.is_file():
-        raise ValueError(
-            f"{output} is not empty and was not made by this program: choose another --output"
-        )
-    try:
-        made = dict(json.loads(read_text(record)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{record} is damaged ({error}): choose another --output") from None
-    if isinstance(made.get("arguments"), dict):  # results without this option
-        made["arguments"].setdefault("degradation", "hide")
-    if {key: made.get(key) for key in description} == description:
-        return True
-    if overwrite:
-        return False
-    before, now = made.get("arguments", {}), description["arguments"]
-    changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
-    raise ValueError(
-        f"{output} was made with other arguments or by another version "
-        f"({', '.join(changed) or 'version'}): choose another --output or add --overwrite"
-    )
-
-
 def summary(jobs: Sequence[Job], results: Sequence[Sequence[FrameRecord]]) -> dict:
     """Counts for generator.json."""
     records = [record for clip in results for record in clip]
@@ -202,7 +167,8 @@ def make(options: Options, output: Path, *, workers: int, overwrite: bool) -> di
     arguments = asdict(options)
     arguments["size"] = list(options.size)
     description = {"program": "make_synthetic", "version": VERSION, "arguments": arguments}
-    if found(output, description, overwrite=overwrite):
+    since = {"degradation": "hide"}
+    if is_made(output, description, overwrite=overwrite, added_later=since):
         print(f"{output}: already made with these arguments")
         return json.loads(read_text(output / RECORD))
     check_writable(output)
