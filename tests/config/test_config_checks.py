@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from v2idetr.config.load import ConfigError, load_run_config
+from v2idetr.config.load import ConfigError, load_config, load_run_config
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.signals import StopSignals
 
@@ -144,3 +144,12 @@ def test_early_stopping_without_evaluations_is_an_error(tiny_config) -> None:
     given = ["train.patience=1", "train.eval_period=0", "evaluation.checkpoint=final"]
     with pytest.raises(ConfigError, match=r"train\.eval_period=0 disables them"):
         load_run_config(tiny_config, given, world_size=1, has_gpu=False)
+
+
+def test_a_validation_split_in_place_of_none_is_given_as_a_whole(tiny_config) -> None:
+    none = ["data.val=null", "train.eval_period=0", "evaluation.checkpoint=final"]
+    whole = load_config(tiny_config, [*none, "data.val={json: a.json, image_root: b}"])
+    assert dict(whole.data.val) == {"json": "a.json", "image_root": "b"}
+    for part in ("data.val={json: a.json}", "data.val.json=a.json"):
+        with pytest.raises(ConfigError, match=r"data\.val={json: \.\.\., image_root: \.\.\.}"):
+            load_config(tiny_config, [*none, part])

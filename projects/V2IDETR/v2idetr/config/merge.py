@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from v2idetr.config.keys import dereference, is_reference, nearest_key, walk
-from v2idetr.config.run_keys import KIND_NAMES, fits, type_unless_null
+from v2idetr.config.run_keys import KIND_NAMES, fits, kind_unless_null
 from v2idetr.config.targets import arguments_of, no_such_argument, parameter_of
 from v2idetr.config.yaml_text import parse_yaml
 
 # Mappings with user-defined names: a layer replaces them as a whole.
 OPEN_MAPPINGS = frozenset({"data.test"})
-VAL = "data.val"  # may be null, and is no node with a _target_
 NULLS = ("null", "Null", "NULL", "~")  # YAML's
 
 
@@ -109,7 +108,7 @@ class _Merge:
         if is_reference(old) or is_reference(new):
             return new
         if new is None:
-            if old is None or type_unless_null(key) or _may_be_none(parameter):
+            if old is None or kind_unless_null(key) or _may_be_none(parameter):
                 return None
             self.problem(f"{key} cannot be null; it is {_describe(old)}.")
             return old
@@ -118,15 +117,16 @@ class _Merge:
             if key in OPEN_MAPPINGS or changes_target:
                 return copy.deepcopy(new)
             return self.mapping(old, new, key)
-        expected = type_unless_null(key) if old is None else type(old)
+        kind = kind_unless_null(key) if old is None else None
+        expected = type(old) if old is not None else kind and kind.type
         if expected is None:
             return copy.deepcopy(new)
         if not fits(new, expected):
-            kind = KIND_NAMES.get(expected, expected.__name__)
+            name = KIND_NAMES.get(expected, expected.__name__)
             like = "" if old is None else f", as {_short(old)}"
-            self.problem(f"{key} must be {kind}{like}, but is {_describe(new)}.")
+            self.problem(f"{key} must be {name}{like}, but is {_describe(new)}.")
             return old
-        if old is None and expected is dict and key != VAL and "_target_" not in new:
+        if kind is not None and kind.holds and not set(kind.holds) <= new.keys():
             self.null(key)
             return old
         if isinstance(old, list) and not _items_fit(old, new):
@@ -164,8 +164,10 @@ class _Merge:
 
     def null(self, key: str) -> None:
         """Report a change to a part of a node that is null."""
-        whole = "{json: ..., image_root: ...}" if key == VAL else "{_target_: ...}"
-        self.problem(f"{key} is null; give it as a whole: {key}={whole}.")
+        kind = kind_unless_null(key)
+        keys = (kind.holds if kind is not None else ()) or ("_target_",)
+        whole = ", ".join(f"{name}: ..." for name in keys)
+        self.problem(f"{key} is null; give it as a whole: {key}={{{whole}}}.")
 
     def problem(self, sentence: str) -> None:
         """Report an error of this layer."""

@@ -30,12 +30,14 @@ class Kind:
         optional: whether null is valid.
         least: smallest valid number.
         words: valid strings; () for any.
+        holds: keys that a mapping must hold where it replaces null.
     """
 
     type: type
     optional: bool = False
     least: int | None = None
     words: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
 
     def problem(self, key: str, value: Any) -> str | None:
         """Error message for a value of the key, or for `MISSING`; None if it is valid."""
@@ -89,7 +91,7 @@ PROGRAM_KEYS: dict[str, Kind] = {
     "optimizer": MAPPING,
     "lr_multiplier": MAPPING,
     "data.class_names": LIST,
-    "data.val": Kind(dict, optional=True),
+    "data.val": Kind(dict, optional=True, holds=("json", "image_root")),
     "data.test": MAPPING,
     "data.num_frames": COUNT,
     "data.window": AMOUNT,
@@ -115,7 +117,7 @@ SECTION_KEYS: dict[str, Kind] = {
     "optimizer": MAPPING,
 }
 FRAMES = Kind(str, words=("current", "all"))
-LOSS = Kind(dict, optional=True)
+LOSS = Kind(dict, optional=True, holds=("_target_",))
 
 
 def distillation_kind(name: str) -> Kind:
@@ -123,15 +125,15 @@ def distillation_kind(name: str) -> Kind:
     return FRAMES if name == "frames" else LOSS
 
 
-def type_unless_null(key: str) -> type | None:
-    """Type of a key that may be null; None for all other keys."""
+def kind_unless_null(key: str) -> Kind | None:
+    """Valid values of a key that may be null; None for all other keys."""
     section, _, name = key.rpartition(".")
     kind = PROGRAM_KEYS.get(key)
     if section == "distillation":
         kind = distillation_kind(name)
     elif kind is None and section and "." not in section:
         kind = SECTION_KEYS.get(name)
-    return kind.type if kind is not None and kind.optional else None
+    return kind if kind is not None and kind.optional else None
 
 
 # Smallest valid values of arguments of L(...) nodes, by the name of the argument.
