@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 import yaml
 from detectron2.utils.logger import setup_logger
 from PIL import Image
@@ -80,6 +81,22 @@ def in_child(work: Callable[[], int | None]) -> int:
             sys.stderr.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_two_processes(work: Callable[[int], object], folder: Path) -> None:
+    """Let `work(rank)` run in two forked processes that exchange tensors by gloo."""
+
+    def connected(rank: int) -> None:
+        url = f"file://{folder}/rendezvous"
+        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+        work(rank)
+        dist.destroy_process_group()
+
+    second = os.fork()
+    if second == 0:
+        os._exit(in_child(lambda: connected(1)))
+    assert in_child(lambda: connected(0)) == 0
+    assert os.waitpid(second, 0)[1] == 0
 
 
 @pytest.fixture(autouse=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.tiny_fixtures import in_two_processes
 from v2idetr.config.load import load_config
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
@@ -182,23 +181,14 @@ def test_accumulation_is_the_large_batch_for_a_softmax_too(tiny_detr_config, sta
     torch.testing.assert_close(cut_gradients, gradients, rtol=1e-5, atol=1e-5)
 
 
-def test_two_processes_give_the_losses_and_gradients_of_one(
-    tiny_config, tmp_path, in_child
-) -> None:
+def test_two_processes_give_the_losses_and_gradients_of_one(tiny_config, tmp_path) -> None:
     expected_losses, expected = one_step(tiny_config, "student")
 
     def work(rank: int) -> None:
-        url = f"file://{tmp_path}/rendezvous"
-        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
         losses, gradients = one_step(tiny_config, "student", world=2, accumulate=2)
         torch.save({"losses": losses, "gradients": gradients}, tmp_path / f"{rank}.pt")
-        dist.destroy_process_group()
 
-    other = os.fork()
-    if other == 0:
-        os._exit(in_child(lambda: work(1)))
-    assert in_child(lambda: work(0)) == 0
-    assert os.waitpid(other, 0)[1] == 0
+    in_two_processes(work, tmp_path)
     for rank in (0, 1):
         result = torch.load(tmp_path / f"{rank}.pt")
         assert result["losses"] == pytest.approx(expected_losses, rel=1e-5, abs=1e-5)

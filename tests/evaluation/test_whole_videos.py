@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.structures import Boxes, Instances
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.tiny_fixtures import in_child
+from tests.tiny_fixtures import in_two_processes
 from v2idetr.data.clip_mapper import ClipMapper
 from v2idetr.data.coco_vid import SplitData, load_split, write_split
 from v2idetr.data.loader import build_eval_loader, share_videos
@@ -89,17 +87,10 @@ def test_two_processes_get_the_predictions_of_one(split, tmp_path: Path) -> None
     assert len(alone) == sum(LENGTHS)
 
     def work(rank: int) -> None:
-        url = f"file://{tmp_path}/rendezvous"
-        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
         share = loader(split, rank=rank, world_size=2, num_workers=rank)
         torch.save(scores(predict(Remembering(), share)), tmp_path / f"{rank}.pt")
-        dist.destroy_process_group()
 
-    other = os.fork()
-    if other == 0:
-        os._exit(in_child(lambda: work(1)))
-    assert in_child(lambda: work(0)) == 0
-    assert os.waitpid(other, 0)[1] == 0
+    in_two_processes(work, tmp_path)
     assert torch.load(tmp_path / "0.pt") == torch.load(tmp_path / "1.pt") == alone
 
 

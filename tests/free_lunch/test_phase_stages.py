@@ -14,8 +14,9 @@ from PIL import Image
 
 from free_lunch.phases.features import FOLDER
 from free_lunch.phases.labels import read_labels
+from free_lunch.pretraining import build_encoder
 from tests.free_lunch.conftest import TINY_ENCODER
-from tests.tiny_fixtures import ROOT
+from tests.tiny_fixtures import ROOT, in_child
 from tests.tiny_runs import make_run, run, same
 from v2idetr.config.load import load_config
 from v2idetr.data.coco_vid import load_split, write_split
@@ -100,8 +101,6 @@ def write_phase_config(folder: Path, data: dict) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, operations) -> Path:
-    from tests.tiny_fixtures import in_child
-
     folder = tmp_path_factory.mktemp("phases")
     config = write_phase_config(folder, operations)
     assert in_child(lambda: run(config, folder / "run", stages=STAGES)) == 0
@@ -137,8 +136,6 @@ def test_predictions_are_written_frame_by_frame_and_give_the_accuracy(trained: P
 def test_the_probe_leaves_the_backbone_as_it_was_and_finetuning_does_not(trained: Path) -> None:
     probe, finetuned = (load_checkpoint(trained / s / "final.pth").model for s in STAGES[:2])
     config = load_config(trained / "probe" / "config.yaml")
-    from free_lunch.pretraining import build_encoder
-
     start = build_encoder(config, "encoder", pretrained=True).state_dict()
     names = [n for n in start if n.startswith("backbone.stages")]
     assert names and all(torch.equal(probe[n], start[n]) for n in names)
@@ -178,7 +175,7 @@ def test_with_a_share_of_the_labels_only_the_first_videos_are_used(phase_config)
 
 
 def test_a_run_of_phases_that_is_resumed_at_its_end_is_not_trained_again(
-    trained, phase_config, in_child
+    trained, phase_config
 ) -> None:
     before = load_checkpoint(trained / "phases" / "final.pth")
     (trained / "phases" / "evaluation.json").unlink()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
 from PIL import Image
 
 from free_lunch.contrast import KeyHook, MomentumContrast
 from free_lunch.pretraining import build_encoder
 from free_lunch.views import TwoViews
+from tests.free_lunch.conftest import write_pretraining_config
+from tests.tiny_fixtures import in_child, in_two_processes
 from tests.tiny_parts import TinyBackbone
 from tests.tiny_runs import before_step, make_run, run, same, send
 from v2idetr.config.load import build, load_config
@@ -184,9 +184,6 @@ def test_views_depend_on_the_seed_alone(pretraining_config, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, unlabelled_data) -> Path:
-    from tests.free_lunch.conftest import write_pretraining_config
-    from tests.tiny_fixtures import in_child
-
     folder = tmp_path_factory.mktemp("pretraining")
     config = write_pretraining_config(folder, unlabelled_data)
     assert in_child(lambda: run(config, folder / "run", stages=STAGES)) == 0
@@ -194,7 +191,7 @@ def uninterrupted(tmp_path_factory, unlabelled_data) -> Path:
 
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights_and_queue(
-    pretraining_config, tmp_path, in_child, uninterrupted
+    pretraining_config, tmp_path, uninterrupted
 ) -> None:
     output = tmp_path / "killed"
 
@@ -310,22 +307,15 @@ def test_teacher_and_student_can_have_backbones_of_different_kinds(pretraining_c
 
 
 def test_two_processes_end_with_the_weights_and_the_queue_of_one(
-    pretraining_config, tmp_path, in_child, uninterrupted
+    pretraining_config, tmp_path, uninterrupted
 ) -> None:
     output = tmp_path / "two"
 
     def work(rank: int) -> None:
-        url = f"file://{tmp_path}/rendezvous"
-        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
         steps = ("train.max_iter=6", "train.eval_period=3")
         run_stages(make_run(pretraining_config, *steps, f"train.output_dir={output}"))
-        dist.destroy_process_group()
 
-    other = os.fork()
-    if other == 0:
-        os._exit(in_child(lambda: work(1)))
-    assert in_child(lambda: work(0)) == 0
-    assert os.waitpid(other, 0)[1] == 0
+    in_two_processes(work, tmp_path)
     for stage in STAGES:
         one, two = (
             load_checkpoint(folder / stage / "last.pth") for folder in (uninterrupted, output)

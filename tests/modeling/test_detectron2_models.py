@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.modeling import FPN
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from tests.conftest import make_sample
-from tests.tiny_fixtures import in_child
+from tests.tiny_fixtures import in_two_processes
 from v2i_runtime.preprocess import NoResize, Preprocess
 from v2idetr.checkpoints.class_heads import class_head_prefixes
 from v2idetr.checkpoints.conversion import of_detector
@@ -223,18 +221,11 @@ def test_a_detector_without_a_moving_average_has_no_buffer_for_it() -> None:
 
 def test_processes_go_on_with_the_mean_of_their_moving_averages(tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        url = f"file://{tmp_path}/rendezvous"
-        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
         detector = small("fcos")
         losses(detector, [make_sample(rank, lesions=1 + 2 * rank)])
         net = detector.net
         torch.save((net.loss_normalizer, net.saved_loss_normalizer), tmp_path / f"{rank}")
-        dist.destroy_process_group()
 
-    second = os.fork()
-    if second == 0:
-        os._exit(in_child(lambda: work(1)))
-    assert in_child(lambda: work(0)) == 0
-    assert os.waitpid(second, 0)[1] == 0
+    in_two_processes(work, tmp_path)
     (one, shared), (other, same) = (torch.load(tmp_path / f"{rank}") for rank in range(2))
     assert one != other and shared == same == pytest.approx((one + other) / 2)
