@@ -174,6 +174,15 @@ def test_with_a_share_of_the_labels_only_the_first_videos_are_used(phase_config)
     assert len(config.stages["phases"].training_split(config).records) == 3
 
 
+def test_a_stage_with_all_labels_can_follow_one_with_a_share_of_them(phase_config) -> None:
+    name = "free_lunch.phases.finetuning.FinetuningStage"
+    few = f"+stages.few={{_target_: {name}, settings: finetune, share: 0.34}}"
+    run_context = make_run(phase_config, few, "train.stages=[few, finetune]")
+    run_stages(run_context)
+    results = json.loads((run_context.folder / "results.json").read_text())["stages"]
+    assert [results[stage]["labelled_videos"] for stage in ("few", "finetune")] == [2, 3]
+
+
 def test_a_run_of_phases_that_is_resumed_at_its_end_is_not_trained_again(
     trained, phase_config
 ) -> None:

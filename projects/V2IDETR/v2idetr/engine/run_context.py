@@ -155,8 +155,9 @@ class RunContext:
         return sampler
 
     def shared_frames(self, split: SplitData) -> SharedFrames | None:
-        """Decoded frames of a split; None if they are not kept."""
-        return self.frames.of(str(split.json_path), split.records, FrameCache(0).read)
+        """Decoded frames of a split, also for a part of it; None if they are not kept."""
+        whole = next(s for s in self.splits.values() if s.json_path == split.json_path)
+        return self.frames.of(str(whole.json_path), whole.records, FrameCache(0).read)
 
     def clip_mapper(
         self, split: SplitData, detector: object, *, is_train: bool, keep: bool = True
