@@ -18,6 +18,9 @@ FREE_LUNCH = ROOT / "projects" / "FreeLunch" / "free_lunch"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RUNTIME_FILES = sorted(RUNTIME.rglob("*.py"))
 FREE_LUNCH_FILES = sorted(FREE_LUNCH.rglob("*.py"))
+VIDEO_DETECTORS = ROOT / "projects" / "VideoDetectors" / "video_detectors"
+VIDEO_DETECTORS_FILES = sorted(VIDEO_DETECTORS.rglob("*.py"))
+ALL_FILES = FILES + RUNTIME_FILES + FREE_LUNCH_FILES + VIDEO_DETECTORS_FILES
 
 # Which other rooms of the package a room may import. Data flows from left to right and nothing
 # reaches back: data -> prepare | modeling -> distillation, checkpoints -> evaluation | config
@@ -44,6 +47,7 @@ DETECTRON2_FILES = {"modeling/meta_arch.py", "modeling/detectron2_models.py"}
 NOT_IN_THE_RUNTIME = {
     "v2idetr",
     "free_lunch",
+    "video_detectors",
     "torch",
     "torchvision",
     "detectron2",
@@ -113,25 +117,28 @@ def test_the_runtime_imports_nothing_of_training() -> None:
     assert RUNTIME_FILES and not offences
 
 
-def test_pretraining_plugs_in_from_outside() -> None:
+@pytest.mark.parametrize("project", [FREE_LUNCH, VIDEO_DETECTORS], ids=lambda path: path.name)
+def test_the_other_projects_plug_in_from_outside(project: Path) -> None:
+    others = {FREE_LUNCH, VIDEO_DETECTORS} - {project}
+    files = [(PACKAGE, path) for path in FILES]
+    files += [(other, path) for other in others for path in sorted(other.rglob("*.py"))]
     offences = [
-        f"{name_in_package(path)} imports {name}"
-        for path in FILES
-        for name in imported_modules(path)
-        if name.split(".")[0] == FREE_LUNCH.name
+        f"{path} imports {name}"
+        for package, path in files
+        for name in imported_modules(path, package)
+        if name.split(".")[0] == project.name
     ]
-    assert FREE_LUNCH_FILES and not offences
+    assert list(project.rglob("*.py")) and not offences
 
 
 def test_files_are_named_after_what_they_do() -> None:
     drawers = {"utils", "util", "helpers", "misc", "common"}
-    files = FILES + RUNTIME_FILES + FREE_LUNCH_FILES
-    assert not [path for path in files if path.stem in drawers]
+    assert not [path for path in ALL_FILES if path.stem in drawers]
 
 
 def test_files_and_functions_stay_short() -> None:
     offences = []
-    for path in FILES + RUNTIME_FILES + FREE_LUNCH_FILES:
+    for path in ALL_FILES:
         text = path.read_text()
         lines = text.count("\n")
         if lines > MOST_LINES_OF_A_FILE:

@@ -13,8 +13,8 @@ from v2idetr.config.load import load_config
 from v2idetr.engine import process
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
-from v2idetr.engine.stage import split_state
 from v2idetr.engine.stage_graph import build_stage
+from v2idetr.engine.stage_training import split_state
 from v2idetr.engine.trainer import Trainer
 from v2idetr.runs.checkpoint import (
     Checkpoint,

@@ -226,7 +226,7 @@ def _floor(model: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """GFLOPs of one detection, and their time as one matrix product."""
     from v2idetr.evaluation.cost import flops
 
-    operations = flops(model, sample)
+    operations = flops(model, [sample])
     return {"gflops": operations / 1e9, "floor_ms": 1e3 * operations / _matrix_rate(model.device)}
 
 

@@ -28,6 +28,19 @@ def test_a_detector_may_bring_its_own_sampler(tiny_config) -> None:
     assert {sample["clip_index"] for sample in batch} == {0}
 
 
+def test_a_detector_may_look_at_other_frames_in_evaluation_than_in_training(tiny_config) -> None:
+    run = make_run(tiny_config)
+    models = build_stage(run.config, "teacher")
+    models.model.reference_sampler = GlobalSampler(num_references=2)
+    models.model.evaluation_sampler = AdjacentSampler(before=3, after=0)
+    for loader, frames in (
+        (run.train_loader(run.stages["teacher"], models, 0), 3),
+        (run.eval_loader(run.splits["val"], models.model), 4),
+    ):
+        assert {len(sample["clip"]) for sample in next(iter(loader))} == {frames}
+    assert run.reference_sampler(models.model, is_train=False).look_ahead == 0
+
+
 def test_a_sampler_of_other_clips_than_the_detector_needs_is_refused(tiny_config) -> None:
     run = make_run(tiny_config)
     models = build_stage(run.config, "teacher")

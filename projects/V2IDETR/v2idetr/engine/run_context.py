@@ -133,12 +133,15 @@ class RunContext:
             whole_videos=whole_videos,
         )
 
-    def reference_sampler(self, detector: object) -> ReferenceSampler:
+    def reference_sampler(self, detector: object, *, is_train: bool) -> ReferenceSampler:
         """The detector's own sampler, or the window below ``data``.
 
         Raises:
-            ValueError: it makes clips of another length than the detector looks at.
+            ValueError: it makes clips of another length than the detector is trained on.
         """
+        tested: ReferenceSampler | None = getattr(detector, "evaluation_sampler", None)
+        if tested is not None and not is_train:
+            return tested
         data: Any = self.config.data
         num_frames: int = getattr(detector, "num_frames", 1)
         sampler: ReferenceSampler | None = getattr(detector, "reference_sampler", None)
@@ -164,7 +167,7 @@ class RunContext:
     ) -> ClipMapper:
         """Record -> sample with the clip that a detector looks at; see `train_loader`."""
         data: Any = self.config.data
-        sampler = self.reference_sampler(detector)
+        sampler = self.reference_sampler(detector, is_train=is_train)
         num_frames = sampler.num_frames
         return ClipMapper(
             sampler=sampler,

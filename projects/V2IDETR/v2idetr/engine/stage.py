@@ -7,6 +7,7 @@ is a subclass of :class:`Stage` that a config names; ``+stages.NAME={_target_: .
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from v2idetr.checkpoints.files import listed, read_weights
 from v2idetr.config.load import build
 from v2idetr.config.stage_settings import given_file, steps_of, value_at
 from v2idetr.data.clip_mapper import Mapper
@@ -30,11 +32,13 @@ from v2idetr.modeling.backbone_weights import load_backbone
 from v2idetr.modeling.detectron2_models import image_backbone
 from v2idetr.modeling.trainable import Trainable, TrainableDetector
 from v2idetr.modeling.training import TransformerDetector
-from v2idetr.runs.checkpoint import blaming, load_detector
+from v2idetr.runs.checkpoint import blaming, load_detector, load_into
 from v2idetr.runs.folder import weights_of
 
 if TYPE_CHECKING:  # it has the stages of its run
     from v2idetr.engine.run_context import RunContext
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -179,10 +183,12 @@ class DetectorStage(Stage):
     Args:
         model: key of the detector in the config.
         settings, given, needs, split: see :class:`Stage`. An earlier stage in the role "backbone"
-            gives the backbone its weights, see ``modeling/backbone_weights.py``.
+            gives the backbone its weights, see ``modeling/backbone_weights.py``; one in the role
+            "initial" gives its detector's weights where they fit, as a single-frame detector does
+            to a video detector.
     """
 
-    roles = ("backbone",)
+    roles = ("backbone", "initial")
 
     def __init__(
         self,
@@ -235,9 +241,12 @@ class DetectorStage(Stage):
         return detector
 
     def together(self, config: DictConfig, split: str) -> Together:
-        key = f"{self.model}.reference_sampler"
-        if value_at(config, key) is not None:
-            return "video" if build(config, key).num_global else "scene"
+        names = ("reference_sampler",)
+        if split != self.split:
+            names = ("evaluation_sampler", "reference_sampler")
+        for key in (f"{self.model}.{name}" for name in names):
+            if value_at(config, key) is not None:
+                return "video" if build(config, key).num_global else "scene"
         num_frames = int(value_at(config, f"{self.model}.num_frames") or 1)
         # With a window of 0 clips repeat the current frame.
         return "frame" if num_frames == 1 or config.data.window == 0 else "scene"
@@ -249,6 +258,10 @@ class DetectorStage(Stage):
         if (backbone := self.earlier.get("backbone")) is not None:
             network = getattr(models.model, "net", models.model)
             load_backbone(image_backbone(network), backbone.artefact(run.config))
+        if (initial := self.earlier.get("initial")) is not None:
+            file = initial.artefact(run.config)
+            fresh = load_into(models.model, read_weights(file).state, file, partial=True)
+            logger.info("%s starts from %s%s", self.name, file, listed("own values", fresh))
 
     def validate(self, run: RunContext, models: StageModels) -> dict[str, float]:
         split, settings = run.splits["val"], run.config.evaluation
@@ -274,7 +287,8 @@ class DetectorStage(Stage):
             progress=True,
             predictions_dir=folder,
         )
-        return {**metrics, "look_ahead": run.reference_sampler(detector).look_ahead}
+        sampler = run.reference_sampler(detector, is_train=False)
+        return {**metrics, "look_ahead": sampler.look_ahead}
 
 
 class StudentStage(DetectorStage):
@@ -284,7 +298,7 @@ class StudentStage(DetectorStage):
         model, settings, given, needs, split: see :class:`DetectorStage`; ``needs`` has a "teacher".
     """
 
-    roles = ("backbone", "teacher")
+    roles = (*DetectorStage.roles, "teacher")
 
     def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
         student = self.detector(config, pretrained=pretrained)
@@ -358,17 +372,6 @@ class StudentStage(DetectorStage):
                 f"such as {{teacher: teacher}}, but is {self.needs}."
             )
         return teacher
-
-
-def split_state(models: StageModels) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State of the model that is saved, and of what surrounds it in training."""
-    state = dict(models.model.state_dict())
-    if models.trained is models.model:
-        return state, {}
-    own = {id(tensor) for tensor in models.model.state_dict(keep_vars=True).values()}
-    everything = models.trained.state_dict(keep_vars=True)
-    around = {name: t.detach() for name, t in everything.items() if id(t) not in own}
-    return state, around
 
 
 def _with_queries(key: str, detector: nn.Module) -> TransformerDetector:

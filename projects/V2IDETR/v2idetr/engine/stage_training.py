@@ -21,7 +21,7 @@ from v2idetr.config.stage_settings import optimizer_key, value_at
 from v2idetr.engine import hooks
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.run_context import RunContext
-from v2idetr.engine.stage import Stage, StageModels, split_state
+from v2idetr.engine.stage import Stage, StageModels
 from v2idetr.engine.trainer import Trainer
 from v2idetr.runs.checkpoint import (
     Checkpoint,
@@ -135,6 +135,17 @@ def _initial_weights(config: DictConfig, stage: Stage) -> tuple[str, bool, str]:
     key = f"{stage.settings}.init_checkpoint"
     partial = value_at(config, f"{stage.settings}.init_partial")
     return str(value_at(config, key) or ""), bool(partial), key
+
+
+def split_state(models: StageModels) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State of the model that is saved, and of what surrounds it in training."""
+    state = dict(models.model.state_dict())
+    if models.trained is models.model:
+        return state, {}
+    own = {id(tensor) for tensor in models.model.state_dict(keep_vars=True).values()}
+    everything = models.trained.state_dict(keep_vars=True)
+    around = {name: t.detach() for name, t in everything.items() if id(t) not in own}
+    return state, around
 
 
 def _load_model(models: StageModels, checkpoint: Checkpoint, run: RunContext, stage: Stage) -> None:

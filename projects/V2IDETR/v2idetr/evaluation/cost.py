@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from v2idetr.evaluation.predictions import evaluating
 from v2idetr.modeling.deformable_attention import DeformableAttention
+from v2idetr.modeling.trainable import Sample
 
 WARM_UP = 2
 REPEATS = 20
@@ -34,8 +35,12 @@ def parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
-def flops(model: nn.Module, sample: dict[str, Any]) -> int:
-    """Floating-point operations of one detection on ``sample``; a multiply-add counts as two.
+def flops(model: nn.Module, samples: Sequence[Sample]) -> int:
+    """Floating-point operations of one detection; a multiply-add counts as two.
+
+    Args:
+        model: a detector.
+        samples: see :func:`measure_cost`.
 
     Counted in a forward pass: convolutions, matrix products and attention (torch's counter), and
     the sampling of deformable attention, which torch's counter does not see: 4 grid cells of
@@ -54,13 +59,11 @@ def flops(model: nn.Module, sample: dict[str, Any]) -> int:
         if isinstance(module, DeformableAttention)
     ]
     try:
-        with (
-            evaluating(model),
-            _without_gradients(model),
-            _countable_attention(),
-            FlopCounterMode(display=False) as counter,
-        ):
-            model([sample])
+        with evaluating(model), _without_gradients(model), _countable_attention():
+            call = next(_detections(model, samples))
+            reads.clear()  # of a detector's earlier frames
+            with FlopCounterMode(display=False) as counter:
+                call()
     finally:
         for hook in hooks:
             hook.remove()
@@ -96,7 +99,9 @@ def _countable_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def seconds_per_frame(model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS) -> float:
+def seconds_per_frame(
+    model: nn.Module, samples: Sequence[Sample], *, repeats: int = REPEATS
+) -> float:
     """Median time in seconds of one detection at batch 1, after a warm-up.
 
     From decoded frames in memory to boxes: normalisation, network and post-processing, without
@@ -104,16 +109,32 @@ def seconds_per_frame(model: nn.Module, sample: dict[str, Any], *, repeats: int 
     """
     device = _device(model)
     with evaluating(model):
-        call = partial(model, [sample])
+        calls = _detections(model, samples)
         for _ in range(min(WARM_UP, repeats)):
-            timed(call, device)
+            timed(next(calls), device)
         start = time.perf_counter()
         times = []
         while len(times) < repeats:
-            times.append(timed(call, device))
+            times.append(timed(next(calls), device))
             if len(times) >= MIN_REPEATS and time.perf_counter() - start > MAX_SECONDS:
                 break
     return median(times)
+
+
+def _detections(model: Any, samples: Sequence[Sample]) -> Iterator[Callable[[], Any]]:
+    """Endless detections of one frame each, at the pace of live video.
+
+    A detector of whole videos keeps what it knows of earlier frames: it sees the first sample
+    before the others, outside the measurement.
+    """
+    while getattr(model, "order", "any") != "video":
+        yield partial(model, [samples[0]])
+    video = [s for s in samples if s.get("video_id") == samples[0].get("video_id")]
+    while True:
+        model.reset()
+        if len(video) > 1:
+            model(video[:1])
+        yield from (partial(model, [sample]) for sample in video[1:] or video)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
@@ -130,42 +151,40 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory_mib(model: nn.Module, sample: dict[str, Any]) -> float | None:
+def peak_memory_mib(model: nn.Module, samples: Sequence[Sample]) -> float | None:
     """Peak GPU memory of one detection in MiB, weights included; None on a CPU."""
     device = _device(model)
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
     with evaluating(model):
-        model([sample])
+        next(_detections(model, samples))()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def measure_cost(
-    model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS
+    model: nn.Module, samples: Sequence[Sample], *, repeats: int = REPEATS
 ) -> dict[str, Any]:
-    """All costs for one sample, with input size and machine (JSON-able).
+    """All costs of one detection, with input size and machine (JSON-able).
 
     Args:
         model: a detector; for a student, the detector without its distillation modules.
-        sample: one frame, or one clip for a video detector, at the size of evaluation.
+        samples: frames or, for a video detector, clips at the size of evaluation. The first is
+            measured; with ``order = "video"`` the others, successive frames of one video.
         repeats: number of timed runs after the warm-up.
     """
-    detector: Any = model
-    if getattr(detector, "order", "any") == "video":
-        detector.reset()
-    height, width = sample["image"].shape[-2:]
+    height, width = samples[0]["image"].shape[-2:]
     count = parameters(model)
     return {
         "parameters": count["total"],
         "trainable_parameters": count["trainable"],
-        "flops": flops(model, sample),
-        "frames_per_second": 1 / seconds_per_frame(model, sample, repeats=repeats),
-        "peak_memory_mib": peak_memory_mib(model, sample),
+        "flops": flops(model, samples),
+        "frames_per_second": 1 / seconds_per_frame(model, samples, repeats=repeats),
+        "peak_memory_mib": peak_memory_mib(model, samples),
         "input_height": int(height),
         "input_width": int(width),
-        "frames_per_detection": int(getattr(model, "num_frames", 1)),
+        "frames_per_detection": len(samples[0].get("clip", samples[:1])),
         "machine": machine(_device(model)),
     }
 

@@ -37,8 +37,9 @@ class TrainableDetector(Trainable, Protocol):
     of the original frame, scores and pred_classes.
 
     Optional members: ``reference_sampler`` chooses the frames of its clips, see
-    ``data/reference_sampler.py``. ``order = "video"`` requests whole videos, frame by frame, in
-    evaluation, with a call of ``reset()`` before each video.
+    ``data/reference_sampler.py``; ``evaluation_sampler`` chooses others in evaluation, also in
+    another number. ``order = "video"`` requests whole videos, frame by frame, in evaluation, with a
+    call of ``reset()`` before each video.
 
     Attributes:
         num_frames: number of input frames per clip, T; 1 for the current frame alone.

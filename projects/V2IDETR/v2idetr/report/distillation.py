@@ -122,8 +122,9 @@ def clip(run: RunFiles, frames: Sequence[HeldOutFrame], album: Album) -> Clip | 
     split = read(data, data["test"][frame.video.split])
     video = [r for r in split.records if r["video_id"] == frame.record["video_id"]]
     model = run.settings["teacher"]["model"]
-    if model.get("reference_sampler"):
-        sampler = build(run.config, "teacher.model.reference_sampler")
+    samplers = ("evaluation_sampler", "reference_sampler")
+    if name := next((name for name in samplers if model.get(name)), ""):
+        sampler = build(run.config, f"teacher.model.{name}")
     else:
         sampler = _window_sampler(run, int(model.get("num_frames", data["num_frames"])))
     sample = _mapper(run, sampler)(dict(frame.record), seed=0, video=video)

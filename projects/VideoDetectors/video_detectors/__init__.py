@@ -1,0 +1,1 @@
+"""Video detectors of the paper's Tables I and II, a file each."""
