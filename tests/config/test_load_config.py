@@ -487,6 +487,18 @@ def test_the_fingerprint_ignores_what_does_not_change_the_weights(tiny_config) -
     ]
 
 
+def test_a_layer_adds_a_stage_but_does_not_change_one_that_is_not_there(tiny_config) -> None:
+    layer = tiny_config.with_name("layer.yaml")
+    target = "v2idetr.engine.stage.DetectorStage"
+    layer.write_text(f"stages: {{third: {{_target_: {target}, model: model}}}}")
+    stages = load_config(tiny_config, layers=[layer]).stages
+    assert list(stages) == ["teacher", "plain", "student", "third"]
+    assert stages.third == {"_target_": target, "model": "model"}
+    layer.write_text("stages: {techer: {model: model}}")
+    with pytest.raises(ConfigError, match="stages.techer does not exist. Did you mean"):
+        load_config(tiny_config, layers=[layer])
+
+
 def test_the_named_test_splits_are_replaced_as_a_whole(tiny_config) -> None:
     config = load_config(tiny_config, ["data.test={mine: {json: a, image_root: b}}"])
     assert OmegaConf.to_container(config.data.test) == {"mine": {"json": "a", "image_root": "b"}}

@@ -18,6 +18,8 @@ from v2idetr.config.yaml_text import parse_yaml
 
 # Mappings with user-defined names: a layer replaces them as a whole.
 OPEN_MAPPINGS = frozenset({"data.test"})
+# Mappings of nodes with user-defined names: a layer may add nodes.
+NODES = frozenset({"stages"})
 NULLS = ("null", "Null", "NULL", "~")  # YAML's
 
 
@@ -89,6 +91,8 @@ class _Merge:
                 old = _default(parameter)
             elif self.adding:
                 old = {} if isinstance(new, _Path) else None
+            elif key in NODES and isinstance(new, dict) and "_target_" in new:
+                old = None
             else:
                 self.unknown(full, new, base)
                 continue
