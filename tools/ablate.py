@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the rows of one of the paper's tables, and write the table with the paper's numbers.
+"""Run the rows of one of the paper's ablations, and write the table with the paper's numbers.
 
     python tools/ablate.py --list
     python tools/ablate.py --table III --dataset synthetic --seeds 3 --output output/ablation
@@ -15,6 +15,8 @@ sets or sections that it sets to null. Parallel runs: one per GPU; without GPUs 
 as memory allows (3 GiB each, 14 GiB for sun and buv). OMP_NUM_THREADS divides the cores among them,
 unless it is set; a run with fewer than two cores prepares its samples itself
 (train.num_workers=0). A run takes 80 MB of disk with the small configs, 1 GB with the large ones.
+
+Tables I and II: tools/compare.py.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,7 @@ from progress import SECONDS_OTHERWISE, Part, Progress, data_part
 
 from v2idetr.ablation.schedule import Job, cores, run_jobs, slots_of
 from v2idetr.ablation.tables import (
+    COMPARISONS,
     CONTROLS,
     DATASETS,
     STUDENTS,
@@ -59,14 +63,37 @@ TRAIN_NET = ROOT / "train_net.py"
 GIB_A_RUN = {"sun": 14.0, "buv": 14.0, "clinicdb": 3.0, "synthetic": 3.0}
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Program:
+    """A program that runs tables.
+
+    Attributes:
+        name: file name without suffix.
+        description: text of --help.
+        tables: keys of its tables; all but ``COMPARISONS`` if it is empty.
+    """
+
+    name: str
+    description: str
+    tables: tuple[str, ...] = ()
+
+    def has(self, table: Table) -> bool:
+        """Whether a table is one of its own."""
+        return table.key in self.tables if self.tables else table.key not in COMPARISONS
+
+
+ABLATE = Program("ablate", __doc__ or "")
+
+
+def parse(arguments: Sequence[str] | None = None, program: Program = ABLATE) -> argparse.Namespace:
     """Command line to options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=program.description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    names = ", ".join(table.label for table in find_tables(CONFIGS) if program.has(table))
     add("--list", action="store_true", help="list the rows of --table or of all, and shared runs")
-    add("--table", metavar="NAME", help="table: I, II, III, IV, 5a, 5b, choices, controls")
+    add("--table", metavar="NAME", help=f"table: {names}")
     add("--dataset", choices=DATASETS, default="synthetic", help="data set (default synthetic)")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N - 1 (default 1)")
     add("--output", type=Path, metavar="DIR", help="folder of the runs and tables of a data set")
@@ -74,14 +101,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--student",
         choices=list(STUDENTS),
         default="deformable_detr",
-        help="student of all tables but I and II, which have all three (default deformable_detr)",
+        help=argparse.SUPPRESS if program.tables else "the student (default deformable_detr)",
     )
     add(
         "--rows",
         type=lambda names: names.split(","),
         default=[],
         metavar="NAME,...",
-        help="only these rows, by name or number, such as 1_baseline,5",
+        help="only these rows, by name or number; --list shows them",
     )
     add("--jobs", type=int, metavar="N", help="number of parallel runs (default: see above)")
     add(
@@ -101,29 +128,30 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: Program = ABLATE) -> int:
     """Run a table; returns 2 after a user's error, 1 if a run failed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given)
-    command = shlex.join(["python", "tools/ablate.py", *given])
+    options = parse(given, program)
+    command = shlex.join(["python", f"tools/{program.name}.py", *given])
     ignore_torch_jit()
     try:
         tables = find_tables(CONFIGS)
+        own = [table for table in tables if program.has(table)]
         if options.list:
-            listed = [choose_table(tables, options.table)] if options.table else tables
+            listed = [choose_table(own, options.table)] if options.table else own
             print(listing(listed, plan_of(options, tables)))
             return 0
-        table = choose_table(tables, options.table)
+        table = choose_table(own, options.table)
         rows = choose_rows(table, options.rows)
-        return run_table(options, tables, table, rows)
+        return run_table(options, program, tables, table, rows)
     except ValueError as error:
-        print(f"ablate: {error}", file=sys.stderr)
+        print(f"{program.name}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"ablate: {explain_os_error(error)}", file=sys.stderr)
+        print(f"{program.name}: {explain_os_error(error)}", file=sys.stderr)
         return 1
     except ProgramError as error:
-        print(f"ablate: {error}", file=sys.stderr)
+        print(f"{program.name}: {error}", file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"\nInterrupted. To continue:\n  {command}", file=sys.stderr)
@@ -151,6 +179,7 @@ def plan_of(options: argparse.Namespace, tables: Sequence[Table]) -> Plan:
 
 def run_table(
     options: argparse.Namespace,
+    program: Program,
     tables: Sequence[Table],
     table: Table,
     rows: Sequence[Row],
@@ -189,7 +218,7 @@ def run_table(
         facts = {
             "smoke": options.smoke,
             "file": file_name(table.label),
-            "command": command_of(options, table, seeds),
+            "command": command_of(options, program, table, seeds),
             "data": data,
         }
         report = Report(table, plan, seeds, facts, runs)
@@ -226,12 +255,15 @@ def read_and_check(base: Any, runs: Sequence[Run]) -> dict[str, Any]:
     return splits
 
 
-def command_of(options: argparse.Namespace, table: Table, seeds: Sequence[int]) -> str:
+def command_of(
+    options: argparse.Namespace, program: Program, table: Table, seeds: Sequence[int]
+) -> str:
     """The command that makes the whole table, including earlier seeds and all rows."""
-    words = ["--table", table.label, "--dataset", options.dataset, "--student", options.student]
+    words = ["--table", table.label, "--dataset", options.dataset]
+    words += [] if program.tables else ["--student", options.student]
     words += ["--seeds", str(max(seeds) + 1), "--output", str(options.output)]
     words += ["--smoke"] if options.smoke else []
-    return shlex.join(["python", "tools/ablate.py", *words, *options.overrides])
+    return shlex.join(["python", f"tools/{program.name}.py", *words, *options.overrides])
 
 
 def jobs_of(runs: Sequence[Run], settings: Settings, *, own_samples: bool) -> list[Job]:

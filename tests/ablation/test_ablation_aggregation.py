@@ -26,6 +26,7 @@ TABLES = find_tables(CONFIGS)
 SEEDS = [0, 1, 2]
 AP50 = {"1_baseline": [0.6, 0.7, 0.5], "2_tfd": [0.7, 0.75, 0.6], "5_tfd_msi_cqd": [0.8]}
 FACTS = {"smoke": False, "file": "table_III", "command": "ablate", "data": {}}
+COST = {"parameters": 4_250_000, "flops": 1.04e9, "frames_per_detection": 1, "machine": "a CPU"}
 
 
 def metrics(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
@@ -44,7 +45,14 @@ def metrics(ap50: float, lesions: int = 4, frames: int = 8) -> dict[str, Any]:
 def evaluation(ap50: float, easy_frames: int = 8) -> dict[str, Any]:
     easy = metrics(ap50, frames=easy_frames)
     tests = {"easy": easy, "hard": metrics(ap50), "negative": metrics(0.0, lesions=0)}
-    return {"tests": tests, "all_tests": metrics(ap50), "val": metrics(ap50), "thresholds": {}}
+    return {
+        "tests": tests,
+        "all_tests": metrics(ap50),
+        "val": metrics(ap50),
+        "thresholds": {},
+        "cost": COST | {"frames_per_second": 100 * ap50},
+        "look_ahead": 2,
+    }
 
 
 def write_evaluation(path: Path, ap50: float, easy_frames: int = 8) -> None:
@@ -206,6 +214,27 @@ def test_the_papers_numbers_stand_beside_ours_of_the_same_kind(content) -> None:
     at = columns.index("Δ F1")
     assert columns[at - 3 : at + 2] == ["P", "R", "F1", "Δ F1", "paper hard P"]
     assert columns[-1] == "F1 iou50"  # of further rules F1 alone
+
+
+def test_a_comparison_of_detectors_shows_all_metrics_and_what_a_detection_costs(
+    tmp_path: Path,
+) -> None:
+    table = next(table for table in TABLES if table.key == "table1")
+    plan = Plan(tmp_path, Settings(CONFIGS, "synthetic"), [table])
+    row = next(row for row in table.rows if row.name == "detr")
+    for seed, value in enumerate((0.6, 0.9, 0.7)):
+        write_evaluation(plan.run(row, seed).evaluation, value)
+    text = to_markdown(build_content(table, plan, SEEDS, FACTS))
+    shown = dict(zip(cells(text, "| row"), cells(text, "| DETR "), strict=True))
+    assert {"AP50", "AP", "AP75", "P", "R", "F1", "P iou50", "R iou50", "F1 iou50"} < shown.keys()
+    costs = ("params, M", "GFLOPs", "frames/s", "frames seen", "look-ahead, frames")
+    assert [shown[key] for key in costs] == ["4.2", "1.0", "70.0", "1", "2"]
+    assert [shown[f"paper {key}"] for key in ("frames/s", "params, M", "hard F1")] == [
+        "30",
+        "41",
+        "71.7",
+    ]
+    assert "Frames/s were measured at the end of each run, beside others (a CPU)" in text
 
 
 def test_rows_are_named_by_numbers_only_where_the_table_shows_them(tmp_path: Path) -> None:

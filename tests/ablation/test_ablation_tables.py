@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from v2idetr.ablation.tables import EQUAL, Table, choose_rows, choose_table, find_tables, number
+from v2idetr.ablation.row_configs import Settings, config_file_of
+from v2idetr.ablation.tables import (
+    DATASETS,
+    DETECTORS,
+    EQUAL,
+    Table,
+    choose_rows,
+    choose_table,
+    find_tables,
+    number,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TABLES = find_tables(CONFIGS)
@@ -54,6 +64,29 @@ def test_rows_are_compared_with_the_baseline_of_their_table() -> None:
 def test_a_student_of_table_1_is_compared_with_the_plain_detector_of_its_kind() -> None:
     references = {row.name: row.reference for row in table("table1").rows}
     assert references["sam_detr_v2i"] == references["sam_detr"] == "table1/sam_detr"
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_detector_of_tables_1_and_2_has_a_config_for_every_data_set(dataset: str) -> None:
+    settings = Settings(CONFIGS, dataset)
+    assert all(config_file_of(row, settings).is_file() for row in table("table1").rows)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "{title: Mine}",
+        "{title: Mine, student: yolo}",
+        "{title: Mine, config: mine.yaml}",
+        '{title: Mine, config: "{dataset}.yaml", against: nobody}',
+        '{title: Mine, config: "{dataset}.yaml", colour: red}',
+    ],
+)
+def test_a_detector_that_cannot_be_a_row_is_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "ablations").mkdir()
+    (tmp_path / "ablations" / DETECTORS).write_text(f"mine: {row}\n")
+    with pytest.raises(ValueError, match=r"detectors\.yaml: mine: .* must have a title"):
+        find_tables(tmp_path)
 
 
 @pytest.mark.parametrize(

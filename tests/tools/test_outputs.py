@@ -26,6 +26,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     ("program", "given", "name"),
     [
         ("ablate", [*ABLATION, "--output"], "table"),
+        ("compare", ["--table", "I", "--output"], "table"),
         ("demo", ["--output"], "demo"),
         ("report", ["no/run", "--output"], "report.html"),
         ("convert_checkpoint", ["no/such.pth", "--output"], "a.safetensors"),

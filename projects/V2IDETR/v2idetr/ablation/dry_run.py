@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from v2i_runtime.progress import progress_bar
-from v2idetr.ablation.runs import PLAIN, STUDENT, TEACHER, Run, listed_by_row
+from v2idetr.ablation.runs import PLAIN, STUDENT, Run, listed_by_row
 from v2idetr.config.load import to_plain
+from v2idetr.config.stage_settings import model_key
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stages import build_to_train, check_models
@@ -45,7 +46,7 @@ def check_starts(runs: Sequence[Run]) -> None:
     errors: dict[str, str] = {}  # by detector; "" for none
     waiting = [run for run in runs if not run.begun]
     for run in waiting:
-        stage = TEACHER if run.trains_teacher else PLAIN  # a student is the plain detector
+        stage = PLAIN if run.stage == STUDENT else run.stage  # a student is the plain detector
         detector = _detector_of(run, stage)
         if detector not in errors:
             errors[detector] = _build_error(run, stage)
@@ -115,7 +116,7 @@ def _build_error(run: Run, stage: str) -> str:
 def _detector_of(run: Run, stage: str) -> str:
     """Config and initial weights of a stage's detector, as text to compare."""
     config = to_plain(run.config)
-    parts = [stage, config["teacher"] if stage == TEACHER else config["model"]]
+    parts = [stage, config[model_key(config, stage).partition(".")[0]]]
     parts += [config["train"][key] for key in ("init_checkpoint", "init_partial")]
     return json.dumps(parts)
 

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from v2idetr.ablation.aggregation import COCO
 from v2idetr.ablation.run_records import describe_commits
 from v2idetr.ablation.table_data import SWITCHES
-from v2idetr.ablation.tables import CONTROLS, WITH_CONTROL
+from v2idetr.ablation.tables import COMPARISONS, CONTROLS, WITH_CONTROL
 from v2idetr.evaluation.table import MISSING
 from v2idetr.wording import counted
 
@@ -69,7 +69,7 @@ def _introduction(content: Mapping[str, Any]) -> str:
     plural = "s" if len(content["seeds"]) > 1 else ""
     seeds = f"seed{plural} {', '.join(str(seed) for seed in content['seeds'])}"
     missing = f" **{done} of {wanted} results are available.**" if done < wanted else ""
-    student = "" if content["key"] in ("table1", "table2") else f", student {content['student']}"
+    student = "" if content["key"] in COMPARISONS else f", student {content['student']}"
     spread = (
         ": mean ± sample standard deviation over the seeds, of which n have a result; Δ is the "
         f"difference to {_reference(content)}, paired by seed"
@@ -143,7 +143,9 @@ def _cells(
     rule = _main_rule(content)
     coco = [m for m in content["metrics"] if "/" not in m]
     main = [m for m in content["metrics"] if m.startswith(f"{rule}/")]
-    others = [m for m in content["metrics"] if m not in (*coco, *main) and m.endswith("/f1")]
+    others = [m for m in content["metrics"] if m not in (*coco, *main)]
+    if content["key"] not in COMPARISONS:
+        others = [m for m in others if m.endswith("/f1")]
     papers_coco = [part for part in paper if part["main"] in COCO]
     papers_main = [part for part in paper if part["main"] not in COCO]
     cells = {}
@@ -159,6 +161,8 @@ def _cells(
                     against = row.get("to_control", {}).get(title, {}).get(metric)
                     cells[f"Δ {label} to control"] = form(against, signed=True)
         cells |= _paper_cells(parts, row)
+    if content["key"] in COMPARISONS and title == content["blocks"][0]["title"]:
+        return cells | _detection_cells(row, content["paper"])
     if content["key"] != CONTROLS:
         return cells
     pooled = title == content["blocks"][0]["title"]
@@ -188,6 +192,26 @@ def _cost_cells(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         "labelled frames, k": f"{mean('labelled_frames') / 1000:.1f}" if costs else MISSING,
         "processor time, min": f"{mean('processor_time_s') / 60:.1f}" if costs else MISSING,
     }
+
+
+def _detection_cells(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a detection costs, with the paper's numbers if it has some."""
+    found, ahead = row["detection"], MISSING
+    if found:
+        ahead = "whole video" if found["look_ahead"] is None else str(found["look_ahead"])
+    cells = {
+        "params, M": f"{found['parameters'] / 1e6:.1f}" if found else MISSING,
+        "GFLOPs": f"{found['flops'] / 1e9:.1f}" if found else MISSING,
+        "frames/s": f"{found['frames_per_second']:.1f}" if found else MISSING,
+        "frames seen": str(found["frames_per_detection"]) if found else MISSING,
+        "look-ahead, frames": ahead,
+    }
+    known = (paper or {}).get("costs")
+    if known:
+        speed, size = known.get(row["name"], (None, None))
+        cells["paper params, M"] = MISSING if size is None else str(size)
+        cells["paper frames/s"] = MISSING if speed is None else str(speed)
+    return cells
 
 
 def _main_rule(content: Mapping[str, Any]) -> str:
@@ -262,6 +286,15 @@ def _notes(content: Mapping[str, Any]) -> str:
             "all threads of a run, which prepares its own samples; on a GPU, of the steps without "
             "waiting for data. Learning curves: "
             f"[{content['file']}_curves.svg]({content['file']}_curves.svg)."
+        )
+    if content["key"] in COMPARISONS:
+        machines = {row["detection"].get("machine") for row in content["rows"]} - {None}
+        lines.append(
+            "- Params, GFLOPs and frames/s are of one detection at the pace of live video: a video "
+            "detector keeps what it knows of earlier frames. Frames/s were measured at the end of "
+            f"each run, beside others ({'; '.join(sorted(machines)) or 'no run yet'}): median of "
+            "the seeds. Look-ahead is the number of later frames that a detection waits for; at 25 "
+            "Hz a frame takes 40 ms."
         )
     if content["key"] in WITH_CONTROL and not any("to_control" in r for r in content["rows"]):
         lines.append(

@@ -111,8 +111,8 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str, Metrics, bool]]:
 
 
 def _kind(line: Mapping[str, Any]) -> str:
-    """Kind of a row or teacher, a key of `COLOURS`."""
-    if "teaches" in line:
+    """Kind of a row, teacher or other video detector, a key of `COLOURS`."""
+    if "teaches" in line or line["detection"].get("frames_per_detection", 1) > 1:
         return "teacher"
     return "student" if any(line["switches"].values()) or line["teacher"] else "plain"
 

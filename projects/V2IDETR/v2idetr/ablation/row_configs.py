@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from v2idetr.ablation.tables import BASELINES, RECIPE, STUDENTS, Row
+from v2idetr.ablation.tables import PLAIN_STAGE, RECIPE, STUDENTS, Row
 from v2idetr.config.files import ConfigFile
 from v2idetr.config.keys import select
 from v2idetr.config.load import (
@@ -61,8 +61,10 @@ class Settings:
 
 def config_file_of(row: Row, settings: Settings) -> Path:
     """The config that a row's layers change."""
+    if row.config:
+        return settings.configs / row.config.format(dataset=settings.dataset)
     student = row.student or settings.student
-    if row.is_plain:
+    if row.stage == PLAIN_STAGE:
         return settings.configs / "baselines" / f"{student}_{settings.dataset}.yaml"
     kind = "" if student == "deformable_detr" else f"_{student}"
     return settings.configs / f"v2i_{settings.dataset}{kind}.yaml"
@@ -76,16 +78,20 @@ def resolve(row: Row, settings: Settings) -> tuple[dict[str, Any], tuple[str, ..
     """
     path = config_file_of(row, settings)
     student = row.student or settings.student
-    given = (*settings.first, *FOR_STUDENT.get(student, ()), *settings.overrides)
+    given = (
+        *settings.first,
+        *(() if row.config else FOR_STUDENT.get(student, ())),
+        *settings.overrides,
+    )
     applied = ()
     if given:
         own = [layer for layer in row.layers if layer.name != RECIPE]
         row_keys = [key for layer in own for key in _leaves(_read(layer))]
         applied = tuple(o for o in given if _applies(o, row_keys, _base(path)))
         # Detectors of another kind have other keys.
-        optional = given if student in BASELINES else settings.first
+        optional = given if row.config else settings.first
         applied = tuple(o for o in applied if o not in optional or _has_place(o, _base(path)))
-    if row.student and not row.is_plain:
+    if row.student and row.stage != PLAIN_STAGE:
         applied = (*applied, "train.stages=[teacher, student]")
 
     def load() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from v2idetr.ablation.runs import Run
 from v2idetr.atomic_file import read_record
 from v2idetr.config.load import differing_keys, load_config
+from v2idetr.config.stage_settings import given_key, needs_of
 from v2idetr.runs.folder import CONFIG, RECORD, differing_splits
 
 
@@ -24,7 +25,7 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
         if run.begun and (run.folder / CONFIG).exists():
             changed = differing_keys(load_config(run.folder / CONFIG), _wanted(run))
             if run.finished:  # the folder may have been moved since
-                changed = [c for c in changed if not c.startswith("teacher.checkpoint:")]
+                changed = [c for c in changed if not c.startswith(_earlier_files(run))]
             if run.budget is not None:  # not set, and thus that of all stages
                 changed = [c for c in changed if not c.startswith("teacher.max_iter:")]
             if changed:
@@ -33,6 +34,13 @@ def check_earlier_runs(runs: Sequence[Run]) -> None:
                     + "\n  ".join(changed)
                     + "\nUse another --output, or remove that folder."
                 )
+
+
+def _earlier_files(run: Run) -> tuple[str, ...]:
+    """Keys of the files of earlier runs."""
+    keys = ["teacher.checkpoint"]
+    keys += [given_key(run.config, stage) for stage in needs_of(run.config, run.stage).values()]
+    return tuple(f"{key}:" for key in keys if key)
 
 
 def _wanted(run: Run) -> DictConfig:

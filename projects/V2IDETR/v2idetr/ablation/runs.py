@@ -1,6 +1,7 @@
 """The runs of a table; equal configs share a run, equal teachers a teacher.
 
-A run of train_net.py trains a teacher, a student of a trained teacher, or a plain detector:
+A run of train_net.py trains one stage: a teacher, a student of a trained teacher, a plain detector,
+or a video detector that may start from a trained plain one:
 
     FOLDER/seed0/teachers/table3/2_tfd/    teacher of that row, and of all with an equal teacher
     FOLDER/seed0/table3/2_tfd/             student of that row, and of all with an equal config
@@ -28,13 +29,14 @@ from v2idetr.ablation.row_configs import (
 )
 from v2idetr.ablation.tables import Equal, Row, Table
 from v2idetr.config.load import ConfigError, fingerprint, to_plain
-from v2idetr.config.stage_settings import steps_of
+from v2idetr.config.stage_settings import given_key, needs_of, steps_of
 from v2idetr.runs.folder import weights_of
 from v2idetr.runs.stage_folder import StageFolder
 from v2idetr.runs.training_log import TrainingCost, training_cost, validation_curve
 
 # Stages of a config, each trained in its own run.
 TEACHER, PLAIN, STUDENT = "teacher", "plain", "student"
+INITIAL = "initial"  # the role of an earlier stage whose detector's weights a stage starts from
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ class Run:
     Attributes:
         row: row after which it is named.
         seed: random seed of the training.
-        stage: "teacher", "plain" or "student": the only stage that it trains.
+        stage: the only stage that it trains.
         folder: its train.output_dir.
         config: resolved config.
         teacher: run of the student's teacher; None if none is to be trained.
+        initial: run of the detector whose weights it starts from; None for a start of its own.
         overrides: overrides of the command line.
         budget: source of its number of steps; None for that of its config.
     """
@@ -87,6 +90,7 @@ class Run:
     teacher: Run | None
     overrides: tuple[str, ...]
     budget: Budget | None = None
+    initial: Run | None = None
 
     @property
     def trains_teacher(self) -> bool:
@@ -128,8 +132,8 @@ class Run:
     @property
     def needs(self) -> tuple[Run, ...]:
         """Runs that must be finished before."""
-        teacher = () if self.teacher is None else (self.teacher,)
-        return teacher if self.budget is None else (*teacher, *self.budget.runs)
+        earlier = [run for run in (self.teacher, self.initial) if run is not None]
+        return tuple(earlier) if self.budget is None else (*earlier, *self.budget.runs)
 
     @property
     def cost(self) -> TrainingCost:
@@ -251,14 +255,28 @@ class Plan:
         overrides = []
         if teacher is not None:
             overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
-        # The method's configs train both; a row is a student unless its layers say otherwise.
-        stage = STUDENT if STUDENT in self._plain(row)["train"]["stages"] else PLAIN
+        stage, initial = self.stage(row), self._initial(row, seed)
+        if initial is not None:
+            key = given_key(self._plain(row), needs_of(self._plain(row), stage)[INITIAL])
+            overrides.append(f"{key}={json.dumps(str(initial.weights))}")
         budget = None
         if first.equal is not None and first.equal.to:
             to, pace = (self.run(self.rows[k], seed) for k in (first.equal.to, first.equal.pace))
             spent_by = (to,) if to.teacher is None else (to.teacher, to)
             budget = Budget(first.equal.what, spent_by, pace)
-        return self._run(first, seed, stage, Path(first.key), teacher, overrides, budget)
+        return self._run(first, seed, stage, Path(first.key), teacher, overrides, budget, initial)
+
+    def stage(self, row: Row) -> str:
+        """The stage that a row trains."""
+        # The method's configs train both; a row is a student unless its layers say otherwise.
+        is_student = STUDENT in self._plain(row)["train"]["stages"]
+        return row.stage or (STUDENT if is_student else PLAIN)
+
+    def _initial(self, row: Row, seed: int) -> Run | None:
+        """The run that a row's stage starts from, that of the row that it is compared with."""
+        if INITIAL not in needs_of(self._plain(row), self.stage(row)):
+            return None
+        return self.run(self.rows[row.reference], seed)
 
     def teacher(self, row: Row, seed: int) -> Run | None:
         """The run of a row's teacher; None if none is trained."""
@@ -274,8 +292,8 @@ class Plan:
             students = [self.run(row, seed) for row in rows]
             decisive = [needed for run in students if run.budget for needed in run.budget.runs]
             free = [run for run in (*decisive, *students) if run.budget is None]
-            teachers = [run.teacher for run in free if run.teacher is not None]
-            runs |= {run.folder: run for run in (*teachers, *free, *students)}
+            earlier = [one for run in free for one in (run.teacher, run.initial) if one is not None]
+            runs |= {run.folder: run for run in (*earlier, *free, *students)}
         return list(runs.values())
 
     @functools.cached_property
@@ -284,7 +302,7 @@ class Plan:
 
         Rows of other tables that the overrides do not fit are left out.
         """
-        students: dict[tuple[str, Equal | None], Row] = {}
+        students: dict[tuple[str, str, Equal | None], Row] = {}
         teachers: dict[str, Row] = {}
         firsts: dict[str, tuple[Row, Row | None]] = {}
         for row in self.rows.values():
@@ -293,8 +311,10 @@ class Plan:
             except ConfigError:
                 continue
             budget = row.equal if row.equal is not None and row.equal.to else None
-            student, teacher = students.setdefault((fingerprint(config), budget), row), None
-            if STUDENT in config["train"]["stages"] and not config["teacher"]["checkpoint"]:
+            stage = self.stage(row)
+            student = students.setdefault((fingerprint(config), stage, budget), row)
+            teacher = None
+            if stage == STUDENT and not config["teacher"]["checkpoint"]:
                 teacher = teachers.setdefault(teacher_fingerprint(config), row)
             firsts[row.key] = student, teacher
         return firsts
@@ -320,6 +340,7 @@ class Plan:
         teacher: Run | None,
         overrides: list[str],
         budget: Budget | None,
+        initial: Run | None = None,
     ) -> Run:
         folder = self.folder / f"seed{seed}" / name
         if folder not in self._runs:
@@ -328,10 +349,15 @@ class Plan:
             config.train.output_dir = str(folder)
             if teacher is not None:
                 config.teacher.checkpoint = str(teacher.weights)
+            if initial is not None:
+                key = given_key(config, needs_of(config, stage)[INITIAL])
+                OmegaConf.update(config, key, str(initial.weights))
             own = [f"train.seed={seed}", f"train.stages=[{stage}]"]
             own += [f"train.output_dir={json.dumps(str(folder))}", *overrides]
             every = (*self._overrides[row.key], *own)
-            self._runs[folder] = Run(row, seed, stage, folder, config, teacher, every, budget)
+            self._runs[folder] = Run(
+                row, seed, stage, folder, config, teacher, every, budget, initial
+            )
         return self._runs[folder]
 
 

@@ -7,7 +7,7 @@ rows      name, number ("" for all if any has none), title, switches, run; metri
           difference by block and metric; paired: difference of F1 on all test videos with its
           95 % interval, by rule; to_control: difference to the control, in Tables III and IV;
           in the table of controls, cost by seed (including the teacher's) and curve (steps and
-          best_metric on validation)
+          best_metric on validation); in Tables I and II, detection: what a detection costs
 teachers  the same for the teachers of these rows
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig
@@ -33,7 +34,7 @@ from v2idetr.ablation.aggregation import (
 )
 from v2idetr.ablation.run_records import check_data, commits_of
 from v2idetr.ablation.runs import Plan, Run
-from v2idetr.ablation.tables import CONTROL, CONTROLS, WITH_CONTROL, Row, Table
+from v2idetr.ablation.tables import COMPARISONS, CONTROL, CONTROLS, WITH_CONTROL, Row, Table
 from v2idetr.config.yaml_text import parse_yaml
 from v2idetr.evaluation.table import ALL_TESTS
 from v2idetr.runs.training_log import TrainingCost
@@ -66,7 +67,7 @@ def build_content(
         _add_sizes(sizes, line.results.sizes)
     blocks = sorted(sizes, key=lambda title: not title.startswith(ALL_TESTS))
     paper = _paper(settings.configs, table.key)
-    metrics = _metrics(plan.config(table.rows[0]), paper)
+    metrics = _metrics(plan.config(table.rows[0]), paper, everything=table.key in COMPARISONS)
     known = {row.key: line.results for row, line in zip(table.rows, rows, strict=True)}
     control = known.get(CONTROL) or _control(table, plan, seeds)
     if control is not None and not control.metrics:
@@ -105,13 +106,19 @@ def build_content(
 
 @dataclass(frozen=True)
 class _Results:
-    """Results of one row by seed, and sizes by block; costs and curves for controls only."""
+    """Results of one row by seed, and sizes by block.
+
+    Attributes:
+        costs, curves: of training, for controls only.
+        detections: costs of detection, for Tables I and II only.
+    """
 
     metrics: dict[int, Metrics]
     sizes: dict[str, dict[str, int]]
     videos: dict[int, VideoCounts]
     costs: dict[int, TrainingCost]
     curves: dict[int, list[tuple[int, float]]]
+    detections: dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -123,21 +130,24 @@ class _Line:
     reference: str
 
 
-def _results(runs: Sequence[Run], *, with_costs: bool = False) -> _Results:
+def _results(runs: Sequence[Run], table: str = "") -> _Results:
     metrics: dict[int, Metrics] = {}
     sizes: dict[str, dict[str, int]] = {}
     videos: dict[int, VideoCounts] = {}
     costs: dict[int, TrainingCost] = {}
     curves: dict[int, list[tuple[int, float]]] = {}
+    detections: dict[int, dict[str, Any]] = {}
     for run in runs:
         if run.finished:
             result = read_result(run.evaluation)
             metrics[run.seed], found = metrics_of(result)
             _add_sizes(sizes, found)
             videos[run.seed] = video_counts(result)
-            if with_costs:
+            if table == CONTROLS:
                 costs[run.seed], curves[run.seed] = run.cost_with_teacher, run.curve
-    return _Results(metrics, sizes, videos, costs, curves)
+            if table in COMPARISONS:
+                detections[run.seed] = {**result["cost"], "look_ahead": result["look_ahead"]}
+    return _Results(metrics, sizes, videos, costs, curves, detections)
 
 
 def _add_sizes(sizes: dict[str, dict[str, int]], found: Mapping[str, dict[str, int]]) -> None:
@@ -165,7 +175,7 @@ def _rows(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
             "reference": row.reference.partition("/")[2],
         }
         runs = [plan.run(row, seed) for seed in seeds]
-        results = _results(runs, with_costs=table.key == CONTROLS)
+        results = _results(runs, table.key)
         lines.append(_Line(words, results, row.reference))
     return lines
 
@@ -203,7 +213,7 @@ def _teachers(table: Table, plan: Plan, seeds: Sequence[int]) -> list[_Line]:
             "title": _teacher_title(named, is_only=len(taught) == 1),
         }
         runs = [run for run in (plan.teacher(rows[0], seed) for seed in seeds) if run is not None]
-        results = _results(runs, with_costs=table.key == CONTROLS)
+        results = _results(runs, table.key)
         lines.append(_Line(words, results, rows[0].reference))
     return lines
 
@@ -232,7 +242,18 @@ def _compared(
         "paired": paired,
         "cost": {str(seed): asdict(cost) for seed, cost in sorted(results.costs.items())},
         "curve": {str(seed): curve for seed, curve in sorted(results.curves.items())},
+        "detection": _detection(results.detections),
     }
+
+
+def _detection(costs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Costs of a detection: counts, and the median speed of the seeds; {} without any."""
+    if not costs:
+        return {}
+    last = costs[max(costs)]
+    counts = ("parameters", "flops", "frames_per_detection", "look_ahead", "machine")
+    speeds = [cost["frames_per_second"] for cost in costs.values()]
+    return {key: last[key] for key in counts} | {"frames_per_second": median(speeds)}
 
 
 def _difference(
@@ -249,10 +270,11 @@ def _difference(
     return {title: {metric: less(title, metric) for metric in metrics} for title in blocks}
 
 
-def _metrics(config: DictConfig, paper: Mapping[str, Any] | None) -> list[str]:
-    """Metrics of the table; AP75 only if the paper's table has it."""
+def _metrics(config: DictConfig, paper: Mapping[str, Any] | None, *, everything: bool) -> list[str]:
+    """Metrics of the table; AP75 only for everything, or if the paper's table has it."""
     columns = [c for part in (paper or {}).get("parts", ()) for c in part["columns"]]
-    names = [m for m in COCO if m != "AP75" or m in columns] if config.evaluation.coco_ap else []
+    shown = [m for m in COCO if everything or m != "AP75" or m in columns]
+    names = shown if config.evaluation.coco_ap else []
     return names + [f"{rule}/{name}" for rule in config.evaluation.rules for name in PER_RULE]
 
 

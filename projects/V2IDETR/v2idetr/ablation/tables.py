@@ -1,7 +1,7 @@
 """The tables and their rows, read from the folders of layers.
 
-Rows of Tables I and II are config files of detectors. A row of any other table is a layer of
-configs/ablations, or in a grid one layer of each of its folders.
+Rows of Tables I and II are detectors, listed in ``configs/ablations/detectors.yaml``. A row of any
+other table is a layer of configs/ablations, or in a grid one layer of each of its folders.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from v2idetr.config.yaml_text import parse_yaml
 
 DATASETS = ("sun", "buv", "clinicdb", "synthetic")
 STUDENTS = {"deformable_detr": "Deformable DETR", "detr": "DETR", "sam_detr": "SAM-DETR"}
-# Detectors that have no V2I student.
-BASELINES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS"}
 
 # Folder of layers -> its name in the paper, and its title. Other folders are tables, too, with the
 # folder's name as title.
 KNOWN = {
-    "table1": ("I", "detectors and their V2I students (the paper's SUN table)"),
-    "table2": ("II", "detectors and their V2I students (the paper's BUV table)"),
+    "table1": ("I", "detectors of images and of video, and V2I students (the paper's SUN table)"),
+    "table2": ("II", "detectors of images and of video, and V2I students (the paper's BUV table)"),
     "table3": ("III", "components: TFD, MSI, CQD"),
     "table4": ("IV", "what is distilled, and how"),
     "fig5a": ("5a", "weights of the losses, lambda_bk and lambda_qe"),
@@ -37,6 +35,9 @@ PLAIN = "table3/1_baseline"  # baseline of Fig. 5a and 5b
 CONTROL = "table3/1b_control"  # second reference of Tables III and IV
 WITH_CONTROL = ("table3", "table4")
 CONTROLS = "controls"  # the table with training costs
+COMPARISONS = ("table1", "table2")  # the tables with costs of detection
+DETECTORS = "detectors.yaml"  # their rows
+PLAIN_STAGE = "plain"
 RECIPE, EQUAL = "_recipe.yaml", "_equal.yaml"  # files that are no rows
 
 What = Literal["labels", "frames", "processor_time"]
@@ -70,7 +71,8 @@ class Row:
         title: title in the table.
         layers: files that are merged into the config, in this order.
         student: its detector; "" for that of `Settings.student`.
-        is_plain: whether a row with its own detector is the plain one.
+        config: file below configs/ with a place for the data set; "" for that of the student.
+        stage: the trained stage; "" for the one that its layers leave, "student" or "plain".
         reference: key of the row that it is compared with; its own for a baseline.
         equal: see `Equal`; None for a row that trains as its layers say.
     """
@@ -80,7 +82,8 @@ class Row:
     title: str
     layers: tuple[Path, ...] = ()
     student: str = ""
-    is_plain: bool = False
+    config: str = ""
+    stage: str = ""
     reference: str = ""
     equal: Equal | None = None
 
@@ -148,7 +151,7 @@ def find_tables(configs: Path) -> list[Table]:
     known = [name for name in KNOWN if name in folders]
     others = [name for name in folders if name not in KNOWN]
     tables = [_layers(ablations, name) for name in (*known, *others)]
-    return tables + [_detectors(key) for key in ("table1", "table2")]
+    return tables + [_detectors(ablations / DETECTORS, key) for key in COMPARISONS]
 
 
 def choose_table(tables: Sequence[Table], name: str) -> Table:
@@ -195,14 +198,27 @@ def choose_rows(table: Table, names: Sequence[str]) -> list[Row]:
     return [row for row in table.rows if row in chosen]
 
 
-def _detectors(key: str) -> Table:
+def _detectors(path: Path, key: str) -> Table:
+    """A table of detectors.
+
+    Raises:
+        ValueError: the file has unknown keys, students or rows.
+    """
+    listed = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
     rows = []
-    for name, title in (BASELINES | STUDENTS).items():
-        plain = Row(key, name, title, student=name, is_plain=True, reference=f"{key}/{name}")
-        rows.append(plain)
-        if name in STUDENTS:
-            v2i = f"{title} + V2I-DETR"
-            rows.append(Row(key, f"{name}_v2i", v2i, student=name, reference=plain.key))
+    for name, entry in listed.items():
+        rest = dict(entry) if isinstance(entry, dict) else {}
+        title, config, student = (rest.pop(k, "") for k in ("title", "config", "student"))
+        stage, against = rest.pop("stage", PLAIN_STAGE), rest.pop("against", name)
+        known = student in STUDENTS if student else "{dataset}" in config
+        if rest or not title or not known or against not in listed:
+            raise ValueError(
+                f"{path}: {name}: {entry} must have a title, either a student ("
+                f"{', '.join(STUDENTS)}) or a config with {{dataset}} in its name, and perhaps a "
+                "stage, and against, a row of the file."
+            )
+        reference = f"{key}/{against}"
+        rows.append(Row(key, name, title, (), student, config, stage, reference))
     return Table(key, *KNOWN[key], rows=tuple(rows))
 
 
