@@ -495,7 +495,7 @@ def test_a_layer_adds_a_stage_but_does_not_change_one_that_is_not_there(tiny_con
     assert list(stages) == ["teacher", "plain", "student", "third"]
     assert stages.third == {"_target_": target, "model": "model"}
     layer.write_text("stages: {techer: {model: model}}")
-    with pytest.raises(ConfigError, match="stages.techer does not exist. Did you mean"):
+    with pytest.raises(ConfigError, match=r"stages\.techer does not exist\. Did you mean"):
         load_config(tiny_config, layers=[layer])
 
 
