@@ -76,6 +76,18 @@ def test_a_module_in_any_slot_makes_the_detection_depend_on_the_other_frames(slo
         assert bool((before - after).abs().max() > 1e-6) == differs
 
 
+@torch.no_grad()
+def test_images_on_their_own_are_what_a_slot_gets() -> None:
+    teacher, samples = detector("features"), [make_sample(0), make_sample(1, size=(96, 64))]
+    images = teacher.images(teacher.frames(samples))
+    alone = teacher.net.extract_images(images)
+    assert teacher.net.fusion is not None and teacher.net.fusion.features is not None
+    mixed, want = teacher.net.fusion.features(alone), teacher.net.extract(images)
+    for stride, maps in want.maps.items():
+        assert torch.equal(mixed.maps[stride], maps)
+        assert not torch.equal(alone.maps[stride], maps)
+
+
 @pytest.mark.parametrize("slot", SLOTS)
 @pytest.mark.parametrize("reach", [Reach.MEMORY, Reach.DECODED, Reach.CLIPS])
 def test_a_teacher_knows_the_same_however_far_it_has_to_go(slot, reach) -> None:

@@ -86,10 +86,8 @@ class DetectionTransformer(nn.Module):
         self.fusion = fusion
 
     def extract(self, images: Images) -> Features:
-        """Backbone and neck, then the slot "features"."""
-        with padding_isolated(self.backbone, images) if self.isolate_padding else nullcontext():
-            maps = self.backbone(images.pixels)
-        features = self.neck(maps, images)
+        """Backbone and neck for each image, then the slot "features"."""
+        features = self.extract_images(images)
         if self.fusion is not None and self.fusion.features is not None:
             features = self.fusion.features(features)
         return features
@@ -128,6 +126,12 @@ class DetectionTransformer(nn.Module):
     def mixes_frames_after(self, slot: Slot) -> bool:
         """Whether frames are mixed in a slot after this one."""
         return self.fusion is not None and self.fusion.is_used_after(slot)
+
+    def extract_images(self, images: Images) -> Features:
+        """Backbone and neck, for each image."""
+        with padding_isolated(self.backbone, images) if self.isolate_padding else nullcontext():
+            maps = self.backbone(images.pixels)
+        return self.neck(maps, images)
 
     def encode_images(self, features: Features) -> Memory:
         """Encoder over the tokens of all levels, for each image."""
