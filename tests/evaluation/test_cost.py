@@ -161,6 +161,14 @@ def test_what_a_video_detector_knows_of_earlier_frames_costs_nothing_again():
     assert measure_cost(model, clips, repeats=2)["frames_per_detection"] == 3
 
 
+def test_a_video_detector_that_leaves_out_neighbours_is_measured_when_it_knows_them():
+    frames = [sample() | {"image_id": i, "video_id": 0} for i in range(12)]
+    clips = [frames[i] | {"clip": frames[i : i + 5 : 2]} for i in range(8)]
+    model = Remembering()
+    assert flops(model, clips) == 2 * 8 * 4 + 2 * 8 * 16
+    assert model.frames == [3, 3, 1, 1, 1]
+
+
 def test_all_costs_of_a_cpu_detector():
     cost = measure_cost(OnImage(nn.Conv2d(3, 4, 1)), [sample(6, 10)], repeats=5)
     assert cost["parameters"] == cost["trainable_parameters"] == 16

@@ -124,17 +124,18 @@ def seconds_per_frame(
 def _detections(model: Any, samples: Sequence[Sample]) -> Iterator[Callable[[], Any]]:
     """Endless detections of one frame each, at the pace of live video.
 
-    A detector of whole videos keeps what it knows of earlier frames: it sees the first sample
-    before the others, outside the measurement.
+    A detector of whole videos keeps what it knows of earlier frames: it sees the first half of the
+    samples before the others, outside the measurement.
     """
     while getattr(model, "order", "any") != "video":
         yield partial(model, [samples[0]])
     video = [s for s in samples if s.get("video_id") == samples[0].get("video_id")]
+    half = len(video) // 2
     while True:
         model.reset()
-        if len(video) > 1:
-            model(video[:1])
-        yield from (partial(model, [sample]) for sample in video[1:] or video)
+        for sample in video[:half]:
+            model([sample])
+        yield from (partial(model, [sample]) for sample in video[half:])
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
@@ -171,7 +172,8 @@ def measure_cost(
     Args:
         model: a detector; for a student, the detector without its distillation modules.
         samples: frames or, for a video detector, clips at the size of evaluation. The first is
-            measured; with ``order = "video"`` the others, successive frames of one video.
+            measured; with ``order = "video"`` those of the second half, successive frames of one
+            video.
         repeats: number of timed runs after the warm-up.
     """
     height, width = samples[0]["image"].shape[-2:]
