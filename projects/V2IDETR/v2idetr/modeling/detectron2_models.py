@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -96,24 +97,25 @@ class Detectron2Detector(nn.Module):
         """
         if not (self.training and isinstance(self.net, DenseDetector)):
             return self.net(batched_inputs)
-        _restore_normalizer(self.net)
-        # Their focal loss is scripted: optimised from a process's second call on, it would have
-        # other last bits in a resumed run.
-        with torch.jit.optimized_execution(False):
-            losses = self.net(batched_inputs)
-        _keep_normalizer(self.net)
-        return losses
+        with dense_losses(self.net):
+            return self.net(batched_inputs)
 
 
-def _restore_normalizer(net: Any) -> None:
+@contextmanager
+def dense_losses(net: Any) -> Iterator[None]:
+    """The block that computes the losses of a RetinaNet or FCOS, see :class:`Detectron2Detector`.
+
+    Their normalizer continues from the saved one, and is saved after the block.
+    """
     value = float(net.saved_loss_normalizer)
     if value > 0:
         net.loss_normalizer = value
     elif hasattr(net, "loss_normalizer"):
         del net.loss_normalizer
-
-
-def _keep_normalizer(net: Any) -> None:
+    # Their focal loss is scripted: optimised from a process's second call on, it would have
+    # other last bits in a resumed run.
+    with torch.jit.optimized_execution(False):
+        yield
     saved = net.saved_loss_normalizer.fill_(net.loss_normalizer)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(saved)
