@@ -29,6 +29,7 @@ video = dict(
             ),
         ),
         video_class_weight=1.0,  # released code: 0, no loss of the video's classes
+        auxiliary_losses=True,  # released code: false, the last decoder layer alone
         reference_sampler=L("v2idetr.data.reference_sampler.MixedSampler")(
             local=L("v2idetr.data.reference_sampler.AdjacentSampler")(before=1, after=1),
             distant=L("v2idetr.data.reference_sampler.GlobalSampler")(

@@ -12,6 +12,7 @@ from torch import nn
 
 from configs.models.backbones import resnet50
 from tests.conftest import TinyBackbone, criterion
+from tests.video_detectors.attention_in_numpy import attended, layer_norm
 from tests.video_detectors.videos import (
     assert_equal,
     clips,
@@ -60,7 +61,7 @@ def tiny_net(fusion: Fusion | None = None, **changes) -> DeformableDETR:
     return net
 
 
-def tiny(*, weight: float = 1.0, names=("polyp",), fusion=None, net=None, **samplers) -> CVANet:
+def tiny(*, weight: float = 1.0, names=("polyp",), fusion=None, net=None, **others) -> CVANet:
     torch.manual_seed(0)
     features = ClipFusion(d=D, dropout=0.0, **(fusion or {}))
     net = tiny_net(Fusion(features=features), num_classes=len(names), **(net or {}))
@@ -69,41 +70,11 @@ def tiny(*, weight: float = 1.0, names=("polyp",), fusion=None, net=None, **samp
         criterion=criterion(),
         class_names=list(names),
         video_class_weight=weight,
-        **{"reference_sampler": sampler(), **samplers},
+        **{"reference_sampler": sampler(), **others},
     )
 
 
 # ------------------------------------------------------------------------- the formulae
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def attended(attention: nn.MultiheadAttention, q, k, v, keep) -> np.ndarray:
-    """Multi-head attention of one image, head by head and query by query."""
-    weight = attention.in_proj_weight.detach().double().numpy()
-    bias = attention.in_proj_bias.detach().double().numpy()
-    q, k, v = (
-        x @ weight[i * D : (i + 1) * D].T + bias[i * D : (i + 1) * D]
-        for i, x in enumerate((q, k, v))
-    )
-    out, c = np.zeros_like(q), D // attention.num_heads
-    for head in range(attention.num_heads):
-        part = slice(head * c, (head + 1) * c)
-        for row in range(len(q)):
-            share = softmax(k[keep][:, part] @ q[row, part] / np.sqrt(c))
-            out[row, part] = share @ v[keep][:, part]
-    projection = attention.out_proj
-    return out @ projection.weight.detach().double().numpy().T + (
-        projection.bias.detach().double().numpy()
-    )
-
-
-def layer_norm(norm: nn.LayerNorm, x: np.ndarray) -> np.ndarray:
-    mean, std = x.mean(-1, keepdims=True), np.sqrt(x.var(-1, keepdims=True) + norm.eps)
-    return (x - mean) / std * norm.weight.detach().numpy() + norm.bias.detach().numpy()
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -338,6 +309,19 @@ def test_the_losses_are_those_of_the_fused_key_frames() -> None:
     assert have.keys() == want.keys()
     for name, loss in want.items():
         torch.testing.assert_close(have[name], loss)
+
+
+@pytest.mark.parametrize("net", [{}, {"box_refine": True}], ids=["one head", "heads of layers"])
+def test_without_auxiliary_losses_the_last_layer_alone_is_trained(net: dict) -> None:
+    cva, only_last = tiny(net=net).train(), tiny(net=net, auxiliary_losses=False).train()
+    batch = train_clips(cva)
+    have, everything = only_last(batch), cva(batch)
+    last = {"loss_class", "loss_l1", "loss_giou", "loss_video_class"}
+    assert have.keys() == last < everything.keys()
+    assert all(torch.equal(have[name], everything[name]) for name in last)
+    sum(have.values()).backward()
+    without = {n for n, p in only_last.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without
 
 
 def test_the_single_frame_network_starts_with_the_weights_that_it_has_alone() -> None:

@@ -11,7 +11,8 @@ trained to tell the classes of the video's lesions.
 
 These formulae, the heads and the loss of the classes are those of the released code
 (github.com/jhl-Det/CVA-Net, models/backbone.py and cva_net.py), which however shares one MHA and
-LayerNorm among all levels and both fusions, and never computes the loss of the classes.
+LayerNorm among all levels and both fusions, and never computes the loss of the classes, nor those
+of decoder layers before the last.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from v2idetr.data.reference_sampler import ReferenceSampler
 from v2idetr.modeling.criterion import Targets
 from v2idetr.modeling.extra_queries import ExtraQueries
-from v2idetr.modeling.interface import Features
+from v2idetr.modeling.interface import Decoded, Features
 from v2idetr.modeling.trainable import Sample
 from v2idetr.modeling.training import TrainingOutput
 from video_detectors.transformer_detector import TransformerVideoDetector
@@ -47,6 +48,8 @@ class CVANet(TransformerVideoDetector):
             detector is that of single frames, with any sampler.
         video_class_weight: weight of the loss of the video's classes; 0 for none, as in the
             released code.
+        auxiliary_losses: losses of all decoder layers; false for the last one alone, as in the
+            released code. Heads of other layers are frozen then.
         detector: see :class:`TransformerVideoDetector`.
 
     Raises:
@@ -55,12 +58,23 @@ class CVANet(TransformerVideoDetector):
 
     net: Any
 
-    def __init__(self, *, net: nn.Module, video_class_weight: float = 1.0, **detector: Any) -> None:
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        video_class_weight: float = 1.0,
+        auxiliary_losses: bool = True,
+        **detector: Any,
+    ) -> None:
         super().__init__(net=net, **detector)
-        self.video_class_weight = video_class_weight
+        self.video_class_weight, self.auxiliary_losses = video_class_weight, auxiliary_losses
         self.video_classes = None
         if video_class_weight:
             self.video_classes = nn.Linear(self.net.d, len(self.class_names))
+        if not auxiliary_losses and self.net.box_refine:
+            for layer in range(len(self.net.decoder) - 1):
+                for head in self.net.heads.of_layer(layer):
+                    head.requires_grad_(False)
         if self.fusion is not None:
             for key, sampler in self.samplers().items():
                 _check_clips(key, sampler)
@@ -92,6 +106,8 @@ class CVANet(TransformerVideoDetector):
         memory = self.net.encode(features)
         queries = self.net.queries(memory)
         decoded = self.net.decode(memory, queries)
+        if not self.auxiliary_losses:
+            decoded = Decoded(decoded.hidden[-1:], decoded.logits[-1:], decoded.boxes[-1:])
         losses = self.criterion(decoded, targets, proposals=memory.proposals, num_boxes=num_boxes)
         if self.video_classes is not None:
             logits = self.video_classes(video_feature(features))
