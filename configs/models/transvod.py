@@ -37,6 +37,7 @@ video = dict(
         evaluation_sampler=None,
         **{key: f"${{model.{key}}}" for key in model if key not in ("_target_", "net")},
     ),
+    base="",  # checkpoint of a trained single-frame detector; its stage is then skipped
     checkpoint="",  # checkpoint of a trained detector; its stage is then skipped
     init_checkpoint="",
     init_partial=False,
@@ -45,11 +46,12 @@ video = dict(
     optimizer="${optimizer}",
 )
 stages = dict(
+    plain=dict(given="video.base"),
     video=L("v2idetr.engine.stage.DetectorStage")(
         model="video.model",
         settings="video",
         given="video.checkpoint",
         needs=dict(initial="plain"),  # the second of two steps
-    )
+    ),
 )
 train = dict(stages=["plain", "video"])

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from v2idetr.ablation.row_configs import Settings, teacher_fingerprint
+from v2idetr.ablation.row_configs import Settings, run_fingerprint, teacher_fingerprint
 from v2idetr.ablation.run_records import check_earlier_runs
 from v2idetr.ablation.runs import Plan, Run
 from v2idetr.ablation.tables import Row, Table, find_tables
-from v2idetr.config.load import differing_keys, load_config, save_config
+from v2idetr.config.load import differing_keys, load_config, save_config, to_plain
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TABLES = find_tables(CONFIGS)
@@ -44,6 +44,9 @@ def runs(plan: Plan, table: str, seeds: range = range(1)) -> list[Run]:
         ("fig5b/baseline", "table3/1_baseline"),
         ("table1/deformable_detr", "table3/1_baseline"),
         ("table1/deformable_detr_v2i", "table3/5_tfd_msi_cqd"),
+        ("table1/transvod_base", "table3/1_baseline"),
+        ("table1/cva_net_base", "table3/1_baseline"),
+        ("table1/cva_net", "table1/cva_net"),
         ("table4/11_cqd", "table4/11_cqd"),
         ("table4/11b_cqd_one_way", "table4/11b_cqd_one_way"),
     ],
@@ -126,7 +129,15 @@ def test_a_teacher_is_another_one_if_its_stage_reads_what_differs(
 
 
 @pytest.mark.parametrize(
-    "name", ["table3/4_tfd_cqd", "table3/1_baseline", "table1/detr_v2i", "table1/faster_rcnn"]
+    "name",
+    [
+        "table3/4_tfd_cqd",
+        "table3/1_baseline",
+        "table1/detr_v2i",
+        "table1/faster_rcnn",
+        "table1/transvod",
+        "table1/fgfa_base",
+    ],
 )
 def test_the_command_line_gives_the_config(plan: Plan, name: str) -> None:
     run = plan.run(plan.rows[name], 2)
@@ -146,6 +157,35 @@ def test_a_student_learns_from_the_checkpoint_that_the_config_evaluates(plan: Pl
     final = make_plan("table3", overrides=("evaluation.checkpoint=final",))
     run = final.run(final.rows["table3/2_tfd"], 0)
     assert run.config.teacher.checkpoint.endswith("teacher/final.pth")
+
+
+def test_a_video_detector_starts_from_the_run_of_its_single_frame_detector(plan: Plan) -> None:
+    run = plan.run(plan.rows["table1/transvod"], 1)
+    base = plan.run(plan.rows["table3/1_baseline"], 1)
+    assert (run.stage, run.initial, run.needs) == ("video", base, (base,))
+    assert run.config.video.base == str(base.weights)
+    listed = plan.runs([run.row], [1])
+    assert listed == [base, run]
+    assert plan.run(plan.rows["table1/cva_net"], 1).needs == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("video.model.video_class_weight", 0.5, True),
+        ("stages.video.split", "other", True),
+        ("model.net.num_queries", 31, False),
+        ("train.batch_size", 4, False),
+        ("data.window", 0, False),
+    ],
+)
+def test_a_plain_detector_is_trained_anew_only_if_what_it_reads_changes(
+    plan: Plan, key: str, value: object, same: bool
+) -> None:
+    config = plan.config(plan.rows["table1/cva_net_base"])
+    before = run_fingerprint(to_plain(config), "plain")
+    OmegaConf.update(config, key, value)
+    assert (run_fingerprint(to_plain(config), "plain") == before) == same
 
 
 # ---------------------------------------------------------------- overrides

@@ -21,12 +21,15 @@ from v2idetr.config.load import (
     load_plain_run_config,
     to_plain,
 )
+from v2idetr.config.stage_settings import model_key, settings_of
 from v2idetr.config.yaml_text import parse_yaml
 
 # Keys that rows, seeds and this program set.
 RESERVED = ("train.output_dir", "train.seed", "train.stages")
 # Sections that the teacher's stage does not read.
 NOT_THE_TEACHERS = ("model", "distillation", "optimizer")
+# Sections that every stage of a detector reads, besides those with its model and its settings.
+READ_BY_ALL = ("data", "evaluation", "lr_multiplier", "optimizer", "train")
 # DETR does not normalise its projected features, which therefore need an alignment, and has one
 # level.
 FOR_STUDENT = {
@@ -115,6 +118,19 @@ def teacher_fingerprint(config: DictConfig | dict[str, Any]) -> str:
     for key in ("max_iter", "batch_size"):  # the teacher's own, else those of `train`
         common = relevant["train"].pop(key)
         relevant["teacher"] = {**relevant["teacher"], key: plain["teacher"][key] or common}
+    return fingerprint(relevant)
+
+
+def run_fingerprint(config: dict[str, Any], stage: str) -> str:
+    """Short hash of all keys of a config that can change the result of a stage of its own run.
+
+    A plain detector depends neither on the other stages nor on the sections with their settings.
+    """
+    if stage != PLAIN_STAGE:
+        return fingerprint(config)
+    own = {model_key(config, stage).partition(".")[0], settings_of(config, stage)}
+    relevant = {key: config[key] for key in sorted({*READ_BY_ALL, *own})}
+    relevant["train"] = {k: v for k, v in config["train"].items() if k != "stages"}
     return fingerprint(relevant)
 
 

@@ -25,10 +25,11 @@ from v2idetr.ablation.row_configs import (
     check_overrides,
     config_file_of,
     resolve,
+    run_fingerprint,
     teacher_fingerprint,
 )
 from v2idetr.ablation.tables import Equal, Row, Table
-from v2idetr.config.load import ConfigError, fingerprint, to_plain
+from v2idetr.config.load import ConfigError, to_plain
 from v2idetr.config.stage_settings import given_key, needs_of, steps_of
 from v2idetr.runs.folder import weights_of
 from v2idetr.runs.stage_folder import StageFolder
@@ -312,7 +313,8 @@ class Plan:
                 continue
             budget = row.equal if row.equal is not None and row.equal.to else None
             stage = self.stage(row)
-            student = students.setdefault((fingerprint(config), stage, budget), row)
+            key = run_fingerprint(config, stage), stage, budget
+            student = students.setdefault(key, row)
             teacher = None
             if stage == STUDENT and not config["teacher"]["checkpoint"]:
                 teacher = teachers.setdefault(teacher_fingerprint(config), row)
