@@ -166,7 +166,16 @@ def test_a_video_detector_that_leaves_out_neighbours_is_measured_when_it_knows_t
     clips = [frames[i] | {"clip": frames[i : i + 5 : 2]} for i in range(8)]
     model = Remembering()
     assert flops(model, clips) == 2 * 8 * 4 + 2 * 8 * 16
-    assert model.frames == [3, 3, 1, 1, 1]
+    assert model.frames == [3, 3, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_cut_in_the_measured_video_does_not_count():
+    frames = [sample() | {"image_id": i, "video_id": 0} for i in range(12)]
+    scenes = [frames[i : i + 3] for i in (0, 1, 2, 3)] + [frames[i : i + 3] for i in (6, 7, 8, 9)]
+    clips = [clip[0] | {"clip": clip} for clip in scenes]
+    model = Remembering()
+    assert flops(model, clips) == 2 * 8 * 4 + 2 * 8 * 16
+    assert model.frames == [3, 1, 1, 1, 3, 1, 1, 1]
 
 
 def test_all_costs_of_a_cpu_detector():
