@@ -1,4 +1,4 @@
-"""Operations of deformable convolutions are counted."""
+"""Deformable convolutions are counted, and keep their precision."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def test_sampling_and_convolution_are_counted(groups, stride, modulated) -> None
     sampled = cells * 9 * 4 * 4  # taps, channels, cells of an interpolation
     convolved = cells * 9 * 6 * (4 // groups)
     assert counter.get_total_flops() == 2 * (sampled + convolved)
+
+
+def test_under_autocast_it_is_float32() -> None:
+    conv = DeformConv2d(4, 6, 3, padding=1)
+    x, offsets, mask = torch.randn(1, 4, 5, 5), torch.randn(1, 18, 5, 5), torch.rand(1, 9, 5, 5)
+    full = conv(x.bfloat16().float(), offsets, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(conv(x.bfloat16(), offsets, mask), full)

@@ -1,4 +1,4 @@
-"""Deformable convolution (torchvision's), with its operations counted.
+"""torchvision's deformable convolution under autocast, and with its operations counted.
 
 Import it from here: without the formula below, ``torch.utils.flop_counter`` sees none of them.
 """
@@ -10,12 +10,25 @@ from math import prod
 from typing import Any
 
 import torch
+import torchvision
+from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
-from torchvision.ops import DeformConv2d
 
 __all__ = ["DeformConv2d", "deformable_conv_flops"]
 
 SAMPLED_CELLS = 4  # of bilinear interpolation
+
+
+class DeformConv2d(torchvision.ops.DeformConv2d):
+    """torchvision's, in float32 also under autocast.
+
+    It has no kernel for bfloat16 on CPUs, which also resolves positions only to 1/256.
+    """
+
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            mask = None if mask is None else mask.float()
+            return super().forward(input.float(), offset.float(), mask)
 
 
 def deformable_conv_flops(
