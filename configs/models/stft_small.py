@@ -1,0 +1,12 @@
+"""For a laptop: STFT on FCOS with EfficientNet-Lite0; clips of frames that lie far apart."""
+
+from .fcos_small import model, optimizer, train
+from .stft import stages, video
+
+model.net.test_score_thresh = 0.05  # of FCOS's own score, in both
+
+video["model"].reference_sampler.window = "${data.window}"
+video["model"].evaluation_sampler.window = "${data.window}"
+video["model"].evaluation_sampler.num_frames = 5
+
+train["stages"] = ["plain", "video"]
