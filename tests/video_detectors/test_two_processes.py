@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.tiny_fixtures import in_two_processes
+from tests.video_detectors import test_cva_net, test_transvod, test_yona
 from tests.video_detectors.test_stream import Brightness
 from tests.video_detectors.tiny_stft import tiny_stft
 from tests.video_detectors.videos import video
@@ -25,6 +26,9 @@ LENGTHS = [3, 6, 1, 4]  # frames of the videos
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
     "brightness": lambda: Brightness(AdjacentSampler(before=2, after=1)),
     "stft": lambda: tiny_stft(trained=True),
+    "yona": lambda: test_yona.trained(previous_score=test_yona.STRONG),
+    "transvod": lambda: test_transvod.tiny(),
+    "cva_net": lambda: test_cva_net.tiny(),
 }
 
 
