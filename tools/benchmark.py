@@ -31,7 +31,14 @@ from typing import Any
 
 from benchmark_cases import CASES, Case, Setting
 from benchmark_export import EXPORT_CASES
-from benchmark_models import COCO_CLASSES, NUM_FRAMES, load, official_table, parameter_table
+from benchmark_models import (
+    COCO_CLASSES,
+    NUM_FRAMES,
+    load,
+    official_table,
+    other_table,
+    parameter_table,
+)
 from benchmark_processes import PROCESS_CASES
 
 from v2idetr.output_folder import check_writable, explain_os_error
@@ -110,9 +117,14 @@ def check(device: str, backbone: str) -> None:
 def _show_parameters(path: Path | None) -> None:
     from tabulate import tabulate
 
-    tables = {"parameters": parameter_table(), "official": official_table()}
+    tables = {
+        "parameters": parameter_table(),
+        "others": other_table(),
+        "official": official_table(),
+    }
     titles = {
         "parameters": f"Parameters as configured, one class, {NUM_FRAMES} frames a clip",
+        "others": "Other detectors and video detectors, with the backbones of their files",
         "official": f"Beside the official code: {COCO_CLASSES} classes, ResNet-50",
     }
     for name, rows in tables.items():

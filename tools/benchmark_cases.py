@@ -11,11 +11,16 @@ from typing import Any
 
 from benchmark_models import (
     NUM_FRAMES,
+    OTHER_ROLES,
     ROLES,
+    as_configured,
     build,
     build_student,
     families,
+    load,
     noise_clip,
+    noise_video,
+    others,
 )
 
 from v2idetr.process_setup import give_memory_back
@@ -102,7 +107,7 @@ def attention_cases(setting: Setting) -> Iterator[Case]:
 
 
 def inference_cases(setting: Setting) -> Iterator[Case]:
-    """Inference of our detectors and of those of transformers."""
+    """Inference of all detectors, and of those of transformers."""
     sample = noise_clip(setting.size)
     for students in families():
         models = {name: build(name, "model", setting.backbone) for name in students}
@@ -117,10 +122,35 @@ def inference_cases(setting: Setting) -> Iterator[Case]:
                 }
                 title = f"{', '.join(students)} and their teacher, batch {batch}, {precision}"
                 yield Case(title, students[0], variants, floors if batch == 1 else {})
+    yield from _other_cases(setting, sample)
     if setting.backbone == "resnet50" and importlib.util.find_spec("transformers"):
         yield from _transformers_cases(setting, sample)
     else:
         print("no comparison with transformers: not installed, or the backbone is not resnet50")
+
+
+def _other_cases(setting: Setting, sample: dict[str, Any]) -> Iterator[Case]:
+    """Detectors without a teacher beside their video detectors, a frame at a time.
+
+    Those of full size with ResNet-50 and the small ones with EfficientNet-Lite0.
+    """
+    size = {"resnet50": False, "efficientnet_lite0": True}
+    for name in others():
+        if name.endswith("_small") != size.get(setting.backbone):
+            continue
+        single = as_configured(name, "model").to(setting.device).eval()
+        variants = {OTHER_ROLES["model"]: partial(_detect, single, [sample], "fp32")}
+        if "video" in load(name):
+            video = as_configured(name, "video").to(setting.device).eval()
+            video.reset()
+            frames = noise_video(video, setting.size)
+            variants[OTHER_ROLES["video"]] = partial(_detect_next, video, frames)
+        yield Case(f"{name}, batch 1", OTHER_ROLES["model"], variants)
+
+
+def _detect_next(detector: Any, frames: Iterator[dict[str, Any]]) -> Any:
+    """Detection of the next frame of a video; what is known of earlier ones is kept."""
+    return _detect(detector, [next(frames)], "fp32")
 
 
 def _precisions(setting: Setting) -> tuple[str, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "configs" / "models"
 NUM_FRAMES = 3
+VIDEO_FRAMES, VIDEO_IMAGES = 4000, 16  # of a noise video; its images are repeated
+OTHER_ROLES = {"model": "single frames", "video": "video"}
 ROLES = {"model": "plain or student", "teacher": f"teacher, {NUM_FRAMES} frames"}
 
 # Totals of the official code with a ResNet-50 and 91 classes, by file and settings of model.net.
@@ -48,6 +51,21 @@ def parameter_table() -> list[dict[str, Any]]:
         ]
 
 
+def other_table() -> list[dict[str, Any]]:
+    """Parameters of the detectors without a teacher, with the backbones of their files."""
+    import torch
+
+    from v2idetr.evaluation.cost import parameters
+
+    with torch.device("meta"):
+        return [
+            {"detector": name, "role": OTHER_ROLES[key]} | parameters(as_configured(name, key))
+            for name in others()
+            for key in OTHER_ROLES
+            if key in load(name)
+        ]
+
+
 def official_table() -> list[dict[str, Any]]:
     """Parameters at the size of the official detectors, and the totals of the official code."""
     import torch
@@ -64,6 +82,25 @@ def official_table() -> list[dict[str, Any]]:
         words = ", ".join(f"{key}={value}" for key, value in settings.items())
         rows.append({"detector": name, "configuration": words, "official": official, **count})
     return rows
+
+
+def others() -> list[str]:
+    """Files of ``configs/models`` with a detector that has no teacher."""
+    files = sorted(MODELS.glob("*.py"))
+    return [p.stem for p in files if "model" in (c := load(p.stem)) and "teacher" not in c]
+
+
+def as_configured(name: str, key: str) -> Any:
+    """A detector of :func:`others` with random weights; ``key`` is of ``OTHER_ROLES``."""
+    from detectron2.config import instantiate
+    from omegaconf import OmegaConf
+
+    config = with_data(name)
+    config.data.update({"window": 2, "sampling": "random", "side": "both"})
+    for weights in ("model.net.weights", "model.weights"):
+        if OmegaConf.select(config, weights) is not None:
+            OmegaConf.update(config, weights, None)
+    return instantiate(config.model if key == "model" else config.video.model)
 
 
 def families() -> list[list[str]]:
@@ -154,6 +191,21 @@ def noise_clip(size: tuple[int, int], num_frames: int = NUM_FRAMES) -> dict[str,
         )
     current = num_frames // 2
     return {**frames[current], "clip": frames, "clip_index": current, "seed": 1}
+
+
+def noise_video(detector: Any, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Samples of successive frames for a video detector, in the middle of a long video."""
+    from v2idetr.data.reference_sampler import VideoFrames
+
+    sampler = detector.evaluation_sampler or detector.reference_sampler
+    noise = noise_clip(size, VIDEO_IMAGES)["clip"]
+    listed = VideoFrames(range(VIDEO_FRAMES), range(VIDEO_FRAMES))
+    for current in range(VIDEO_FRAMES // 4, VIDEO_FRAMES):
+        clip = [
+            noise[place % VIDEO_IMAGES] | {"image_id": place, "frame_index": place}
+            for place in sampler(listed, current, None)
+        ]
+        yield {**clip[sampler.clip_index], "clip": clip, "clip_index": sampler.clip_index}
 
 
 def build_student(name: str, backbone: str, **sizes: Any) -> tuple[Any, Any, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmark import measure
 from benchmark_cases import Case, Setting
-from benchmark_models import ROLES, build, noise_clip
+from benchmark_models import MODELS, ROLES, build, noise_clip
 
 from v2idetr.evaluation import cost
 from v2idetr.modeling.deformable_attention import reading_with
@@ -89,6 +89,7 @@ def _setting():
 def test_a_teacher_is_timed_once_with_all_of_its_students(monkeypatch, setting):
     monkeypatch.setattr(benchmark_cases, "build", lambda *_, **__: torch.nn.Identity())
     monkeypatch.setattr(benchmark_cases, "_floor", lambda *_: {"floor_ms": 1.0})
+    monkeypatch.setattr(benchmark_cases, "_other_cases", lambda *_: [])
     cases = benchmark_cases.inference_cases(setting)
     assert [(case.baseline, list(case.variants)) for case in cases] == [
         ("deformable_detr", ["deformable_detr", "detr", "sam_detr", ROLES["teacher"]]),
@@ -97,6 +98,28 @@ def test_a_teacher_is_timed_once_with_all_of_its_students(monkeypatch, setting):
             ["deformable_detr_small", "detr_small", "sam_detr_small", ROLES["teacher"]],
         ),
     ]
+
+
+def test_every_model_is_listed_with_its_video_detector(tables):
+    listed = {row["detector"] for row in (*tables["parameters"], *tables["others"])}
+    files = {path.stem for path in MODELS.glob("*.py")}
+    assert files - listed == {"backbones", "encoders", "teachers"}
+    video = {row["detector"] for row in tables["others"] if row["role"] == "video"}
+    assert {"fgfa", "mega_small", "stft", "transvod_small", "yona", "cva_net"} <= video
+
+
+@pytest.mark.parametrize("name", ["yona_small", "cva_net_small"])
+def test_a_video_detector_is_timed_in_the_middle_of_a_video(setting, monkeypatch, name):
+    monkeypatch.setattr(benchmark_cases, "others", lambda: [name])
+    (case,) = benchmark_cases._other_cases(setting, noise_clip(setting.size))
+    assert list(case.variants) == ["single frames", "video"]
+    detect = case.variants["video"]
+    detector, encoded = detect.args[0], []
+    encode = detector.encode
+    monkeypatch.setattr(detector, "encode", lambda f: encoded.append(len(f)) or encode(f))
+    for _ in range(3):
+        assert len(detect()) == 1
+    assert encoded[1:] == [1, 1], "what is known of earlier frames is kept"
 
 
 def test_the_floor_of_a_detection_is_its_operations_at_the_rate_of_a_product(monkeypatch):
