@@ -246,7 +246,7 @@ def _detect(model: Any, batch: list[dict[str, Any]], precision: str) -> Any:
 def _in_precision(call: Call, model: Any, precision: str) -> Any:
     import torch
 
-    device = model.device.type
+    device = next(model.parameters()).device.type
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         return call()
