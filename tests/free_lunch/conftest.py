@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.free_lunch.tiny_phases import TINY_ENCODER, write_operations, write_phase_config
 from tests.tiny_fixtures import *  # noqa: F403 (fixtures)
 from tests.tiny_fixtures import ROOT
-
-TINY_ENCODER = {
-    "backbone": {"_target_": "tiny_parts.TinyNormBackbone", "width": 8},
-    "weights": "",
-    "hidden_dim": 16,
-    "dim": 8,
-}
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +25,22 @@ def unlabelled_data(tiny_data: dict) -> dict:
         return split | {"json": str(copy)}
 
     return {name: without_boxes(tiny_data[name]) for name in ("train", "val")}
+
+
+@pytest.fixture(scope="session")
+def operations(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("operations")
+    counts = {"train": 3, "val": 2, "test": 2}
+    made = {
+        name: write_operations(folder, name, videos=count, seed=count)
+        for name, count in counts.items()
+    }
+    return {**made, "test": {"held_out": made["test"]}}
+
+
+@pytest.fixture
+def phase_config(tmp_path: Path, operations: dict) -> Path:
+    return write_phase_config(tmp_path, operations)
 
 
 @pytest.fixture

@@ -9,94 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
 
 from free_lunch.phases.features import FOLDER
 from free_lunch.phases.labels import read_labels
 from free_lunch.pretraining import build_encoder
-from tests.free_lunch.conftest import TINY_ENCODER
-from tests.tiny_fixtures import ROOT, in_child
+from tests.free_lunch.tiny_phases import PHASES, STAGES, write_phase_config
+from tests.tiny_fixtures import in_child
 from tests.tiny_runs import make_run, run, same
 from v2idetr.config.load import load_config
-from v2idetr.data.coco_vid import load_split, write_split
+from v2idetr.data.coco_vid import load_split
 from v2idetr.engine.run_context import load_splits
 from v2idetr.engine.stages import run_stages
 from v2idetr.report.page import write_report
 from v2idetr.runs.checkpoint import load_checkpoint
-
-PHASES = ["Preparation", "Dissection", "Closing"]
-COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
-STAGES = ("probe", "finetune", "phases")
-
-
-def write_operations(folder: Path, name: str, *, videos: int, seed: int) -> dict[str, str]:
-    """Each video goes through the phases, eight noisy frames each."""
-    rng = np.random.default_rng(seed)
-    images = []
-    for video in range(videos):
-        for frame in range(24):
-            number, phase = len(images) + 1, frame // 8
-            pixels = rng.normal(COLOURS[phase], 60, (64, 64, 3)).clip(0, 255).astype(np.uint8)
-            file_name = f"{name}/{number:03d}.png"
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / file_name)
-            place = {"video_id": video + 1, "frame_index": frame, "scene_id": 0}
-            size = {"width": 64, "height": 64, "phase": PHASES[phase]}
-            images.append({"id": number, "file_name": file_name, **size, **place})
-    write_split(
-        folder / f"{name}.json",
-        videos=[{"id": v + 1, "name": f"{name}{v}", "frame_rate": 1.0} for v in range(videos)],
-        images=images,
-        annotations=[],
-        categories=[],
-        info={"description": "test"},
-        further={"phases": PHASES},
-    )
-    return {"json": str(folder / f"{name}.json"), "image_root": str(folder)}
-
-
-@pytest.fixture(scope="session")
-def operations(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("operations")
-    counts = {"train": 3, "val": 2, "test": 2}
-    made = {
-        name: write_operations(folder, name, videos=count, seed=count)
-        for name, count in counts.items()
-    }
-    return {**made, "test": {"held_out": made["test"]}}
-
-
-@pytest.fixture
-def phase_config(tmp_path: Path, operations: dict) -> Path:
-    return write_phase_config(tmp_path, operations)
-
-
-def write_phase_config(folder: Path, data: dict) -> Path:
-    resize = {"_target_": "v2idetr.data.augmentation.resize_fixed", "width": 64, "height": 64}
-    config = {
-        "_base_": [str(ROOT / "configs" / p) for p in ("recipes/free_lunch.py", "data/frames.py")],
-        "train": {
-            "output_dir": str(folder / "run"),
-            "device": "cpu",
-            "stages": list(STAGES),
-            "max_iter": 30,
-            "batch_size": 6,
-            "eval_period": 15,
-            "checkpoint_period": 10,
-            "log_period": 10,
-            "num_workers": 0,
-        },
-        "optimizer": {"lr": 0.05},
-        "data": {**data, "phases": PHASES, "augmentations": {"test": [resize]}},
-        "encoder": TINY_ENCODER,
-        "finetune": {"batch_size": None, "optimizer": {"lr": 0.02, "backbone_lr": 0.02}},
-        "phases": {"max_iter": 150, "optimizer": {"lr": 0.02}},
-        "stages": {"phases": {"num_layers": 3, "width": 8}},
-    }
-    path = folder / "phases.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +106,40 @@ def test_a_stage_with_all_labels_can_follow_one_with_a_share_of_them(phase_confi
     run_stages(run_context)
     results = json.loads((run_context.folder / "results.json").read_text())["stages"]
     assert [results[stage]["labelled_videos"] for stage in ("few", "finetune")] == [2, 3]
+
+
+BETWEEN = "_target_: free_lunch.phases.probe.ProbeStage, share: 0.5, needs: {backbone: finetune}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["+stages.phases.needs={backbone: finetune}", "stages.phases.share=0.5"],
+            r"stages\.phases\.share=0\.5 .*\(stages\.finetune\.share=1\.0\): set "
+            r"stages\.finetune\.share=0\.5, or another stage as stages\.phases\.needs\.backbone",
+        ),
+        (
+            [
+                f"+stages.between={{{BETWEEN}}}",
+                "+stages.phases.needs={backbone: between}",
+                "stages.phases.share=0.5",
+            ],
+            r"stages\.phases\.share=0\.5 .*finetune.* as stages\.between\.needs\.backbone",
+        ),
+    ],
+)
+def test_few_labels_do_not_stand_on_a_backbone_that_has_seen_more(
+    phase_config, changes, message
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_run(phase_config, *changes).stages["phases"].build(load_config(phase_config, changes))
+
+
+def test_few_labels_may_stand_on_a_backbone_that_has_seen_as_few(phase_config) -> None:
+    few = ["stages.finetune.share=0.5", "stages.phases.share=0.5"]
+    run_context = make_run(phase_config, "+stages.phases.needs={backbone: finetune}", *few)
+    run_context.stages["phases"].build(run_context.config)
 
 
 def test_a_run_of_phases_that_is_resumed_at_its_end_is_not_trained_again(

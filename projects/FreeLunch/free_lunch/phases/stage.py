@@ -102,6 +102,7 @@ class PhaseStage(Stage):
     def classifier(self, config: DictConfig, *, pretrained: bool) -> PhaseClassifier:
         """The backbone with a classifier of freshly drawn weights."""
         allowed_transitions(self.transitions, len(phases_of(config)))
+        self._refuse_further_labels(self)
         # The weights of an earlier stage follow.
         given = pretrained and "backbone" not in self.needs
         encoder = build_encoder(config, self.encoder, pretrained=given)
@@ -111,6 +112,19 @@ class PhaseStage(Stage):
             pixel_std=encoder.pixel_std.flatten().tolist(),
             num_phases=len(phases_of(config)),
         )
+
+    def _refuse_further_labels(self, stage: Stage) -> None:
+        """Raise where a stage, or one before it, has seen labels that are left out here."""
+        for role, earlier in stage.earlier.items():
+            same_split = earlier.split == self.split
+            if same_split and isinstance(earlier, PhaseStage) and earlier.share > self.share:
+                raise ValueError(
+                    f"stages.{self.name}.share={self.share} leaves labels out that the stage "
+                    f"{earlier.name} before it has seen (stages.{earlier.name}.share="
+                    f"{earlier.share}): set stages.{earlier.name}.share={self.share}, or another "
+                    f"stage as stages.{stage.name}.needs.{role}."
+                )
+            self._refuse_further_labels(earlier)
 
     def load_backbone(self, run: RunContext, model: PooledBackbone) -> None:
         """Give a backbone what the earlier stage has learned, if there is one."""
