@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from free_lunch.phases.features import FOLDER
 from free_lunch.phases.labels import read_labels
 from free_lunch.pretraining import build_encoder
 from tests.free_lunch.tiny_phases import PHASES, STAGES, write_phase_config
@@ -65,15 +64,6 @@ def test_the_probe_leaves_the_backbone_as_it_was_and_finetuning_does_not(trained
     names = [n for n in start if n.startswith("backbone.stages")]
     assert names and all(torch.equal(probe[n], start[n]) for n in names)
     assert not any(torch.equal(finetuned[n], start[n]) for n in names)
-
-
-def test_features_are_computed_once_for_all_stages_of_one_backbone(
-    phase_config, monkeypatch
-) -> None:
-    run_context = make_run(phase_config, "train.stages=[probe, phases]")
-    run_stages(run_context)
-    files = {f.name: f.stat().st_mtime_ns for f in (run_context.folder / FOLDER).iterdir()}
-    assert len(files) == 3, "train, val and test"
 
 
 def test_a_backbone_of_an_earlier_stage_is_probed(phase_config, trained) -> None:

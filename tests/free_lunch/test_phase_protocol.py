@@ -1,0 +1,89 @@
+"""Which videos a phase stage learns from and chooses by, and that test videos are neither."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from free_lunch.phases import features, probe
+from free_lunch.phases.stage import PhaseStage
+from free_lunch.phases.temporal_stage import WholeVideos
+from tests.free_lunch.tiny_phases import STAGES
+from tests.tiny_runs import make_run
+from v2idetr.engine.run_context import RunContext
+from v2idetr.engine.stages import run_stages
+
+FAST = ("phases.max_iter=4", "stages.probe.share=0.5", "stages.phases.share=0.5")
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, owner, name: str) -> list[tuple]:
+    """The arguments of every call of a function, from now on."""
+    calls, original = [], getattr(owner, name)
+
+    def record(*arguments, **options):
+        calls.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
+
+
+def without_tests(run: RunContext) -> RunContext:
+    """The run, where reading labels or frames of a test split is an error."""
+    gone = Path("gone")
+
+    def unreadable(split):
+        records = [{**r, "file_name": str(gone / "frame.png")} for r in split.records]
+        return replace(split, json_path=gone / "test.json", image_root=gone, records=records)
+
+    splits = {
+        name: unreadable(split) if name.startswith("test/") else split
+        for name, split in run.splits.items()
+    }
+    return replace(run, splits=splits)
+
+
+def test_a_probe_sees_its_share_of_the_videos_and_is_chosen_by_validation(
+    phase_config, monkeypatch
+) -> None:
+    linear = recorded(monkeypatch, probe, "choose_linear")
+    knn = recorded(monkeypatch, probe, "choose_k")
+    run_stages(make_run(phase_config, *FAST, "train.stages=[probe]"))
+    for ((train, val),) in (linear, knn):
+        assert [video.name for video in train] == ["train0", "train1"]
+        assert [video.name for video in val] == ["val0", "val1"]
+
+
+def test_a_tcn_is_trained_on_its_share_of_the_videos(phase_config, monkeypatch) -> None:
+    calls = recorded(monkeypatch, WholeVideos, "__call__")
+    run_stages(make_run(phase_config, *FAST, "train.stages=[phases]", "phases.max_iter=20"))
+    assert {record["video_id"] for _, record, *_ in calls} == {1, 2}
+
+
+def test_the_best_step_is_chosen_by_validation(phase_config, monkeypatch) -> None:
+    run_context = make_run(phase_config, *FAST, "train.stages=[phases]")
+    stage = run_context.stages["phases"]
+    models = stage.build(run_context.config)
+    calls = recorded(monkeypatch, stage, "predictions")
+    stage.validate(run_context, models)
+    assert [name for _, _, name in calls] == ["val"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_nothing_of_a_test_split_is_read_in_training(phase_config, name) -> None:
+    run_context = without_tests(make_run(phase_config, *FAST, f"train.stages=[{name}]"))
+    stage = run_context.stages[name]
+    assert isinstance(stage, PhaseStage)
+    stage.train(run_context)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        stage.evaluate(run_context, stage.artefact(run_context.config), run_context.folder)
+
+
+def test_features_are_computed_once_for_all_stages_of_one_backbone(
+    phase_config, monkeypatch
+) -> None:
+    calls = recorded(monkeypatch, features, "_computed")
+    run_stages(make_run(phase_config, *FAST, "train.stages=[probe, phases]"))
+    assert sorted(name for *_, name in calls) == ["test/held_out", "train", "val"]
