@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
-from free_lunch.phases import features, probe
+from free_lunch.phases import features, probe, temporal_stage
 from free_lunch.phases.stage import PhaseStage
+from free_lunch.phases.temporal import CausalTCN
 from free_lunch.phases.temporal_stage import WholeVideos
 from tests.free_lunch.tiny_phases import STAGES
+from tests.tiny_fixtures import in_two_processes
 from tests.tiny_runs import make_run
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stages import run_stages
+from v2idetr.runs.checkpoint import load_checkpoint
 
 FAST = ("phases.max_iter=4", "stages.probe.share=0.5", "stages.phases.share=0.5")
 
@@ -87,3 +94,57 @@ def test_features_are_computed_once_for_all_stages_of_one_backbone(
     calls = recorded(monkeypatch, features, "_computed")
     run_stages(make_run(phase_config, *FAST, "train.stages=[probe, phases]"))
     assert sorted(name for *_, name in calls) == ["test/held_out", "train", "val"]
+
+
+@pytest.fixture
+def unequal_config(phase_config, operations, tmp_path, monkeypatch) -> Path:
+    """Training videos of 24, 10 and 24 frames, two a step; without dropout, whose draws depend on
+    the process, and with SGD, which does not enlarge differences of rounding."""
+    content = json.loads(Path(operations["train"]["json"]).read_text())
+    content["images"] = [
+        image
+        for image in content["images"]
+        if (image["video_id"], image["frame_index"]) < (2, 10) or image["video_id"] == 3
+    ]
+    (tmp_path / "unequal.json").write_text(json.dumps(content))
+    config = yaml.safe_load(phase_config.read_text())
+    config["data"]["train"] = operations["train"] | {"json": str(tmp_path / "unequal.json")}
+    sgd = {"_target_": "v2idetr.engine.optimizer.SGDRecipe", "lr": 0.05}
+    config["finetune"]["optimizer"] = config["phases"]["optimizer"] = sgd
+    config["phases"]["batch_size"] = 2
+    config["stages"]["phases"]["num_stages"] = 2
+    phase_config.write_text(yaml.safe_dump(config))
+    undropped = partial(CausalTCN, dropout=0.0, channel_dropout=0.0)
+    monkeypatch.setattr(temporal_stage, "CausalTCN", undropped)
+    return phase_config
+
+
+STEPS = ("train.stages=[finetune, phases]", "train.max_iter=6", "phases.max_iter=12")
+
+
+def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / stage / "final.pth").model
+
+
+def test_two_processes_end_with_the_weights_of_one(unequal_config, tmp_path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_stages(make_run(unequal_config, *STEPS, f"train.output_dir={one}"))
+
+    def work(rank: int) -> None:
+        run_stages(make_run(unequal_config, *STEPS, f"train.output_dir={two}"))
+
+    in_two_processes(work, tmp_path)
+    for stage in ("finetune", "phases"):
+        torch.testing.assert_close(weights(two, stage), weights(one, stage), rtol=1e-4, atol=1e-5)
+
+
+def test_videos_one_after_the_other_give_the_weights_of_a_whole_batch(
+    unequal_config, tmp_path
+) -> None:
+    folders = {}
+    for size in (1, 2):
+        folders[size] = tmp_path / str(size)
+        given = (f"train.output_dir={folders[size]}", f"train.clips_at_once={size}")
+        run_stages(make_run(unequal_config, *STEPS, "train.stages=[phases]", *given))
+    whole, parts = (weights(folders[size], "phases") for size in (2, 1))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)

@@ -230,6 +230,17 @@ def test_padded_batch_has_the_loss_of_its_videos_together():
     torch.testing.assert_close(batch, (4 * one + 6 * other) / 10)
 
 
+def test_the_mean_over_processes_is_the_loss_of_their_videos_together():
+    logits, labels = torch.randn(2, 2, 6, 3), torch.randint(0, 3, (2, 6))
+    whole = phase_losses(logits, labels, torch.tensor([2, 6]))
+    parts = [
+        phase_losses(logits[:, i : i + 1], labels[i : i + 1], torch.tensor([n]), num_frames=8 / 2)
+        for i, n in enumerate([2, 6])
+    ]
+    for name, loss in whole.items():
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, loss)
+
+
 def test_a_video_of_one_frame_has_no_smoothing():
     losses = phase_losses(torch.randn(1, 1, 1, 3), torch.zeros(1, 1, dtype=torch.long))
     assert losses["loss_smooth"].item() == 0

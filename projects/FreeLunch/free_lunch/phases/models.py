@@ -71,18 +71,22 @@ class PhaseSequence(nn.Module):
         return sum(len(sample["phases"]) for sample in batched_inputs)
 
     def count_boxes(self, batched_inputs: list[Sample]) -> int:
-        """Boxes: none are needed."""
-        return 0
+        """Divisor of the losses: labelled frames, since videos differ in length."""
+        return self.count_frames(batched_inputs)
 
-    def forward(self, batched_inputs: list[Sample], num_boxes: float = 1.0) -> dict[str, Tensor]:
-        """Losses of videos with ``features`` (T, d) and ``phases`` (T), see `phase_losses`."""
+    def forward(self, batched_inputs: list[Sample], num_boxes: float) -> dict[str, Tensor]:
+        """Losses of videos with ``features`` (T, d) and ``phases`` (T), see `phase_losses`.
+
+        Args:
+            num_boxes: `num_frames` of `phase_losses`.
+        """
         device = next(self.parameters()).device
         lengths = torch.tensor([len(sample["phases"]) for sample in batched_inputs])
         features, phases = (
             nn.utils.rnn.pad_sequence([s[key] for s in batched_inputs], batch_first=True).to(device)
             for key in ("features", "phases")
         )
-        return phase_losses(self.tcn(features), phases, lengths)
+        return phase_losses(self.tcn(features), phases, lengths, num_frames=num_boxes)
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:

@@ -151,6 +151,7 @@ def phase_losses(
     labels: Int[Tensor, "B T"],
     lengths: Int[Tensor, "B"] | None = None,
     *,
+    num_frames: float | None = None,
     smoothing_weight: float = 0.15,
     smoothing_limit: float = 4.0,
 ) -> dict[str, Float[Tensor, ""]]:
@@ -169,6 +170,9 @@ def phase_losses(
         logits: output of ``CausalTCN``.
         labels: phase index of each frame; any value in the padding.
         lengths: frames of each video; None if none is padded.
+        num_frames: of these videos; or, where a batch is shared by processes that have as many
+            videos each, those of the whole batch over the number of processes. The mean of the
+            processes' losses is then the loss of the whole batch. None: counted.
         smoothing_weight: lambda of MS-TCN.
         smoothing_limit: tau of MS-TCN, in nats.
 
@@ -181,20 +185,22 @@ def phase_losses(
         if lengths.min() < 1 or lengths.max() > T:
             raise ValueError(f"Lengths of videos must lie in [1, {T}], got {lengths.tolist()}.")
         valid = torch.arange(T, device=logits.device) < lengths.to(logits.device)[:, None]
+    frames = float(valid.sum()) if num_frames is None else num_frames
     log_p = logits.log_softmax(dim=-1)
     target = labels.long().masked_fill(~valid, 0)[None, ..., None].expand(len(logits), -1, -1, -1)
     entropy = -log_p.gather(-1, target).squeeze(-1)
     change = log_p[:, :, 1:] - log_p[:, :, :-1].detach()
     change = change.square().clamp(max=smoothing_limit**2).mean(dim=-1)
     return {
-        "loss_phase": _mean_over(valid, entropy).sum(),
-        "loss_smooth": smoothing_weight * _mean_over(valid[:, 1:], change).sum(),
+        "loss_phase": _sum_over(valid, entropy) / frames,
+        # Each video has one pair of neighbours less than frames; without any, the sum is 0.
+        "loss_smooth": smoothing_weight * _sum_over(valid[:, 1:], change) / ((frames - B) or 1.0),
     }
 
 
-def _mean_over(frames: Bool[Tensor, "B t"], values: Float[Tensor, "S B t"]) -> Float[Tensor, "S"]:
-    """Mean of each stage over these frames; 0 if there is none."""
-    return values.masked_fill(~frames, 0.0).sum(dim=(1, 2)) / frames.sum().clamp(min=1)
+def _sum_over(frames: Bool[Tensor, "B t"], values: Float[Tensor, "S B t"]) -> Float[Tensor, ""]:
+    """Sum over these frames and all stages."""
+    return values.masked_fill(~frames, 0.0).sum()
 
 
 class PhaseStream:
