@@ -3,8 +3,8 @@
 A slot follows a step of the network; its module maps the step's output to the same type:
 
     features  Features -> Features            after backbone and neck (MSI, CVA-Net)
-    memory    Memory -> Memory                after the encoder (TransVOD)
-    queries   (Queries, Memory) -> Queries    after the choice of queries (TransVOD)
+    memory    Memory -> Memory                after the encoder
+    queries   (Queries, Memory) -> Queries    after the choice of queries
 
 Images are whole clips of ``Features.num_frames`` frames, clip-major.
 """
