@@ -116,10 +116,11 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def _begin(self, pixels: Tensor) -> None:
-        """Give both encoders the statistics of the first images.
+        """Give the encoder the statistics of the first images, and the momentum encoder its state.
 
-        Until freshly drawn ones had followed, the momentum encoder would give all images one key,
-        and moving away from the old keys in the queue would be the way to a low loss.
+        The encoder may have been given other weights since both were made. And until freshly drawn
+        statistics had followed, the momentum encoder would give all images one key, and moving away
+        from the old keys in the queue would be the way to a low loss.
         """
         norms = [m for m in self.encoder.modules() if isinstance(m, _BatchNorm) and m.training]
         rates = [norm.momentum for norm in norms]
@@ -128,8 +129,7 @@ class MomentumContrast(nn.Module):
         self.encoder(pixels)
         for norm, rate in zip(norms, rates, strict=True):
             norm.momentum = rate
-        for name, buffer in self.encoder.named_buffers():
-            self.key_encoder.get_buffer(name).copy_(buffer)
+        self.key_encoder.load_state_dict(self.encoder.state_dict())
 
     def forget_new_keys(self) -> None:
         """Begin a step."""
