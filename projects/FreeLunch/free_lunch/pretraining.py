@@ -33,6 +33,8 @@ from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import Stage, StageModels
 from v2idetr.engine.stage_training import started
 from v2idetr.engine.trainer import TrainerHook, seed_step
+from v2idetr.modeling.backbone_handover import check_file_pixels
+from v2idetr.modeling.backbone_weights import load_imagenet_weights
 from v2idetr.prepare.frame_checks import check_frames, find_copies
 from v2idetr.runs.checkpoint import load_into
 from v2idetr.runs.stage_folder import FINAL
@@ -184,13 +186,17 @@ def build_encoder(config: DictConfig, key: str, *, pretrained: bool) -> Encoder:
     """
     if value_at(config, key) is None:
         raise ValueError(f"{key}: the config has no encoder there.")
-    if not pretrained:
+    weights = value_at(config, f"{key}.weights")
+    if weights is not None:  # given below, where messages can name the whole key
         config = copy.deepcopy(config)
         OmegaConf.update(config, f"{key}.weights", None)
     seed_step(config.train.seed, "initial weights", 0, 0)
     encoder = build(config, key)
     if not isinstance(encoder, Encoder):
         raise ValueError(f"{key}: {type(encoder).__name__} is no free_lunch.encoder.Encoder.")
+    if pretrained:
+        load_imagenet_weights(encoder.backbone, weights, key=f"{key}.weights")
+        check_file_pixels(encoder, weights, key=f"{key}.weights")
     if comm.get_world_size() > 1:
         synchronised(encoder)
     return encoder

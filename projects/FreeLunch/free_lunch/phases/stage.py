@@ -28,7 +28,7 @@ from v2idetr.checkpoints.files import read_weights
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import Stage, StageModels
-from v2idetr.modeling.backbone_weights import load_backbone
+from v2idetr.modeling.backbone_handover import take_backbone
 from v2idetr.runs.checkpoint import load_into
 
 METRIC = "phases/accuracy"
@@ -129,7 +129,8 @@ class PhaseStage(Stage):
     def load_backbone(self, run: RunContext, model: PooledBackbone) -> None:
         """Give a backbone what the earlier stage has learned, if there is one."""
         if (earlier := self.earlier.get("backbone")) is not None:
-            load_backbone(model.backbone, earlier.artefact(run.config))
+            key = f"stages.{self.name}.needs.backbone"
+            take_backbone(model, earlier.artefact(run.config), key=key)
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         if isinstance(models.model, PooledBackbone):

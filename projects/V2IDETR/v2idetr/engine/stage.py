@@ -28,8 +28,7 @@ from v2idetr.engine.hooks import DistillationHook
 from v2idetr.engine.trainer import TrainerHook, seed_step
 from v2idetr.evaluation.evaluator import evaluate, validate
 from v2idetr.evaluation.table import format_table
-from v2idetr.modeling.backbone_weights import load_backbone
-from v2idetr.modeling.detectron2_models import image_backbone
+from v2idetr.modeling.backbone_handover import check_file_pixels, take_backbone
 from v2idetr.modeling.trainable import Trainable, TrainableDetector
 from v2idetr.modeling.training import TransformerDetector
 from v2idetr.runs.checkpoint import blaming, load_detector, load_into
@@ -216,10 +215,12 @@ class DetectorStage(Stage):
         if value_at(config, key) is None:
             raise ValueError(f"stages.{self.name}.model is {key}, which the config does not have.")
         seed_step(config.train.seed, "initial weights", 0, 0)
-        for weights in (f"{key}.net.weights", f"{key}.weights"):
-            if not pretrained and value_at(config, weights) is not None:
-                config = copy.deepcopy(config)
-                OmegaConf.update(config, weights, None)
+        names = (f"{key}.net.weights", f"{key}.weights")
+        given = {name: value for name in names if (value := value_at(config, name)) is not None}
+        if not pretrained:
+            config = copy.deepcopy(config)
+            for name in given:
+                OmegaConf.update(config, name, None)
         detector = build(config, key)
         if not (isinstance(detector, nn.Module) and isinstance(detector, TrainableDetector)):
             raise ValueError(
@@ -227,6 +228,8 @@ class DetectorStage(Stage):
                 "lacks members of modeling/trainable.py. Detectron2's own models are adapted by "
                 "v2idetr.modeling.detectron2_models.Detectron2Detector."
             )
+        for name, weights in given.items() if pretrained else ():
+            check_file_pixels(detector, weights, key=name)
         own_clips = getattr(detector, "reference_sampler", None) is not None
         if not own_clips and not 1 <= detector.num_frames <= config.data.num_frames:
             raise ValueError(
@@ -256,8 +259,8 @@ class DetectorStage(Stage):
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         if (backbone := self.earlier.get("backbone")) is not None:
-            network = getattr(models.model, "net", models.model)
-            load_backbone(image_backbone(network), backbone.artefact(run.config))
+            key = f"stages.{self.name}.needs.backbone"
+            take_backbone(models.model, backbone.artefact(run.config), key=key)
         if (initial := self.earlier.get("initial")) is not None:
             file = initial.artefact(run.config)
             fresh = load_into(models.model, read_weights(file).state, file, partial=True)

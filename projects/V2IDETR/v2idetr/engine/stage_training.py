@@ -23,6 +23,7 @@ from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import Stage, StageModels
 from v2idetr.engine.trainer import Trainer
+from v2idetr.modeling.backbone_handover import pixel_statistics
 from v2idetr.runs.checkpoint import (
     Checkpoint,
     blaming,
@@ -188,6 +189,7 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
     log = hooks.MetricsLog(StageFolder(folder).metrics, train.log_period, learning_rate)
     commit, digest = git_commit(), fingerprint(run.config)
     architecture = describe(getattr(models.model, "net", models.model))
+    pixels = pixel_statistics(models.model)
     validation: hooks.Validation | None = None
 
     def snapshot(iteration: int, resumable: bool) -> Checkpoint:
@@ -204,6 +206,7 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
             config_fingerprint=digest,
             git_commit=commit,
             architecture=architecture,
+            pixels=pixels,
         )
 
     writer = hooks.CheckpointWriter(folder, train.checkpoint_period, snapshot)

@@ -24,6 +24,7 @@ from v2idetr.engine.stage_training import (
     starts_from_imagenet,
 )
 from v2idetr.evaluation.evaluator import write_evaluation
+from v2idetr.modeling.backbone_handover import Giver, check_handover, giver
 from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation
 from v2idetr.runs.stage_folder import StageFolder
 
@@ -58,9 +59,15 @@ def check_models(run: RunContext, names: list[str]) -> None:
     Raises:
         ValueError, CheckpointError: models, losses or given weights do not fit.
     """
+    givers: dict[str, Giver] = {}
     for name in names:
         stage = run.stages[name]
         models = build_to_train(run, name)
+        backbone = stage.needs.get("backbone")
+        if backbone in givers:
+            key, source = f"stages.{name}.needs.backbone", f"the stage {backbone}"
+            check_handover(givers[backbone], models.model, source=source, key=key)
+        givers[name] = giver(models.model)
         if all(given_file(run.config, earlier.name) for earlier in stage.earlier.values()):
             stage.load_needs(run, models)
         if not started(run, stage):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,34 @@ def load_backbone(backbone: nn.Module, path: Path, *, key: str = "") -> None:
     Raises:
         ValueError: the file does not fit the backbone.
     """
-    state = _read_state(path)
+    fitting = fitting_weights(backbone, _read_state(path), path, key=key)
+    _body(backbone).load_state_dict(fitting, strict=False)
+    logger.info("Backbone weights: %s (%d tensors).", path, len(fitting))
+
+
+def fitting_weights(
+    backbone: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, key: str = ""
+) -> dict[str, Tensor]:
+    """The weights of a backbone among tensors of any layout, named as in the backbone.
+
+    Args:
+        backbone, key: see `load_backbone`.
+        state: names to tensors, which may be without values.
+        source: where they come from, for messages.
+
+    Raises:
+        ValueError: they do not fit the backbone.
+    """
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(BATCHES)}
     for prefix in ("backbone.", "encoder_q."):  # ours, MoCo's
         if nested := [name for name in state if name.startswith(prefix)]:
             state = {name.removeprefix(prefix): state[name] for name in nested}
-    target = backbone
-    if isinstance(backbone, TimmBackbone):
-        target = backbone.body
-        state = {name.removeprefix("body."): tensor for name, tensor in state.items()}
+    target = _body(backbone)
     expected = {k: v for k, v in target.state_dict().items() if not k.endswith(BATCHES)}
     if isinstance(backbone, TimmBackbone):
-        state = _by_order(state, expected) if path.stem.startswith("efficientnet") else state
+        state = {name.removeprefix("body."): tensor for name, tensor in state.items()}
+        if Path(source).stem.startswith("efficientnet"):
+            state = _by_order(state, expected)
     else:
         renamed, kept = to_ours(torchvision_rules("", ""), state)  # Detectron2's own names stay
         state = renamed | {name: state[name] for name in kept}
@@ -80,13 +98,16 @@ def load_backbone(backbone: nn.Module, path: Path, *, key: str = "") -> None:
     wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if missing or wrong or unused:
         raise ValueError(
-            f"{path} does not fit the backbone {type(target).__name__}: "
+            f"{source} does not fit the backbone {type(target).__name__}: "
             f"missing {missing[:5]} ({len(missing)}), of another shape {wrong[:5]} ({len(wrong)}), "
             f"unknown {unused[:5]} ({len(unused)}). "
             f"Give the weights of this very architecture{f' in {key}' if key else ''}."
         )
-    target.load_state_dict({name: state[name] for name in expected}, strict=False)
-    logger.info("Backbone weights: %s (%d tensors).", path, len(expected))
+    return {name: state[name] for name in expected}
+
+
+def _body(backbone: nn.Module) -> nn.Module:
+    return backbone.body if isinstance(backbone, TimmBackbone) else backbone
 
 
 def _weights_path(weights: str, key: str) -> Path:
@@ -133,7 +154,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {
         key.removeprefix("module."): torch.as_tensor(value)
         for key, value in state.items()
-        if not key.endswith(BATCHES) and not isinstance(value, str | bool)
+        if not isinstance(value, str | bool)
     }
 
 

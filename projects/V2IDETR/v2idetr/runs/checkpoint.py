@@ -48,6 +48,7 @@ class Checkpoint:
         config_fingerprint: see `config.fingerprint`.
         git_commit: of the source tree, "" if unknown.
         architecture: see ``architecture.describe``; empty in files of before it was kept.
+        pixels: see ``backbone_handover.pixel_statistics``; empty in files of before they were kept.
     """
 
     stage: str
@@ -61,6 +62,7 @@ class Checkpoint:
     config_fingerprint: str = ""
     git_commit: str = ""
     architecture: Architecture = field(default_factory=dict)
+    pixels: dict[str, list[float]] = field(default_factory=dict)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
