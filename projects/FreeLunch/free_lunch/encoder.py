@@ -58,7 +58,7 @@ class Encoder(PooledBackbone):
             (semantic-preserving training).
 
     Raises:
-        ValueError: the weights do not fit the backbone.
+        ValueError: the weights do not fit the backbone, or the head has no dimensions.
     """
 
     def __init__(
@@ -72,6 +72,9 @@ class Encoder(PooledBackbone):
         dim: int = 128,
         freeze_backbone: bool = False,
     ) -> None:
+        for name, number, papers in (("hidden_dim", hidden_dim, 2048), ("dim", dim, 128)):
+            if number < 1:
+                raise ValueError(f"{name}={number} must be at least 1; the paper's is {papers}.")
         super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std)
         load_imagenet_weights(backbone, weights, key="weights")
         self.dim, self.freeze_backbone = dim, freeze_backbone

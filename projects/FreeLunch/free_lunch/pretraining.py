@@ -7,6 +7,7 @@ Free Lunch's student where an earlier stage is its teacher.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,9 +53,13 @@ class PretrainingStage(Stage):
     Args:
         encoder: key of the :class:`Encoder` in the config.
         queue_size, temperature, momentum, contrast_weight, distillation_weight,
-            distillation_temperature: see :class:`MomentumContrast`.
+            distillation_temperature: see :class:`MomentumContrast`. Temperatures are above 0, the
+            momentum in [0, 1), weights at least 0 and not both 0.
         settings, given, needs, split: see :class:`Stage`. An earlier stage of this kind in the role
             "teacher" gives the similarities to be distilled; ``split`` may be one without labels.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     roles = ("teacher",)
@@ -77,6 +82,11 @@ class PretrainingStage(Stage):
         split: str = "train",
     ) -> None:
         super().__init__(settings=settings, given=given, needs=needs, split=split)
+        _check_ranges(
+            {"temperature": temperature, "distillation_temperature": distillation_temperature},
+            {"contrast_weight": contrast_weight, "distillation_weight": distillation_weight},
+            momentum,
+        )
         self.encoder, self.queue_size = encoder, queue_size
         self.temperature, self.momentum = temperature, momentum
         self.contrast_weight, self.distillation_weight = contrast_weight, distillation_weight
@@ -91,6 +101,11 @@ class PretrainingStage(Stage):
             raise ValueError(
                 f"{key}.distillation_weight is {self.distillation_weight:g}, but {key}.needs is "
                 f"{self.needs}: a weight above 0 and a teacher belong together."
+            )
+        if (normalize := value_at(config, "views.normalize")) is not None:
+            raise ValueError(
+                f"views.normalize is {normalize}, but must be null: the encoder normalises, by its "
+                "pixel_mean and pixel_std."
             )
         encoder = build_encoder(config, self.encoder, pretrained=pretrained)
         teacher = self._teacher_stage
@@ -173,6 +188,21 @@ class PretrainingStage(Stage):
                 "the teacher's similarities are those of a PretrainingStage."
             )
         return teacher
+
+
+def _check_ranges(
+    temperatures: Mapping[str, float], weights: Mapping[str, float], momentum: float
+) -> None:
+    for name, value in temperatures.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value:g} must be a number above 0; 0.2 is usual.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum:g} must lie in [0, 1); 0.999 is usual.")
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value:g} must be a number of at least 0.")
+    if not any(weights.values()):
+        raise ValueError(f"{' and '.join(weights)} are both 0: give one of the losses a weight.")
 
 
 def build_encoder(config: DictConfig, key: str, *, pretrained: bool) -> Encoder:
