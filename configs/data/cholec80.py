@@ -29,5 +29,5 @@ data.update(
 
 # 200 epochs * some 70,000 frames of videos 1-32 / batch 128
 train = dict(max_iter=110_000, eval_period=5_500)
-finetune = dict(max_iter=11_000)  # 10 epochs / batch 64
-phases = dict(max_iter=3_200)  # 100 epochs * 32 videos
+finetune = dict(max_iter=11_000, eval_period=1_100)  # 10 epochs / batch 64
+phases = dict(max_iter=3_200, eval_period=32)  # 100 epochs * 32 videos

@@ -11,5 +11,5 @@ for _split, _paths in dict(train=data["train"], val=data["val"], **data["test"])
 
 # 200 epochs * some 50,000 frames / batch 128
 train = dict(max_iter=78_000, eval_period=3_900)
-finetune = dict(max_iter=7_800)  # 10 epochs / batch 64
-phases = dict(max_iter=2_200)  # 100 epochs * 22 videos
+finetune = dict(max_iter=7_800, eval_period=780)  # 10 epochs / batch 64
+phases = dict(max_iter=2_200, eval_period=22)  # 100 epochs * 22 videos

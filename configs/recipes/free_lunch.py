@@ -33,6 +33,7 @@ teacher = dict(
     init_partial=False,
     max_iter=None,  # null: that of train
     batch_size=None,
+    eval_period=None,
     optimizer="${optimizer}",
 )
 teacher["encoder"].weights = "weights/resnet50_imagenet.pth"  # torchvision's; MoCo v2's fits too
@@ -44,6 +45,7 @@ finetune = dict(
     init_partial=False,
     max_iter=None,
     batch_size=64,
+    eval_period=None,
     optimizer=L("v2idetr.engine.optimizer.AdamWRecipe")(
         lr=1e-4, backbone_lr=1e-4, weight_decay=1e-4
     ),
@@ -53,6 +55,7 @@ phases = dict(
     init_partial=False,
     max_iter=None,
     batch_size=1,  # videos
+    eval_period=None,
     optimizer=L("v2idetr.engine.optimizer.AdamWRecipe")(
         lr=5e-4, backbone_lr=5e-4, weight_decay=0.0
     ),

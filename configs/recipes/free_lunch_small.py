@@ -20,7 +20,7 @@ train.stages = ["teacher", "contrastive", "student"]
 train.batch_size = 64
 train.clips_at_once = 64
 train.max_iter = 1000
-train.eval_period = 250
+train.eval_period = 200
 train.checkpoint_period = 100
 views.input_size = 64
 
@@ -38,6 +38,7 @@ teacher["encoder"] = deepcopy(efficientnet_lite0)
 teacher["encoder"].weights = "package:efficientnet-lite0"  # ImageNet, supervised
 teacher["encoder"].freeze_backbone = True
 teacher["max_iter"] = 300  # the head alone
+teacher["eval_period"] = 60
 
 for _name in ("teacher", "contrastive", "student"):
     stages[_name].queue_size = 1024
@@ -56,5 +57,5 @@ for _source, _which in _PROBED.items():
         stages[_probe] = L("free_lunch.phases.probe.ProbeStage")(share=_share, **_which)
         train.stages.append(_probe)
 
-finetune["max_iter"] = 400
-phases["max_iter"] = 600
+finetune.update(max_iter=400, eval_period=80)
+phases.update(max_iter=600, eval_period=30)  # 40 epochs * 15 videos

@@ -146,6 +146,32 @@ def test_early_stopping_without_evaluations_is_an_error(tiny_config) -> None:
         load_run_config(tiny_config, given, world_size=1, has_gpu=False)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["+teacher.eval_period=0"], r"set teacher\.eval_period above 0"),
+        (["+teacher.eval_period=-1"], r"teacher\.eval_period must be at least 0"),
+        (
+            ["+teacher.eval_period=0", "train.patience=1", "evaluation.checkpoint=final"],
+            r"teacher\.eval_period=0 disables them",
+        ),
+        (
+            ["+teacher.eval_period=6", "train.patience=1", "train.eval_period=1"],
+            r"raise teacher\.max_iter, or lower teacher\.eval_period or train\.patience",
+        ),
+        (
+            ["data.val=null", "train.eval_period=0", "+teacher.eval_period=2"],
+            r"teacher\.eval_period evaluates on the validation split, but data\.val is null",
+        ),
+    ],
+)
+def test_the_evaluations_of_a_stage_are_checked_by_its_own_period(
+    tiny_config, changes, message
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(tiny_config, changes, world_size=1, has_gpu=False)
+
+
 def test_a_validation_split_in_place_of_none_is_given_as_a_whole(tiny_config) -> None:
     none = ["data.val=null", "train.eval_period=0", "evaluation.checkpoint=final"]
     whole = load_config(tiny_config, [*none, "data.val={json: a.json, image_root: b}"])

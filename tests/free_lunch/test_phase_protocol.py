@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from free_lunch.phases import features, probe, temporal_stage
-from free_lunch.phases.stage import PhaseStage
+from free_lunch.phases.stage import METRIC, PhaseStage
 from free_lunch.phases.temporal import CausalTCN
 from free_lunch.phases.temporal_stage import WholeVideos
 from tests.free_lunch.tiny_phases import STAGES
@@ -21,6 +21,7 @@ from tests.tiny_runs import make_run
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stages import run_stages
 from v2idetr.runs.checkpoint import load_checkpoint
+from v2idetr.runs.stage_folder import StageFolder
 
 FAST = ("phases.max_iter=4", "stages.probe.share=0.5", "stages.phases.share=0.5")
 
@@ -76,6 +77,18 @@ def test_the_best_step_is_chosen_by_validation(phase_config, monkeypatch) -> Non
     calls = recorded(monkeypatch, stage, "predictions")
     stage.validate(run_context, models)
     assert [name for _, _, name in calls] == ["val"]
+
+
+def test_a_stage_is_validated_in_its_own_period(phase_config) -> None:
+    periods = ("train.eval_period=2", "phases.eval_period=3", "phases.max_iter=7")
+    run_context = make_run(phase_config, *FAST, "train.stages=[finetune, phases]", *periods)
+    run_stages(run_context)
+    validated = {}
+    for stage in ("finetune", "phases"):
+        lines = StageFolder(run_context.stage_folder(stage)).metrics.read_text().splitlines()
+        found = map(json.loads, lines)
+        validated[stage] = [line["iteration"] for line in found if f"val/{METRIC}" in line]
+    assert validated == {"finetune": [2], "phases": [3, 6, 7]}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -21,7 +21,10 @@ from v2idetr.config.run_keys import (
 from v2idetr.config.stage_settings import (
     batch_size_key,
     check_stages,
+    eval_period_key,
+    eval_period_of,
     given_key,
+    key_of,
     model_key,
     needs_of,
     settings_of,
@@ -152,11 +155,12 @@ def _check_classes(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
-    if config["data"]["val"] is None and config["train"]["eval_period"]:
-        problems.append(
-            "train.eval_period evaluates on the validation split, but data.val is null: name one, "
-            "or set train.eval_period=0."
-        )
+    for key, period in _eval_periods(config).items():
+        if config["data"]["val"] is None and period:
+            problems.append(
+                f"{key} evaluates on the validation split, but data.val is null: name one, or set "
+                f"{key}=0."
+            )
     for name, split in config["data"]["test"].items():
         paths = split if isinstance(split, dict) else {}
         are_words = all(isinstance(path, str) for path in paths.values())
@@ -187,22 +191,29 @@ def _check_evaluation(config: dict[str, Any], problems: list[str]) -> None:
             f"train.best_metric is {metric!r}, which this evaluation does not compute; it computes "
             f"{', '.join(known)}."
         )
-    if train["patience"] and not train["eval_period"]:
+    never = [key for key, period in _eval_periods(config).items() if not period]
+    if train["patience"] and never:
         problems.append(
             f"train.patience={train['patience']} needs evaluations during training, but "
-            "train.eval_period=0 disables them; set it to a number of steps."
+            f"{never[0]}=0 disables them; set it to a number of steps."
         )
     if not math.isfinite(train["cooldown"]):
         problems.append(
             f"train.cooldown must be a number of at least 0, but is {train['cooldown']}."
         )
-    elif train["patience"] and train["eval_period"]:
+    elif train["patience"] and not never:
         problems += _check_patience(config)
-    if evaluation["checkpoint"] == "best" and train["eval_period"] == 0:
+    if evaluation["checkpoint"] == "best" and never:
         problems.append(
-            "evaluation.checkpoint=best needs evaluations during training: set train.eval_period "
-            "above 0, or evaluation.checkpoint=final."
+            f"evaluation.checkpoint=best needs evaluations during training: set {never[0]} above "
+            "0, or evaluation.checkpoint=final."
         )
+
+
+def _eval_periods(config: dict[str, Any]) -> dict[str, int]:
+    """Steps between evaluations of the run's stages, by key."""
+    stages = config["train"]["stages"]
+    return {eval_period_key(config, stage): eval_period_of(config, stage) for stage in stages}
 
 
 def latest_fall(steps: int, cooldown: float) -> int:
@@ -217,19 +228,20 @@ def latest_fall(steps: int, cooldown: float) -> int:
 
 def _check_patience(config: dict[str, Any]) -> list[str]:
     """Early stopping needs `patience` + 1 evaluations before the latest start of the decay."""
-    train = config["train"]
-    needed = (train["patience"] + 1) * train["eval_period"]
-    trained = stages_to_train(config)
-    steps = min((steps_of(config, stage) for stage in trained), default=train["max_iter"])
-    latest = latest_fall(steps, train["cooldown"])
-    if needed <= latest:
-        return []
-    return [
-        f"train.patience={train['patience']} can stop training after {needed} steps "
-        f"({train['patience'] + 1} evaluations) at the earliest, but of {steps} steps the learning "
-        f"rate decays from step {latest} on: raise train.max_iter, or lower train.eval_period or "
-        "train.patience."
-    ]
+    train, problems = config["train"], []
+    for stage in stages_to_train(config):
+        needed = (train["patience"] + 1) * eval_period_of(config, stage)
+        steps = steps_of(config, stage)
+        latest = latest_fall(steps, train["cooldown"])
+        if needed > latest:
+            problems.append(
+                f"train.patience={train['patience']} can stop training after {needed} steps "
+                f"({train['patience'] + 1} evaluations) at the earliest, but of {steps} steps the "
+                f"learning rate decays from step {latest} on: raise "
+                f"{key_of(config, stage, 'max_iter')}, or lower {eval_period_key(config, stage)} "
+                "or train.patience."
+            )
+    return list(dict.fromkeys(problems))
 
 
 def _check_files(config: dict[str, Any], problems: list[str]) -> None:

@@ -28,6 +28,7 @@ class Kind:
     Attributes:
         type: type of the values; an integer is also a number.
         optional: whether null is valid.
+        required: whether the key must be there.
         least: smallest valid number.
         words: valid strings; () for any.
         holds: keys that a mapping must hold where it replaces null.
@@ -35,6 +36,7 @@ class Kind:
 
     type: type
     optional: bool = False
+    required: bool = True
     least: int | None = None
     words: tuple[str, ...] = ()
     holds: tuple[str, ...] = ()
@@ -42,6 +44,8 @@ class Kind:
     def problem(self, key: str, value: Any) -> str | None:
         """Error message for a value of the key, or for `MISSING`; None if it is valid."""
         if self.optional and fits(value, type(None)):
+            return None
+        if value is MISSING and not self.required:
             return None
         kind = KIND_NAMES[self.type] + " or null" * self.optional
         if value is MISSING:
@@ -114,6 +118,7 @@ SECTION_KEYS: dict[str, Kind] = {
     "init_partial": FLAG,
     "max_iter": Kind(int, optional=True, least=1),
     "batch_size": Kind(int, optional=True, least=1),
+    "eval_period": Kind(int, optional=True, required=False, least=0),
     "optimizer": MAPPING,
 }
 FRAMES = Kind(str, words=("current", "all"))

@@ -2,8 +2,9 @@
 
 ``stages`` defines stages by name, ``train.stages`` lists those of a run, in order::
 
-    settings   section with max_iter, batch_size, optimizer, init_checkpoint and init_partial, or
-               `train` (and `optimizer`), whose numbers also stand in for null ones
+    settings   section with max_iter, batch_size, optimizer, init_checkpoint, init_partial and, if
+               it is not that of `train`, eval_period; or `train` (and `optimizer`), whose numbers
+               also stand in for null ones
     given      key of a checkpoint that replaces the training if it is set; "" for none
     needs      earlier stages by role, such as {teacher: teacher}
     split      key below `data` of the frames that it is trained on; `train` by default
@@ -83,6 +84,16 @@ def batch_size_key(config: Config, stage: str) -> str:
 def steps_of(config: Config, stage: str) -> int:
     """Maximum number of training steps of a stage."""
     return int(value_at(config, key_of(config, stage, "max_iter")))
+
+
+def eval_period_key(config: Config, stage: str) -> str:
+    """Key of the number of steps between evaluations of a stage."""
+    return key_of(config, stage, "eval_period")
+
+
+def eval_period_of(config: Config, stage: str) -> int:
+    """Steps between evaluations of a stage on the validation split; 0 for none."""
+    return int(value_at(config, eval_period_key(config, stage)))
 
 
 def check_stages(config: Config, *, training: bool) -> list[str]:

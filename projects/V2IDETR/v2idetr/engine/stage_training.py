@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.config.load import build, fingerprint, save_config
-from v2idetr.config.stage_settings import optimizer_key, value_at
+from v2idetr.config.stage_settings import eval_period_of, optimizer_key, value_at
 from v2idetr.engine import hooks
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.run_context import RunContext
@@ -210,10 +210,10 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
         )
 
     writer = hooks.CheckpointWriter(folder, train.checkpoint_period, snapshot)
-    if train.eval_period:
+    if period := eval_period_of(run.config, stage.name):
         validation = hooks.Validation(
             lambda: stage.validate(run, models),
-            period=train.eval_period,
+            period=period,
             metric=stage.best_metric(run.config),
             writer=writer,
             log=log,
