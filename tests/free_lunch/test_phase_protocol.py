@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,3 +162,22 @@ def test_videos_one_after_the_other_give_the_weights_of_a_whole_batch(
         run_stages(make_run(unequal_config, *STEPS, "train.stages=[phases]", *given))
     whole, parts = (weights(folders[size], "phases") for size in (2, 1))
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_computed_anew_for_other_pixels_under_an_old_name(
+    phase_config, monkeypatch
+) -> None:
+    run_context = make_run(phase_config, *FAST)
+    stage = run_context.stages["probe"]
+    assert isinstance(stage, PhaseStage)
+    model = stage.classifier(run_context.config, pretrained=True)
+    labelled = stage.labelled(run_context, "val")
+    calls = recorded(monkeypatch, features, "_computed")
+    for _ in range(2):
+        features.features_of(run_context, model, labelled, "val")
+    assert len(calls) == 1
+    frame = Path(labelled.split.records[5]["file_name"])
+    found = frame.stat()
+    os.utime(frame, ns=(found.st_atime_ns, found.st_mtime_ns + 10**9))
+    features.features_of(run_context, model, labelled, "val")
+    assert len(calls) == 2

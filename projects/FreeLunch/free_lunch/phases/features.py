@@ -37,7 +37,7 @@ def features_of(
         name: of the split, for messages.
 
     They are read from ``features/`` in the folder of the run, where this backbone has been there
-    before with the same frames.
+    before with the same frames: files of these names, sizes and times of modification.
     """
     digest = _digest(run, backbone, labelled)
     file = run.folder / FOLDER / f"{digest[:16]}.safetensors"
@@ -99,6 +99,7 @@ def _digest(run: RunContext, backbone: nn.Module, labelled: LabelledSplit) -> st
     means = [backbone.get_buffer(name).flatten().tolist() for name in ("pixel_mean", "pixel_std")]
     digest.update(repr((shown, means)).encode())
     for record in labelled.split.records:
-        digest.update(f"{record['file_name']}\n".encode())
+        found = Path(record["file_name"]).stat()
+        digest.update(f"{record['file_name']} {found.st_size} {found.st_mtime_ns}\n".encode())
     digest.update(Path(labelled.split.json_path).read_bytes())
     return digest.hexdigest()
