@@ -118,6 +118,9 @@ VECTOR = [-1] * 14
         ({"annotations": [1]}, "not the expected labels"),
         ({"categories": {"triplet": {}}}, r"not the expected labels \(KeyError"),
         ({"fps": 0}, "not the expected labels"),
+        ({"fps": float("inf")}, r"not the expected labels \(OverflowError"),
+        ({"fps": "1/0"}, r"not the expected labels \(ZeroDivisionError"),
+        ({"annotations": {"0": [[*VECTOR, [0]]]}}, r"frame 0: phase \[0\] is no number"),
     ],
 )
 def test_bad_triplet_files_are_refused(tmp_path: Path, changes: dict, message: str) -> None:

@@ -136,7 +136,7 @@ def read_cholect50(path: Path) -> tuple[PhaseLabels, list[str]]:
         rate = Fraction(content.get("fps", 1))
         if rate <= 0:
             raise ValueError(f"fps is {rate}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"{path}: not the expected labels ({type(error).__name__}: {error}); it needs "
             "categories with phase, and annotations by frame number"
@@ -172,7 +172,11 @@ def _frame_phase(path: Path, number: int, vectors: Any, names: dict[int, str]) -
         not isinstance(vector, list) or len(vector) != CHOLECT50_VECTOR for vector in vectors
     ):
         raise ValueError(f"{where}: expected lists of {CHOLECT50_VECTOR} numbers; copy it again")
-    found = {vector[CHOLECT50_PHASE] for vector in vectors} - {-1, -1.0}
+    given = [vector[CHOLECT50_PHASE] for vector in vectors]
+    for phase in given:
+        if not isinstance(phase, int | float):
+            raise ValueError(f"{where}: phase {phase!r} is no number; copy it again")
+    found = set(given) - {-1, -1.0}
     if len(found) > 1:
         raise ValueError(f"{where}: has the phases {sorted(found)}, but a frame has one")
     if not found:
