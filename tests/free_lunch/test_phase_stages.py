@@ -187,6 +187,7 @@ def test_wrong_labels_stop_a_run_before_anything_is_trained(
     [
         ("data.phases=[]", r"data\.phases must name the phases"),
         ("stages.probe.share=0.0", r"stages\.probe: share=0\.0 .* must lie in \(0, 1\]"),
+        ("stages.phases.width=0", r"stages\.phases: .* at least one .* map, got .* and width=0"),
         ("stages.probe.transitions=cholec80", r"'cholec80' has 7 phases, but num_phases is 3"),
         ("stages.probe.transitions=cholec", r"No table of transitions for data set 'cholec'"),
     ],

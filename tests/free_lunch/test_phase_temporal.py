@@ -110,7 +110,7 @@ def test_features_of_another_width_are_refused():
 
 
 def test_a_network_without_layers_is_refused():
-    with pytest.raises(ValueError, match="at least one stage and one layer"):
+    with pytest.raises(ValueError, match="at least one stage, layer and map"):
         tcn(num_layers=0)
 
 

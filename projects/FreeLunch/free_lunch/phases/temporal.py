@@ -35,7 +35,7 @@ class CausalTCN(nn.Module):
         channel_dropout: rate at which whole feature channels of a video are dropped.
 
     Raises:
-        ValueError: no stage or layer.
+        ValueError: no stage, layer or map.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class CausalTCN(nn.Module):
         channel_dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        if num_stages < 1 or num_layers < 1:
+        if min(num_stages, num_layers, width) < 1:
             raise ValueError(
-                f"CausalTCN needs at least one stage and one layer, got num_stages={num_stages} "
-                f"and num_layers={num_layers}."
+                "CausalTCN needs at least one stage, layer and map, got "
+                f"num_stages={num_stages}, num_layers={num_layers} and width={width}."
             )
         self.d, self.num_phases = d, num_phases
         self.channel_dropout = nn.Dropout1d(channel_dropout)

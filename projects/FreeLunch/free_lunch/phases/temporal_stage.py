@@ -59,15 +59,17 @@ class TemporalStage(PhaseStage):
 
     def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
         frozen = self.classifier(config, pretrained=False)  # for its width
-        model = PhaseSequence(
-            CausalTCN(
+        try:
+            tcn = CausalTCN(
                 d=frozen.num_features,
                 num_phases=len(phases_of(config)),
                 num_stages=self.num_stages,
                 num_layers=self.num_layers,
                 width=self.width,
             )
-        )
+        except ValueError as error:
+            raise ValueError(f"stages.{self.name}: {error}") from None
+        model = PhaseSequence(tcn)
         return StageModels(model, model)
 
     def training_split(self, run: RunContext) -> SplitData:
