@@ -71,7 +71,18 @@ stages = dict(
     # The control: the student without its teacher.
     contrastive=L("free_lunch.pretraining.PretrainingStage")(),
     # Phase recognition with the encoder's own weights; `needs.backbone` gives them others.
-    probe=L("free_lunch.phases.probe.ProbeStage")(),
+    probe=L("free_lunch.phases.probe.ProbeStage")(transitions=None),
     finetune=L("free_lunch.phases.finetuning.FinetuningStage")(settings="finetune"),
     phases=L("free_lunch.phases.temporal_stage.TemporalStage")(settings="phases"),
 )
+
+# Low-data regimes: a TCN on the student, fine-tuned with the labels of the same videos. All have as
+# many steps.
+for _percent in (10, 40, 50, 100):
+    _shared = dict(share=_percent / 100, transitions="${stages.probe.transitions}")
+    stages[f"finetune_{_percent}"] = L("free_lunch.phases.finetuning.FinetuningStage")(
+        settings="finetune", needs=dict(backbone="student"), **_shared
+    )
+    stages[f"phases_{_percent}"] = L("free_lunch.phases.temporal_stage.TemporalStage")(
+        settings="phases", needs=dict(backbone=f"finetune_{_percent}"), **_shared
+    )
