@@ -19,7 +19,10 @@ from v2idetr.engine.signals import StopSignals
         ("train.stages=[techer]", "must name some of teacher, plain, student"),
         ("train.stages=[student, teacher]", "add teacher to train.stages before it"),
         ("train.stages=[plain, student]", "whose teacher is the stage teacher: add"),
-        ("train.batch_size=5", "which 2 processes cannot share equally"),
+        (
+            "train.batch_size=5",
+            "2 processes cannot share equally: set train.batch_size to a multiple of 2, such as 6",
+        ),
         ("train.max_iter=0", "must be at least 1"),
         ("data.num_frames=0", "must be at least 1"),
         ("distillation.qd={_target_: builtins.dict, weight: -1}", "distillation.qd.weight must be"),

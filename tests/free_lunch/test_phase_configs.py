@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from tests.free_lunch.tiny_phases import TINY_ENCODER
 from tests.tiny_fixtures import ROOT
 from tests.tiny_runs import make_run
-from v2idetr.config.load import load_run_config
+from v2idetr.config.load import ConfigError, load_run_config
 from v2idetr.config.stage_settings import eval_period_of, steps_of
 from v2idetr.engine.stages import run_stages
 
@@ -63,3 +64,13 @@ def test_a_low_data_regime_is_trained_from_pretraining_to_its_result(phase_confi
         "finetune_40": 2,
         "phases_40": 2,
     }
+
+
+def test_several_gpus_need_as_many_videos_a_step_and_the_error_says_so() -> None:
+    path = ROOT / "configs" / "freelunch_cholec80.yaml"
+    message = r"phases\.batch_size is 1, .*: set phases\.batch_size to a multiple of 4, such as 4"
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(path, [], world_size=4, has_gpu=False)
+    readme = (ROOT / "projects" / "FreeLunch" / "README.md").read_text()
+    (documented,) = re.findall(r"`--num-gpus (\d+) (phases[^`]+)`", readme)
+    load_run_config(path, documented[1].split(), world_size=int(documented[0]), has_gpu=False)

@@ -274,8 +274,9 @@ def _check_batches(config: dict[str, Any], world_size: int, problems: list[str])
         size = value_at(config, key)
         if size % world_size or size < world_size:
             problems.append(
-                f"{key} is {size}, which {world_size} processes cannot share equally; "
-                "change --num-gpus or the batch size."
+                f"{key} is {size}, which {world_size} processes cannot share equally: set {key} to "
+                f"a multiple of {world_size}, such as {math.ceil(size / world_size) * world_size}, "
+                f"or --num-gpus to a divisor of {size}."
             )
 
 
