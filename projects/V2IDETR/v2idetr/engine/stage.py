@@ -182,9 +182,8 @@ class DetectorStage(Stage):
     Args:
         model: key of the detector in the config.
         settings, given, needs, split: see :class:`Stage`. An earlier stage in the role "backbone"
-            gives the backbone its weights, see ``modeling/backbone_weights.py``; one in the role
-            "initial" gives its detector's weights where they fit, as a single-frame detector does
-            to a video detector.
+            gives the backbone its weights; one in the role "initial" gives its detector's weights
+            where they fit, as a single-frame detector does to a video detector.
     """
 
     roles = ("backbone", "initial")
