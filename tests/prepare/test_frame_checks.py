@@ -87,6 +87,15 @@ def test_frames_alike_by_hash_alone_are_not_copies(tmp_path):
     assert len(find_copies(splits, {"train": {1: first}, "test": {1: first}})) == 1
 
 
+def test_one_split_can_be_compared_with_the_others_alone(tmp_path):
+    train = split_of(tmp_path, "train", {"a": [scene(0), scene(1)], "b": [scene(0)]})
+    val = split_of(tmp_path, "val", {"c": [scene(1)]})
+    test = split_of(tmp_path, "test", {"d": [scene(1), scene(2)]})
+    splits = {"train": train, "val": val, "test": test}
+    found = find_copies(splits, {n: check_frames(s) for n, s in splits.items()}, among="train")
+    assert [(c.videos, c.image_ids) for c in found] == [(("a", "c"), (2,)), (("a", "d"), (2,))]
+
+
 def test_copies_within_a_video_do_not_count_and_between_videos_come_last(tmp_path):
     still = [scene(1), scene(1)]
     train = split_of(tmp_path, "train", {"a": still, "b": [scene(1)]})

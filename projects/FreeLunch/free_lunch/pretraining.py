@@ -7,6 +7,7 @@ Free Lunch's student where an earlier stage is its teacher.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,13 +22,14 @@ from torch import Tensor
 
 from free_lunch.contrast import KeyHook, MomentumContrast, views_of
 from free_lunch.encoder import Encoder
+from free_lunch.held_out import frames_to_leave_out
 from free_lunch.key_queue import check_queue_size
 from free_lunch.sync_norm import synchronised
 from free_lunch.views import TwoViews
+from v2idetr.atomic_file import write_text_atomically
 from v2idetr.checkpoints.files import read_weights
 from v2idetr.config.load import build
 from v2idetr.config.stage_settings import batch_size_key, given_file, value_at
-from v2idetr.data.audit import Findings
 from v2idetr.data.clip_mapper import FrameCache, Mapper
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.run_context import RunContext
@@ -36,12 +38,12 @@ from v2idetr.engine.stage_training import started
 from v2idetr.engine.trainer import TrainerHook, seed_step
 from v2idetr.modeling.backbone_handover import check_file_pixels
 from v2idetr.modeling.backbone_weights import load_imagenet_weights
-from v2idetr.prepare.frame_checks import check_frames, find_copies
 from v2idetr.runs.checkpoint import load_into
 from v2idetr.runs.stage_folder import FINAL
 
 MOST_VALIDATED = 2048  # frames, evenly spaced over the validation split
 METRIC = "views/top1"
+LEFT_OUT = "left_out_frames.json"  # image ids, in the folder of the stage
 
 
 class PretrainingStage(Stage):
@@ -55,6 +57,8 @@ class PretrainingStage(Stage):
         queue_size, temperature, momentum, contrast_weight, distillation_weight,
             distillation_temperature: see :class:`MomentumContrast`. Temperatures are above 0, the
             momentum in [0, 1), weights at least 0 and not both 0.
+        shared_share: most of a training video that can be copies of frames of held-out videos, such
+            as a title card: they are left out of training, and where they are more, it is refused.
         settings, given, needs, split: see :class:`Stage`. An earlier stage of this kind in the role
             "teacher" gives the similarities to be distilled; ``split`` may be one without labels.
 
@@ -76,6 +80,7 @@ class PretrainingStage(Stage):
         contrast_weight: float = 1.0,
         distillation_weight: float = 0.0,
         distillation_temperature: float = 0.2,
+        shared_share: float = 0.02,
         settings: str = "train",
         given: str = "",
         needs: Mapping[str, str] | None = None,
@@ -87,10 +92,14 @@ class PretrainingStage(Stage):
             {"contrast_weight": contrast_weight, "distillation_weight": distillation_weight},
             momentum,
         )
+        if not 0 <= shared_share < 1:
+            raise ValueError(f"shared_share={shared_share:g} of a video must lie in [0, 1).")
         self.encoder, self.queue_size = encoder, queue_size
         self.temperature, self.momentum = temperature, momentum
         self.contrast_weight, self.distillation_weight = contrast_weight, distillation_weight
         self.distillation_temperature = distillation_temperature
+        self.shared_share = shared_share
+        self._left_out: list[int] = []  # image ids, see held_out.py
 
     def build(self, config: DictConfig, *, pretrained: bool = True) -> StageModels:
         batch_key = batch_size_key(config, self.name)
@@ -125,12 +134,24 @@ class PretrainingStage(Stage):
         )
         return StageModels(encoder, contrast, known)
 
+    def training_split(self, run: RunContext) -> SplitData:
+        split, left_out = run.splits[self.split], set(self._left_out)
+        if not left_out:
+            return split
+        return replace(split, records=[r for r in split.records if r["image_id"] not in left_out])
+
     def training_mapper(self, run: RunContext, models: StageModels, *, keep: bool = True) -> Mapper:
         return self._views(run, self.training_split(run), is_train=True, keep=keep)
 
     def train(self, run: RunContext) -> None:
-        if not started(run, self):
-            refuse_held_out_frames(run, self.split)
+        file = run.stage_folder(self.name) / LEFT_OUT
+        if started(run, self):  # the frames have been looked at
+            self._left_out = json.loads(file.read_text()) if file.exists() else []
+        else:
+            key = f"stages.{self.name}.shared_share"
+            self._left_out = frames_to_leave_out(run, self.split, most=self.shared_share, key=key)
+            if comm.is_main_process():
+                write_text_atomically(file, json.dumps(self._left_out) + "\n")
         super().train(run)
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
@@ -230,39 +251,6 @@ def build_encoder(config: DictConfig, key: str, *, pretrained: bool) -> Encoder:
     if comm.get_world_size() > 1:
         synchronised(encoder)
     return encoder
-
-
-def refuse_held_out_frames(run: RunContext, name: str) -> None:
-    """Look for copies of validation and test frames among those of a split.
-
-    Frames of a list without labels may come from a video that is held out elsewhere, under another
-    file name, size or compression.
-
-    Raises:
-        ValueError: there are some; names videos and an example.
-    """
-    held_out = [n for n in run.splits if n == "val" or n.startswith("test/")]
-    problem = ""
-    if held_out and comm.is_main_process():
-        splits = {n: run.splits[n] for n in (name, *held_out)}
-        prints = {n: check_frames(split) for n, split in splits.items()}
-        found = Findings()
-        for copies in find_copies(splits, prints):
-            if copies.across_splits and name in copies.splits:
-                own = copies.splits.index(name)
-                found.add(
-                    f"video of data.{copies.splits[1 - own].replace('/', '.')} with frames in "
-                    f"data.{name}",
-                    f"{copies.videos[1 - own]}: {copies.num_frames} also in {copies.videos[own]}, "
-                    f"such as {copies.example[own]}",
-                )
-        problem = "\n".join(found.lines())
-    problem = comm.all_gather(problem)[0]
-    if problem:
-        raise ValueError(
-            f"pretraining would see held-out frames; leave these videos out of data.{name} "
-            f"(tools/check_data.py lists all):\n{problem}"
-        )
 
 
 def _evenly(split: SplitData, count: int) -> SplitData:

@@ -64,6 +64,11 @@ class RunContext:
         """Decoded frames that loaders of all stages share."""
         return SharedFrameStore(self.config.data.cache_mib)
 
+    @cached_property
+    def found(self) -> dict[str, Any]:
+        """What a stage has found out and later ones need as well, by a name of its own."""
+        return {}
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage writes."""
         return self.folder / stage

@@ -50,12 +50,23 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Copies:
-    """Frames shared by two videos: ``num_frames`` of the first have a copy in the second."""
+    """Frames shared by two videos: those of the first that have a copy in the second.
+
+    Attributes:
+        splits, videos: the two, by name.
+        image_ids: the frames of the first.
+        example: files of one of them and of its copy.
+    """
 
     splits: tuple[str, str]
     videos: tuple[str, str]
-    num_frames: int
+    image_ids: tuple[int, ...]
     example: tuple[str, str]
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames of the first have a copy in the second."""
+        return len(self.image_ids)
 
     @property
     def across_splits(self) -> bool:
@@ -108,7 +119,10 @@ def check_frames(split: SplitData, *, every: int = 1) -> dict[int, Fingerprint]:
 
 
 def find_copies(
-    splits: Mapping[str, SplitData], fingerprints: Mapping[str, Mapping[int, Fingerprint]]
+    splits: Mapping[str, SplitData],
+    fingerprints: Mapping[str, Mapping[int, Fingerprint]],
+    *,
+    among: str = "",
 ) -> list[Copies]:
     """Pairs of different videos that share frames, first those across splits, then by number.
 
@@ -117,20 +131,24 @@ def find_copies(
     Args:
         splits: splits by name.
         fingerprints: fingerprints by split name and image id; blank frames are ignored.
+        among: the first split, to compare its frames with those of the others and no further ones;
+            "" for all pairs.
     """
+    assert not among or among == next(iter(splits)), among
     frames = [
-        ((name, record["video_id"]), record["file_name"], fingerprints[name][record["image_id"]])
+        ((name, record["video_id"]), record, fingerprints[name][record["image_id"]])
         for name, split in splits.items()
         for record in split.records
         if record["image_id"] in fingerprints[name]
     ]
     frames = [frame for frame in frames if not frame[2].is_blank]
+    own = sum(owner[0] == among for owner, _, _ in frames) if among else None
     owners = {owner: k for k, owner in enumerate(dict.fromkeys(frame[0] for frame in frames))}
     found: defaultdict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-    for first, second in _pairs([f[2] for f in frames], [owners[f[0]] for f in frames]):
-        (split_a, _), file_a, _ = frames[first]
-        (split_b, _), file_b, _ = frames[second]
-        if split_a != split_b and os.path.realpath(file_a) == os.path.realpath(file_b):
+    for first, second in _pairs([f[2] for f in frames], [owners[f[0]] for f in frames], own):
+        (split_a, _), a, _ = frames[first]
+        (split_b, _), b, _ = frames[second]
+        if split_a != split_b and _same_file(a["file_name"], b["file_name"]):
             continue
         pair = owners[frames[first][0]], owners[frames[second][0]]
         found[pair].setdefault(first, second)
@@ -146,24 +164,35 @@ def find_copies(
                     splits[split_a].videos[video_a]["name"],
                     splits[split_b].videos[video_b]["name"],
                 ),
-                num_frames=len(pairs),
-                example=(frames[first][1], frames[second][1]),
+                image_ids=tuple(frames[number][1]["image_id"] for number in pairs),
+                example=(frames[first][1]["file_name"], frames[second][1]["file_name"]),
             )
         )
     return sorted(copies, key=lambda c: (not c.across_splits, -c.num_frames, c.videos))
 
 
-def _pairs(prints: Sequence[Fingerprint], owners: Sequence[int]) -> list[tuple[int, int]]:
-    """Indices i < j of copies with different owners; frames of an owner are consecutive."""
+def _same_file(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _pairs(
+    prints: Sequence[Fingerprint], owners: Sequence[int], own: int | None = None
+) -> list[tuple[int, int]]:
+    """Indices i < j of copies with different owners; frames of an owner are consecutive.
+
+    With `own`, i is among the first frames of this number and j is not.
+    """
     hashes = np.array([p.hash_bits for p in prints], dtype=np.uint64)
     owner = np.array(owners, dtype=np.int64)
     pairs: list[tuple[int, int]] = []
-    for start in range(0, len(prints), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        apart = np.bitwise_count(hashes[rows, None] ^ hashes[None, start:])
-        close = (apart <= HASH_BITS) & (owner[rows, None] < owner[None, start:])
+    num_rows = len(prints) if own is None else own
+    for start in range(0, num_rows, ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, num_rows))
+        begin = start if own is None else own
+        apart = np.bitwise_count(hashes[rows, None] ^ hashes[None, begin:])
+        close = (apart <= HASH_BITS) & (owner[rows, None] < owner[None, begin:])
         for i, j in zip(*np.nonzero(close), strict=True):
-            first, second = start + int(i), start + int(j)
+            first, second = start + int(i), begin + int(j)
             if _correlation(prints[first], prints[second]) >= CORRELATION:
                 pairs.append((first, second))
     return pairs
