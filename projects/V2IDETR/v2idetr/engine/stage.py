@@ -243,11 +243,8 @@ class DetectorStage(Stage):
         return detector
 
     def together(self, config: DictConfig, split: str) -> Together:
-        names = ("reference_sampler",)
-        if split != self.split:
-            names = ("evaluation_sampler", "reference_sampler")
-        for key in (f"{self.model}.{name}" for name in names):
-            if value_at(config, key) is not None:
+        for name in ("evaluation_sampler", "reference_sampler")[split == self.split :]:
+            if value_at(config, key := f"{self.model}.{name}") is not None:
                 return "video" if build(config, key).num_global else "scene"
         num_frames = int(value_at(config, f"{self.model}.num_frames") or 1)
         # With a window of 0 clips repeat the current frame.
