@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from free_lunch.pretraining import build_encoder
 from tests.tiny_runs import make_run
-from v2idetr.engine.stages import run_stages
+from v2idetr.config.load import load_config
+from v2idetr.engine.stages import check_models, run_stages
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,23 @@ from v2idetr.engine.stages import run_stages
 def test_a_setting_out_of_its_range_is_refused(pretraining_config, change, message) -> None:
     with pytest.raises(ValueError, match=message):
         run_stages(make_run(pretraining_config, change))
+
+
+def test_views_of_one_cell_are_tried_in_pairs(pretraining_config) -> None:
+    run = make_run(pretraining_config, "views.input_size=32", "train.stages=[contrastive]")
+    check_models(run, ["contrastive"])  # batch normalisation cannot learn from a single value
+    alone = make_run(
+        pretraining_config,
+        "views.input_size=32",
+        "train.stages=[contrastive]",
+        "train.batch_size=1",
+    )
+    with pytest.raises(ValueError, match="more than 1 value per channel"):  # as in training
+        check_models(alone, ["contrastive"])
+
+
+def test_a_start_from_random_weights_names_the_key_of_the_encoder(
+    pretraining_config, caplog
+) -> None:
+    build_encoder(load_config(pretraining_config), "teacher.encoder", pretrained=True)
+    assert "random weights (teacher.encoder.weights is empty)" in caplog.text

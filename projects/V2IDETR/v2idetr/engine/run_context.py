@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from v2idetr.config.load import build
@@ -95,16 +96,22 @@ class RunContext:
     ) -> DataLoader:
         """Endless batches of clips of the stage's training split, this process's share.
 
-        For a dry run, batches of one clip, prepared in this process.
+        For a dry run, batches of one clip, prepared in this process; of two where there is batch
+        normalisation, which cannot be trained on a map of one value.
 
         Raises:
             ValueError: the sampler of a detector makes clips of another length than it looks at.
         """
         world = comm.get_world_size()
+        batch_size = self.batch_size(stage) // world
+        if dry_run:
+            normalised = any(isinstance(m, _BatchNorm) for m in models.trained.modules())
+            at_once = batch_size // self.micro_batches(stage)
+            batch_size = min(2, at_once) if normalised else 1
         return build_train_loader(
             stage.training_split(self),
             stage.training_mapper(self, models, keep=not dry_run),
-            batch_size=1 if dry_run else self.batch_size(stage) // world,
+            batch_size=batch_size,
             seed=self.config.train.seed,
             start_iteration=start_iteration,
             negative_share=self.config.data.negative_share,

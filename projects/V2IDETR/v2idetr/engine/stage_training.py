@@ -84,7 +84,7 @@ def starts_from_imagenet(run: RunContext, stage: Stage) -> bool:
 
 @torch.no_grad()
 def dry_run(run: RunContext, stage: Stage, models: StageModels) -> None:
-    """Compute the losses of one training clip: parts that do not fit say so now.
+    """Compute the losses of a training clip or two: parts that do not fit say so now.
 
     A student's losses meet its teacher for the first time here, and would otherwise do so after
     the teacher has been trained.
