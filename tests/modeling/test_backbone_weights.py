@@ -344,3 +344,31 @@ def test_no_backbone_opens_a_connection(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     load_imagenet_weights(build(resnet18), "")
     load_imagenet_weights(build(efficientnet_lite0), "package:efficientnet-lite0")
+
+
+@pytest.mark.parametrize("strides", [[8, 16], [32]])
+@pytest.mark.parametrize("name", ["convnext_atto", "repvgg_a0", "pvt_v2_b0", "ghostnet_050"])
+def test_timms_own_state_dict_fits_where_features_only_takes_layers_out(
+    name: str, strides: list[int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    whole = with_statistics(timm.create_model(name, pretrained=False))
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    backbone = TimmBackbone(name, strides=strides, freeze_stem=False, norm="BN")
+    load_imagenet_weights(backbone, str(tmp_path / "whole.pth"))
+    features = timm.create_model(name, pretrained=False, features_only=True)
+    places = [features.feature_info.reduction().index(stride) for stride in strides]
+    with torch.no_grad():
+        maps = backbone.eval()(PIXELS)
+        expected = whole.forward_intermediates(PIXELS, indices=places, intermediates_only=True)
+    for stride, other in zip(strides, expected, strict=True):
+        atol = 1e-4 * float(other.abs().max())  # RepVGG's become large with these statistics
+        torch.testing.assert_close(maps[f"stride{stride}"], other, rtol=1e-4, atol=atol)
+
+
+def test_a_deeper_model_of_timm_is_refused_also_with_layers_taken_out(tmp_path: Path) -> None:
+    whole = timm.create_model("convnext_femto", pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    backbone = TimmBackbone("convnext_atto", strides=[32], freeze_stem=False, norm="BN")
+    with pytest.raises(ValueError, match=r"does not fit .*of another shape \['stem_0\.weight'"):
+        load_imagenet_weights(backbone, str(tmp_path / "whole.pth"))

@@ -85,6 +85,7 @@ def fitting_weights(
         state = {name.removeprefix("body."): tensor for name, tensor in state.items()}
         if Path(source).stem.startswith("efficientnet"):
             state = _by_order(state, expected)
+        state = _as_features_only(state, expected)
     else:
         renamed, kept = to_ours(torchvision_rules("", ""), state)  # Detectron2's own names stay
         state = renamed | {name: state[name] for name in kept}
@@ -194,6 +195,23 @@ def _by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str
     if len(trunk) < len(expected):
         return state
     return dict(zip(expected, trunk, strict=False))
+
+
+def _as_features_only(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a whole timm model -> those of its ``features_only`` layers, by their names there.
+
+    timm takes the layers of some models out of their containers (``stem.0`` becomes ``stem_0``) and
+    leaves out those after the coarsest map.
+    """
+    layers = {name.partition(".")[0] for name in expected}
+
+    def renamed(name: str) -> str:
+        first, _, rest = name.partition(".")
+        taken_out = first not in layers and any(one.startswith(f"{first}_") for one in layers)
+        return f"{first}_{rest}" if taken_out else name
+
+    state = {renamed(name): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if name.partition(".")[0] in layers}
 
 
 def _stage_of(key: str) -> str:
