@@ -81,6 +81,22 @@ def test_sizes_within_a_video_stop_detectors_that_look_at_the_whole_video(
         load_splits(config, with_train=True)
 
 
+def test_sizes_within_a_video_matter_where_the_evaluation_looks_at_the_whole_video(
+    tiny_config, monkeypatch
+) -> None:
+    monkeypatch.setattr("v2idetr.data.coco_vid._decode_some", lambda split: None)
+    config = load_config(tiny_config, ["train.stages=[teacher]"])
+    config.teacher.model.evaluation_sampler = {
+        "_target_": "v2idetr.data.reference_sampler.GlobalSampler",
+        "num_references": 2,
+    }
+    edit(config, "train", with_a_larger_second_scene)
+    load_splits(config, with_train=True)
+    edit(config, "val", with_a_larger_second_scene)
+    with pytest.raises(ValueError, match=r"data\.val: .*\n.*one video have different sizes"):
+        load_splits(config, with_train=True)
+
+
 def test_detectron2_knows_the_splits_by_name(tiny_config) -> None:
     config = load_config(tiny_config, [])
     splits = load_splits(config, with_train=True)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.tiny_fixtures import in_two_processes
-from tests.video_detectors import test_cva_net, test_transvod, test_yona
+from tests.video_detectors import test_cva_net, test_fgfa, test_mega, test_transvod, test_yona
 from tests.video_detectors.test_stream import Brightness
 from tests.video_detectors.tiny_stft import tiny_stft
 from tests.video_detectors.videos import video
@@ -29,6 +29,8 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
     "yona": lambda: test_yona.trained(previous_score=test_yona.STRONG),
     "transvod": lambda: test_transvod.tiny(),
     "cva_net": lambda: test_cva_net.tiny(),
+    "fgfa": lambda: test_fgfa.tiny_fgfa(),
+    "mega": lambda: test_mega.tiny_mega(),
 }
 
 
