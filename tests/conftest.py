@@ -170,3 +170,14 @@ def make_sample(
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: after other tests, a child may not be able to use autograd."""
+
+    def forks(item: pytest.Item) -> bool:
+        module = getattr(item, "module", None)
+        fixtures = getattr(item, "fixturenames", ())
+        return "in_child" in fixtures or hasattr(module, "in_two_processes")
+
+    items.sort(key=lambda item: not forks(item))
