@@ -3,11 +3,11 @@
 from .faster_rcnn_c4_small import model, optimizer, train  # noqa: F401 (parts of this config)
 from .fgfa import stages, video  # noqa: F401
 
-video["model"].flownet.width = 16
-video["model"].embedding.hidden = 64
-video["model"].embedding.out = 128
-video["model"].reference_sampler.window = "${data.window}"
-video["model"].evaluation_sampler.before = "${data.window}"
-video["model"].evaluation_sampler.after = "${data.window}"
+video.model.flownet.width = 16
+video.model.embedding.hidden = 64
+video.model.embedding.out = 128
+video.model.reference_sampler.window = "${data.window}"
+video.model.evaluation_sampler.before = "${data.window}"
+video.model.evaluation_sampler.after = "${data.window}"
 
 train["stages"] = ["plain", "video"]

@@ -3,31 +3,18 @@
 from detectron2.config import LazyCall as L
 
 from .faster_rcnn_c4 import lr_multiplier, model, optimizer, train  # noqa: F401 (parts)
+from .video_stage import stages, video  # noqa: F401 (parts of this config)
 
-video = dict(
-    model=L("video_detectors.rdn.RDN")(
-        net="${model.net}",
-        class_names="${data.class_names}",
-        weights="${model.weights}",
-        num_proposals=75,
-        num_groups=16,
-        reference_sampler=L("v2idetr.data.reference_sampler.WindowSampler")(
-            num_frames=3, window=18, sampling="random"
-        ),
-        evaluation_sampler=L("v2idetr.data.reference_sampler.AdjacentSampler")(before=18, after=18),
+video.model = L("video_detectors.rdn.RDN")(
+    net="${model.net}",
+    class_names="${data.class_names}",
+    weights="${model.weights}",
+    num_proposals=75,
+    num_groups=16,
+    reference_sampler=L("v2idetr.data.reference_sampler.WindowSampler")(
+        num_frames=3, window=18, sampling="random"
     ),
-    checkpoint="",  # weights in place of this stage
-    init_checkpoint="",
-    init_partial=False,
-    max_iter=None,
-    batch_size=None,
-    optimizer="${optimizer}",
-)
-
-stages = dict(
-    video=L("v2idetr.engine.stage.DetectorStage")(
-        model="video.model", settings="video", given="video.checkpoint"
-    )
+    evaluation_sampler=L("v2idetr.data.reference_sampler.AdjacentSampler")(before=18, after=18),
 )
 
 train["stages"] = ["plain", "video"]

@@ -3,33 +3,20 @@
 from detectron2.config import LazyCall as L
 
 from .fcos import model
+from .video_stage import stages, video  # noqa: F401 (parts of this config)
 
 model.net.test_score_thresh = 0.05  # of FCOS's own score, in both
 
-video = dict(
-    model=L("video_detectors.stft.STFT")(
-        net="${model.net}",
-        class_names="${data.class_names}",
-        weights="${model.weights}",
-        reference_sampler=L("v2idetr.data.reference_sampler.WindowSampler")(
-            num_frames=3, window=9, sampling="random"
-        ),
-        evaluation_sampler=L("v2idetr.data.reference_sampler.WindowSampler")(
-            num_frames=11, window=9, sampling="fixed"
-        ),
+video.model = L("video_detectors.stft.STFT")(
+    net="${model.net}",
+    class_names="${data.class_names}",
+    weights="${model.weights}",
+    reference_sampler=L("v2idetr.data.reference_sampler.WindowSampler")(
+        num_frames=3, window=9, sampling="random"
     ),
-    checkpoint="",  # weights in place of this stage
-    init_checkpoint="",
-    init_partial=False,
-    max_iter=None,
-    batch_size=None,
-    optimizer="${optimizer}",
-)
-
-stages = dict(
-    video=L("v2idetr.engine.stage.DetectorStage")(
-        model="video.model", settings="video", given="video.checkpoint"
-    )
+    evaluation_sampler=L("v2idetr.data.reference_sampler.WindowSampler")(
+        num_frames=11, window=9, sampling="fixed"
+    ),
 )
 
 train = dict(stages=["plain", "video"], clip_grad_norm=0)

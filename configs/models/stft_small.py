@@ -5,8 +5,8 @@ from .stft import stages, video  # noqa: F401
 
 model.net.test_score_thresh = 0.05  # of FCOS's own score, in both
 
-video["model"].reference_sampler.window = "${data.window}"
-video["model"].evaluation_sampler.window = "${data.window}"
-video["model"].evaluation_sampler.num_frames = 5
+video.model.reference_sampler.window = "${data.window}"
+video.model.evaluation_sampler.window = "${data.window}"
+video.model.evaluation_sampler.num_frames = 5
 
 train["stages"] = ["plain", "video"]

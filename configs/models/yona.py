@@ -6,30 +6,17 @@ That also freezes the backbone in the first epoch.
 from detectron2.config import LazyCall as L
 
 from .centernet import model
+from .video_stage import stages, video  # noqa: F401 (parts of this config)
 
-video = dict(
-    model=L("video_detectors.yona.YONA")(
-        net="${model.net}",
-        contrast_weight=0.3,
-        previous_score=0.3,
-        zero_init=True,  # released code: false
-        released_masks=False,  # released code: true
-        reference_sampler=L("v2idetr.data.reference_sampler.AdjacentSampler")(before=1, after=0),
-        evaluation_sampler=None,
-        **{key: f"${{model.{key}}}" for key in model if key not in ("_target_", "net")},
-    ),
-    checkpoint="",  # weights in place of this stage
-    init_checkpoint="",
-    init_partial=False,
-    max_iter=None,  # as train
-    batch_size=None,
-    optimizer="${optimizer}",
-)
-
-stages = dict(
-    video=L("v2idetr.engine.stage.DetectorStage")(
-        model="video.model", settings="video", given="video.checkpoint"
-    )
+video.model = L("video_detectors.yona.YONA")(
+    net="${model.net}",
+    contrast_weight=0.3,
+    previous_score=0.3,
+    zero_init=True,  # released code: false
+    released_masks=False,  # released code: true
+    reference_sampler=L("v2idetr.data.reference_sampler.AdjacentSampler")(before=1, after=0),
+    evaluation_sampler=None,
+    **{key: f"${{model.{key}}}" for key in model if key not in ("_target_", "net")},
 )
 
 train = dict(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
-from configs.models.transvod import model as FULL_SIZE
 from tests.conftest import TinyBackbone, criterion
 from tests.video_detectors.attention_in_numpy import (
     array,
@@ -26,9 +26,12 @@ from tests.video_detectors.videos import (
     clips,
     from_nothing,
     in_order,
+    lesion_free,
+    losses_of_steps,
     streamed,
     train_clips,
     video,
+    without_gradient,
 )
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.data.reference_sampler import AdjacentSampler, GlobalSampler, WindowSampler
@@ -52,6 +55,12 @@ BASES = {
     "two stages": {"box_refine": True, "two_stage": True, "mixed_queries": True},
     "not refined": {},
 }
+
+
+def full_size() -> Any:
+    """The single-frame detector of the paper's size, as it is configured."""
+    models = Path(__file__).resolve().parents[2] / "configs" / "models"
+    return LazyConfig.load(str(models / "transvod.py")).model
 
 
 def tiny_net(**changes) -> DeformableDETR:
@@ -346,8 +355,7 @@ def test_gradients_reach_every_parameter_that_is_trained(temporal, base) -> None
     losses = transvod(train_clips(transvod))
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
-    without = [n for n, p in transvod.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without
+    assert not without_gradient(transvod)
     frozen = {n for n, p in transvod.named_parameters() if not p.requires_grad}
     layers = range(2 if "box_refine" in base else 1)
     heads = tuple(f"net.{kind}_heads.{i}." for kind in ("class", "box") for i in layers)
@@ -357,27 +365,14 @@ def test_gradients_reach_every_parameter_that_is_trained(temporal, base) -> None
 
 
 def test_a_few_steps_lower_the_loss() -> None:
-    transvod = tiny().train()
-    batch = train_clips(transvod)
-    trained = [p for p in transvod.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    totals = []
-    for _ in range(12):
-        loss = torch.stack(list(transvod(batch).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        totals.append(loss.item())
+    transvod = tiny()
+    totals = losses_of_steps(transvod, train_clips(transvod), 12, lr=1e-3)
     assert totals[-1] < 0.9 * totals[0]
 
 
 def test_losses_of_lesion_free_frames_are_finite_and_have_gradients() -> None:
     transvod = tiny().train()
-    batch = train_clips(transvod)
-    for sample in batch:
-        for frame in (sample, *sample["clip"]):
-            frame["instances"] = frame["instances"][:0]
-    losses = transvod(batch)
+    losses = transvod(lesion_free(train_clips(transvod)))
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     assert losses["loss_l1"] == 0 and losses["loss_class"] > 0
@@ -453,7 +448,7 @@ def test_without_a_memory_encoder_other_numbers_of_references_can_be_evaluated()
 
 @pytest.mark.filterwarnings("ignore:.*meta:UserWarning")
 def test_parameters_of_transvod() -> None:
-    config = copy.deepcopy(FULL_SIZE.net)
+    config = full_size().net
     config.num_classes, config.weights = 31, None
     with torch.device("meta"):
         net = instantiate(config)
@@ -497,7 +492,7 @@ def test_clips_that_do_not_fit_are_refused() -> None:
 def test_dc5_is_that_of_torchvision(tmp_path) -> None:
     theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
-    ours = instantiate(copy.deepcopy(FULL_SIZE.net.backbone)).eval()
+    ours = instantiate(full_size().net.backbone).eval()
     load_backbone(ours, tmp_path / "resnet50.pth")
     pixels = torch.randn(1, 3, 64, 96)
     (name,) = ours.output_shape()
