@@ -97,6 +97,25 @@ def test_sizes_within_a_video_matter_where_the_evaluation_looks_at_the_whole_vid
         load_splits(config, with_train=True)
 
 
+def with_a_video_of_one_frame(content: dict) -> None:
+    content["videos"].append({"id": 99, "name": "alone"})
+    image = content["images"][-1]
+    image |= {"video_id": 99, "frame_index": 0}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != image["id"]]
+
+
+def test_a_video_of_one_frame_has_no_frames_of_the_whole_video(tiny_config) -> None:
+    config = load_config(tiny_config, ["train.stages=[teacher]"])
+    edit(config, "val", with_a_video_of_one_frame)
+    load_splits(config, with_train=True)
+    config.teacher.model.reference_sampler = {
+        "_target_": "v2idetr.data.reference_sampler.GlobalSampler",
+        "num_references": 2,
+    }
+    with pytest.raises(ValueError, match=r"data\.val: .*\n.*video of one frame, .* leave it out"):
+        load_splits(config, with_train=True)
+
+
 def test_detectron2_knows_the_splits_by_name(tiny_config) -> None:
     config = load_config(tiny_config, [])
     splits = load_splits(config, with_train=True)

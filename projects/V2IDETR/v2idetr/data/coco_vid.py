@@ -28,9 +28,9 @@ from v2idetr.data.schema import (
     Together,
     check_annotations,
     check_categories,
+    check_clips,
     check_images,
     check_model_classes,
-    check_sizes,
     check_videos,
     read_coco_vid,
 )
@@ -142,7 +142,7 @@ def read_split(
     check_model_classes(names, class_names, report.problems)
     videos = check_videos(content["videos"], report.problems)
     frames = check_images(content["images"], videos, report.problems)
-    check_sizes(frames, together, report)
+    check_clips(frames, together, report)
     check_files(frames, image_root, report)
     annotations = check_annotations(content["annotations"], frames, content, report.problems)
     annotations = audit_boxes(annotations, frames, report, on_bad_box)

@@ -26,6 +26,10 @@ SIZES_IN_A_VIDEO = (
     "frames of one video have different sizes, so a clip of frames of the whole video cannot be "
     "made of them: make those of another size a video of their own, or resize them"
 )
+ONE_FRAME = (
+    "video of one frame, which has no other one for a clip of frames of the whole video: leave it "
+    "out, or take a detector without global references"
+)
 MAX_QUOTE = 160  # characters of an entry in a message
 
 
@@ -213,16 +217,17 @@ def _fault_of_image(frame: Mapping[str, Any], videos: Mapping[int, Any]) -> str 
     return None
 
 
-def check_sizes(
+def check_clips(
     frames: Mapping[int, Mapping[str, Any]], together: Together, report: AuditReport
 ) -> None:
-    """Check that frames of one clip have one size.
+    """Check that frames of one clip have one size, and that there are others where they must be.
 
     Args:
         frames: valid frames in temporal order, see `check_images`.
         together: frames that can be in one clip: those of a "scene" or "video" must have one size;
             for "frame" scenes of several sizes are noted.
-        report: receives a message for each scene or video of several sizes.
+        report: receives a message for each scene or video of several sizes, and for each video of
+            one frame where clips have frames of the whole "video".
     """
     findings = report.notes if together == "frame" else report.problems
     keys, problem = ["video_id", "scene_id"], SIZES_IN_A_SCENE
@@ -230,6 +235,8 @@ def check_sizes(
         keys, problem = ["video_id"], SIZES_IN_A_VIDEO
     for _, group in groupby(frames.values(), key=lambda frame: [frame[key] for key in keys]):
         first, *others = group
+        if together == "video" and not others:
+            report.problems.add(ONE_FRAME, first["file_name"])
         for other in others:
             if (other["width"], other["height"]) != (first["width"], first["height"]):
                 findings.add(
