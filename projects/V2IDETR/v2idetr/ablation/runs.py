@@ -28,7 +28,7 @@ from v2idetr.ablation.row_configs import (
     run_fingerprint,
     teacher_fingerprint,
 )
-from v2idetr.ablation.tables import Equal, Row, Table
+from v2idetr.ablation.tables import PLAIN_STAGE, Equal, Row, Table
 from v2idetr.config.load import ConfigError, to_plain
 from v2idetr.config.stage_settings import given_key, needs_of, steps_of
 from v2idetr.runs.folder import weights_of
@@ -36,7 +36,7 @@ from v2idetr.runs.stage_folder import StageFolder
 from v2idetr.runs.training_log import TrainingCost, training_cost, validation_curve
 
 # Stages of a config, each trained in its own run.
-TEACHER, PLAIN, STUDENT = "teacher", "plain", "student"
+TEACHER, PLAIN, STUDENT = "teacher", PLAIN_STAGE, "student"
 INITIAL = "initial"  # the role of an earlier stage whose detector's weights a stage starts from
 
 
@@ -253,19 +253,13 @@ class Plan:
     def run(self, row: Row, seed: int) -> Run:
         """The run of a row."""
         first, teacher = self.first_like(row), self.teacher(row, seed)
-        overrides = []
-        if teacher is not None:
-            overrides.append(f"teacher.checkpoint={json.dumps(str(teacher.weights))}")
         stage, initial = self.stage(row), self._initial(row, seed)
-        if initial is not None:
-            key = given_key(self._plain(row), needs_of(self._plain(row), stage)[INITIAL])
-            overrides.append(f"{key}={json.dumps(str(initial.weights))}")
         budget = None
         if first.equal is not None and first.equal.to:
             to, pace = (self.run(self.rows[k], seed) for k in (first.equal.to, first.equal.pace))
             spent_by = (to,) if to.teacher is None else (to.teacher, to)
             budget = Budget(first.equal.what, spent_by, pace)
-        return self._run(first, seed, stage, Path(first.key), teacher, overrides, budget, initial)
+        return self._run(first, seed, stage, Path(first.key), teacher, budget, initial)
 
     def stage(self, row: Row) -> str:
         """The stage that a row trains."""
@@ -284,7 +278,7 @@ class Plan:
         first = self.first_taught_like(row)
         if first is None:
             return None
-        return self._run(first, seed, TEACHER, Path("teachers", first.key), None, [], None)
+        return self._run(first, seed, TEACHER, Path("teachers", first.key))
 
     def runs(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[Run]:
         """All runs of some rows, each once and after those that it needs, seed by seed."""
@@ -339,9 +333,8 @@ class Plan:
         seed: int,
         stage: str,
         name: Path,
-        teacher: Run | None,
-        overrides: list[str],
-        budget: Budget | None,
+        teacher: Run | None = None,
+        budget: Budget | None = None,
         initial: Run | None = None,
     ) -> Run:
         folder = self.folder / f"seed{seed}" / name
@@ -349,13 +342,15 @@ class Plan:
             config = self.config(row)
             config.train.seed, config.train.stages = seed, [stage]
             config.train.output_dir = str(folder)
-            if teacher is not None:
-                config.teacher.checkpoint = str(teacher.weights)
-            if initial is not None:
-                key = given_key(config, needs_of(config, stage)[INITIAL])
-                OmegaConf.update(config, key, str(initial.weights))
             own = [f"train.seed={seed}", f"train.stages=[{stage}]"]
-            own += [f"train.output_dir={json.dumps(str(folder))}", *overrides]
+            own += [f"train.output_dir={json.dumps(str(folder))}"]
+            earlier = {"teacher.checkpoint": teacher}
+            if initial is not None:
+                earlier[given_key(config, needs_of(config, stage)[INITIAL])] = initial
+            for key, run in earlier.items():
+                if run is not None:
+                    OmegaConf.update(config, key, str(run.weights))
+                    own.append(f"{key}={json.dumps(str(run.weights))}")
             every = (*self._overrides[row.key], *own)
             self._runs[folder] = Run(
                 row, seed, stage, folder, config, teacher, every, budget, initial
