@@ -18,9 +18,12 @@ from tests.video_detectors.videos import (
     clips,
     from_nothing,
     in_order,
+    lesion_free,
+    losses_of_steps,
     streamed,
     train_clips,
     video,
+    without_gradient,
 )
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.data.reference_sampler import AdjacentSampler, GlobalSampler, MixedSampler
@@ -240,13 +243,6 @@ def test_videos_shorter_than_a_clip_repeat_frames(length: int) -> None:
 # ------------------------------------------------------------------------- training
 
 
-def lesion_free(samples: list[dict]) -> list[dict]:
-    for sample in samples:
-        for frame in (sample, *sample["clip"]):
-            frame["instances"] = frame["instances"][:0]
-    return samples
-
-
 @pytest.mark.parametrize("fusion", [{}, RELEASED], ids=["paper", "released"])
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_gradients_reach_every_parameter_that_is_trained(fusion: dict, weight: float) -> None:
@@ -255,8 +251,7 @@ def test_gradients_reach_every_parameter_that_is_trained(fusion: dict, weight: f
     sum(losses.values()).backward()
     assert ("loss_video_class" in losses) == (weight > 0)
     assert all(torch.isfinite(loss) for loss in losses.values())
-    without = [n for n, p in cva.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without
+    assert not without_gradient(cva)
     frozen = {n for n, p in cva.named_parameters() if not p.requires_grad}
     unused = {
         f"net.neck.{part}.3.{w}" for part in ("projections", "norms") for w in ("weight", "bias")
@@ -265,16 +260,8 @@ def test_gradients_reach_every_parameter_that_is_trained(fusion: dict, weight: f
 
 
 def test_a_few_steps_lower_the_loss() -> None:
-    cva = tiny().train()
-    batch = train_clips(cva)
-    optimizer = torch.optim.AdamW(cva.parameters(), lr=1e-3)
-    totals = []
-    for _ in range(12):
-        loss = torch.stack(list(cva(batch).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        totals.append(loss.item())
+    cva = tiny()
+    totals = losses_of_steps(cva, train_clips(cva), 12, lr=1e-3)
     assert totals[-1] < 0.9 * totals[0]
 
 

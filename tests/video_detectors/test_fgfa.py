@@ -16,11 +16,7 @@ from tests.video_detectors.tiny_c4 import (
     C4,
     as_if_trained,
     base_detections,
-    lesion_free,
-    losses,
-    losses_of_steps,
     tiny_rcnn,
-    without_gradient,
 )
 from tests.video_detectors.tiny_stft import tiny_fcos
 from v2idetr.checkpoints.files import CheckpointError
@@ -188,7 +184,7 @@ def test_warped_embeddings_change_detections_and_no_loss() -> None:
     one, other = videos.in_order(paper, frames), videos.in_order(released, frames)
     assert (one[2].scores[:3] - other[2].scores[:3]).abs().max() > 1e-6
     batch = videos.train_clips(paper)
-    assert losses(paper, batch) == losses(released, batch)
+    assert videos.losses(paper, batch) == videos.losses(released, batch)
 
 
 def test_the_current_frame_in_training_changes_the_losses_and_no_detection() -> None:
@@ -196,7 +192,7 @@ def test_the_current_frame_in_training_changes_the_losses_and_no_detection() -> 
     paper, released = tiny_fgfa(), tiny_fgfa(current_in_training=False)
     videos.assert_equal(videos.in_order(paper, frames), videos.in_order(released, frames))
     batch = videos.train_clips(paper)
-    assert losses(paper, batch) != losses(released, batch)
+    assert videos.losses(paper, batch) != videos.losses(released, batch)
 
 
 # ------------------------------------------------------------------------- training
@@ -205,22 +201,22 @@ def test_the_current_frame_in_training_changes_the_losses_and_no_detection() -> 
 @pytest.mark.parametrize("current", [False, True])
 def test_gradients_reach_every_parameter_that_is_trained(current: bool) -> None:
     fgfa = tiny_fgfa(current_in_training=current)
-    found = losses(fgfa, videos.train_clips(fgfa))
+    found = videos.losses(fgfa, videos.train_clips(fgfa))
     assert set(found) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
     torch.stack(list(found.values())).sum().backward()
-    assert not without_gradient(fgfa)
+    assert not videos.without_gradient(fgfa)
     assert all(p.grad.any() for n, p in fgfa.named_parameters() if n.startswith("flownet"))
 
 
 def test_a_few_steps_lower_the_loss() -> None:
     fgfa = tiny_fgfa(trained=False)
-    totals = losses_of_steps(fgfa, videos.train_clips(fgfa))
+    totals = videos.losses_of_steps(fgfa, videos.train_clips(fgfa))
     assert totals[-1] < 0.8 * totals[0]
 
 
 def test_losses_of_lesion_free_frames_are_finite() -> None:
     fgfa = tiny_fgfa()
-    found = losses(fgfa, lesion_free(videos.train_clips(fgfa)))
+    found = videos.losses(fgfa, videos.lesion_free(videos.train_clips(fgfa)))
     assert all(loss.isfinite() for loss in found.values()) and found["loss_box_reg"] == 0
     torch.stack(list(found.values())).sum().backward()
 
@@ -229,10 +225,10 @@ def test_the_current_frames_alone_are_labelled() -> None:
     fgfa = tiny_fgfa()
     batch = videos.train_clips(fgfa)
     assert (fgfa.count_frames(batch), fgfa.count_boxes(batch)) == (2, 2)
-    before = losses(fgfa, batch)
+    before = videos.losses(fgfa, batch)
     for sample in batch:
         sample["clip"] = [{**f, "instances": f["instances"][:0]} for f in sample["clip"]]
-    assert losses(fgfa, batch) == before
+    assert videos.losses(fgfa, batch) == before
 
 
 def test_a_clip_does_not_see_the_others_of_its_batch() -> None:
@@ -248,13 +244,13 @@ def test_a_training_clip_without_references_has_the_losses_of_the_single_frame()
     fgfa = tiny_fgfa(reference_sampler=ALONE)
     batch = videos.train_clips(fgfa)
     base = Detectron2Detector(net=fgfa.net, class_names=["polyp"])
-    assert losses(fgfa, batch) == losses(base, batch)
+    assert videos.losses(fgfa, batch) == videos.losses(base, batch)
 
 
 def test_precision_of_positions_survives_autocast() -> None:
     fgfa = tiny_fgfa()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = losses(fgfa, videos.train_clips(fgfa))
+        found = videos.losses(fgfa, videos.train_clips(fgfa))
         maps, flow = torch.randn(1, 2, 4, 5), torch.full((1, 2, 4, 5), 0.4)
         assert warped(maps.bfloat16(), flow).dtype == torch.float32
     assert all(loss.isfinite() for loss in found.values())
@@ -315,6 +311,6 @@ def test_the_small_config_trains_on_its_sampler(data: str) -> None:
     )
     fgfa = build(config, "video.model")
     batch = videos.train_clips(fgfa, batch=1)
-    torch.stack(list(losses(fgfa, batch).values())).sum().backward()
-    assert not without_gradient(fgfa)
+    torch.stack(list(videos.losses(fgfa, batch).values())).sum().backward()
+    assert not videos.without_gradient(fgfa)
     assert len(videos.in_order(fgfa, videos.video(2))) == 2

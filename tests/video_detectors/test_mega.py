@@ -16,12 +16,8 @@ from tests.video_detectors.tiny_c4 import (
     as_if_trained,
     base_detections,
     calm,
-    lesion_free,
-    losses,
-    losses_of_steps,
     random_regions,
     tiny_rcnn,
-    without_gradient,
 )
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.config.load import build, load_run_config
@@ -307,10 +303,10 @@ def test_gradients_reach_every_parameter_that_is_trained(num_global, num_memory)
         evaluation_sampler=window(num_global=num_global),
         memory_frames=3 if num_memory else 0,
     )
-    found = losses(mega, videos.train_clips(mega))
+    found = videos.losses(mega, videos.train_clips(mega))
     assert set(found) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
     torch.stack(list(found.values())).sum().backward()
-    assert not without_gradient(mega)
+    assert not videos.without_gradient(mega)
 
 
 def test_frames_of_the_memory_get_no_gradient_and_matter() -> None:
@@ -329,13 +325,13 @@ def test_frames_of_the_memory_get_no_gradient_and_matter() -> None:
 
 def test_a_few_steps_lower_the_loss() -> None:
     mega = tiny_mega(trained=False)
-    totals = losses_of_steps(mega, videos.train_clips(mega))
+    totals = videos.losses_of_steps(mega, videos.train_clips(mega))
     assert totals[-1] < 0.8 * totals[0]
 
 
 def test_losses_of_lesion_free_frames_are_finite() -> None:
     mega = tiny_mega()
-    found = losses(mega, lesion_free(videos.train_clips(mega)))
+    found = videos.losses(mega, videos.lesion_free(videos.train_clips(mega)))
     assert all(loss.isfinite() for loss in found.values()) and found["loss_box_reg"] == 0
     torch.stack(list(found.values())).sum().backward()
 
@@ -345,7 +341,7 @@ def test_every_clip_of_a_batch_has_its_own_frames() -> None:
     seen: list[Clip] = []
     mega.related = lambda key, clip: seen.append(clip) or key.features  # what it is called with
     batch = videos.train_clips(mega, 12, batch=3)
-    losses(mega, batch)
+    videos.losses(mega, batch)
     for sample, clip in zip(batch, seen, strict=True):
         frames = sample["clip"]
         with torch.no_grad():
@@ -361,7 +357,7 @@ def test_with_relations_that_give_nothing_losses_are_those_of_the_single_frames(
     batch = videos.train_clips(mega)
     assert (mega.count_frames(batch), mega.count_boxes(batch)) == (2, 2)
     base = Detectron2Detector(net=mega.net, class_names=["polyp"])
-    have, want = losses(mega, batch), losses(base, batch)
+    have, want = videos.losses(mega, batch), videos.losses(base, batch)
     for name, loss in want.items():
         torch.testing.assert_close(have[name], loss)
 
@@ -434,6 +430,6 @@ def test_the_small_config_trains_on_its_sampler(data: str) -> None:
     )
     mega = build(config, "video.model")
     batch = videos.train_clips(mega, batch=1)
-    torch.stack(list(losses(mega, batch).values())).sum().backward()
-    assert not without_gradient(mega)
+    torch.stack(list(videos.losses(mega, batch).values())).sum().backward()
+    assert not videos.without_gradient(mega)
     assert len(videos.in_order(mega, videos.video(2))) == 2

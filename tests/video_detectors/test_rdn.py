@@ -14,12 +14,8 @@ from tests.video_detectors.tiny_c4 import (
     as_if_trained,
     base_detections,
     calm,
-    lesion_free,
-    losses,
-    losses_of_steps,
     random_regions,
     tiny_rcnn,
-    without_gradient,
 )
 from tests.video_detectors.tiny_stft import tiny_fcos
 from v2idetr.checkpoints.files import CheckpointError
@@ -138,21 +134,21 @@ def test_references_are_the_best_proposals() -> None:
 
 def test_gradients_reach_every_parameter_that_is_trained() -> None:
     rdn = tiny_rdn()
-    found = losses(rdn, videos.train_clips(rdn))
+    found = videos.losses(rdn, videos.train_clips(rdn))
     assert set(found) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
     torch.stack(list(found.values())).sum().backward()
-    assert not without_gradient(rdn)
+    assert not videos.without_gradient(rdn)
 
 
 def test_a_few_steps_lower_the_loss() -> None:
     rdn = tiny_rdn(trained=False)
-    totals = losses_of_steps(rdn, videos.train_clips(rdn))
+    totals = videos.losses_of_steps(rdn, videos.train_clips(rdn))
     assert totals[-1] < 0.8 * totals[0]
 
 
 def test_losses_of_lesion_free_frames_are_finite() -> None:
     rdn = tiny_rdn()
-    found = losses(rdn, lesion_free(videos.train_clips(rdn)))
+    found = videos.losses(rdn, videos.lesion_free(videos.train_clips(rdn)))
     assert all(loss.isfinite() for loss in found.values()) and found["loss_box_reg"] == 0
     torch.stack(list(found.values())).sum().backward()
 
@@ -161,10 +157,10 @@ def test_the_current_frames_alone_are_labelled() -> None:
     rdn = tiny_rdn()
     batch = videos.train_clips(rdn)
     assert (rdn.count_frames(batch), rdn.count_boxes(batch)) == (2, 2)
-    before = losses(rdn, batch)
+    before = videos.losses(rdn, batch)
     for sample in batch:
         sample["clip"] = [{**f, "instances": f["instances"][:0]} for f in sample["clip"]]
-    assert losses(rdn, batch) == before
+    assert videos.losses(rdn, batch) == before
 
 
 def test_with_relations_that_give_nothing_losses_are_those_of_the_single_frames() -> None:
@@ -174,7 +170,7 @@ def test_with_relations_that_give_nothing_losses_are_those_of_the_single_frames(
             nn.init.zeros_(parameter)
     batch = videos.train_clips(rdn)
     base = Detectron2Detector(net=rdn.net, class_names=["polyp"])
-    have, want = losses(rdn, batch), losses(base, batch)
+    have, want = videos.losses(rdn, batch), videos.losses(base, batch)
     for name, loss in want.items():
         torch.testing.assert_close(have[name], loss)
 
@@ -231,7 +227,7 @@ def test_the_small_config_trains_on_its_sampler(data: str) -> None:
     )
     rdn = build(config, "video.model")
     batch = videos.train_clips(rdn, batch=1)
-    torch.stack(list(losses(rdn, batch).values())).sum().backward()
-    assert not without_gradient(rdn)
+    torch.stack(list(videos.losses(rdn, batch).values())).sum().backward()
+    assert not videos.without_gradient(rdn)
     assert len(videos.in_order(rdn, videos.video(2))) == 2
     assert videos.in_order(rdn, videos.video(1))[0].scores.isfinite().all()

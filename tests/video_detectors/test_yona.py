@@ -20,6 +20,8 @@ from tests.video_detectors.videos import (
     clips,
     from_nothing,
     in_order,
+    lesion_free,
+    losses_of_steps,
     streamed,
     train_clips,
     video,
@@ -341,13 +343,6 @@ def test_detections_come_without_delay_and_in_order() -> None:
 # ------------------------------------------------------------------------- training
 
 
-def lesion_free(samples: list[dict]) -> list[dict]:
-    for sample in samples:
-        for frame in (sample, *sample["clip"]):
-            frame["instances"] = frame["instances"][:0]
-    return samples
-
-
 def test_gradients_reach_every_parameter() -> None:
     yona = tiny().train()
     losses = yona(train_clips(yona))
@@ -367,16 +362,8 @@ def test_losses_of_lesion_free_frames_are_finite_and_reach_every_parameter() -> 
 
 
 def test_a_few_steps_lower_the_loss() -> None:
-    yona = tiny().train()
-    batch = train_clips(yona)
-    optimizer = torch.optim.AdamW(yona.parameters(), lr=5e-3)
-    totals = []
-    for _ in range(15):
-        loss = torch.stack([*yona(batch).values()]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        totals.append(loss.item())
+    yona = tiny()
+    totals = losses_of_steps(yona, train_clips(yona), 15, lr=5e-3)
     assert totals[-1] < 0.7 * totals[0]
 
 

@@ -16,7 +16,6 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
 from detectron2.structures import Instances
-from detectron2.utils.events import EventStorage
 from torch import nn
 
 from v2idetr.evaluation.predictions import evaluating
@@ -97,36 +96,6 @@ def as_if_trained(detector: nn.Module) -> None:
             nn.init.normal_(parameter, std=(1.5 if "predict" in name else 1.0) / fan_in**0.5)
         elif "bias" in name:
             nn.init.normal_(parameter, std=0.1)
-
-
-def losses(detector: nn.Module, batch: list[Sample]) -> dict[str, torch.Tensor]:
-    """Of one training step, drawn in the same way every time."""
-    torch.manual_seed(0)
-    with EventStorage():
-        return detector.train()(batch)
-
-
-def lesion_free(batch: list[Sample]) -> list[Sample]:
-    """The same clips without labels of lesions."""
-    return [{**sample, "instances": sample["instances"][:0]} for sample in batch]
-
-
-def losses_of_steps(detector: nn.Module, batch: list[Sample], steps: int = 12) -> list[float]:
-    """Total loss at the start of each step of a training on one batch."""
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
-    totals = []
-    for _ in range(steps):
-        loss = torch.stack(list(losses(detector, batch).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        totals.append(loss.item())
-    return totals
-
-
-def without_gradient(detector: nn.Module) -> list[str]:
-    """Names of trained parameters that the last backward pass has not reached."""
-    return [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def base_detections(detector: Any, frames: list[Sample]) -> list[Instances]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
 
 from v2idetr.data.reference_sampler import VideoFrames
 from v2idetr.evaluation.predictions import evaluating
@@ -61,6 +63,43 @@ def clips(frames: Sequence[Sample], sampler: Any, *, seed: int | None = None) ->
 def train_clips(detector: Any, length: int = 8, *, batch: int = 2) -> list[Sample]:
     """A training batch."""
     return clips(video(length), detector.reference_sampler, seed=0)[1 : 1 + batch]
+
+
+def losses(detector: nn.Module, batch: list[Sample]) -> dict[str, torch.Tensor]:
+    """Of one training step, drawn in the same way every time."""
+    torch.manual_seed(0)
+    with EventStorage():
+        return detector.train()(batch)
+
+
+def lesion_free(batch: list[Sample]) -> list[Sample]:
+    """The same clips without labels of lesions."""
+
+    def unlabelled(frame: Sample) -> Sample:
+        return {**frame, "instances": frame["instances"][:0]}
+
+    return [{**unlabelled(s), "clip": [unlabelled(frame) for frame in s["clip"]]} for s in batch]
+
+
+def losses_of_steps(
+    detector: nn.Module, batch: list[Sample], steps: int = 12, *, lr: float = 2e-3
+) -> list[float]:
+    """Total loss at the start of each step of a training on one batch."""
+    trained = [p for p in detector.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    totals = []
+    for _ in range(steps):
+        loss = torch.stack(list(losses(detector, batch).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals.append(loss.item())
+    return totals
+
+
+def without_gradient(detector: nn.Module) -> list[str]:
+    """Names of trained parameters that the last backward pass has not reached."""
+    return [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def in_order(detector: Any, frames: Sequence[Sample]) -> list[Instances]:
