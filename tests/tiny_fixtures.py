@@ -207,4 +207,4 @@ COST = {
 @pytest.fixture(autouse=True)
 def cost_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than all the rest."""
-    monkeypatch.setattr(evaluator, "measure_cost", lambda model, samples: COST)
+    monkeypatch.setattr(evaluator, "measure_cost", lambda model, sample: COST)

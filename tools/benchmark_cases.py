@@ -19,7 +19,6 @@ from benchmark_models import (
     families,
     load,
     noise_clip,
-    noise_video,
     others,
 )
 
@@ -134,6 +133,8 @@ def _other_cases(setting: Setting, sample: dict[str, Any]) -> Iterator[Case]:
 
     Those of full size with ResNet-50 and the small ones with EfficientNet-Lite0.
     """
+    from v2idetr.evaluation.cost import successive_frames
+
     size = {"resnet50": False, "efficientnet_lite0": True}
     for name in others():
         if name.endswith("_small") != size.get(setting.backbone):
@@ -143,7 +144,8 @@ def _other_cases(setting: Setting, sample: dict[str, Any]) -> Iterator[Case]:
         if "video" in load(name):
             video = as_configured(name, "video").to(setting.device).eval()
             video.reset()
-            frames = noise_video(video, setting.size)
+            sampler = video.evaluation_sampler or video.reference_sampler
+            frames = successive_frames(noise_clip(setting.size), sampler)
             variants[OTHER_ROLES["video"]] = partial(_detect_next, video, frames)
         yield Case(f"{name}, batch 1", OTHER_ROLES["model"], variants)
 
@@ -256,7 +258,7 @@ def _floor(model: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """GFLOPs of one detection, and their time as one matrix product."""
     from v2idetr.evaluation.cost import flops
 
-    operations = flops(model, [sample])
+    operations = flops(model, sample)
     return {"gflops": operations / 1e9, "floor_ms": 1e3 * operations / _matrix_rate(model.device)}
 
 

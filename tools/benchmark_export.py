@@ -254,7 +254,7 @@ def _facts(detector: _Detector, size: tuple[int, int]) -> dict[str, float]:
             return self.module(samples[0]["images"])
 
     sample = {"images": torch.from_numpy(_noise(1, size))}
-    operations = flops(OfSamples(), [sample]) + detector.reads
+    operations = flops(OfSamples(), sample) + detector.reads
     return {"parameters": parameters(detector.module)["total"], "gflops": operations / 1e9}
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "configs" / "models"
 NUM_FRAMES = 3
-VIDEO_FRAMES, VIDEO_IMAGES = 4000, 16  # of a noise video; its images are repeated
 OTHER_ROLES = {"model": "single frames", "video": "video"}
 ROLES = {"model": "plain or student", "teacher": f"teacher, {NUM_FRAMES} frames"}
 
@@ -191,21 +189,6 @@ def noise_clip(size: tuple[int, int], num_frames: int = NUM_FRAMES) -> dict[str,
         )
     current = num_frames // 2
     return {**frames[current], "clip": frames, "clip_index": current, "seed": 1}
-
-
-def noise_video(detector: Any, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """Samples of successive frames for a video detector, in the middle of a long video."""
-    from v2idetr.data.reference_sampler import VideoFrames
-
-    sampler = detector.evaluation_sampler or detector.reference_sampler
-    noise = noise_clip(size, VIDEO_IMAGES)["clip"]
-    listed = VideoFrames(range(VIDEO_FRAMES), range(VIDEO_FRAMES))
-    for current in range(VIDEO_FRAMES // 4, VIDEO_FRAMES):
-        clip = [
-            noise[place % VIDEO_IMAGES] | {"image_id": place, "frame_index": place}
-            for place in sampler(listed, current, None)
-        ]
-        yield {**clip[sampler.clip_index], "clip": clip, "clip_index": sampler.clip_index}
 
 
 def build_student(name: str, backbone: str, **sizes: Any) -> tuple[Any, Any, Any]:

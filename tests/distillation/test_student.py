@@ -65,7 +65,7 @@ def test_evaluation_is_that_of_the_plain_detector_bit_by_bit(settings: dict) -> 
 def test_in_evaluation_it_costs_what_the_plain_detector_costs() -> None:
     distilled = distil(tiny_detector(), tfd=tfd(align="conv1x1"), cqd=cqd(teacher_dim=64))
     plain = tiny_detector()
-    assert flops(distilled, [batch()[0]]) == flops(plain, [batch()[0]]) > 0
+    assert flops(distilled, batch()[0]) == flops(plain, batch()[0]) > 0
     assert parameters(distilled.student) == parameters(plain)
 
 

@@ -116,7 +116,7 @@ def test_evaluation_is_that_of_the_plain_detector_bit_by_bit(kind: str) -> None:
 @every_student
 def test_in_evaluation_it_costs_what_the_plain_detector_costs(kind: str) -> None:
     distilled, plain, sample = distil(detector(kind)), detector(kind), batch()[0]
-    assert flops(distilled, [sample]) == flops(plain, [sample]) > 0
+    assert flops(distilled, sample) == flops(plain, sample) > 0
     assert parameters(distilled.student) == parameters(plain)
 
 

@@ -6,6 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.conftest import make_sample, tiny_detector, tiny_teacher
+from v2idetr.data.reference_sampler import (
+    AdjacentSampler,
+    GlobalSampler,
+    MixedSampler,
+    WindowSampler,
+)
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.evaluation.cost import WARM_UP, flops, measure_cost, parameters, seconds_per_frame
@@ -37,7 +43,7 @@ def test_shared_parameters_count_once_and_frozen_ones_are_not_trainable():
 
 def test_convolution_counts_two_operations_a_multiply_add():
     convolution = OnImage(nn.Conv2d(3, 4, 3, padding=1, bias=False))
-    assert flops(convolution, [sample(8, 8)]) == 2 * 3 * 4 * 9 * 64
+    assert flops(convolution, sample(8, 8)) == 2 * 3 * 4 * 9 * 64
 
 
 class SelfAttention(nn.Module):
@@ -58,7 +64,7 @@ def test_attention_is_counted_on_a_cpu_too(fused):
     model = OnImage(SelfAttention(fused), lambda image: torch.zeros(1, 10, 8))
     products = 2 * 2 * 10 * 10 * 8  # query x key and weights x value
     projections = 0 if fused else 4 * 2 * 10 * 8 * 8
-    assert flops(model, [sample()]) == products + projections
+    assert flops(model, sample()) == products + projections
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -77,7 +83,7 @@ def test_reads_of_deformable_attention_are_counted():
     model = OnImage(Read(), lambda image: torch.zeros(1, N, d))
     projections = 2 * N * d * (d + d + heads * levels * points * (2 + 1))
     reads = 2 * 4 * levels * points * d * N
-    assert flops(model, [sample()]) == projections + reads
+    assert flops(model, sample()) == projections + reads
 
 
 class SplitParameter(nn.Module):
@@ -94,7 +100,7 @@ class SplitParameter(nn.Module):
 
 def test_split_parameters_do_not_stop_the_count():
     model = OnImage(SplitParameter())
-    assert flops(model, [sample()]) == 2 * 5 * 8 * 4
+    assert flops(model, sample()) == 2 * 5 * 8 * 4
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -104,9 +110,9 @@ def test_plain_detector_and_student_cost_the_same_and_a_teacher_more():
         student=tiny_detector(), losses={"tfd": TargetGuidedFeatureDistillation()}
     )
     clip = make_sample()
-    assert flops(plain, [clip]) == flops(student, [clip])
+    assert flops(plain, clip) == flops(student, clip)
     assert parameters(plain) == parameters(student)
-    assert flops(teacher, [clip]) > flops(plain, [clip]) > 0
+    assert flops(teacher, clip) > flops(plain, clip) > 0
 
 
 def test_time_is_measured_in_evaluation_mode_and_training_mode_comes_back():
@@ -122,7 +128,7 @@ def test_time_is_measured_in_evaluation_mode_and_training_mode_comes_back():
             return [{}]
 
     spy = Spy().train()
-    assert seconds_per_frame(spy, [sample()], repeats=5) > 0
+    assert seconds_per_frame(spy, sample(), repeats=5) > 0
     assert modes == [(False, False)] * (WARM_UP + 5)  # warm-up, then repeats
     assert spy.training
 
@@ -132,8 +138,9 @@ class Remembering(nn.Module):
 
     order = "video"
 
-    def __init__(self):
+    def __init__(self, sampler):
         super().__init__()
+        self.reference_sampler = sampler
         self.each, self.together = nn.Linear(8, 4, bias=False), nn.Linear(8, 16, bias=False)
         self.reset()
 
@@ -150,36 +157,30 @@ class Remembering(nn.Module):
         return [{}]
 
 
-def test_what_a_video_detector_knows_of_earlier_frames_costs_nothing_again():
-    frames = [sample() | {"image_id": i, "video_id": int(i > 4)} for i in range(8)]
-    clips = [frames[i] | {"clip": frames[i : i + 3]} for i in range(5)]
-    model = Remembering()
-    assert flops(model, clips) == 2 * 8 * 4 + 2 * 8 * 16, "one frame of three is new"
-    assert flops(model, clips[:1]) == 3 * 2 * 8 * 4 + 2 * 8 * 16, "there is no frame before it"
-    seconds_per_frame(model, clips, repeats=9)
-    assert set(model.frames) <= {3, 1}
-    assert measure_cost(model, clips, repeats=2)["frames_per_detection"] == 3
+SAMPLERS = {
+    "neighbours": AdjacentSampler(before=2, after=1),
+    "some neighbours": WindowSampler(num_frames=3, window=6, sampling="fixed"),
+    "the same frames of the video": MixedSampler(
+        local=AdjacentSampler(before=1, after=0), distant=GlobalSampler(num_references=2)
+    ),
+}
 
 
-def test_a_video_detector_that_leaves_out_neighbours_is_measured_when_it_knows_them():
-    frames = [sample() | {"image_id": i, "video_id": 0} for i in range(12)]
-    clips = [frames[i] | {"clip": frames[i : i + 5 : 2]} for i in range(8)]
-    model = Remembering()
-    assert flops(model, clips) == 2 * 8 * 4 + 2 * 8 * 16
-    assert model.frames == [3, 3, 1, 1, 1, 1, 1, 1]
-
-
-def test_a_cut_in_the_measured_video_does_not_count():
-    frames = [sample() | {"image_id": i, "video_id": 0} for i in range(12)]
-    scenes = [frames[i : i + 3] for i in (0, 1, 2, 3)] + [frames[i : i + 3] for i in (6, 7, 8, 9)]
-    clips = [clip[0] | {"clip": clip} for clip in scenes]
-    model = Remembering()
-    assert flops(model, clips) == 2 * 8 * 4 + 2 * 8 * 16
-    assert model.frames == [3, 1, 1, 1, 3, 1, 1, 1]
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("length", [1, 5])
+def test_what_a_video_detector_knows_of_earlier_frames_costs_nothing_again(sampler, length):
+    """Also where the sample is of a short video."""
+    model = Remembering(sampler)
+    clip = sample() | {"clip": [sample() for _ in range(length)]}
+    assert flops(model, clip) == 2 * 8 * 4 + 2 * 8 * 16, "one frame is new"
+    seconds_per_frame(model, clip, repeats=9)
+    assert model.frames[0] == sampler.num_frames, "there is no frame before the first"
+    assert set(model.frames[-9:]) == {1}
+    assert measure_cost(model, clip, repeats=2)["frames_per_detection"] == length
 
 
 def test_all_costs_of_a_cpu_detector():
-    cost = measure_cost(OnImage(nn.Conv2d(3, 4, 1)), [sample(6, 10)], repeats=5)
+    cost = measure_cost(OnImage(nn.Conv2d(3, 4, 1)), sample(6, 10), repeats=5)
     assert cost["parameters"] == cost["trainable_parameters"] == 16
     assert (cost["input_height"], cost["input_width"]) == (6, 10)
     assert cost["frames_per_second"] > 0

@@ -444,7 +444,7 @@ def test_a_frame_costs_fcos_once_and_the_transformations_of_its_clip() -> None:
     detector, frames = tiny_stft(trained=True), videos.video(12)
     single = tiny_stft(trained=True, num_evaluated=1)
     together, alone_ = (
-        flops(d, videos.clips(frames, d.evaluation_sampler)) for d in (detector, single)
+        flops(d, videos.clips(frames, d.evaluation_sampler)[6]) for d in (detector, single)
     )
     cells = 8 * 12 + 4 * 6 + 2 * 3  # of maps at strides 8, 16 and 32
     offsets, convolution, sampling = 4 * 72, 9 * D * D, 9 * D * 4

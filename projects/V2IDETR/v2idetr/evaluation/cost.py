@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median, median_high
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from v2idetr.data.reference_sampler import AdjacentSampler, ReferenceSampler, VideoFrames
 from v2idetr.evaluation.predictions import evaluating
 from v2idetr.modeling.deformable_attention import DeformableAttention
-from v2idetr.modeling.trainable import Sample
 
 WARM_UP = 2
 REPEATS = 20
 MIN_REPEATS = 3
 MAX_SECONDS = 15.0  # no further repeats after this, for slow CPUs
+VIDEO_FRAMES = 4000  # of the video in whose middle a detector of whole videos is measured
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -36,20 +37,15 @@ def parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
-def flops(model: nn.Module, samples: Sequence[Sample]) -> int:
-    """Floating-point operations of one detection; a multiply-add counts as two.
-
-    Args:
-        model: a detector.
-        samples: see :func:`measure_cost`.
+def flops(model: nn.Module, sample: dict[str, Any]) -> int:
+    """Floating-point operations of one detection on ``sample``; a multiply-add counts as two.
 
     Counted in a forward pass: convolutions, matrix products and attention (torch's counter), and
     the sampling of deformable attention, which torch's counter does not see: 4 grid cells of
     ``d / heads`` channels per head and point, one multiply-add each, hence
     ``2 * 4 * levels * points * d`` per query. Normalisation, activations, interpolation and
-    position arithmetic are left out, as is customary. For a teacher, all its frames count. With
-    ``order = "video"`` it is the median of some frames: at a cut more than one is new, at the end
-    of a video none.
+    position arithmetic are left out, as is customary. For a teacher, all its frames count; with
+    ``order = "video"`` only what is computed anew for a frame.
     """
     reads: list[int] = []
 
@@ -63,16 +59,14 @@ def flops(model: nn.Module, samples: Sequence[Sample]) -> int:
     ]
     try:
         with evaluating(model), _without_gradients(model), _countable_attention():
-            counts = []
-            for call in islice(_detections(model, samples), _num_different(model, samples)):
-                reads.clear()  # of the frame before
-                with FlopCounterMode(display=False) as counter:
-                    call()
-                counts.append(counter.get_total_flops() + sum(reads))
+            call = next(_detections(model, sample))
+            reads.clear()  # of the frames before
+            with FlopCounterMode(display=False) as counter:
+                call()
     finally:
         for hook in hooks:
             hook.remove()
-    return median_high(counts)
+    return counter.get_total_flops() + sum(reads)
 
 
 @contextmanager
@@ -104,9 +98,7 @@ def _countable_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def seconds_per_frame(
-    model: nn.Module, samples: Sequence[Sample], *, repeats: int = REPEATS
-) -> float:
+def seconds_per_frame(model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS) -> float:
     """Median time in seconds of one detection at batch 1, after a warm-up.
 
     From decoded frames in memory to boxes: normalisation, network and post-processing, without
@@ -114,7 +106,7 @@ def seconds_per_frame(
     """
     device = _device(model)
     with evaluating(model):
-        calls = _detections(model, samples)
+        calls = _detections(model, sample)
         for _ in range(min(WARM_UP, repeats)):
             timed(next(calls), device)
         start = time.perf_counter()
@@ -126,35 +118,48 @@ def seconds_per_frame(
     return median(times)
 
 
-def _detections(model: Any, samples: Sequence[Sample]) -> Iterator[Callable[[], Any]]:
-    """Endless detections of one frame each, at the pace of live video.
+def successive_frames(
+    sample: dict[str, Any], sampler: ReferenceSampler
+) -> Iterator[dict[str, Any]]:
+    """Samples of successive frames from the middle of a long video on.
 
-    A detector of whole videos keeps what it knows of earlier frames: it sees the first half of the
-    samples before the others, outside the measurement.
+    Args:
+        sample: a clip, whose images the video repeats.
+        sampler: choice of the frames of a clip.
     """
-    while not _in_order(model):
-        yield partial(model, [samples[0]])
-    video = _first_video(samples)
-    half = len(video) // 2
-    while True:
-        model.reset()
-        for sample in video[:half]:
-            model([sample])
-        yield from (partial(model, [sample]) for sample in video[half:])
+    images = sample.get("clip", [sample])
+    listed = VideoFrames(range(VIDEO_FRAMES), range(VIDEO_FRAMES))
+    for current in range(VIDEO_FRAMES // 2, VIDEO_FRAMES):
+        clip = [
+            {**images[place % len(images)], "image_id": place, "frame_index": place}
+            for place in sampler(listed, current, None)
+        ]
+        yield {**clip[sampler.clip_index], "clip": clip, "clip_index": sampler.clip_index}
 
 
-def _num_different(model: nn.Module, samples: Sequence[Sample]) -> int:
-    """After how many detections they repeat themselves."""
-    length = len(_first_video(samples))
-    return length - length // 2 if _in_order(model) else 1
+def _detections(model: Any, sample: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    """Detections of one frame each, at the pace of live video.
+
+    A detector of whole videos keeps what it knows of earlier frames: it sees as many frames as its
+    references span before, outside the measurement.
+    """
+    while getattr(model, "order", "any") != "video":
+        yield partial(model, [sample])
+    own = getattr(model, "evaluation_sampler", None) or getattr(model, "reference_sampler", None)
+    sampler = own or AdjacentSampler(before=len(sample.get("clip", [sample])) - 1, after=0)
+    frames = successive_frames(sample, sampler)
+    model.reset()
+    for frame in islice(frames, _span(sampler)):
+        model([frame])
+    yield from (partial(model, [frame]) for frame in frames)
 
 
-def _in_order(model: nn.Module) -> bool:
-    return getattr(model, "order", "any") == "video"
-
-
-def _first_video(samples: Sequence[Sample]) -> list[Sample]:
-    return [s for s in samples if s.get("video_id") == samples[0].get("video_id")]
+def _span(sampler: ReferenceSampler) -> int:
+    """Frames from the first to the last of a clip, without those of the whole video."""
+    listed = VideoFrames(range(VIDEO_FRAMES), range(VIDEO_FRAMES))
+    places = sampler(listed, VIDEO_FRAMES // 2, None)
+    near = places[: len(places) - sampler.num_global]
+    return max(near) - min(near) + 1
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
@@ -171,41 +176,39 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory_mib(model: nn.Module, samples: Sequence[Sample]) -> float | None:
+def peak_memory_mib(model: nn.Module, sample: dict[str, Any]) -> float | None:
     """Peak GPU memory of one detection in MiB, weights included; None on a CPU."""
     device = _device(model)
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
     with evaluating(model):
-        next(_detections(model, samples))()
+        next(_detections(model, sample))()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def measure_cost(
-    model: nn.Module, samples: Sequence[Sample], *, repeats: int = REPEATS
+    model: nn.Module, sample: dict[str, Any], *, repeats: int = REPEATS
 ) -> dict[str, Any]:
-    """All costs of one detection, with input size and machine (JSON-able).
+    """All costs for one sample, with input size and machine (JSON-able).
 
     Args:
         model: a detector; for a student, the detector without its distillation modules.
-        samples: frames or, for a video detector, clips at the size of evaluation. The first is
-            measured; with ``order = "video"`` those of the second half, successive frames of one
-            video.
+        sample: one frame, or one clip for a video detector, at the size of evaluation.
         repeats: number of timed runs after the warm-up.
     """
-    height, width = samples[0]["image"].shape[-2:]
+    height, width = sample["image"].shape[-2:]
     count = parameters(model)
     return {
         "parameters": count["total"],
         "trainable_parameters": count["trainable"],
-        "flops": flops(model, samples),
-        "frames_per_second": 1 / seconds_per_frame(model, samples, repeats=repeats),
-        "peak_memory_mib": peak_memory_mib(model, samples),
+        "flops": flops(model, sample),
+        "frames_per_second": 1 / seconds_per_frame(model, sample, repeats=repeats),
+        "peak_memory_mib": peak_memory_mib(model, sample),
         "input_height": int(height),
         "input_width": int(width),
-        "frames_per_detection": len(samples[0].get("clip", samples[:1])),
+        "frames_per_detection": len(sample.get("clip", [sample])),
         "machine": machine(_device(model)),
     }
 

@@ -115,7 +115,7 @@ def evaluate(
 
     Returns:
         The result of :func:`evaluate_predictions`, and ``cost`` (see ``cost.measure_cost``) of the
-        first validation samples.
+        first validation sample.
     """
     for rule in rules:
         get_rule(rule)
@@ -130,8 +130,8 @@ def evaluate(
             write_predictions(path, split, predicted[name])
 
     # From any rank: with few frames the share of the first one may be empty.
-    firsts = comm.all_gather(next(iter(val[1]), []))
-    samples = next(batch for batch in firsts if batch)
+    firsts = comm.all_gather(next(iter(val[1]), [None])[0])
+    sample = next(first for first in firsts if first is not None)
 
     def result() -> dict[str, Any]:
         metrics = evaluate_predictions(
@@ -140,7 +140,7 @@ def evaluate(
             rules=rules,
             coco_ap=coco_ap,
         )
-        return {**metrics, "cost": measure_cost(model, samples)}
+        return {**metrics, "cost": measure_cost(model, sample)}
 
     return _on_main_rank(result)
 
