@@ -314,7 +314,12 @@ def test_a_stem_of_another_kind_is_not_left_unfrozen_in_silence() -> None:
         ValueError, match=r"end of the stem of dla34 is unknown .*freeze_stem=false"
     ):
         TimmBackbone("dla34")
-    TimmBackbone("dla34", freeze_stem=False)
+    maps = TimmBackbone("dla34", freeze_stem=False)(torch.zeros(1, 3, 64, 64))
+    assert [tuple(m.shape) for m in maps.values()] == [
+        (1, 128, 8, 8),
+        (1, 256, 4, 4),
+        (1, 512, 2, 2),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -188,3 +188,8 @@ def test_other_norms_and_convolutions_with_a_bias_stay():
         nn.Conv2d(4, 4, 1),
     )
     assert not any(isinstance(m, FoldedConv2d) for m in fold_frozen_norms(others).modules())
+
+
+def test_a_model_whose_maps_have_channels_last_is_refused():
+    with pytest.raises(ValueError, match="is not its 192 channels; use another model"):
+        TimmBackbone("swin_tiny_patch4_window7_224", freeze_stem=False)

@@ -30,6 +30,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from v2idetr.distillation.spatial_masks import centernet_radius
 from v2idetr.modeling.trainable import Sample
 from video_detectors.detector import in_original_pixels
 
@@ -268,17 +269,10 @@ def centre_cells(boxes: Float[Tensor, "M 4"], size: tuple[int, int]) -> Int[Tens
 def gaussian_radius(lengths: Float[Tensor, "M 2"]) -> Float[Tensor, " M"]:
     """Whole cells from a centre to the edge of its Gaussian, whose sigma is (2 radius + 1) / 6.
 
-    Of the three radii in CornerNet's code, which CenterNet keeps, this one is always the smallest.
-    As there, the root is divided by 2 and not by twice the leading coefficient, which gives 2.8
-    times the radius at which ``OVERLAP`` is reached.
-
     Args:
         lengths: width and height in cells.
     """
-    total, area = lengths.ceil().sum(1), lengths.ceil().prod(1)
-    b = 2 * OVERLAP * total
-    c = (1 - OVERLAP) * area
-    return (((b.square() + 16 * OVERLAP * c).sqrt() - b) / 2).floor()
+    return centernet_radius(lengths.ceil(), OVERLAP).floor()
 
 
 def target_heatmap(

@@ -184,11 +184,11 @@ def _spread(size: Float[Tensor, "M 2"], sigma: Sigma, ratio: float) -> Float[Ten
     elif sigma == "ttfnet":
         spread = (2 * (0.54 / 2 * size).floor() + 1) / 6
     else:
-        spread = ((2 * _centernet_radius(size).floor() + 1) / 6).unsqueeze(1).expand(-1, 2)
+        spread = ((2 * centernet_radius(size).floor() + 1) / 6).unsqueeze(1).expand(-1, 2)
     return spread.clamp(min=1e-3)
 
 
-def _centernet_radius(size: Float[Tensor, "M 2"], overlap: float = 0.7) -> Float[Tensor, " M"]:
+def centernet_radius(size: Float[Tensor, "M 2"], overlap: float = 0.7) -> Float[Tensor, " M"]:
     """Radius of CenterNet's code for an IoU of ``overlap``, in cells.
 
     Its formula divides by 2 where the root of the quadratic divides by 2a, so that the radius is

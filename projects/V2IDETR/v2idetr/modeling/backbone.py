@@ -51,7 +51,7 @@ class TimmBackbone(nn.Module):
 
     Raises:
         ValueError: the model has no map of such a stride, does not run without the layers after the
-            coarsest map (HRNet, DLA), or the end of its stem is unknown.
+            coarsest map (HRNet), has channels last (Swin), or the end of its stem is unknown.
     """
 
     def __init__(
@@ -81,19 +81,26 @@ class TimmBackbone(nn.Module):
         known = timm.get_pretrained_cfg(name)
         size = known.input_size if known is not None else (3, 224, 224)
         try:
-            _remove_after(body, body.feature_info.module_name(max(self.out_indices)))
+            _remove_after(body, body.feature_info.module_name()[max(self.out_indices)])
             # Channels last: a quarter less time on a CPU, with EfficientNet-Lite0 at 96 x 128.
             self.body = body.to(memory_format=torch.channels_last)
             if norm == "FrozenBN":
-                _fold(_freeze_batch_norm(self.body), torch.zeros(1, *size))
+                maps = _fold(_freeze_batch_norm(self.body), torch.zeros(1, *size))
             else:  # the dry run that `_fold` includes
-                self.body.eval()(torch.zeros(1, *size))
+                maps = self.body.eval()(torch.zeros(1, *size))
                 self.body.train()
         except (AssertionError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{name} does not run without the layers after its map of stride {max(strides)} "
                 f"({type(error).__name__}: {error}); use another model, a ResNet for example."
             ) from error
+        for index, shape in zip(self.out_indices, self._shapes.values(), strict=True):
+            if maps[index].shape[1] != shape.channels:  # Swin's are (B, h, w, channels)
+                raise ValueError(
+                    f"{name} gives a map of shape {tuple(maps[index].shape)}, whose second "
+                    f"dimension is not its {shape.channels} channels; use another model, a ResNet "
+                    "for example."
+                )
         if freeze_stem:
             _freeze_stem(self.body, name)
 
@@ -150,10 +157,10 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _fold(body: nn.Module, pixels: Float[Tensor, "1 3 H W"]) -> None:
+def _fold(body: nn.Module, pixels: Float[Tensor, "1 3 H W"]) -> Sequence[Tensor]:
     """Fold normalisations into the convolutions before them, which a dry run finds.
 
-    Convolutions whose output is one of the maps are not changed.
+    Convolutions whose output is one of the maps are not changed. Returns the maps of the dry run.
     """
     made_by: dict[int, tuple[Any, Tensor, int]] = {}  # by id; the tensor is kept alive
     pairs: list[tuple[Any, _FrozenNormAct]] = []
@@ -179,6 +186,7 @@ def _fold(body: nn.Module, pixels: Float[Tensor, "1 3 H W"]) -> None:
     for convolution, norm in pairs:
         once = calls[convolution] == calls[norm] == 1 and convolution not in returned
         norm.folded = once and fold_norm(convolution, norm)
+    return maps
 
 
 class _FrozenNormAct(FrozenBatchNorm2d):
