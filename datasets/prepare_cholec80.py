@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from free_lunch.prepare.command_line import Splits, frames_parser, run_program
 from free_lunch.prepare.phase_files import CHOLEC80_PHASES, read_phase_text
-from free_lunch.prepare.sources import numbered_files, numbered_videos
 from free_lunch.prepare.surgical import add_split_options, chosen, labelled_splits, paired
 from v2idetr.data.audit import Findings
 from v2idetr.prepare.command_line import check_folder
+from v2idetr.prepare.video_sources import numbered_files, numbered_videos
 
 LAYOUT = """\
   phase_annotations/video01-phase.txt ...

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from free_lunch.prepare.command_line import Splits, frames_parser, run_program
 from free_lunch.prepare.phase_files import PhaseLabels, read_cholect50
-from free_lunch.prepare.sources import numbered_files, numbered_videos
 from free_lunch.prepare.surgical import add_split_options, chosen, labelled_splits, paired
 from v2idetr.data.audit import Findings
 from v2idetr.prepare.command_line import check_folder
+from v2idetr.prepare.video_sources import numbered_files, numbered_videos
 
 LAYOUT = """\
   labels/VID01.json ...

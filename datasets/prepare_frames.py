@@ -29,11 +29,11 @@ from free_lunch.prepare.command_line import (
     run_program,
     settings_of,
 )
-from free_lunch.prepare.frame_cache import cached_frames
-from free_lunch.prepare.sources import VideoSource, find_videos
 from v2idetr.data.audit import Findings
 from v2idetr.data.text_files import read_text
 from v2idetr.prepare.annotations import Frame, Video, evenly_spaced
+from v2idetr.prepare.frame_cache import cached_frames
+from v2idetr.prepare.video_sources import VideoSource, find_videos
 from v2idetr.wording import counted
 
 TRAINING = "unlabelled"

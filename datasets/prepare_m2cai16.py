@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from free_lunch.prepare.command_line import Splits, frames_parser, run_program
 from free_lunch.prepare.phase_files import M2CAI16_PHASES, read_phase_text
-from free_lunch.prepare.sources import VideoSource, numbered_files, numbered_videos
 from free_lunch.prepare.surgical import (
     Recording,
     add_split_options,
@@ -23,6 +22,7 @@ from free_lunch.prepare.surgical import (
 )
 from v2idetr.data.audit import Findings
 from v2idetr.prepare.command_line import check_folder
+from v2idetr.prepare.video_sources import VideoSource, numbered_files, numbered_videos
 
 LAYOUT = """\
   train_dataset/workflow_video_01.mp4, workflow_video_01.txt ...

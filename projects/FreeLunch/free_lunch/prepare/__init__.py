@@ -1,7 +1,5 @@
 """Videos or frames on disk, with or without phase labels -> one COCO-VID JSON per split.
 
-    frame_cache    videos and folders of frames -> JPEG frames at a constant rate
-    sources        videos and folders of frames below a folder; those of a data set, by number
     phase_files    phase labels of Cholec80, M2CAI16 and CholecT50
     surgical       cached frames and their labels -> videos of a split
     command_line   common options and the run of ``datasets/prepare_*.py``

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from free_lunch.prepare.frame_cache import CacheSettings
 from v2idetr.child_processes import Interrupted
 from v2idetr.data.audit import Findings
 from v2idetr.output_folder import check_writable, explain_os_error
 from v2idetr.prepare.annotations import Conversion, Video, printable
 from v2idetr.prepare.command_line import converter_parser
+from v2idetr.prepare.frame_cache import CacheSettings
 
 Splits = Mapping[str, Sequence[Video]]
 

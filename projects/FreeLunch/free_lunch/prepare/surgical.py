@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from free_lunch.prepare.command_line import on_unreadable, settings_of
-from free_lunch.prepare.frame_cache import CachedVideo, cached_frames
 from free_lunch.prepare.phase_files import PhaseLabels, check_length
-from free_lunch.prepare.sources import VideoSource, check_numbering
 from v2idetr.data.audit import Findings
 from v2idetr.prepare.annotations import Frame, Video
 from v2idetr.prepare.command_line import numbers_of
+from v2idetr.prepare.frame_cache import CachedVideo, cached_frames
+from v2idetr.prepare.video_sources import VideoSource, check_numbering
 
 
 @dataclass(frozen=True)

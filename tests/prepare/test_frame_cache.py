@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from free_lunch.prepare import frame_cache
-from free_lunch.prepare.frame_cache import CachedVideo, CacheSettings, cached_frames
-from free_lunch.prepare.sources import VideoSource, check_numbering, find_videos, numbered_videos
 from tests.free_lunch.tiny_surgery import brightest, write_frames
 from tests.runtime.tiny_videos import SIDE, square, write_video
 from v2idetr.child_processes import Interrupted
 from v2idetr.data.audit import Findings
+from v2idetr.prepare import frame_cache
+from v2idetr.prepare.frame_cache import CachedVideo, CacheSettings, cached_frames
+from v2idetr.prepare.video_sources import VideoSource, check_numbering, find_videos, numbered_videos
 
 FIVE = CacheSettings(rate=Fraction(5))
 
@@ -277,3 +277,36 @@ def test_frames_that_are_missing_in_between_are_named(tmp_path: Path) -> None:
     (folder / "000075.jpg").unlink()
     with pytest.raises(ValueError, match=r"missing between 000050\.jpg and 000100\.jpg"):
         check_numbering(VideoSource("video01", folder))
+
+
+def by_number(source: Path, output: Path, frames: list[int]) -> CachedVideo:
+    settings = CacheSettings(rate=None, short_side=None)
+    chosen = {source.stem: frames}
+    return cache(source, output, settings, chosen=chosen)
+
+
+def test_frames_by_number_are_those_of_the_video_at_its_own_size(tmp_path: Path) -> None:
+    video = by_number(write_video(tmp_path / "a.mp4", frames=21), tmp_path / "out", [0, 7, 19])
+    assert video.files == ["a/000000.jpg", "a/000007.jpg", "a/000019.jpg"]
+    for file, index in zip(video.files, [0, 7, 19], strict=True):
+        assert brightest(tmp_path / "out" / file) == pytest.approx(centre(index), abs=0.7)
+    with Image.open(tmp_path / "out" / "a" / "000007.jpg") as image:
+        assert image.size == (64, 48)
+
+
+def test_fewer_frames_by_number_are_taken_from_the_cache_and_others_decoded(
+    tmp_path: Path, decoded: list[str]
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=9)
+    by_number(source, tmp_path / "out", [1, 3, 5])
+    assert by_number(source, tmp_path / "out", [3]).files == ["a/000003.jpg"]
+    assert decoded == ["a"]
+    assert by_number(source, tmp_path / "out", [3, 4]).files == ["a/000003.jpg", "a/000004.jpg"]
+    assert decoded == ["a", "a"]
+
+
+def test_a_number_beyond_the_video_is_refused(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=9)
+    with pytest.raises(ValueError, match=r"a\.mp4: has 9 frames, but frame 9 \(from 0\)"):
+        by_number(source, tmp_path / "out", [2, 9])
+    assert not (tmp_path / "out" / "a").exists()

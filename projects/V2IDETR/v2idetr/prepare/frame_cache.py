@@ -1,11 +1,12 @@
-"""Videos -> JPEG frames at a constant rate, decoded once.
+"""Videos -> JPEG frames, at a constant rate or by their numbers, decoded once.
 
     CacheSettings   rate and size of the cached frames
     cached_frames   sources -> CachedVideo of each, decoded unless the cache has it
 
 A cache is a folder ``<video>/000001.jpg, 000002.jpg, ..., cache.json`` for each video. Frame k
 shows what the video shows k / rate seconds after its first frame, so that it is right for variable
-frame rates too; where the video stands still for longer, frames repeat. A video is decoded into
+frame rates too; where the video stands still for longer, frames repeat. Without a rate, the frames
+are those of given numbers, and files have these numbers, from 0. A video is decoded into
 ``.<video>.incomplete`` and renamed when complete: an interrupted run keeps the finished videos.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,12 +25,13 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from free_lunch.prepare.sources import VideoSource
 from v2i_runtime.progress import progress_bar
 from v2i_runtime.sources import FrameSource, SourceFrame, open_source
 from v2i_runtime.stop_signals import StopSignals
 from v2idetr.atomic_file import read_record
 from v2idetr.child_processes import Interrupted
+from v2idetr.prepare.video_sources import VideoSource
+from v2idetr.wording import counted
 
 RECORD = "cache.json"
 JPEG_QUALITY = 95
@@ -41,16 +43,17 @@ class CacheSettings:
     """Settings of the cached frames.
 
     Attributes:
-        rate: frames per second.
-        short_side: largest length of the shorter side, px; smaller frames are not enlarged.
+        rate: frames per second; None for frames by number.
+        short_side: largest length of the shorter side, px; smaller frames are not enlarged. None
+            for the size of the source.
         frame_rate: frame rate of sources that are folders of frames, Hz; None if not known.
 
     Raises:
         ValueError: a value is not above 0.
     """
 
-    rate: Fraction = Fraction(1)
-    short_side: int = 256
+    rate: Fraction | None = Fraction(1)
+    short_side: int | None = 256
     frame_rate: Fraction | None = None
 
     def __post_init__(self) -> None:
@@ -67,9 +70,9 @@ class CachedVideo:
         name: name of the video and of its folder in the cache.
         files: paths of the frames in temporal order, relative to the cache.
         source_frames: frame of the source that each shows, from 0.
-        times_s: time that each stands for after the first frame, s.
-        num_source_frames: number of frames of the source.
-        duration_s: from the first frame to the end of the last, s.
+        times_s: time that each stands for after the first frame, s; empty for frames by number.
+        num_source_frames: number of frames of the source; for frames by number of those decoded.
+        duration_s: from the first frame to the end of the last of these, s.
     """
 
     name: str
@@ -85,6 +88,7 @@ def cached_frames(
     cache: Path,
     settings: CacheSettings,
     *,
+    chosen: Mapping[str, Sequence[int]] | None = None,
     on_unreadable: Callable[[ValueError], object] | None = None,
 ) -> Iterator[CachedVideo]:
     """Frames of every source, in order; a source is decoded if it, or a setting, has changed.
@@ -93,21 +97,29 @@ def cached_frames(
         sources: videos and folders of frames.
         cache: folder of the cache, created if missing.
         settings: rate and size of the frames.
+        chosen: numbers of the frames of each source by its name, from 0, ascending, if
+            `settings.rate` is None. A cache that has more of them is used as it is.
         on_unreadable: receives the error of an unreadable source, which is left out; if None, it is
             raised.
 
     Raises:
-        ValueError: a source is damaged, has no frames, or fewer a second than `settings.rate`;
-            `cache` holds a folder of its name from elsewhere.
+        ValueError: a source is damaged, has no frames, fewer a second than `settings.rate` or
+            fewer than are chosen; `cache` holds a folder of its name from elsewhere.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; finished videos are kept.
     """
+    assert (chosen is None) == (settings.rate is not None)
+    frames_of = chosen or {}
     # Opening them all first finds unreadable ones before hours of decoding, and the total.
     opened = {
         source.name: _opened(source, settings, on_unreadable)
         for source in sources
-        if _found(source, cache, settings) is None
+        if _found(source, cache, settings, frames_of.get(source.name)) is None
     }
-    numbers = [video.num_frames for video in opened.values() if video is not None]
+    numbers = [
+        frames_of[name][-1] + 1 if chosen else video.num_frames
+        for name, video in opened.items()
+        if video is not None
+    ]
     total = None if None in numbers else sum(filter(None, numbers))
     with (
         StopSignals() as signals,
@@ -121,13 +133,14 @@ def cached_frames(
                     continue
                 progress.set_description_str(f"decoding {source.name}", refresh=False)
                 try:
-                    _decode(source, cache, settings, signals, progress.update)
+                    frames = frames_of.get(source.name)
+                    _decode(source, cache, settings, frames, signals, progress.update)
                 except ValueError as error:
                     if on_unreadable is None:
                         raise
                     on_unreadable(error)
                     continue
-            video = _found(source, cache, settings)
+            video = _found(source, cache, settings, frames_of.get(source.name))
             assert video is not None, source
             yield video
 
@@ -155,7 +168,7 @@ def _opened(
         on_unreadable(error)
         return None
     rate = opened.frame_rate
-    if rate is not None and rate < settings.rate:
+    if settings.rate is not None and rate is not None and rate < settings.rate:
         option = " (--frame-rate)" if source.is_folder else ""
         raise ValueError(
             f"{source.path}: has {float(rate):g} frames a second{option}, fewer than "
@@ -164,7 +177,9 @@ def _opened(
     return opened
 
 
-def _found(source: VideoSource, cache: Path, settings: CacheSettings) -> CachedVideo | None:
+def _found(
+    source: VideoSource, cache: Path, settings: CacheSettings, chosen: Sequence[int] | None
+) -> CachedVideo | None:
     """The video if the cache has it from this source, with these settings.
 
     Raises:
@@ -181,13 +196,19 @@ def _found(source: VideoSource, cache: Path, settings: CacheSettings) -> CachedV
     wanted = _description(source, settings)
     if {key: record.get(key) for key in wanted} != wanted:
         return None
-    files = [f"{source.name}/{_file_name(k)}" for k in range(record["num_frames"])]
+    shown = record["source_frames"]
+    numbers = range(1, record["num_frames"] + 1)
+    if chosen is not None:
+        if not set(chosen) <= set(shown):
+            return None
+        shown = numbers = list(chosen)
+    files = [f"{source.name}/{_file_name(number)}" for number in numbers]
     if not all((cache / file).is_file() for file in files):
         return None
     return CachedVideo(
         name=source.name,
         files=files,
-        source_frames=record["source_frames"],
+        source_frames=shown,
         times_s=record["times_s"],
         num_source_frames=record["num_source_frames"],
         duration_s=record["duration_s"],
@@ -216,6 +237,7 @@ def _decode(
     source: VideoSource,
     cache: Path,
     settings: CacheSettings,
+    chosen: Sequence[int] | None,
     signals: StopSignals,
     progress: Callable[[int], object],
 ) -> None:
@@ -228,10 +250,18 @@ def _decode(
     staging.mkdir(parents=True)
     try:
         watched = _Watched(opened, signals, progress)
-        source_frames = []
-        for index, pixels in _at_rate(watched, settings.rate, opened.frame_rate):
-            _write_jpeg(staging / _file_name(len(source_frames)), pixels, settings.short_side)
-            source_frames.append(index)
+        source_frames, times_s = [], []
+        if chosen is not None:
+            for index, pixels in _of_numbers(watched, chosen, source.path):
+                _write_jpeg(staging / _file_name(index), pixels, settings.short_side)
+                source_frames.append(index)
+        else:
+            assert settings.rate is not None
+            for index, pixels in _at_rate(watched, settings.rate, opened.frame_rate):
+                number = len(source_frames) + 1
+                _write_jpeg(staging / _file_name(number), pixels, settings.short_side)
+                source_frames.append(index)
+                times_s.append(round(float((number - 1) / settings.rate), 6))
         record = {
             **description,
             "size": list(opened.size),
@@ -239,7 +269,7 @@ def _decode(
             "num_source_frames": watched.count,
             "duration_s": round(float(watched.duration_s), 6),
             "source_frames": source_frames,
-            "times_s": [round(float(k / settings.rate), 6) for k in range(len(source_frames))],
+            "times_s": times_s,
         }
         _write(staging / RECORD, json.dumps(record).encode())
         folder = cache / source.name
@@ -295,14 +325,35 @@ def _at_rate(
         wanted += 1
 
 
-def _file_name(index: int) -> str:
-    return f"{index + 1:06d}.jpg"
+def _of_numbers(
+    frames: Iterable[SourceFrame], chosen: Sequence[int], path: Path
+) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
+    """Number and pixels of the chosen frames, up to the last of them.
+
+    Raises:
+        ValueError: the source ends before.
+    """
+    wanted, last = set(chosen), chosen[-1]
+    index = -1
+    for index, frame in enumerate(frames):
+        if index in wanted:
+            yield index, frame.pixels
+        if index == last:
+            return
+    raise ValueError(
+        f"{path}: has {counted(index + 1, 'frame')}, but frame {last} (from 0) is asked for: are "
+        "the labels of another video, or do they count frames from 1?"
+    )
 
 
-def _write_jpeg(path: Path, pixels: UInt8[np.ndarray, "H W 3"], short_side: int) -> None:
+def _file_name(number: int) -> str:
+    return f"{number:06d}.jpg"
+
+
+def _write_jpeg(path: Path, pixels: UInt8[np.ndarray, "H W 3"], short_side: int | None) -> None:
     """Write a frame, scaled down by area means if its shorter side is longer than `short_side`."""
     height, width = pixels.shape[:2]
-    scale = short_side / min(height, width)
+    scale = 1 if short_side is None else short_side / min(height, width)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
