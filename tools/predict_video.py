@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2i_runtime.detections import FrameDetector
-from v2i_runtime.predict_video import command_line, load_detector, run
-
-CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
+from v2i_runtime.predict_video import command_line, run
+from v2idetr.deploy.loading import load_detector
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,30 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config-file", type=Path, metavar="FILE", help="config of a checkpoint (default: its own)"
     )
-    return run(parser.parse_args(arguments), load_any_detector)
+    return run(parser.parse_args(arguments), load)
 
 
-def load_any_detector(options: argparse.Namespace) -> FrameDetector:
-    """The exported detector or checkpoint of a command line.
-
-    Raises:
-        ValueError: the file cannot be used.
-    """
-    if options.model.suffix.lower() not in CHECKPOINT_SUFFIXES:
-        if options.config_file is not None:
-            raise ValueError("--config-file is for checkpoints; an exported detector needs none")
-        return load_detector(options)
-    from v2idetr.process_setup import ignore_torch_jit
-
-    ignore_torch_jit()  # before the imports that warn
-    import torch
-
-    from v2idetr.deploy.torch_detector import TorchDetector
-
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = {} if options.device is None else {"device": options.device.lower()}
-    return TorchDetector(options.model, config_file=options.config_file, **device)
+def load(options: argparse.Namespace) -> FrameDetector:
+    """The detector of a command line; raises ValueError, see ``load_detector``."""
+    return load_detector(
+        options.model,
+        config_file=options.config_file,
+        device=options.device,
+        threads=options.threads,
+    )
 
 
 if __name__ == "__main__":

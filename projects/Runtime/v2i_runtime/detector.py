@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from v2i_runtime.backends import AGAIN, open_backend
-from v2i_runtime.detections import Detections
+from v2i_runtime.detections import Detections, checked_frame
 from v2i_runtime.integrity import digest
 from v2i_runtime.model_info import Outputs, differences, probe_image
 
@@ -77,7 +77,7 @@ class Detector:
                 are not finite.
         """
         if isinstance(frames, np.ndarray) and frames.ndim != 4:
-            return self._detect([_checked(frames, "the frame")])[0]
+            return self._detect([checked_frame(frames, "the frame")])[0]
         if not isinstance(frames, Sequence | np.ndarray) or isinstance(frames, str | bytes):
             raise ValueError(
                 f"frames are {type(frames).__name__}; give a NumPy array (H, W, 3), or a list of "
@@ -85,7 +85,7 @@ class Detector:
             )
         if len(frames) == 0:
             raise ValueError("there are no frames; give at least one")
-        return self._detect([_checked(frame, f"frame {i}") for i, frame in enumerate(frames)])
+        return self._detect([checked_frame(frame, f"frame {i}") for i, frame in enumerate(frames)])
 
     def warm_up(self, batch: int = 1) -> None:
         """Run once on black frames: the first run of every number of frames is slow.
@@ -152,25 +152,3 @@ class Detector:
                 "This runtime computes otherwise: install the versions of the export "
                 f"({versions}), use device='CPU', or export again."
             )
-
-
-def _checked(frame: Any, name: str) -> Frame:
-    """The frame, if it is an RGB image of 8 bits.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(frame, np.ndarray):
-        raise ValueError(f"{name} is {type(frame).__name__}; give a NumPy array (H, W, 3)")
-    shape = " x ".join(map(str, frame.shape))
-    if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
-        raise ValueError(f"{name} is grey ({shape}); repeat it: np.dstack([frame] * 3)")
-    if frame.ndim == 3 and frame.shape[2] == 4:
-        raise ValueError(f"{name} has an alpha channel ({shape}); give its RGB channels alone")
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise ValueError(f"{name} is {shape}, but must be height x width x 3 (RGB)")
-    if frame.size == 0:
-        raise ValueError(f"{name} is empty ({shape})")
-    if frame.dtype != np.uint8:
-        raise ValueError(f"{name} has {frame.dtype} values, but must have uint8 ones, 0 to 255")
-    return frame

@@ -28,12 +28,11 @@ from tqdm import tqdm
 
 from v2i_runtime.camera import Camera
 from v2i_runtime.detections import FrameDetector
+from v2i_runtime.loading import load_detector
 from v2i_runtime.output_files import check_outputs
 from v2i_runtime.sources import DEFAULT_RATE, FrameSource, ImageFiles, open_source
 from v2i_runtime.video_file import check_encoder
 from v2i_runtime.video_run import NoFrameError, Outcome, Settings, predict_video
-
-MODEL_SUFFIXES = (".onnx", ".xml")
 
 
 def command_line(description: str | None = __doc__) -> argparse.ArgumentParser:
@@ -68,28 +67,14 @@ def command_line(description: str | None = __doc__) -> argparse.ArgumentParser:
     return parser
 
 
-def load_detector(options: argparse.Namespace) -> FrameDetector:
-    """The exported detector of a command line.
-
-    Raises:
-        ValueError: the file is of another kind, or cannot be used.
-    """
-    if options.model.is_dir():
-        raise ValueError(f"{options.model}: is a folder; give the model's file in it")
-    if options.model.suffix.lower() not in MODEL_SUFFIXES:
-        raise ValueError(
-            f"{options.model}: is no exported detector ({', '.join(MODEL_SUFFIXES)}); for a "
-            "checkpoint of train_net.py use tools/predict_video.py"
-        )
-    from v2i_runtime.detector import Detector  # it imports a runtime
-
-    given = {"device": options.device, "threads": options.threads}
-    return Detector(options.model, **{k: v for k, v in given.items() if v is not None})
+def load_exported(options: argparse.Namespace) -> FrameDetector:
+    """The exported detector of a command line; raises ValueError, see `load_detector`."""
+    return load_detector(options.model, device=options.device, threads=options.threads)
 
 
 def run(
     options: argparse.Namespace,
-    load: Callable[[argparse.Namespace], FrameDetector] = load_detector,
+    load: Callable[[argparse.Namespace], FrameDetector] = load_exported,
 ) -> int:
     """Predict the video of a command line; returns the exit code."""
     try:

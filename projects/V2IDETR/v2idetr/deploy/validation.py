@@ -52,8 +52,14 @@ def evenly(records: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any
     return [records[i] for i in index]
 
 
-def metrics(split: SplitData, detect: Detect, rules: Sequence[str], title: str) -> dict[str, float]:
-    """AP50, and F1 of each rule at its own best threshold, of a detector on a split."""
+def predict_split(split: SplitData, detect: Detect, title: str) -> list[FramePrediction]:
+    """Detections of every frame of a split, rounded as in training.
+
+    Args:
+        split: ground truth.
+        detect: detector of one frame.
+        title: title of the progress.
+    """
     predictions = []
     with progress_bar(total=len(split.records), desc=title, unit="frame") as bar:
         for record in split.records:
@@ -67,5 +73,11 @@ def metrics(split: SplitData, detect: Detect, rules: Sequence[str], title: str) 
                 )
             )
             bar.update()
+    return predictions
+
+
+def metrics(split: SplitData, detect: Detect, rules: Sequence[str], title: str) -> dict[str, float]:
+    """AP50, and F1 of each rule at its own best threshold, of a detector on a split."""
+    predictions = predict_split(split, detect, title)
     values = validation_metrics(split, predictions, rules=rules, coco_ap=True)
     return {"AP50": values["AP50"]} | {f"F1 {rule}": values[f"{rule}/f1"] for rule in rules}
