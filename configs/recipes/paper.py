@@ -31,7 +31,10 @@ train = dict(
     init_partial=False,  # load only matching tensors of init_checkpoint, and list the others
     best_metric="AP50",  # AP, AP50, AP75 or <rule>/f1 on the validation split, higher is better
     deterministic=True,  # deterministic operations on a GPU, if available
-    tensorboard=False,  # also write TensorBoard event files
+    # Where the lines of metrics.jsonl go as well: tensorboard, wandb, mlflow
+    loggers=[],
+    # Validation frames that are drawn with their detections at every validation; 0: none
+    sample_frames=6,
     find_unused_parameters=False,  # of DistributedDataParallel, for custom models
 )
 

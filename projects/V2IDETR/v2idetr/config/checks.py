@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from v2idetr.config.keys import walk
 from v2idetr.config.run_keys import (
     LEAST_ARGUMENTS,
+    LOGGERS,
     MAPPING,
     MISSING,
     PROGRAM_KEYS,
@@ -83,6 +86,7 @@ def validate_config(
             _check_files(config, problems)
             _check_batches(config, world_size, problems)
             _check_precision(config["train"], has_gpu, problems)
+            _check_loggers(config["train"].get("loggers", []), problems)
         _check_clips(config, problems)
     return problems
 
@@ -278,6 +282,30 @@ def _check_batches(config: dict[str, Any], world_size: int, problems: list[str])
                 f"a multiple of {world_size}, such as {math.ceil(size / world_size) * world_size}, "
                 f"or --num-gpus to a divisor of {size}."
             )
+
+
+def _check_loggers(names: list[Any], problems: list[str]) -> None:
+    if len(set(map(str, names))) < len(names):
+        problems.append(f"train.loggers must name each logger once, but is {names}.")
+    for name in names:
+        if not isinstance(name, str) or name not in LOGGERS:
+            near = difflib.get_close_matches(str(name), LOGGERS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            problems.append(
+                f"train.loggers can name {', '.join(LOGGERS)} (metrics.jsonl is always written), "
+                f"but has {name!r}.{hint}"
+            )
+        elif not _is_installed(LOGGERS[name]):
+            problems.append(
+                f"train.loggers has {name}, which is not installed: python -m pip install "
+                f"{LOGGERS[name]}, or leave it out."
+            )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported; a folder of its name, such as ./wandb, is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def _check_precision(train: dict[str, Any], has_gpu: bool, problems: list[str]) -> None:

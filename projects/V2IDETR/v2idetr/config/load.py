@@ -37,7 +37,9 @@ NEUTRAL_KEYS = (
     "data.cache_mib",
     "train.log_period",
     "train.checkpoint_period",
-    "train.tensorboard",
+    "train.loggers",
+    "train.sample_frames",
+    "train.tensorboard",  # of runs that were begun before train.loggers
 )
 # Paths of the data have none either: a run records the data's content, see run_folder.record.
 _DATA_PATH = re.compile(r"data\.(train|val|test\..+)\.(json|image_root)")

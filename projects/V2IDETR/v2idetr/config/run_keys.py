@@ -89,7 +89,9 @@ PROGRAM_KEYS: dict[str, Kind] = {
     "train.init_partial": FLAG,
     "train.best_metric": TEXT,
     "train.deterministic": FLAG,
-    "train.tensorboard": FLAG,
+    # Not in configs of runs that were begun before these keys.
+    "train.loggers": Kind(list, required=False),
+    "train.sample_frames": Kind(int, required=False, least=0),
     "train.find_unused_parameters": FLAG,
     "stages": MAPPING,
     "optimizer": MAPPING,
@@ -140,6 +142,9 @@ def kind_unless_null(key: str) -> Kind | None:
         kind = SECTION_KEYS.get(name)
     return kind if kind is not None and kind.optional else None
 
+
+# Words of `train.loggers`, and the packages that they need.
+LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 # Smallest valid values of arguments of L(...) nodes, by the name of the argument.
 LEAST_ARGUMENTS: dict[str, int] = {

@@ -146,6 +146,22 @@ class CrossViewQueryDistillation(DistillationLoss):
         assert isinstance(cross_view, CrossView)
         return self.compare(decoded, cross_view)
 
+    def measures(self, pairing: Pairing) -> dict[str, Float[Tensor, ""]]:
+        """Mean cosine of student and teacher for the cross-view queries after each layer.
+
+        Named by the student's layers, from 0. Decoders of different depth are paired from their
+        last layers on; the learnt projection, if there is one, is that of the loss.
+        """
+        cross_view, decoded = pairing.extra[self.key]
+        assert isinstance(cross_view, CrossView)
+        depth = len(decoded.hidden)
+        pairs = min(depth, len(cross_view.target))
+        distance = cosine_distance(
+            self.hidden_out(decoded.hidden[depth - pairs :]), cross_view.target[-pairs:]
+        )
+        cosines = 1 - distance.flatten(1).mean(1)
+        return {f"cosine_layer{depth - pairs + i}": cosine for i, cosine in enumerate(cosines)}
+
     def compare(self, decoded: Decoded, cross_view: CrossView) -> Float[Tensor, ""]:
         """The weighted loss: mean of 1 - cos over layers, views and cross-view queries.
 

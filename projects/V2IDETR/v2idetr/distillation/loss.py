@@ -84,3 +84,7 @@ class DistillationLoss(nn.Module):
     def forward(self, pairing: Pairing) -> Float[Tensor, ""]:
         """The weighted loss."""
         raise NotImplementedError
+
+    def measures(self, pairing: Pairing) -> dict[str, Float[Tensor, ""]]:
+        """Further numbers for the log, by name; called without gradients. By default none."""
+        return {}

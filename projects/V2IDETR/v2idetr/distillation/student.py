@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from v2idetr.distillation.knowledge import Frames, Knowledge, Reach, teacher_knowledge, views_of
 from v2idetr.distillation.loss import DistillationLoss, Pairing
@@ -53,6 +53,8 @@ class DistilledStudent(nn.Module):
             )
         for key, loss in losses.items():
             loss.key = key
+        # Of each forward pass, for whoever sets it to a list: agreement with the teacher by name.
+        self.agreement: list[dict[str, Tensor]] | None = None
         self.reach = Reach(max(loss.reach for loss in losses.values()))
 
     @property
@@ -106,7 +108,20 @@ class DistilledStudent(nn.Module):
             for (key, queries), result in zip(asked.items(), output.extra, strict=True)
         }
         pairing = Pairing(output, knowledge, decoded)
-        return output.losses | {f"loss_{key}": loss(pairing) for key, loss in self._losses()}
+        distilled = {key: loss(pairing) for key, loss in self._losses()}
+        if self.agreement is not None:
+            self.agreement.append(self._agreement(pairing, distilled))
+        return output.losses | {f"loss_{key}": loss for key, loss in distilled.items()}
+
+    @torch.no_grad()
+    def _agreement(self, pairing: Pairing, distilled: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses without their weights (those that have one above 0), and `measures` of them."""
+        found: dict[str, Tensor] = {}
+        for key, loss in self._losses():
+            if weight := getattr(loss, "weight", 0.0):
+                found[key] = distilled[key].detach() / weight
+            found |= loss.measures(pairing)
+        return found
 
     def _losses(self) -> list[tuple[str, DistillationLoss]]:
         found: Any = self.losses.items()  # torch types them as plain modules

@@ -70,6 +70,17 @@ class TargetGuidedFeatureDistillation(DistillationLoss):
             pairing.student.memory.features, pairing.teacher.features, pairing.boxes_xyxy_px
         )
 
+    def mask(self, boxes_xyxy_px: Float[Tensor, "_ 4"], h: int, w: int) -> Float[Tensor, "h w"]:
+        """M of one image, see :func:`gaussian_mask`.
+
+        Args:
+            boxes_xyxy_px: lesions in pixels of the image.
+            h, w: cells of the level, including padding.
+        """
+        return gaussian_mask(
+            boxes_xyxy_px, self.stride, h, w, sigma=self.sigma, sigma_ratio=self.sigma_ratio
+        )
+
     def compare(
         self,
         student: Features,
@@ -84,14 +95,7 @@ class TargetGuidedFeatureDistillation(DistillationLoss):
         """
         ours, theirs = same_level("tfd.stride", self.stride, student, teacher)
         h, w = ours.shape[-2:]
-        mask = torch.stack(
-            [
-                gaussian_mask(
-                    boxes, self.stride, h, w, sigma=self.sigma, sigma_ratio=self.sigma_ratio
-                )
-                for boxes in boxes_xyxy_px
-            ]
-        )
+        mask = torch.stack([self.mask(boxes, h, w) for boxes in boxes_xyxy_px])
         loss = weighted_mean(
             (self.align(ours) - theirs).abs().sum(1),  # channels are summed
             mask,

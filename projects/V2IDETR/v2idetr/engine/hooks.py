@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
 
 from v2i_runtime.progress import progress_bar
 from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.early_stopping import EarlyStopping
+from v2idetr.engine.loggers import Loggers
 from v2idetr.engine.optimizer import set_learning_rates
 from v2idetr.engine.signals import StopRequested, StopSignals
 from v2idetr.engine.trainer import Sample, TrainerHook
@@ -45,11 +48,18 @@ class LearningRate(TrainerHook):
         if self.early_stopping is not None:
             factor *= self.early_stopping.factor(trainer.iter)
         self.value = set_learning_rates(trainer.optimizer, factor)
-        trainer.storage.put_scalar("lr", self.value, smoothing_hint=False)
+
+    def by_group(self) -> dict[str, float]:
+        """The rates of the last step: "lr" of the first group, "lr/<name>" of the others."""
+        first, *others = self.trainer.optimizer.param_groups
+        return {"lr": float(first["lr"])} | {f"lr/{g['name']}": float(g["lr"]) for g in others}
 
 
 class DistillationHook(TrainerHook):
     """Asks the frozen teacher about each micro-batch before the student sees it.
+
+    Adds their agreement to the metrics of every step, as "agreement/<name>": the losses without
+    their weights, and `DistillationLoss.measures`; means over micro-batches and processes.
 
     Args:
         teacher: a trained detector of clips, frozen.
@@ -59,21 +69,46 @@ class DistillationHook(TrainerHook):
     def __init__(self, teacher: TransformerDetector, student: DistilledStudent) -> None:
         self.teacher, self.student = teacher, student
 
+    def before_step(self) -> None:
+        self.student.agreement = []
+
     def before_forward(self, batch: list[Sample]) -> dict[str, Any]:
         return {"knowledge": self.student.knowledge(self.teacher, batch)}
+
+    def after_step(self) -> None:
+        found, self.student.agreement = self.student.agreement, None
+        if not found or not found[0]:
+            return
+        values = torch.stack([torch.stack(list(measured.values())) for measured in found]).mean(0)
+        if (world := comm.get_world_size()) > 1:
+            dist.all_reduce(values)
+        named = zip(found[0], (values / world).tolist(), strict=True)
+        self.trainer.step_metrics |= {f"agreement/{name}": value for name, value in named}
 
 
 class MetricsLog(TrainerHook):
     """Appends to metrics.jsonl the means since the last line, and shows progress.
 
-    A line is {"iteration": completed steps, losses, "grad_norm", "lr", "labelled_frames", of all
-    processes, and of the main one "time_s", "data_time_s", "processor_time_s"}, each for one step.
-    Sums that are not yet a line are part of the checkpoint, so the file of a resumed run equals
-    that of an uninterrupted one, times apart.
+    A line is {"iteration": completed steps, losses, "agreement/<name>" of a student, "grad_norm",
+    "lr", "lr/<group>" of the optimizer's further groups, "labelled_frames", of all processes, and
+    of the main one "time_s", "data_time_s", "processor_time_s"}, each for one step, and what a
+    detector of Detectron2 has counted in the last step. Sums that are not yet a line are part of
+    the checkpoint, so the file of a resumed run equals that of an uninterrupted one, times apart.
+
+    Args:
+        open_loggers: (steps done before) -> where the same lines go as well.
     """
 
-    def __init__(self, path: Path, period: int, learning_rate: LearningRate) -> None:
+    def __init__(
+        self,
+        path: Path,
+        period: int,
+        learning_rate: LearningRate,
+        open_loggers: Callable[[int], Loggers] = lambda start: Loggers(),
+    ) -> None:
         self.path, self.period, self.learning_rate = path, period, learning_rate
+        self.open_loggers, self.loggers = open_loggers, Loggers()
+        self._finished = False
         self._sums: dict[str, float] = {}
         self._count = 0
         self._bar: Any = None
@@ -81,6 +116,7 @@ class MetricsLog(TrainerHook):
     def before_train(self) -> None:
         if comm.is_main_process():
             truncate_metrics(self.path, self.trainer.start_iter)
+            self.loggers = self.open_loggers(self.trainer.start_iter)
             self._bar = progress_bar(
                 total=self.trainer.max_iter,
                 initial=self.trainer.start_iter,
@@ -101,7 +137,8 @@ class MetricsLog(TrainerHook):
         if done % self.period == 0 or done == self.trainer.max_iter:
             means = {name: value / self._count for name, value in self._sums.items()}
             self._sums, self._count = {}, 0
-            self.append({"iteration": done, **means, "lr": self.learning_rate.value})
+            line = {"iteration": done, **means, **self.learning_rate.by_group()}
+            self.append(line | self._counted_by_the_detector(line))
             if self._bar is not None:
                 self._bar.set_postfix_str(
                     f"loss {means['total_loss']:.3f}, lr {self.learning_rate.value:.2g}, "
@@ -113,6 +150,15 @@ class MetricsLog(TrainerHook):
         """Write one line."""
         if comm.is_main_process():
             append_metrics(self.path, line)
+            self.loggers.metrics(line)
+
+    def after_train(self) -> None:
+        self._finished = True
+
+    def _counted_by_the_detector(self, line: dict[str, Any]) -> dict[str, float]:
+        """What models of Detectron2 have put into the storage in this step."""
+        latest = self.trainer.storage.latest().items()
+        return {n: v for n, (v, step) in latest if step == self.trainer.iter and n not in line}
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": dict(self._sums), "count": self._count}
@@ -121,26 +167,9 @@ class MetricsLog(TrainerHook):
         self._sums, self._count = dict(state["sums"]), state["count"]
 
     def close(self) -> None:
+        self.loggers.close(finished=self._finished)
         if self._bar is not None:
             self._bar.close()
-
-
-class TensorBoard(TrainerHook):
-    """Event files for TensorBoard, on the main process."""
-
-    def __init__(self, folder: Path, period: int) -> None:
-        from detectron2.utils.events import TensorboardXWriter
-
-        self.period = period
-        self._writer = TensorboardXWriter(str(folder), window_size=1)
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done % self.period == 0 or done == self.trainer.max_iter:
-            self._writer.write()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class CheckpointWriter(TrainerHook):
@@ -188,6 +217,7 @@ class Validation(TrainerHook):
         writer: writes best.pth, and last.pth when an evaluation is interrupted.
         log: gets one line per evaluation, names prefixed with "val/".
         early_stopping: told the metric of each evaluation, or None.
+        draw: (steps, metrics) -> file with some of the frames, on the main process; or None.
     """
 
     def __init__(
@@ -200,8 +230,9 @@ class Validation(TrainerHook):
         log: MetricsLog,
         signals: StopSignals,
         early_stopping: EarlyStopping | None = None,
+        draw: Callable[[int, dict[str, float]], Path] | None = None,
     ) -> None:
-        self.early_stopping = early_stopping
+        self.early_stopping, self.draw = early_stopping, draw
         self.validate, self.period, self.metric = validate, period, metric
         self.writer, self.log, self.signals = writer, log, signals
         self.best: dict[str, Any] | None = None
@@ -257,7 +288,8 @@ class Validation(TrainerHook):
             self._evaluated = done
             named = {f"val/{name}": value for name, value in metrics.items()}
             self.log.append({"iteration": done, **named})
-            self.trainer.storage.put_scalars(**named, smoothing_hint=False)
+            if self.draw is not None:
+                self.log.loggers.image(done, self.draw(done, metrics))
         logger.info(
             "%s: step %d: validation %s %.4f (best %s at step %d)",
             self.trainer.stage,

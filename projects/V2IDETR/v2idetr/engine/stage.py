@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from v2idetr.distillation.student import DistilledStudent
 from v2idetr.engine.hooks import DistillationHook
 from v2idetr.engine.trainer import TrainerHook, seed_step
 from v2idetr.evaluation.evaluator import evaluate, validate
+from v2idetr.evaluation.predictions import FramePrediction
 from v2idetr.evaluation.table import format_table
 from v2idetr.modeling.backbone_handover import check_file_pixels, take_backbone
 from v2idetr.modeling.trainable import Trainable, TrainableDetector
@@ -55,7 +56,7 @@ class StageModels:
     teacher: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        assert isinstance(self.trained, Trainable), type(self.trained)
+        assert isinstance(self.trained, Trainable)
 
 
 class Stage:
@@ -71,12 +72,14 @@ class Stage:
         with_boxes: whether it learns from boxes, and cannot without any.
         reported: whether its model is evaluated on the test splits and has a row in the results.
         split: key below ``data`` of the frames that it is trained on.
+        watch: gets the detections of every validation, in stages that detect.
     """
 
     name = ""
     roles: tuple[str, ...] = ()
     with_boxes = True
     reported = True
+    watch: Callable[[Sequence[FramePrediction]], None] | None = None
 
     def __init__(
         self,
@@ -270,6 +273,7 @@ class DetectorStage(Stage):
             run.eval_loader(split, models.model),
             rules=list(settings.rules),
             coco_ap=settings.coco_ap,
+            watch=self.watch,
         )
 
     def evaluate(self, run: RunContext, weights: Path, folder: Path) -> dict[str, Any]:
@@ -312,9 +316,8 @@ class StudentStage(DetectorStage):
         }
         for name, loss in losses.items():
             if not isinstance(loss, DistillationLoss):
-                raise ValueError(
-                    f"distillation.{name}: {type(loss).__name__} is no DistillationLoss."
-                )
+                kind = type(loss).__name__
+                raise ValueError(f"distillation.{name}: {kind} is no DistillationLoss.")
         try:
             distilled = DistilledStudent(
                 student=own, losses=losses, frames=config.distillation.frames

@@ -20,7 +20,9 @@ from v2idetr.config.load import build, fingerprint, save_config
 from v2idetr.config.stage_settings import eval_period_of, optimizer_key, value_at
 from v2idetr.engine import hooks
 from v2idetr.engine.early_stopping import EarlyStopping
+from v2idetr.engine.loggers import open_loggers
 from v2idetr.engine.run_context import RunContext
+from v2idetr.engine.sample_frames import sample_frames_of
 from v2idetr.engine.stage import Stage, StageModels
 from v2idetr.engine.trainer import Trainer
 from v2idetr.modeling.backbone_handover import pixel_statistics
@@ -179,14 +181,16 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
         amp=train.amp,
         clip_grad_norm=float(train.clip_grad_norm),
     )
-    early_stopping = None
-    if train.patience:
-        early_stopping = EarlyStopping(
-            patience=train.patience, cooldown=float(train.cooldown), most_steps=steps
-        )
+    early_stopping = _early_stopping(train, steps)
     multiplier = build(run.config, "lr_multiplier")
     learning_rate = hooks.LearningRate(multiplier, steps, early_stopping)
-    log = hooks.MetricsLog(StageFolder(folder).metrics, train.log_period, learning_rate)
+    log = hooks.MetricsLog(
+        StageFolder(folder).metrics,
+        train.log_period,
+        learning_rate,
+        lambda start: open_loggers(run.config, stage.name, start),
+    )
+    samples = sample_frames_of(run, stage, models)
     commit, digest = git_commit(), fingerprint(run.config)
     architecture = describe(getattr(models.model, "net", models.model))
     pixels = pixel_statistics(models.model)
@@ -219,15 +223,19 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
             log=log,
             signals=run.signals,
             early_stopping=early_stopping,
+            draw=samples.write if samples else None,
         )
-    board = None
-    if train.tensorboard and comm.is_main_process():
-        board = hooks.TensorBoard(folder, train.log_period)
     stop = hooks.Interruption(run.signals, writer)
     # Log before validation before checkpoint: last.pth then holds what both have done.
-    around = [log, validation, early_stopping, board, writer, stop]
+    around = [log, validation, early_stopping, writer, stop]
     trainer.register_hooks([learning_rate, *stage.hooks(models), *around])
     return trainer
+
+
+def _early_stopping(train: Any, steps: int) -> EarlyStopping | None:
+    if not train.patience:
+        return None
+    return EarlyStopping(patience=train.patience, cooldown=float(train.cooldown), most_steps=steps)
 
 
 def _distributed(run: RunContext, model: nn.Module) -> nn.Module:

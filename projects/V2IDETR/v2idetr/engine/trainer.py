@@ -145,7 +145,6 @@ class Trainer(TrainerBase):
                 sums[name] = sums.get(name, 0.0) + value / self.accumulate
         norm = self._update(batch)
         self.step_metrics = {"total_loss": sum(sums.values()), **sums, "grad_norm": norm}
-        self.storage.put_scalars(**self.step_metrics, smoothing_hint=False)
         frames = self.network.count_frames(batch) * comm.get_world_size()
         self.step_metrics["labelled_frames"] = float(frames)
         self.step_metrics["data_time_s"] = data_time_s

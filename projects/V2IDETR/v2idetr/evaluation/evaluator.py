@@ -51,11 +51,12 @@ def validate(
     *,
     rules: Sequence[str],
     coco_ap: bool,
+    watch: Callable[[Sequence[FramePrediction]], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of one split during training, as a flat dict for the log and ``best_metric``.
 
     Each rule uses the threshold with the best F1 on this same split. All ranks must call this and
-    get the same metrics.
+    get the same metrics. ``watch`` gets the predictions of all frames.
 
     Returns:
         ``AP, AP50, AP75`` and ``<rule>/f1, /precision, /recall, /threshold``; an undefined metric
@@ -64,6 +65,8 @@ def validate(
     for rule in rules:
         get_rule(rule)
     predictions = predict(model, loader)
+    if watch is not None:
+        watch(predictions)
     return _on_main_rank(
         lambda: validation_metrics(split, predictions, rules=rules, coco_ap=coco_ap)
     )

@@ -35,6 +35,7 @@ from v2idetr.runs.stage_folder import StageFolder
 logger = logging.getLogger(__name__)
 
 CONFIG, RECORD, RESULTS, LOG = "config.yaml", "run.json", "results.json", "log.txt"
+MLFLOW = "mlflow"  # of the logger mlflow
 CONSOLE = (".log", ".out", ".err", ".txt")  # what users let programs print into
 PACKAGES = [
     "torch",
@@ -78,7 +79,7 @@ def claim(folder: Path, config: DictConfig, *, resume: bool) -> None:
         if existing.exists():
             _check_same(saved_config(existing), config, folder)
     else:
-        ours = {CONFIG, RECORD, EVALUATION, *stage_names(config)}
+        ours = {CONFIG, RECORD, EVALUATION, MLFLOW, *stage_names(config)}
         _check_nothing_else(folder, ours, "train.output_dir=...")
         if resume:
             logger.info(
