@@ -16,13 +16,13 @@ With several classes, a detection of the wrong class is a false positive and fin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torchvision.ops import box_iou
 
 from v2idetr.evaluation.frames import LabelledFrame, Video
@@ -39,7 +39,24 @@ Scores = Float[np.ndarray, "_"]
 Rule = Callable[[LabelledFrame], tuple[Scores, Scores]]
 
 
-def endovis_center(frame: LabelledFrame) -> tuple[Scores, Scores]:
+@dataclass(frozen=True)
+class Matches:
+    """Detections and lesions of a frame by a rule, the same at all thresholds.
+
+    Attributes:
+        finder: index of the detection that finds each lesion, the best one; -1 where none does.
+        false: whether each detection is a false positive; one that is not, and finds no lesion, is
+            a duplicate that the rule ignores.
+    """
+
+    finder: Int[np.ndarray, "m"]
+    false: Bool[np.ndarray, "n"]
+
+
+Matcher = Callable[[LabelledFrame], Matches]
+
+
+def endovis_center(frame: LabelledFrame) -> Matches:
     """Rule of the EndoVis 2015 polyp challenge, with the box centre as the detection's point.
 
     A lesion is found if a detection's centre lies strictly inside its box; further centres in the
@@ -52,11 +69,14 @@ def endovis_center(frame: LabelledFrame) -> tuple[Scores, Scores]:
     lesions = frame.lesions_xyxy_px[None]
     inside = ((centres > lesions[..., :2]) & (centres < lesions[..., 2:])).all(-1)
     inside &= prediction.classes[:, None] == frame.lesion_classes
-    best = np.where(inside, prediction.scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
-    return best[best > -np.inf], prediction.scores[~inside.any(axis=1)]
+    finder = np.full(len(frame.lesions_xyxy_px), -1)
+    if len(boxes):
+        best = np.where(inside, prediction.scores[:, None], -np.inf).argmax(axis=0)
+        finder = np.where(inside.any(axis=0), best, -1)
+    return Matches(finder, ~inside.any(axis=1))
 
 
-def iou50(frame: LabelledFrame) -> tuple[Scores, Scores]:
+def iou50(frame: LabelledFrame) -> Matches:
     """One-to-one matching at IoU >= 0.5, greedy by score: duplicates are false positives.
 
     By descending score, a detection is matched to the unmatched lesion of its class with the
@@ -68,18 +88,26 @@ def iou50(frame: LabelledFrame) -> tuple[Scores, Scores]:
     boxes, scores = prediction.boxes_xyxy_px, prediction.scores
     overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(frame.lesions_xyxy_px)).numpy()
     overlaps = np.where(prediction.classes[:, None] == frame.lesion_classes, overlaps, 0.0)
-    found = np.zeros(len(scores), dtype=bool)
-    free = np.ones(len(frame.lesions_xyxy_px), dtype=bool)
+    finder = np.full(len(frame.lesions_xyxy_px), -1)
     order = np.lexsort((*boxes.T, prediction.classes, -scores))
     for detection in order[(overlaps[order] >= 0.5).any(axis=1)]:
-        available = np.where(free, overlaps[detection], 0.0)
+        available = np.where(finder < 0, overlaps[detection], 0.0)
         lesion = available.argmax()
         if available[lesion] >= 0.5:
-            found[detection], free[lesion] = True, False
-    return scores[found], scores[~found]
+            finder[lesion] = detection
+    false = np.ones(len(scores), dtype=bool)
+    false[finder[finder >= 0]] = False
+    return Matches(finder, false)
 
 
-RULES: dict[str, Rule] = dict(zip(RULE_NAMES, (endovis_center, iou50), strict=True))
+MATCHERS: dict[str, Matcher] = dict(zip(RULE_NAMES, (endovis_center, iou50), strict=True))
+
+
+def _rule(match: Matcher) -> Rule:
+    return lambda frame: match_scores(frame, match(frame))
+
+
+RULES: dict[str, Rule] = {name: _rule(match) for name, match in MATCHERS.items()}
 
 
 def get_rule(name: str) -> Rule:
@@ -93,6 +121,12 @@ def get_rule(name: str) -> Rule:
             f"evaluation.rules: unknown rule {name!r}; the rules are {', '.join(sorted(RULES))}."
         )
     return RULES[name]
+
+
+def match_scores(frame: LabelledFrame, matches: Matches) -> tuple[Scores, Scores]:
+    """Scores of true positives, one a lesion that is found, and of false positives."""
+    scores = frame.prediction.scores
+    return scores[matches.finder[matches.finder >= 0]], scores[matches.false]
 
 
 @dataclass(frozen=True)
@@ -136,14 +170,20 @@ class Outcomes:
 
 def judge(frames: Sequence[LabelledFrame], rule: str) -> Outcomes:
     """Apply a rule to every frame."""
+    apply = get_rule(rule)
+    return pool_scores(frames, map(apply, frames))
+
+
+def pool_scores(
+    frames: Sequence[LabelledFrame], scores: Iterable[tuple[Scores, Scores]]
+) -> Outcomes:
+    """The outcomes of frames from what a rule gives for each of them."""
     videos = tuple(dict.fromkeys(frame.video for frame in frames))
     index = {video: i for i, video in enumerate(videos)}
     owner = np.array([index[frame.video] for frame in frames], dtype=np.int64)
     lesions = np.array([len(frame.lesions_xyxy_px) for frame in frames], dtype=np.int64)
-    apply = get_rule(rule)
     hits, false = [], []
-    for frame in frames:
-        frame_hits, frame_false = apply(frame)
+    for frame_hits, frame_false in scores:
         hits.append(frame_hits)
         false.append(frame_false)
     return Outcomes(
