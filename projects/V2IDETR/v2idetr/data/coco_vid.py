@@ -128,27 +128,61 @@ def read_split(
     Frames and annotations with problems are left out of the records. Raises ValueError only if
     nothing can be read: no file, no JSON, no such folder, missing keys, no frames.
     """
-    if on_bad_box not in get_args(BoxPolicy):
-        raise ValueError(f"on_bad_box={on_bad_box!r} is none of {', '.join(get_args(BoxPolicy))}")
     json_path, image_root = Path(json_path), Path(image_root)
+    _check_policy(on_bad_box)
     content = read_coco_vid(json_path)
     if not image_root.is_dir():
         raise ValueError(
             f"{image_root}: no such folder, but the frames of {json_path} should be in it "
             "(data.<split>.image_root in training); see datasets/README.md for the layout"
         )
+    return split_of_content(
+        content,
+        json_path,
+        image_root,
+        on_bad_box=on_bad_box,
+        class_names=class_names,
+        together=together,
+    )
+
+
+def split_of_content(
+    content: Mapping[str, Any],
+    json_path: Path,
+    image_root: Path,
+    *,
+    on_bad_box: BoxPolicy = "raise",
+    class_names: Sequence[str] | None = None,
+    together: Together = "scene",
+    with_files: bool = True,
+) -> SplitData:
+    """As ``read_split``, from the content of the file.
+
+    Args:
+        content: what ``read_coco_vid`` returns.
+        json_path, image_root: where it is from; ``image_root`` need not exist without files.
+        on_bad_box, class_names, together: see ``load_split``.
+        with_files: whether to check that the frames' files exist.
+    """
+    _check_policy(on_bad_box)
     report = AuditReport(source=str(json_path), policy=on_bad_box)
     names = check_categories(content["categories"], report.problems)
     check_model_classes(names, class_names, report.problems)
     videos = check_videos(content["videos"], report.problems)
     frames = check_images(content["images"], videos, report.problems)
     check_clips(frames, together, report)
-    check_files(frames, image_root, report)
+    if with_files:
+        check_files(frames, image_root, report)
     annotations = check_annotations(content["annotations"], frames, content, report.problems)
     annotations = audit_boxes(annotations, frames, report, on_bad_box)
     _count(report, videos, frames, annotations, names)
     records = _records(frames, annotations, image_root)
     return SplitData(json_path, image_root, names, videos, records, report)
+
+
+def _check_policy(on_bad_box: str) -> None:
+    if on_bad_box not in get_args(BoxPolicy):
+        raise ValueError(f"on_bad_box={on_bad_box!r} is none of {', '.join(get_args(BoxPolicy))}")
 
 
 def write_split(

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 
 Counts = Sequence[Sequence[int]]  # (true positives, false positives, false negatives) by video
 
+Numbers = Sequence[int] | Sequence[float]
+
 LEVELS = (2.5, 97.5)  # percentiles of a 95 % interval
 
 
@@ -52,17 +54,50 @@ def f1_difference(
     return float(f1[0] - f1[1]), float(low), float(high)
 
 
+def ratio_interval(
+    parts: Numbers, wholes: Numbers, *, resamples: int = 1000, seed: int = 0
+) -> list[float] | None:
+    """95 % interval of a ratio of sums over videos, such as recall or false alarms a minute.
+
+    Args:
+        parts, wholes: numerator and denominator of each video.
+
+    Returns:
+        ``[low, high]``; None with fewer than two videos or if the ratio is undefined in all
+        resamples.
+    """
+    if len(parts) < 2:
+        return None
+    drawn = draw_videos(len(parts), resamples, seed)
+    ratios = ratio(np.array(parts, float)[drawn].sum(1), np.array(wholes, float)[drawn].sum(1))
+    return percentiles(ratios)
+
+
+def draw_videos(videos: int, resamples: int, seed: int = 0) -> Int[np.ndarray, "resamples videos"]:
+    """Indexes of videos, drawn with replacement; the same in all intervals, so that they pair."""
+    return np.random.default_rng(seed).integers(videos, size=(resamples, videos))
+
+
+def percentiles(values: Float[np.ndarray, "resamples"]) -> list[float] | None:
+    """95 % interval of resampled values; None if all are undefined (NaN)."""
+    return None if np.isnan(values).all() else np.nanpercentile(values, LEVELS).tolist()
+
+
+def ratio(
+    parts: Float[np.ndarray, "*any"], wholes: Float[np.ndarray, "*any"]
+) -> Float[np.ndarray, "*any"]:
+    """Quotients; NaN where the denominator is 0."""
+    return np.divide(parts, wholes, out=np.full(np.shape(wholes), np.nan), where=wholes > 0)
+
+
 def _resampled(
     counts: Int[np.ndarray, "models videos 3"], resamples: int, seed: int
 ) -> Int[np.ndarray, "models resamples 3"]:
     """Counts summed over all videos, resampled with replacement `resamples` times."""
-    videos = counts.shape[1]
-    drawn = np.random.default_rng(seed).integers(videos, size=(resamples, videos))
-    return counts[:, drawn].sum(axis=2)
+    return counts[:, draw_videos(counts.shape[1], resamples, seed)].sum(axis=2)
 
 
 def _pooled_f1(counts: Int[np.ndarray, "*any 3"]) -> Float[np.ndarray, "*any"]:
     """F1 of summed counts; NaN without lesions and detections."""
     tp, fp, fn = np.moveaxis(counts, -1, 0)
-    whole = 2 * tp + fp + fn
-    return np.divide(2 * tp, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return ratio((2 * tp).astype(float), (2 * tp + fp + fn).astype(float))

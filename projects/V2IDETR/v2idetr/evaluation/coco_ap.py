@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.faster_eval_api_cpp import COCOevalAccumulate
 from jaxtyping import Float
 
 from v2idetr.evaluation.frames import LabelledFrame
@@ -27,6 +28,40 @@ def coco_ap(frames: Sequence[LabelledFrame], class_names: Sequence[str]) -> dict
     Returns:
         ``{"AP", "AP50", "AP75", "per_class": {name: {"AP", "AP50", "AP75"}}}``
     """
+    evaluator = _evaluator(frames, class_names)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    precision = _precision(evaluator.eval)
+    per_class = {name: _metrics(precision[:, :, k]) for k, name in enumerate(class_names)}
+    return {**_metrics(precision), "per_class": per_class}
+
+
+class ResampledAP:
+    """AP of any choice of frames, for the bootstrap: boxes are matched once.
+
+    Args:
+        frames, class_names: see :func:`coco_ap`.
+    """
+
+    def __init__(self, frames: Sequence[LabelledFrame], class_names: Sequence[str]) -> None:
+        evaluator = _evaluator(frames, class_names, separate_eval=True)
+        evaluator.evaluate()
+        self._num_frames = len(frames)
+        self._params: Any = evaluator._paramsEval
+        # all frames of the first class, then of the second, ...
+        self._matched = list(evaluator._evalImgs_cpp)
+
+    def __call__(self, indexes: Sequence[int]) -> dict[str, float | None]:
+        """``AP, AP50, AP75`` of the frames with these indexes, which may repeat."""
+        starts = range(0, len(self._matched), self._num_frames)
+        chosen = [self._matched[start + index] for start in starts for index in indexes]
+        self._params.imgIds = list(range(1, len(indexes) + 1))
+        return _metrics(_precision(COCOevalAccumulate(self._params, chosen)))
+
+
+def _evaluator(
+    frames: Sequence[LabelledFrame], class_names: Sequence[str], *, separate_eval: bool = False
+) -> COCOeval_faster:
     ground_truth = COCO(_dataset(frames, class_names), print_function=logger.debug)
     detections = ground_truth.loadRes(
         [
@@ -36,16 +71,20 @@ def coco_ap(frames: Sequence[LabelledFrame], class_names: Sequence[str]) -> dict
         ]
     )
     evaluator = COCOeval_faster(
-        ground_truth, detections, iouType="bbox", print_function=logger.debug
+        ground_truth,
+        detections,
+        iouType="bbox",
+        print_function=logger.debug,
+        separate_eval=separate_eval,
     )
     evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
     evaluator.params.maxDets = [MAX_DETECTIONS]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    # IoU thresholds x recall levels x classes; -1 where a class has no ground truth
-    precision = np.asarray(evaluator.eval["precision"])[..., 0, 0]
-    per_class = {name: _metrics(precision[:, :, k]) for k, name in enumerate(class_names)}
-    return {**_metrics(precision), "per_class": per_class}
+    return evaluator
+
+
+def _precision(accumulated: Mapping[str, Any]) -> Float[np.ndarray, "ious recalls classes"]:
+    """Precision at each IoU threshold and recall; -1 where a class has no ground truth."""
+    return np.asarray(accumulated["precision"])[..., 0, 0]
 
 
 def _metrics(precision: Float[np.ndarray, "ious ..."]) -> dict[str, float | None]:

@@ -188,18 +188,38 @@ def evaluate_predictions(
         for name, (split, predictions) in splits.items()
     }
     thresholds = {rule: choose_threshold(judge(frames["val"], rule)) for rule in rules}
-    metrics = {
-        name: _metrics(part, thresholds, class_names if coco_ap else None)
-        for name, part in frames.items()
-    }
+    return metrics_at(thresholds, frames, class_names, coco_ap=coco_ap)
+
+
+def metrics_at(
+    thresholds: Mapping[str, float],
+    frames: Mapping[str, Sequence[LabelledFrame]],
+    class_names: list[str],
+    *,
+    coco_ap: bool,
+) -> dict[str, Any]:
+    """All metrics at given score thresholds; see :func:`evaluate_predictions`.
+
+    Args:
+        thresholds: score threshold of each rule.
+        frames: labelled frames of each split; those of "val" are no test split, and may be missing.
+        class_names: classes of all splits.
+        coco_ap: whether to compute COCO AP.
+
+    Returns:
+        The result of :func:`evaluate_predictions`; ``val`` is None without such frames.
+    """
+    ap_classes = class_names if coco_ap else None
+    metrics = {name: _metrics(part, thresholds, ap_classes) for name, part in frames.items()}
+    tests = [name for name in frames if name != "val"]
     pooled = None
     if len(tests) > 1:
         everything = [frame for name in tests for frame in frames[name]]
-        pooled = _metrics(everything, thresholds, class_names if coco_ap else None)
+        pooled = _metrics(everything, thresholds, ap_classes)
     return {
         "class_names": class_names,
-        "thresholds": thresholds,
-        "val": metrics["val"],
+        "thresholds": dict(thresholds),
+        "val": metrics.get("val"),
         "tests": {name: metrics[name] for name in tests},
         "all_tests": pooled,
     }

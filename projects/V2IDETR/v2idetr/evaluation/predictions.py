@@ -182,10 +182,28 @@ def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[Fra
         ValueError: the file is not a COCO results list, a number in it is not finite or has the
             wrong type, or it names frames that the split lacks.
     """
-    entries_by_frame: dict[int, list[dict[str, Any]]] = {r["image_id"]: [] for r in split.records}
+    return predictions_of(read_entries(path), path, split)
+
+
+def read_entries(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file; unpacked if it ends in .gz.
+
+    Raises:
+        ValueError: the file is damaged or not JSON. OSError: it cannot be read.
+    """
     try:
         with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
-            entries = json.load(file)
+            return json.load(file)
+    except (ValueError, RecursionError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is not a COCO results list of boxes: {error}") from error
+
+
+def predictions_of(
+    entries: Any, path: str | os.PathLike[str], split: SplitData
+) -> list[FramePrediction]:
+    """Entries of a COCO results list -> one prediction per frame; see :func:`read_predictions`."""
+    entries_by_frame: dict[int, list[dict[str, Any]]] = {r["image_id"]: [] for r in split.records}
+    try:
         for number, entry in enumerate(entries):
             _check_entry(number, entry)
             entries_by_frame[entry["image_id"]].append(entry)
@@ -195,10 +213,7 @@ def read_predictions(path: str | os.PathLike[str], split: SplitData) -> list[Fra
             f"{path}: {error} is neither a key of every detection nor a frame of {split.json_path};"
             " give the predictions of this split as a COCO results list of boxes."
         ) from error
-    except (
-        *(ValueError, TypeError, OverflowError, RecursionError),
-        *(EOFError, zlib.error, gzip.BadGzipFile),
-    ) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not a COCO results list of boxes: {error}") from error
 
 

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 440, 270  # units of the drawing, which the page scales
 MOST_POINTS = 400  # of a line
 
+FURTHER = {"#b3382c": "bad", "#6d7a12": "olive"}  # colours of charts with more lines than stages
+
 # CSS variables of the colours, which differ in dark mode.
 VARIABLES = {
     **{colour: f"var(--{stage})" for stage, colour in COLOURS.items()},
+    **{colour: f"var(--{name})" for colour, name in FURTHER.items()},
     **{INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)", ACCENT: "var(--accent)"},
 }
 
@@ -52,12 +55,20 @@ class Chart:
     Attributes:
         title, note: texts above the chart.
         log: whether the axis is logarithmic; else it starts at 0, and points have markers.
+        x_label: title of the horizontal axis.
+        x_max: its end; None for the last point.
+        markers: whether points have markers, where the axis is not logarithmic.
+        whole: whether the ticks of the horizontal axis are whole numbers.
     """
 
     title: str
     note: str
     lines: list[Line]
     log: bool = False
+    x_label: str = "training step"
+    x_max: float | None = None
+    markers: bool = True
+    whole: bool = False
 
     def drawable(self) -> list[tuple[Line, np.ndarray]]:
         """Non-empty lines, each with at most `MOST_POINTS` averaged points (step, value)."""
@@ -76,12 +87,15 @@ class Chart:
 
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
         figure.patch.set_visible(False)
-        axes = figure.subplots(subplot_kw={"facecolor": "none", "xlabel": "training step"})
+        axes = figure.subplots(subplot_kw={"facecolor": "none", "xlabel": self.x_label})
         lines = self.drawable()
         for line, points in lines:
             alone = len(points) == 1
-            style = {"color": line.colour, "clip_on": False, "markersize": 4, "zorder": 3}
-            axes.plot(*points.T, marker="" if self.log and not alone else "o", **style)
+            style = {"color": line.colour, "clip_on": self.x_max is not None, "markersize": 4}
+            style["zorder"] = 3
+            axes.plot(
+                *points.T, marker="o" if alone or (self.markers and not self.log) else "", **style
+            )
             if line.ring:
                 style |= {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.5}
                 axes.plot(*line.ring, "o", **style)
@@ -97,9 +111,12 @@ class Chart:
             axes.minorticks_off()
         else:
             axes.set_ylim(0, max(0.1, 1.05 * values.max()))
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=0, right=self.x_max)
+        if self.whole:
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         handles = [handle for handle in axes.lines if handle.get_linestyle() != "None"]
-        labels = [line.label for line, _ in lines]
+        # Names of files are no formulas, and a legend leaves out labels with a leading underscore.
+        labels = [line.label.replace("$", r"\$").lstrip("_") or "?" for line, _ in lines]
         figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
         return figure
 
