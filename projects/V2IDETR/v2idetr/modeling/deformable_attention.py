@@ -256,11 +256,27 @@ class DeformableAttention(nn.Module):
             shapes: (h, w) of each level.
             padding: True on padding, whose value is zero; None when there is none.
         """
-        B, N, _ = query.shape
         value = self.value_proj(tokens)
         if padding is not None:
             value = value.masked_fill(padding.unsqueeze(-1), 0.0)
-        value = value.view(B, value.shape[1], self.num_heads, -1)
+        value = value.view(*value.shape[:2], self.num_heads, -1)
+        locations, weights = self.reads(query, reference, shapes)
+        read = deformable_read(value, shapes, locations, weights)
+        return self.output_proj(read.to(query.dtype))
+
+    def reads(
+        self,
+        query: Float[Tensor, "B N d"],
+        reference: Float[Tensor, "B N levels ref"],
+        shapes: Shapes,
+    ) -> tuple[
+        Float[Tensor, "B N heads levels points 2"], Float[Tensor, "B N heads levels points"]
+    ]:
+        """Locations in [0, 1] of the padded level, and weights, of each query's reads.
+
+        The arguments are those of :meth:`forward`.
+        """
+        B, N, _ = query.shape
         grid = (B, N, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(B, N, self.num_heads, -1)
         weights = self.attention_weights(query).view(B, N, self.num_heads, -1).softmax(-1)
@@ -271,9 +287,7 @@ class DeformableAttention(nn.Module):
         else:
             half_size = self._for_points(reference[..., 2:] * 0.5)
             locations = centre + offsets / self.num_points * half_size
-        locations = locations.view(*grid, 2)
-        read = deformable_read(value, shapes, locations, weights.view(grid))
-        return self.output_proj(read.to(query.dtype))
+        return locations.view(*grid, 2), weights.view(grid)
 
     def _for_points(self, xy: Shaped[Tensor, "*batch levels 2"]) -> Tensor:
         """(x, y) of levels -> of all points of one head, (*batch, 1, levels * points * 2).

@@ -85,13 +85,26 @@ class LocalAttention(DeformableAttention):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, content: Float[Tensor, "B N d"], place: Place, image: TokenGrid
     ) -> Float[Tensor, "B N d"]:
-        scale = image.valid_ratios.unsqueeze(1)  # (B, 1, levels, 2)
-        if place.reference.shape[-1] == 4:
-            scale = torch.cat([scale, scale], -1)
         return super().forward(
             content + place.position,
-            place.reference.unsqueeze(2) * scale,
+            _references(place, image),
             image.tokens,
             image.shapes,
             image.padding,
         )
+
+    def points(
+        self, content: Float[Tensor, "B N d"], place: Place, image: TokenGrid
+    ) -> tuple[
+        Float[Tensor, "B N heads levels points 2"], Float[Tensor, "B N heads levels points"]
+    ]:
+        """Locations and weights of what :meth:`forward` reads, see :meth:`reads`."""
+        return self.reads(content + place.position, _references(place, image), image.shapes)
+
+
+def _references(place: Place, image: TokenGrid) -> Float[Tensor, "B N levels ref"]:
+    """References of every level, in [0, 1] of the padded level."""
+    scale = image.valid_ratios.unsqueeze(1)  # (B, 1, levels, 2)
+    if place.reference.shape[-1] == 4:
+        scale = torch.cat([scale, scale], -1)
+    return place.reference.unsqueeze(2) * scale
