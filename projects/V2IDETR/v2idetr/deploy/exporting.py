@@ -1,6 +1,6 @@
 """Checkpoint of a student -> exported file that was compared with torch.
 
-    load, trace, write, [quantize], compare, describe, move to its place
+    load, trace, write, [quantize], compare, describe, write its card, move to its place
 
 All of it happens in a temporary folder: an error or an interruption leaves no file.
 """
@@ -25,6 +25,7 @@ from v2i_runtime.preprocess import FixedSize, Preprocess
 from v2idetr.checkpoints.published import project_version
 from v2idetr.deploy import export as files
 from v2idetr.deploy.frames import StudentFrames
+from v2idetr.deploy.model_card import card_path, model_card
 from v2idetr.deploy.parity import Parity, compare, make_probe, torch_outputs
 from v2idetr.deploy.quantization import quantize, quantized_nodes
 from v2idetr.deploy.student import Student, load_student
@@ -129,7 +130,10 @@ def _export(
         files.describe(work.path, info)
         if settings.precision == "int8":
             info = work.quantize(model, quantized_nodes(program), info)
-        files.describe(work.path, work.compared(info))
+        info = work.compared(info)
+        files.describe(work.path, info)
+        card = model_card(info, _models(work.path), student.evaluation)
+        card_path(work.path).write_text(card, encoding="utf-8")
         return _moved(work.path, settings.output)
 
 
@@ -327,8 +331,14 @@ def _metrics_of(split: dict[str, Any] | None) -> dict[str, float | None]:
     return {"AP50": (split["coco"] or {}).get("AP50"), **f1}
 
 
-def _files_of(path: Path) -> list[Path]:
+def _models(path: Path) -> list[Path]:
+    """The exported file, and the one with its weights."""
     return [path] if path.suffix == ".onnx" else [path, path.with_suffix(".bin")]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """All files of an export."""
+    return [*_models(path), card_path(path)]
 
 
 def _existing_folder(output: Path) -> Path:
@@ -340,8 +350,9 @@ def _existing_folder(output: Path) -> Path:
 
 
 def _moved(path: Path, output: Path) -> list[Path]:
-    """Move files to their place; the .xml last: with it the export is there."""
+    """Move files to their place; the .onnx or .xml last: with it the export is there."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    for file in reversed(_files_of(path)):
-        os.replace(file, output.with_suffix(file.suffix))
-    return _files_of(output)
+    pairs = list(zip(_files_of(path), _files_of(output), strict=True))
+    for file, place in reversed(pairs):
+        os.replace(file, place)
+    return [place for _, place in pairs]
