@@ -3,6 +3,12 @@
 
     python tools/doctor.py            # one line per finding: ok, warn or FAIL, and its fix
     python tools/doctor.py --json     # the same as JSON, for programs and bug reports
+    python tools/doctor.py --config-file configs/v2i_synthetic.yaml train.batch_size=8
+
+With --config-file it also reads the config and the data as train_net.py does, trains each stage on
+eight labelled frames until it finds their lesions, or says what stands in the way (classes, boxes,
+normalization, learning rate, frozen parts, queries), and estimates time, memory and disk of the
+whole run from measured steps. Nothing is written into train.output_dir.
 
 The exit status is 1 if a check failed. Works in broken environments: it starts with the standard
 library alone, and a check that crashes is a finding.
@@ -31,6 +37,7 @@ import install_detectron2
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
+TOPIC_WIDTH = 22  # characters
 # Libraries whose versions are always shown; of the others only problems are.
 NAMED_VERSIONS = ("torch", "torchvision", "numpy", "Pillow", "omegaconf", "timm")
 # Alternative distributions of the same module.
@@ -50,17 +57,113 @@ class Finding:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all checks and print their findings; returns 1 if one failed, else 0."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     findings = examine(CHECKS)
+    show = (lambda finding: None) if options.json else print_finding
+    for finding in findings:
+        show(finding)
+    stopped = 0
+    if options.config_file:
+        stopped = examine_config(options, findings, show)
     failed = any(finding.level == "fail" for finding in findings)
     if options.json:
         rows = [dataclasses.asdict(finding) for finding in findings]
-        print(json.dumps({"ok": not failed, "findings": rows}, indent=2))
+        print(json.dumps({"ok": not failed and not stopped, "findings": rows}, indent=2))
     else:
-        print_findings(findings)
-    return int(failed)
+        print_counts(findings)
+    return stopped or int(failed)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the findings as JSON")
+    add("--config-file", metavar="FILE", help="also try the run of this config")
+    add("--layer", action="append", default=[], metavar="FILE", help="as for train_net.py")
+    add(
+        "--minutes",
+        type=float,
+        default=5.0,
+        metavar="M",
+        help="time for the trainings on eight frames, all stages together (default 5)",
+    )
+    add("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    options = parser.parse_intermixed_args(arguments)
+    if not options.config_file and (options.overrides or options.layer):
+        parser.error("key=value and --layer change a config: name it with --config-file")
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be above 0, but is {options.minutes:g}")
+    return options
+
+
+def examine_config(
+    options: argparse.Namespace, findings: list[Finding], show: Callable[[Finding], object]
+) -> int:
+    """Add findings about the run of a config as they come; the exit code of a signal, else 0."""
+
+    def add(finding: Finding) -> None:
+        findings.append(finding)
+        show(finding)
+
+    if any(finding.level == "fail" for finding in findings):
+        add(Finding("run", "fail", "not tried in this environment", "fix the findings above first"))
+        return 0
+    from v2idetr.process_setup import ignore_torch_jit
+
+    ignore_torch_jit()
+    import torch
+
+    from v2i_runtime.progress import progress_bar
+    from v2idetr.config.load import ConfigError, load_run_config
+    from v2idetr.engine.rehearsal.run import examine_run
+    from v2idetr.engine.signals import StopRequested, StopSignals
+
+    has_gpu = torch.cuda.is_available()
+    try:
+        config = load_run_config(
+            options.config_file,
+            options.overrides,
+            world_size=1,
+            has_gpu=has_gpu,
+            layers=options.layer,
+        )
+    except ConfigError as error:
+        for problem in error.problems:
+            add(Finding("config", "fail", problem))
+        return 0
+    device = config.train.device
+    device = ("cuda" if has_gpu else "cpu") if device == "auto" else device
+    bar = progress_bar(total=None, desc="trying the run", unit="look", say=_say)
+    with StopSignals() as signals, bar:
+
+        def tell(words: str) -> None:
+            bar.set_postfix_str(words, refresh=False)
+            bar.update(1)
+
+        try:
+            for found in examine_run(
+                config,
+                torch.device(device),
+                budget_s=60 * options.minutes,
+                available_gib=available_memory_gib(),
+                signals=signals,
+                tell=tell,
+            ):
+                bar.clear()
+                add(Finding(**dataclasses.asdict(found)))
+        except StopRequested as stop:
+            add(Finding("run", "warn", f"stopped by {stop}: the rest was not tried"))
+            return stop.exit_code
+        except (ValueError, ArithmeticError, RuntimeError, OSError) as error:
+            add(Finding("run", "fail", f"{type(error).__name__}: {error}"))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def examine(checks: tuple[Callable[[], Iterator[Finding]], ...]) -> list[Finding]:
@@ -78,14 +181,16 @@ def examine(checks: tuple[Callable[[], Iterator[Finding]], ...]) -> list[Finding
     return findings
 
 
-def print_findings(findings: list[Finding]) -> None:
-    """Print one line per finding, and a second one with its fix."""
-    width = max(len(finding.topic) for finding in findings)
-    for finding in findings:
-        level = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}[finding.level]
-        print(f"{level}  {finding.topic:<{width}}  {finding.found}")
-        if finding.remedy:
-            print(f"      {'':<{width}}  -> {finding.remedy}")
+def print_finding(finding: Finding) -> None:
+    """Print a finding in one line, and a second one with its fix."""
+    level = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}[finding.level]
+    print(f"{level}  {finding.topic:<{TOPIC_WIDTH}}  {finding.found}", flush=True)
+    if finding.remedy:
+        print(f"      {'':<{TOPIC_WIDTH}}  -> {finding.remedy}", flush=True)
+
+
+def print_counts(findings: list[Finding]) -> None:
+    """Print how many findings there are of each level."""
     counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warn", "fail")}
     print(f"\n{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok")
 

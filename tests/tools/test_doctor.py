@@ -167,3 +167,81 @@ def test_it_runs_where_nothing_is_installed() -> None:
     levels = {f["topic"]: f["level"] for f in json.loads(process.stdout)["findings"]}
     assert levels["python"] == "ok"
     assert levels["detectron2"] == levels["v2idetr"] == levels["device"] == "fail"
+
+
+# ---------------------------------------------------------------------------- the run of a config
+
+
+@pytest.fixture
+def healthy(doctor: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program in an environment where all is well."""
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([doctor.Finding("disk", "ok", "enough")]),))
+    return doctor
+
+
+def test_all_errors_of_a_config_are_findings(
+    healthy: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(TOOLS.parent / "configs" / "v2i_synthetic.yaml")
+    bad = ["train.max_iter=0", "train.stages=[techer]", "--json"]
+    assert healthy.main(["--config-file", config, *bad]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    failed = [finding["found"] for finding in report["findings"] if finding["level"] == "fail"]
+    assert len(failed) >= 1 and any("train.max_iter" in found for found in failed)
+
+
+def test_findings_of_a_run_come_as_rows_and_decide_the_status(
+    healthy: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from v2idetr.engine.rehearsal import run
+
+    asked = {}
+
+    def examine_run(config, device, **options) -> Iterator[object]:
+        asked.update(options, batch_size=config.train.batch_size)
+        yield run.Finding("plain: eight frames", "fail", "3 of 8 found", "see plain: classes")
+
+    monkeypatch.setattr(run, "examine_run", examine_run)
+    config = str(TOOLS.parent / "configs" / "v2i_synthetic.yaml")
+    arguments = ["--config-file", config, "--minutes", "2", "train.batch_size=4"]
+    assert healthy.main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "FAIL  plain: eight frames" in shown and "-> see plain: classes" in shown
+    assert shown.endswith("1 failed, 0 warnings, 1 ok\n")
+    assert (asked["budget_s"], asked["batch_size"]) == (120, 4)
+
+
+def test_a_signal_keeps_what_was_found_and_has_its_exit_status(
+    healthy: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from v2idetr.engine.rehearsal import run
+    from v2idetr.engine.signals import StopRequested
+
+    def examine_run(*arguments, **options) -> Iterator[object]:
+        yield run.Finding("data", "ok", "12 frames")
+        raise StopRequested(2)
+
+    monkeypatch.setattr(run, "examine_run", examine_run)
+    config = str(TOOLS.parent / "configs" / "v2i_synthetic.yaml")
+    assert healthy.main(["--config-file", config, "--json"]) == 130
+    report = json.loads(capsys.readouterr().out)
+    assert [finding["topic"] for finding in report["findings"]] == ["disk", "data", "run"]
+    assert "SIGINT" in report["findings"][-1]["found"] and report["ok"] is False
+
+
+def test_in_a_broken_environment_the_run_is_not_tried(
+    doctor: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = doctor.Finding("torch", "fail", "not installed")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([broken]),))
+    assert doctor.main(["--config-file", "missing.yaml"]) == 1
+    assert "not tried in this environment" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train.max_iter=2"], ["--config-file", "a", "--minutes", "0"]]
+)
+def test_arguments_that_make_no_sense_are_refused(doctor: ModuleType, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        doctor.main(arguments)

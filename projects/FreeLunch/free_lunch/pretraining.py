@@ -69,6 +69,7 @@ class PretrainingStage(Stage):
     roles = ("teacher",)
     with_boxes = False
     reported = False
+    in_steps = True  # in spite of its own `train`
 
     def __init__(
         self,

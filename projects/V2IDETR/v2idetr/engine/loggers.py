@@ -129,7 +129,7 @@ class WandbLogger:
     """
 
     def __init__(self, folder: Path, stage: str, config: DictConfig) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._image = wandb.Image
         project = os.environ.get("WANDB_PROJECT", "v2idetr")
@@ -164,8 +164,8 @@ class MLflowLogger:
     """
 
     def __init__(self, folder: Path, stage: str) -> None:
-        from mlflow.entities import Metric
-        from mlflow.tracking import MlflowClient
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self._metric = Metric
         place, files = os.environ.get("MLFLOW_TRACKING_URI"), None
