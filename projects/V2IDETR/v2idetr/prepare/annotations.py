@@ -122,6 +122,10 @@ class Conversion:
         sizes = self._read_sizes(splits)
         for split, videos in splits.items():
             self._write_split(split, videos, sizes)
+        self.write_audit()
+
+    def write_audit(self) -> None:
+        """Write ``audit.json`` and ``audit.md``; again after further notes."""
         audit = {
             "data_set": self.name,
             "converter": self.converter,

@@ -4,6 +4,7 @@ find_videos       all below a folder, by name
 numbered_videos   those directly in a folder, by number: video01.mp4, VID01/
 numbered_files    files whose names fit a pattern, by number
 check_numbering   numbers of a folder's frames without gaps
+folders_below     all folders with their files
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def find_videos(source: Path, notes: Findings, *, leave_out: Path) -> list[Video
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder (--source)")
     found: list[VideoSource] = []
-    for folder, files, has_folders in _folders(source, leave_out.resolve()):
+    for folder, files, has_folders in folders_below(source, leave_out.resolve()):
         relative = folder.relative_to(source)
         prefix = [*relative.parts]
         for name in files:
@@ -74,7 +75,7 @@ def find_videos(source: Path, notes: Findings, *, leave_out: Path) -> list[Video
     return sorted(found, key=lambda video: natural_key(str(video.path)))
 
 
-def _folders(source: Path, leave_out: Path) -> Iterable[tuple[Path, list[str], bool]]:
+def folders_below(source: Path, leave_out: Path) -> Iterable[tuple[Path, list[str], bool]]:
     """Each folder with its visible files, and whether it has folders; links are followed once."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(source, followlinks=True):
