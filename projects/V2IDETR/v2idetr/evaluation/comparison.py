@@ -86,13 +86,13 @@ def _p_value(ours: VideoRatio, theirs: VideoRatio) -> dict[str, Any]:
     ) -> Float[np.ndarray, "*any"]:
         both = [
             ratio(
-                flat_parts[index].sum(axis) + rest_parts[k],
-                flat_wholes[index].sum(axis) + rest_wholes[k],
+                np.asarray(flat_parts[index].sum(axis) + rest_parts[k]),
+                np.asarray(flat_wholes[index].sum(axis) + rest_wholes[k]),
             )
             for k, index in enumerate((mine, other))
         ]
         # Sums of the same numbers in another order differ in their last digits; equals must tie.
-        return (both[0] - both[1]).round(12)
+        return np.asarray((both[0] - both[1]).round(12))
 
     index = np.arange(2 * len(videos)).reshape(2, -1)
     tested = permutation_test(

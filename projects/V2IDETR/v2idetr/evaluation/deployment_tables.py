@@ -164,7 +164,7 @@ def lesion_intervals(
     index = {video: i for i, video in enumerate(videos)}
     owner = np.array([index[row["split"], row["video_id"]] for row in records])
 
-    def interval(values: Sequence[float | None]) -> dict[str, Any]:
+    def interval(values: Sequence[float | int | None]) -> dict[str, Any]:
         known = np.array([value is not None for value in values])
         numbers = np.array([value or 0.0 for value in values], dtype=float)
         parts = np.bincount(owner, weights=numbers * known, minlength=len(videos))

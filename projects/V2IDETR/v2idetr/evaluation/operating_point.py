@@ -24,7 +24,7 @@ from v2idetr.evaluation.true_colon_protocol import match_alert_rate
 
 By = Literal["f1", "recall", "false_alarms", "alert_rate"]
 NO_DETECTION = 1.0  # threshold where there are no scores to choose from
-SAME_F1 = 0.005  # F1 that differs by less is the same
+SAME_F1 = 0.995  # of the best F1: from here on it is the same
 WIDE = 0.1  # width of a range of thresholds that makes the choice arbitrary
 ALL_COUNT = "The target is met at any threshold: all detections count."
 NOTHING_LEFT = "The target is met only without any false alarm on the data of the choice."
@@ -115,7 +115,7 @@ def saturation(curve: Sweep) -> tuple[str, ...]:
     """Remarks on data that cannot tell thresholds apart: F1 is perfect, or nearly constant."""
     best = int(curve.f1.argmax())
     top = float(curve.f1[best])
-    same = curve.f1 >= top - SAME_F1
+    same = curve.f1 >= SAME_F1 * top
     first = best - int(np.argmin(same[: best + 1][::-1])) + 1 if not same[: best + 1].all() else 0
     behind = same[best:]
     last = best + int(np.argmin(behind)) - 1 if not behind.all() else len(same) - 1
@@ -129,8 +129,8 @@ def saturation(curve: Sweep) -> tuple[str, ...]:
         )
     if high - low >= WIDE:
         remarks.append(
-            f"F1 is the same (within {100 * SAME_F1:g} points) at all thresholds from {low:.3f} to "
-            f"{high:.3f}: the choice among them is arbitrary."
+            f"F1 is the same (within {100 * (1 - SAME_F1):.1f} %) at all thresholds from {low:.3f} "
+            f"to {high:.3f}: the choice among them is arbitrary."
         )
     return tuple(remarks)
 

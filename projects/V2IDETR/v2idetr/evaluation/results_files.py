@@ -24,6 +24,8 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Frame
         ValueError: the file is no COCO results list, names unknown frames or classes, or its
             ``file_name`` is of another frame.
     """
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: no such file; give a detector's COCO results.")
     entries = read_entries(path)
     if not isinstance(entries, list):
         raise ValueError(
@@ -64,13 +66,15 @@ def _joined(
         image_id = by_name[image_id]
     elif type(image_id) is int and image_id in frames and isinstance(entry.get("file_name"), str):
         _check_name(entry["file_name"], image_id, frames[image_id], truth)
-    if type(category_id) is int and category_id not in classes:
+    if type(category_id) is not int:
+        return entry
+    if category_id not in classes:
         listed = zip(classes, truth.split.class_names, strict=True)
         raise ValueError(
             f"category_id {category_id} is not under `categories` of {truth.split.json_path}, "
             f"which has {', '.join(f'{i} ({name})' for i, name in listed)}."
         )
-    return {**entry, "image_id": image_id, "category_id": classes.get(category_id, category_id)}
+    return {**entry, "image_id": image_id, "category_id": classes[category_id]}
 
 
 def _check_name(

@@ -112,7 +112,7 @@ def overview(content: Content) -> list[Section]:
     if all(result["matched"]["threshold"] is not None for result in results):
         target = results[0]["matched"]["target"]
         head = row("Threshold", "", lambda r: Cell(f"{r['matched']['threshold']:.3f}"))
-        title = f"TRUE-Colon, matched at a false-alert rate of {100 * target:g} %"
+        title = f"TRUE-Colon, matched at a false-alert rate of {100 * target:g}\u00a0%"
         sections.append(
             Section(title, [head, *_protocol_rows(row, metric, lambda r: r["matched"])])
         )

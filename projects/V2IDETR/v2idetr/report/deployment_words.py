@@ -62,10 +62,10 @@ def summary(content: Content) -> list[str]:
     said = []
     recall, precision = (cell_of(metrics[key], percent) for key in ("recall", "precision"))
     if recall.text != NOTHING:
+        right = f"; {precision.text} % of its detections are right" * (precision.text != NOTHING)
         said.append(
             f"At score {threshold_of(result, rule):.3f}, {name} finds {recall.text} % of the "
-            f"lesions, frame by frame{_between(recall)}; {precision.text} % of its detections "
-            "are right."
+            f"lesions, frame by frame{_between(recall)}{right}."
         )
     alarms = metrics.get("false_alarms_a_minute")
     if alarms is None:
