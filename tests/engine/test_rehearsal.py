@@ -87,7 +87,7 @@ def test_fewer_labelled_frames_than_eight_are_all_taken() -> None:
 
 @pytest.mark.slow
 def test_all_stages_find_the_frames_and_nothing_is_written(tiny_config, tmp_path) -> None:
-    found = by_topic(examined(tiny_config, *LEARNS, "train.max_iter=1000", budget_s=600.0))
+    found = by_topic(examined(tiny_config, *LEARNS, "train.max_iter=1000", budget_s=3600.0))
     for stage in ("teacher", "plain", "student"):
         assert found[f"{stage}: eight frames"].level == "ok", found[f"{stage}: eight frames"]
         assert "all 8 lesions of 8 frames found" in found[f"{stage}: eight frames"].found

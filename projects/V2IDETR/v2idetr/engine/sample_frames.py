@@ -84,7 +84,8 @@ class SampleFrames:
             iteration: completed steps.
             metrics: of this validation; detections are shown from its threshold on.
         """
-        threshold = next((metrics[m] for m in metrics if m.endswith("/threshold")), math.nan)
+        chosen_by = sorted(m for m in metrics if m.endswith("/threshold"))[-1:]  # iou50's first
+        threshold = metrics[chosen_by[0]] if chosen_by else math.nan
         threshold = threshold if math.isfinite(threshold) else NO_THRESHOLD
         picture = self._picture(iteration, threshold)
         path = self.folder / f"{iteration:06d}.jpg"

@@ -16,7 +16,6 @@ from v2idetr.config.stage_settings import value_at
 from v2idetr.data.clip_mapper import ClipMapper, is_lesion_free
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.data.reference_sampler import ReferenceSampler, WindowSampler
-from v2idetr.distillation.spatial_masks import gaussian_mask
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.report.frame_images import Album, Box, StoredFrame
 from v2idetr.report.heldout import HeldOutFrame, read
@@ -94,14 +93,7 @@ def masks(run: RunFiles, train: SplitData, album: Album) -> Masks | None:
         height, width = sample["image"].shape[-2:]
         rows, columns = (-(-side // divisor) * divisor // stride for side in (height, width))
         boxes_xyxy_px = sample["instances"].gt_boxes.tensor
-        mask = gaussian_mask(
-            boxes_xyxy_px,
-            stride,
-            rows,
-            columns,
-            sigma=tfd.sigma,
-            sigma_ratio=tfd.sigma_ratio,
-        )
+        mask = tfd.mask(boxes_xyxy_px, rows, columns)
         image = album.add(_pixels(sample["image"]))
         boxes = image.boxes("truth", boxes_xyxy_px.numpy(), [""] * len(boxes_xyxy_px))
         counted = int((mask > COUNTED_FROM * mask.max()).sum())
