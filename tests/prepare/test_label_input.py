@@ -110,7 +110,7 @@ def test_all_damaged_files_are_named_at_once(tmp_path: Path) -> None:
 
 
 LINES = {
-    "3 0.5 0.5 0.1 0.1": "line 1: class 3, but there are 1 names, from 0: polyp",
+    "3 0.5 0.5 0.1 0.1": "line 1: class 3, but the names are 0 polyp",
     "0 0.5 0.5 0.1": r"line 1: has 4 numbers",
     "0 0.5 0.5 0.1 0.1 0.87": "has a score, as predictions do",
     "0 120 80 30 20": "is in px, not in shares",
@@ -134,7 +134,17 @@ def test_yolo_with_two_lists_of_classes_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.1 0.1")
     write(tmp_path / "labels" / "data.yaml", "names: [polyp, tool]")
     write(tmp_path / "classes.txt", "tool\npolyp\n")
-    with pytest.raises(ValueError, match=r"tool, polyp.*polyp, tool"):
+    with pytest.raises(ValueError, match=r"0 tool, 1 polyp.*0 polyp, 1 tool"):
+        read_labels(tmp_path / "labels", leave_out=tmp_path / "out")
+
+
+def test_names_of_yolo_may_have_gaps_and_must_be_numbered(tmp_path: Path) -> None:
+    write(tmp_path / "labels" / "data.yaml", "names: {3: polyp, 1: tool}")
+    write(tmp_path / "labels" / "a.txt", "3 0.5 0.5 0.1 0.1")
+    (found,) = read_labels(tmp_path / "labels", leave_out=tmp_path / "out")[1].frames
+    assert [box.class_name for box in found.boxes] == ["polyp"]
+    write(tmp_path / "labels" / "data.yaml", "names: {a: polyp}")
+    with pytest.raises(ValueError, match="neither a list nor a mapping from numbers"):
         read_labels(tmp_path / "labels", leave_out=tmp_path / "out")
 
 
@@ -237,6 +247,23 @@ def test_a_path_that_leads_out_of_the_folder_is_a_name_and_never_opened(
     assert sum(n for kind, n in read.notes.counts.items() if "leads out" in kind) == 1
     with pytest.raises(ValueError, match="that is not there"):
         imported(images, write(tmp_path / "a.json", coco("../../../../../../etc/passwd")))
+
+
+def test_a_frame_number_alone_does_not_match_an_image_of_another_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "images" / "case1", {"": {3: []}, "frame": {4: []}})
+    for folder, file in (("case1", "_000003"), ("case2", "_000003"), ("case2", "frame_000004")):
+        write(tmp_path / "labels" / folder / f"{file}.txt", "0 0.5 0.5 0.5 0.5")
+    options = {"yolo_names": ["polyp"], "allow_missing": True}
+    found, read = imported(tmp_path / "images", tmp_path / "labels", **options)
+    assert found == {"case1": {3: [16, 12, 32, 24]}}
+    assert read.notes.counts["labels of a video or image that is not there"] == 2
+
+
+def test_a_frame_number_alone_does_not_match_the_only_video(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos" / "case1.mp4", frames=9)
+    write(tmp_path / "labels" / "case2" / "frame_000004.txt", "0 0.5 0.5 0.5 0.5")
+    with pytest.raises(ValueError, match="that is not there"):
+        imported(tmp_path / "videos", tmp_path / "labels", yolo_names=["polyp"])
 
 
 def test_a_frame_that_is_labelled_twice_is_refused(images: Path, tmp_path: Path) -> None:
@@ -355,7 +382,7 @@ def test_a_frame_without_a_box_is_lesion_free_only_if_that_is_said() -> None:
 def test_every_other_frame_is_used_and_the_rest_counted() -> None:
     chosen, notes = chosen_of("listed", every=2)
     assert chosen == {"case1": [0, 8]}
-    assert notes.counts["frames between every 2th are left out (--every)"] == 1
+    assert notes.counts["of 2 frames one is used (--every 2)"] == 1
     assert label_step({"a": {0: [], 5: [], 10: [], 11: []}}) == 5
 
 

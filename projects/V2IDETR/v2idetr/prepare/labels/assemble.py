@@ -70,8 +70,8 @@ def choose_frames(
             boxes |= {n: [] for n in _numbers(clip) if n not in listed}
         used = dict(sorted(boxes.items())[::every])
         if len(used) < len(boxes):
-            thinned = f"{clip.name}: {len(boxes) - len(used)} of {len(boxes)}"
-            notes.add(f"frames between every {every}th are left out (--every)", thinned)
+            thinned = f"{clip.name}: {len(used)} of {len(boxes)}"
+            notes.add(f"of {every} frames one is used (--every {every})", thinned)
         if used:
             chosen[clip.name] = used
         elif listed:
@@ -173,5 +173,5 @@ def density(chosen: Mapping[str, Boxes], clips: Sequence[Clip]) -> str:
     used = sum(map(len, chosen.values()))
     step = label_step(chosen)
     rest = f" of {sum(lengths)}" if all(lengths) else ""
-    every = "" if step == 1 else f", mostly every {step}th"
+    every = "" if step == 1 else f", mostly {step} frames apart"
     return f"{counted(used, 'labelled frame')}{rest} in {counted(len(chosen), 'video')}{every}"

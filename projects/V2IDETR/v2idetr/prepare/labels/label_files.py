@@ -62,7 +62,7 @@ def read_labels(
     files, lists = _files(labels, leave_out)
     found: defaultdict[str, LabelSet] = defaultdict(LabelSet)
     rest = LabelSet()
-    names = yolo_names
+    names = None if yolo_names is None else dict(enumerate(yolo_names))
     if names is None and (only or "yolo") == "yolo":
         names = class_names_below(lists)
     root = labels if labels.is_dir() else labels.parent
@@ -96,7 +96,7 @@ def read_labels(
     ((kind, label_set),) = found.items()
     label_set.notes.extend(rest.notes)
     if kind == "yolo":
-        for name in names or ():
+        for name in (names or {}).values():
             label_set.add_class(name)
     for box in (box for frame in label_set.frames for box in frame.boxes):
         label_set.add_class(box.class_name)

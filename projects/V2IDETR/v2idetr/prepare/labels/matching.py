@@ -32,7 +32,6 @@ class _Index:
     """Clips and images by the stem of their name, and the best of several."""
 
     def __init__(self, clips: Sequence[Clip]) -> None:
-        self.clips = list(clips)
         self.videos: defaultdict[str, list[Clip]] = defaultdict(list)
         self.images: defaultdict[str, list[tuple[Clip, int, list[str]]]] = defaultdict(list)
         for clip in clips:
@@ -57,7 +56,9 @@ class _Index:
         if len(best) > 1:
             listed = ", ".join(one[0].images[one[1]] for one in best[:3])
             raise ValueError(f"{frame}: may be any of {listed}")
-        return (best[0][0], best[0][1]) if best else None
+        if not best or _is_of_another_folder(frame, parts, best[0][2]):
+            return None
+        return best[0][0], best[0][1]
 
     def video(self, frame: LabelledFrame) -> Clip | None:
         """The video of a frame; ValueError if several fit equally well."""
@@ -76,9 +77,28 @@ class _Index:
                 raise ValueError(f"{frame}: may be of any of the videos {listed}")
             if best:
                 return best[0]
-        if len(self.clips) == 1 and not frame.video and before.lower() in GENERIC | {""}:
-            return self.clips[0]
         return None
+
+
+def _is_of_another_folder(
+    frame: LabelledFrame, parts: Sequence[str], image_parts: Sequence[str]
+) -> bool:
+    """Whether a name such as 000012, which any video may have, stands in a folder of another name.
+
+    Args:
+        frame: labelled frame; its file's folder counts where its name has none.
+        parts: parts of its name.
+        image_parts: parts of the image's path.
+    """
+    if not _is_generic(number_at_end(parts[-1])[0]):
+        return False
+    told = {part for part in parts[:-1] or frame.hints[:-1] if not _is_generic(part)}
+    own = {part for part in image_parts[:-1] if not _is_generic(part)}
+    return bool(told and own) and not told & own
+
+
+def _is_generic(part: str) -> bool:
+    return not part or part.lower() in GENERIC
 
 
 def _path_parts(clip: Clip) -> list[str]:

@@ -20,17 +20,9 @@ from v2idetr.prepare.labels.media_names import number_at_end, parts_of
 from v2idetr.prepare.video_sources import VideoSource, find_videos
 
 # Folders and beginnings of names that say nothing about the video.
-GENERIC = {"images", "labels", "train", "val", "valid", "validation", "test", "jpegimages", "data"}
-GENERIC |= {
-    "frames",
-    "obj_train_data",
-    "obj_valid_data",
-    "imgs",
-    "img",
-    "image",
-    "frame",
-    "default",
-}
+GENERIC = {"images", "labels", "annotations", "train", "val", "valid", "validation", "test"}
+GENERIC |= {"jpegimages", "data", "default", "frames", "frame", "image", "imgs", "img"}
+GENERIC |= {"obj_train_data", "obj_valid_data"}
 
 
 @dataclass

@@ -15,18 +15,16 @@ from v2idetr.prepare.labels.label_set import (
     number_of,
     whole_number_of,
 )
-from v2idetr.prepare.labels.media_names import leads_out, name_in_file
+from v2idetr.prepare.labels.media_names import name_in_file
 from v2idetr.prepare.labels.shapes import box_of_corners, box_of_points, box_of_rotated
 
 
 def read_pascal_voc(root: Element, source: str, hints: tuple[str, ...], found: LabelSet) -> None:
     """Add the frame of one file; arguments as those of `read_cvat`, element ``<annotation>``."""
     name = name_in_file(root.findtext("filename") or "")
-    folder = name_in_file(root.findtext("folder") or "")
-    if not name:
-        name = source.rpartition(".")[0]
-    elif folder and "/" not in name and not leads_out(folder):
-        name = f"{folder}/{name}"
+    folder = name_in_file(root.findtext("folder") or "")  # of the labeller's machine: a hint alone
+    name = name or source.rpartition(".")[0]
+    hints = (folder, *hints) if folder else hints
     try:
         sides = [
             whole_number_of(root.findtext(f"size/{side}"), f"{source}: <{side}>")

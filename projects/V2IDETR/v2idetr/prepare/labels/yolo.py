@@ -8,7 +8,7 @@ class x1 y1 x2 y2 x3 y3 ...         polygon, or four corners of a rotated box
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,17 @@ def looks_like_yolo(path: Path) -> bool:
     return not start or re.match(r"-?\d+(\.0+)?\s+-?[\d.]", start) is not None
 
 
-def class_names_below(files: Sequence[Path]) -> list[str] | None:
+def class_names_below(files: Sequence[Path]) -> dict[int, str] | None:
     """Class names by number: of the one list or data.yaml among these files; None without any.
 
     Raises:
         ValueError: a file with other names than another, or one that cannot be read.
     """
-    lists: dict[Path, list[str]] = {}
+    lists: dict[Path, dict[int, str]] = {}
     for path in files:
         if path.name.lower() in NAME_LISTS:
             lines = [line.strip() for line in read_text(path).splitlines()]
-            lists[path] = [line for line in lines if line]
+            lists[path] = dict(enumerate(line for line in lines if line))
         elif path.suffix.lower() in (".yaml", ".yml"):
             names = _names_of_yaml(path)
             if names is not None:
@@ -56,13 +56,17 @@ def class_names_below(files: Sequence[Path]) -> list[str] | None:
         first, others = next(iter(lists.items()))
         if names != others:
             raise ValueError(
-                f"{first} has the classes {', '.join(others)}, {path} has {', '.join(names)}: "
+                f"{first} has the classes {_listed(others)}, {path} has {_listed(names)}: "
                 "import them one after the other, or remove the wrong one"
             )
     return next(iter(lists.values()), None)
 
 
-def _names_of_yaml(path: Path) -> list[str] | None:
+def _listed(names: Mapping[int, str]) -> str:
+    return ", ".join(f"{number} {name}" for number, name in names.items())
+
+
+def _names_of_yaml(path: Path) -> dict[int, str] | None:
     try:
         content: Any = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -70,20 +74,18 @@ def _names_of_yaml(path: Path) -> list[str] | None:
     names = content.get("names") if isinstance(content, dict) else None
     if names is None:
         return None
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise ValueError(f"{path}: names are numbered {sorted(names)}, not from 0 without gaps")
-        names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list):
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(type(number) is int for number in names):
         raise ValueError(f"{path}: names is neither a list nor a mapping from numbers")
-    return [str(name) for name in names]
+    return {number: str(names[number]) for number in sorted(names)}
 
 
 def read_yolo(
     path: Path,
     source: str,
     hints: tuple[str, ...],
-    class_names: Sequence[str] | None,
+    class_names: Mapping[int, str] | None,
     found: LabelSet,
 ) -> None:
     """Add the frame of one text file.
@@ -108,7 +110,7 @@ def read_yolo(
 
 
 def _box(
-    values: Sequence[str], where: str, class_names: Sequence[str] | None, found: LabelSet
+    values: Sequence[str], where: str, class_names: Mapping[int, str] | None, found: LabelSet
 ) -> LabelledBox:
     number = whole_number_of(values[0], f"{where}: class")
     if class_names is None:
@@ -116,11 +118,8 @@ def _box(
             f"{where}: class {number} has no name: there is no data.yaml or classes.txt; give the "
             "names in order by --yolo-names"
         )
-    if number >= len(class_names):
-        raise ValueError(
-            f"{where}: class {number}, but there are {len(class_names)} names, from 0: "
-            f"{', '.join(class_names)}"
-        )
+    if number not in class_names:
+        raise ValueError(f"{where}: class {number}, but the names are {_listed(class_names)}")
     name = class_names[number]
     shares = [number_of(value, f"{where}: {value!r}") for value in values[1:]]
     if any(abs(share) > 2 for share in shares[:4]):
