@@ -80,6 +80,16 @@ REFUSED = {
         "<bndbox><xmin>1</xmin></bndbox></object></annotation>",
         r"nobox\.xml: object polyp: <ymin> is None, not a number",
     ),
+    "huge.xml": (
+        cvat_video(f'<track id="4" label="polyp">{cvat_box(10**12, [0, 0, 9, 9])}</track>'),
+        "1000000000000, which is more frames than a video has",
+    ),
+    "long.json": (
+        json.dumps([{"data": {"video": "a.mp4"}, "annotations": [{"result": [
+            {"id": "a", "type": "videorectangle", "value": {"framesCount": 10**12, "sequence": []}}
+        ]}]}]),
+        "framesCount is 1000000000000, which is more frames",
+    ),
     "shape.json": (
         labelme("case1", 0, [{"label": "polyp", "shape_type": "spline", "points": [[1, 2]]}]),
         "spline polyp: this shape is not known",

@@ -17,6 +17,7 @@ from v2idetr.prepare.labels.label_set import (
     LabelledBox,
     LabelledFrame,
     LabelSet,
+    frame_number_of,
     number_of,
     whole_number_of,
 )
@@ -85,7 +86,7 @@ def _task(meta: Element, source: str, found: LabelSet) -> Task:
         text = meta.findtext(f".//{tag}")
         if text is None or not text.strip():
             return None
-        return _number(whole_number_of, text, f"<{tag}>", source, found, None)
+        return _number(frame_number_of, text, f"<{tag}>", source, found)
 
     names = [meta.findtext(path) for path in (".//source", "name", "task/name", "job/name")]
     width, height = whole("original_size/width"), whole("original_size/height")
@@ -105,7 +106,7 @@ def _image(
     name = image.get("name", "")
     where = f"{source}: image {name or image.get('id')}"
     size = [
-        _number(whole_number_of, image.get(side), f"{side} of {name}", source, found, None)
+        _number(whole_number_of, image.get(side), f"{side} of {name}", source, found)
         for side in ("width", "height")
     ]
     boxes = [
@@ -168,9 +169,7 @@ def _keyframes(
         if shape.tag not in SHAPES:
             continue
         kind = shape.tag
-        frame = _number(
-            whole_number_of, shape.get("frame"), f"frame of {where}", source, found, None
-        )
+        frame = _number(frame_number_of, shape.get("frame"), f"frame of {where}", source, found)
         if frame is None:
             continue
         outside = shape.get("outside") == "1"
@@ -221,10 +220,9 @@ def _number(
     what: str,
     source: str,
     found: LabelSet,
-    otherwise: int | None,
 ) -> int | None:
     try:
         return parse(text, f"{source}: {what}")
     except ValueError as error:
         found.problems.add("number that cannot be read", str(error))
-        return otherwise
+        return None

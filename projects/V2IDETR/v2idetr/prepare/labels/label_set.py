@@ -3,7 +3,7 @@
 LabelledBox     class, box, and the shape that it comes from
 LabelledFrame   one frame: its name or its video and number, and its boxes
 LabelSet        frames of all files, names of the classes, and notes
-number_of, whole_number_of   text of a label file -> a number, or an error that names it
+number_of, whole_number_of, frame_number_of   text of a label file -> a number, or an error
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from v2idetr.data.audit import Findings
+
+MOST_FRAMES = 2_000_000  # of a video, nine hours at 60 Hz; a damaged number would fill the memory
 
 
 @dataclass
@@ -108,3 +110,15 @@ def whole_number_of(value: Any, where: str) -> int:
     if number < 0 or number != int(number):
         raise ValueError(f"{where} is {value!r}, not a whole number from 0")
     return int(number)
+
+
+def frame_number_of(value: Any, where: str) -> int:
+    """Number of a frame in a video.
+
+    Raises:
+        ValueError: it is something else, or larger than MOST_FRAMES.
+    """
+    number = whole_number_of(value, where)
+    if number > MOST_FRAMES:
+        raise ValueError(f"{where} is {number}, which is more frames than a video has")
+    return number

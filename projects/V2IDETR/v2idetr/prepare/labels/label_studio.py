@@ -13,8 +13,8 @@ from v2idetr.prepare.labels.label_set import (
     LabelledBox,
     LabelledFrame,
     LabelSet,
+    frame_number_of,
     number_of,
-    whole_number_of,
 )
 from v2idetr.prepare.labels.media_names import name_in_file
 from v2idetr.prepare.labels.shapes import box_of_brush, box_of_points, box_of_rotated
@@ -158,13 +158,13 @@ def _video(
     found: LabelSet,
 ) -> list[LabelledFrame]:
     counts = [r["value"]["framesCount"] for r in results if r.get("value", {}).get("framesCount")]
-    total = whole_number_of(max(counts), f"{where}: framesCount") if counts else None
+    total = frame_number_of(max(counts), f"{where}: framesCount") if counts else None
     boxes: dict[int, list[LabelledBox]] = {frame: [] for frame in range(total or 0)}
     for place, region in enumerate(regions):
         class_name = _class_of(region, where, found)
         keyframes: dict[int, Keyframe] = {}
         for entry in region["value"]["sequence"]:
-            frame = whole_number_of(entry["frame"], f"{where}: frame of its sequence") - 1
+            frame = frame_number_of(entry["frame"], f"{where}: frame of its sequence") - 1
             xywh = [number_of(entry[key], where) / 100 for key in ("x", "y", "width", "height")]
             if number_of(entry.get("rotation") or 0, where):
                 found.problems.add(

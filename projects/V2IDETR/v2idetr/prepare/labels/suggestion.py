@@ -34,7 +34,8 @@ PATIENCE = 4  # evaluations, as the controls in RESULTS.md
 BATCH, TEACHER_BATCH = 16, 8  # frames; clips of three frames, as the demo
 FRAMES_OF_A_CLIP = 3
 WINDOW_S = 1 / 3  # as the paper's 10 frames at 30 Hz
-# Peak of a training process, small model, teacher (three frames a clip), measured on a CPU.
+# Peak of a training process, small model, teacher, on a CPU: 1.2 GiB, and 1.4 to 1.8 GiB for a
+# megapixel of frames (128 x 96 to 384 x 288 px, 1 to 8 clips of three frames).
 PROCESS_GIB, GIB_OF_A_MEGAPIXEL = 1.2, 2.0
 MEMORY_SHARE = 0.5  # of what is available
 QUERIES = 30  # of the small models
