@@ -23,7 +23,7 @@ export PYTHONNOUSERSITE := 1
 # One thread per worker: more would only compete for the cores.
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 
-.PHONY: help setup test test-all test-runtime test-gpu lint format demo doctor clean distclean
+.PHONY: help setup test test-all test-runtime test-gpu lint format demo docs doctor clean distclean
 
 help:  ## this list of targets
 	@echo "V2I-DETR. Usage: make TARGET [PYTHON=python3.12] [JOBS=2] [ARGS='...']"
@@ -57,6 +57,10 @@ format: $(READY)  ## format and fix the code with ruff
 demo: $(READY)  ## run the demo: synthetic video, training, report in output/demo
 	$(PY) tools/demo.py --output output/demo $(ARGS)
 
+docs: $(READY)  ## build the site of the documentation in output/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+	@echo "Open output/site/index.html; with search: $(PY) -m http.server --directory output/site"
+
 doctor: $(READY)  ## check versions, device and memory, and say how to fix problems
 	$(PY) tools/doctor.py $(ARGS)
 
@@ -72,7 +76,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-$(READY): requirements.txt requirements-dev.txt requirements-deploy.txt requirements-pretraining.txt pyproject.toml tools/install_detectron2.py
+$(READY): requirements.txt requirements-dev.txt requirements-deploy.txt requirements-pretraining.txt requirements-docs.txt pyproject.toml tools/install_detectron2.py
 	@PYTHON="$(PYTHON)" bash tools/setup.sh $(VENV)
 	@echo "$(CURDIR)" >$@
 

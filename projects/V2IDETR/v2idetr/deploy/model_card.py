@@ -114,7 +114,7 @@ def _front_matter(info: ModelInfo, path: Path, splits: Sequence[Mapping[str, Any
         "license": UNKNOWN,  # of the weights: whoever owns the data decides
         "library_name": "v2idetr",
         "pipeline_tag": "object-detection",
-        "tags": ["v2i-detr", "medical", "video", path.suffix.lstrip(".")],
+        "tags": ["v2i-detr", "medical", "video", "onnx" if path.suffix == ".onnx" else "openvino"],
     }
     results = [
         {
