@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from tests.deploy.exports import Export
 from tests.docs.pages import PAGES, blocks, name_of
 from tests.runtime.tiny_videos import write_video
 from tests.tiny_runs import make_run
+from v2i_runtime.backends import open_backend
 from v2idetr.data.reference_sampler import AdjacentSampler
+from v2idetr.deploy.export import describe
 from v2idetr.distillation.loss import DistillationLoss
 from v2idetr.engine.stage_graph import build_stage
 from video_detectors.frame_states import VideoMemory, images_of
@@ -61,18 +64,28 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def exports(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with student.onnx and student.xml, which know their threshold."""
+    folder = tmp_path_factory.mktemp("exports")
+    for form in ("onnx", "openvino"):
+        for part in exported("detr", form).parent.glob("student.*"):
+            shutil.copy(part, folder)
+    for path in (folder / "student.onnx", folder / "student.xml"):
+        info = open_backend(path, device="CPU", threads=1).info
+        describe(path, replace(info, score_threshold=0.3))
+    return folder
+
+
 @pytest.fixture
 def place(
-    tmp_path: Path, student: Callable[[str], Path], exported: Export, tiny_data: dict[str, Any]
+    tmp_path: Path, student: Callable[[str], Path], exports: Path, tiny_data: dict[str, Any]
 ) -> Path:
     """A folder with the files that the pages name, as a reader would have them."""
     run = tmp_path / "output" / "demo" / "run" / "student"
     shutil.copytree(student("detr").parent, run)
     (run / "evaluation.json").write_text(evaluation(run / "best.pth"))
-    for form in ("onnx", "openvino"):
-        file = exported("detr", form)
-        for part in file.parent.glob("student.*"):
-            shutil.copy(part, tmp_path)
+    shutil.copytree(exports, tmp_path, dirs_exist_ok=True)
     shutil.copytree(tiny_data["val"]["image_root"], tmp_path / "data" / "frames")
     for name, split in {"val": tiny_data["val"], "test": tiny_data["test"]["held_out"]}.items():
         shutil.copy(split["json"], tmp_path / "data" / f"{name}.json")
