@@ -76,7 +76,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-$(READY): requirements.txt requirements-dev.txt requirements-deploy.txt requirements-pretraining.txt requirements-docs.txt pyproject.toml tools/install_detectron2.py
+$(READY): requirements.txt requirements-dev.txt requirements-deploy.txt requirements-pretraining.txt requirements-app.txt requirements-docs.txt pyproject.toml tools/install_detectron2.py
 	@PYTHON="$(PYTHON)" bash tools/setup.sh $(VENV)
 	@echo "$(CURDIR)" >$@
 

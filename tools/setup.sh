@@ -76,7 +76,7 @@ make_environment
 : >"$log"
 echo "[2/4] Libraries (first time: some minutes, 6 GB of disk)"
 install -r requirements.txt -r requirements-dev.txt -r requirements-deploy.txt \
-  -r requirements-pretraining.txt -r requirements-docs.txt
+  -r requirements-pretraining.txt -r requirements-app.txt -r requirements-docs.txt
 echo "[3/4] detectron2"
 "$py" tools/install_detectron2.py
 echo "[4/4] This project, editable"

@@ -1,0 +1,62 @@
+"""tools/app.py refuses what does not fit together, before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.review.tiny_review import write_video
+from tools.app import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["RUN", "--model", "a.onnx"], "--model is for a video"),
+        (["--model", "a.onnx"], "--model is for a video"),
+        (["VIDEO"], "is no run (no config.yaml); for a video give --model"),
+        (["VIDEO", "--model", "a.onnx", "--against", "RUN"], "--against compares runs"),
+        (["--port", "70000"], "--port 70000: must be 0 to 65535"),
+        (["--max-upload-mib", "0"], "--max-upload-mib 0: must be at least 1"),
+        (["--fps", "0"], "--fps 0.0: must be above 0"),
+        (["--fps", "nan"], "--fps nan: must be above 0"),
+        (["--root", "nowhere"], "--root nowhere: no such folder"),
+        (["VIDEO", "--model", "gone.onnx"], "--model gone.onnx: no such file"),
+        (["BROKEN", "--model", "MODEL", "--port", "0"], "notes.mp4: cannot be read as a video"),
+        (["RUN", "--port", "0"], "run.json"),
+    ],
+)
+def test_what_does_not_fit_is_said_and_nothing_is_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    (tmp_path / "notes.mp4").write_text("no video")
+    (tmp_path / "model.onnx").touch()
+    names = {
+        "RUN": str(run),
+        "VIDEO": str(write_video(tmp_path / "a.mp4", frames=2)),
+        "BROKEN": str(tmp_path / "notes.mp4"),
+        "MODEL": str(tmp_path / "model.onnx"),
+    }
+    root = [] if "--root" in arguments else ["--root", str(tmp_path)]
+    full = [names.get(argument, argument) for argument in arguments]
+    assert main([*full, *root, "--no-browser"]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.startswith("app: ")
+    assert not printed.out
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["--root", str(tmp_path), "--port", str(port), "--no-browser"]) == 2
+    assert f"--port {port}: cannot be used" in capsys.readouterr().err
