@@ -13,6 +13,7 @@ The page is for this machine alone: it listens on 127.0.0.1. What can be chosen 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -62,14 +63,19 @@ def check(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the page until it is interrupted; returns 2 after an error."""
+    """Serve the page until it is interrupted; returns 2 after an error, 130 if cut off before."""
     options = parse(arguments)
     try:
         check(options)
     except ValueError as error:
         print(f"app: {error}", file=sys.stderr)
         return 2
-    return serve(options)
+    # The default of SIGTERM would leave uploads behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return serve(options)
+    except KeyboardInterrupt:
+        return 130
 
 
 def serve(options: argparse.Namespace) -> int:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.review.tiny_review import write_video
 from tools.app import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def handler_of_sigterm_stays() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +68,33 @@ def test_what_does_not_fit_is_said_and_nothing_is_served(
 
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import socket
-
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         assert main(["--root", str(tmp_path), "--port", str(port), "--no-browser"]) == 2
     assert f"--port {port}: cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_page_is_served_until_a_signal_and_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, str(ROOT / "tools" / "app.py"), "--port", "0", "--no-browser"]
+    with subprocess.Popen(
+        [*command, "--root", str(tmp_path)],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[0]
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b"V2I-DETR" in answer.read()
+        assert [path.name[:11] for path in temporary.iterdir()] == ["v2i_review_"]
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    assert not list(temporary.iterdir())

@@ -66,6 +66,15 @@ def test_false_alarms_are_those_of_the_deployment_report(
         assert figures["video"]["alarms"] == expected["held_out", video_id]
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.3, 0.31, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
+def test_flagged_frames_are_what_the_figures_count(judged: JudgedSplit, threshold: float) -> None:
+    # A frame has at most one lesion, and at most one box beside it.
+    judgement = judged.judgements[PLAIN]["iou50"]
+    counts = judged.figures(PLAIN, "iou50", threshold, 0)["split"]
+    assert judgement.flags("miss", threshold).sum() == counts["fn"]
+    assert judgement.flags("false", threshold).sum() == counts["fp"]
+
+
 def test_a_jump_goes_to_the_next_run_of_misses_across_videos_and_around(
     judged: JudgedSplit,
 ) -> None:

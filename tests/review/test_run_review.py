@@ -62,14 +62,28 @@ def copy(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "other"))
 
 
-def test_detectors_of_another_run_are_compared_under_names_of_their_own(
+def test_detectors_of_several_runs_have_the_names_of_their_runs(
     finished_run: Path, copy: Path
 ) -> None:
     both = RunReview([finished_run, copy])
-    names = [shown.name for shown in both.detectors]
-    assert names[:3] == ["Teacher", "Plain student", "V2I student"]
-    assert names[3:] == ["Teacher (other)", "Plain student (other)", "V2I student (other)"]
+    titles = ("Teacher", "Plain student", "V2I student")
+    names = [f"{title} ({run})" for run in ("run", "other") for title in titles]
+    assert [shown.name for shown in both.detectors] == names
     assert len(both.clip(0, 0, 0)["detectors"]) == 6
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(finished_run, tmp_path / "second" / finished_run.name))
+    names = [shown.name for shown in RunReview([finished_run, copy]).detectors]
+    assert names[0] == f"Teacher ({finished_run.parent.name}/run)"
+    assert names[3] == "Teacher (second/run)"
+
+
+def test_a_run_is_not_compared_with_itself(finished_run: Path) -> None:
+    with pytest.raises(ValueError, match="is given twice"):
+        RunReview([finished_run, finished_run])
 
 
 def test_a_run_on_other_frames_is_refused(finished_run: Path, copy: Path) -> None:

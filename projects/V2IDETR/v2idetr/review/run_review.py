@@ -212,21 +212,29 @@ def where_it_is(path: str, run: Path) -> Path:
 
 
 def _sources(runs: Sequence[RunFiles]) -> dict[str, Source]:
-    """Evaluated stages of all runs, by title; titles of several runs are told apart."""
-    sources: dict[str, Source] = {}
-    for run in runs:
-        for stage in run.stages.values():
-            if stage.name not in run.evaluations:
-                continue
-            name = stage.title
-            if name in sources:
-                name = f"{stage.title} ({run.folder.resolve().name})"
-            number = 2
-            while name in sources:
-                name = f"{stage.title} ({run.folder.resolve().name}, {number})"
-                number += 1
-            sources[name] = Source(run, stage)
-    return sources
+    """Evaluated stages of all runs, by title; of several runs with the name of the run."""
+    labels = _labels([run.folder.resolve() for run in runs])
+    return {
+        f"{stage.title} ({label})" if len(runs) > 1 else stage.title: Source(run, stage)
+        for run, label in zip(runs, labels, strict=True)
+        for stage in run.stages.values()
+        if stage.name in run.evaluations
+    }
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The last parts of paths, as many as it takes to tell them apart.
+
+    Raises:
+        ValueError: a folder is given twice.
+    """
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(f"{folder}: is given twice; compare different runs.")
+    parts = 1
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
+        parts += 1
+    return ["/".join(folder.parts[-parts:]) for folder in folders]
 
 
 def _shown(name: str, source: Source) -> Shown:
