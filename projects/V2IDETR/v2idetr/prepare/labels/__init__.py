@@ -11,11 +11,12 @@
     splits        videos or patients -> train, val and test
     suggestion    what was imported -> sizes, steps and memory of a config
 
-The readers are our own because no library keeps what medical video needs. supervision 0.31 and
-labelformat 0.1 read boxes of images, leave out what is none (polygons, rotation, lines that they
-cannot parse) without a count, and know no tracks; datumaro 1.13 lists only the frames that a CVAT
-file lists, and takes a track's boxes with ``outside="1"`` for visible ones. Libraries do the rest:
-defusedxml, PyYAML, pycocotools; and in the tests, their writers make the files.
+The readers are our own because no library keeps what medical video needs. For supervision 0.31 an
+image without a label file is one without a lesion; it drops ids of lesions and rotation, and reads
+no CVAT and no Label Studio. labelformat 0.1 leaves out polygons and rotation without a count, and
+knows no tracks. datumaro 1.13 lists only the frames that a CVAT file lists, and takes a track's
+boxes with ``outside="1"`` for visible ones. Libraries do the rest: defusedxml, PyYAML, pycocotools;
+and in the tests, their writers make the files.
 
 A path in a label file is never opened: it is compared with the names of the media that were found.
 """
