@@ -94,6 +94,20 @@ def test_a_run_on_other_frames_is_refused(finished_run: Path, copy: Path) -> Non
         RunReview([finished_run, copy]).videos(0)
 
 
+def test_a_run_on_as_many_other_frames_is_refused(
+    finished_run: Path, copy: Path, tmp_path: Path
+) -> None:
+    config = copy / "config.yaml"
+    text = config.read_text()
+    source = Path(text[text.index("held_out:") :].split("json:")[1].split()[0])
+    content = json.loads(source.read_text())
+    content["images"][0]["file_name"] = "elsewhere.png"
+    (tmp_path / "renamed.json").write_text(json.dumps(content))
+    config.write_text(text.replace(str(source), str(tmp_path / "renamed.json")))
+    with pytest.raises(ValueError, match=r"other: was evaluated on other frames .*renamed\.json"):
+        RunReview([finished_run, copy]).videos(0)
+
+
 def test_a_run_without_a_split_is_refused(finished_run: Path, copy: Path) -> None:
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("held_out:", "elsewhere:"))
@@ -130,7 +144,9 @@ def test_without_a_frame_rate_false_alarms_a_minute_are_unknown(copy: Path, tmp_
     assert given["alarms_a_minute"] == pytest.approx(25 * 60 / FRAMES)
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "../images_secret/a.png"]
+)
 def test_a_frame_outside_the_image_root_is_not_shown(tmp_path: Path, name: str) -> None:
     root = tmp_path / "images"
     with pytest.raises(ValueError, match="is not below the image root"):
