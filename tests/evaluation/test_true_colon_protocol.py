@@ -104,7 +104,9 @@ def test_frames_of_one_name_in_several_videos_are_not_merged(tmp_path: Path) -> 
 
 
 def test_without_lesion_free_frames_rates_of_false_alerts_are_undefined(tmp_path: Path) -> None:
-    pool, frames = labelled(tmp_path, [[(True, [("hit", 0.9), ("wrong", 0.9)])]], info={"fps": 25})
+    pool, frames = labelled(
+        tmp_path, [[(True, [("hit", 0.9), ("wrong", 0.9)])] * 15], info={"fps": 25}
+    )
     result = apply_protocol(pool, frames, 0.5)
     assert result["frame"]["tpr"] == 1.0 and result["frame"]["fpr"] is None
     assert result["frame"]["precision"] is None and result["afroc"]["fpf"] is None
@@ -145,6 +147,19 @@ def test_a_window_that_holds_too_few_frames_is_undefined(tmp_path: Path) -> None
     pool, frames = labelled(tmp_path, videos, info={"fps": 10})
     summary = apply_protocol(pool, frames, 0.5)["lesion"]["summary"]
     assert summary["detected_within_1s"] is None and summary["detected_within_3s"] == 1
+
+
+def test_lesions_that_are_shown_too_briefly_are_not_called_late(tmp_path: Path) -> None:
+    def within(frames_shown: int) -> tuple[int | None, str]:
+        videos = [[(True, [("hit", 0.9)])] * frames_shown + [(False, [])]]
+        pool, frames = labelled(tmp_path, videos, info={"fps": 25})
+        result = apply_protocol(pool, frames, 0.5)
+        reasons = " ".join(row["why"] for row in result["undefined"])
+        return result["lesion"]["summary"]["detected_within_5s"], reasons
+
+    count, why = within(14)
+    assert count is None and "no lesion is shown on more than 14" in why
+    assert within(15) == (1, "")
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-7])

@@ -214,30 +214,31 @@ def _clear_undefined(
 
 def _clear_times(lesion: dict[str, Any], pool: Pool) -> list[dict[str, str]]:
     rows = [lesion["summary"], *lesion["records"]]
-    rate = pool.frame_rate_hz
     settings = LesionConfig()
-    if rate is None:
+    windows, most = settings.latency_windows_seconds, settings.min_detected_frames_in_window
+    longest = max(record["n_frames_visible"] for record in lesion["records"])
+
+    def clear(keys: Sequence[str], what: str, why: str) -> list[dict[str, str]]:
         for row in rows:
-            for key in [
-                *SECONDS,
-                *(f"detected_within_{s}s" for s in settings.latency_windows_seconds),
-            ]:
-                if key in row:
-                    row[key] = None
+            row |= dict.fromkeys(row.keys() & set(keys))
+        return [{"what": what, "why": why}]
+
+    def within(seconds: Sequence[int]) -> list[str]:
+        return [f"detected_within_{s}s" for s in seconds]
+
+    if (rate := pool.frame_rate_hz) is None:
+        what = "Latency in seconds, lesions detected within seconds"
         why = "the frame rate is unknown, or differs between videos: give --fps"
-        return [{"what": "Latency in seconds, lesions detected within seconds", "why": why}]
-    most = settings.min_detected_frames_in_window
-    short = [s for s in settings.latency_windows_seconds if int(s * rate) < most]
-    for row in rows:
-        for seconds in short:
-            row[f"detected_within_{seconds}s"] = None
-    if not short:
-        return []
-    what = f"Lesions detected within {', '.join(map(str, short))} s"
-    why = (
-        f"the protocol wants {most} frames with a detection, and {rate:g} frames a second are fewer"
-    )
-    return [{"what": what, "why": why}]
+        return clear([*SECONDS, *within(windows)], what, why)
+    if longest < most:
+        why = f"the protocol wants {most} frames with a detection, and no lesion is shown on more "
+        why += f"than {longest}"
+        return clear(within(windows), "Lesions detected within seconds", why)
+    if short := [s for s in windows if int(s * rate) < most]:
+        what = f"Lesions detected within {', '.join(map(str, short))} s"
+        why = f"the protocol wants {most} frames with a detection, and {rate:g} frames a second "
+        return clear(within(short), what, why + "are fewer")
+    return []
 
 
 def _name_lesions(records: list[dict[str, Any]], pool: Pool) -> None:
