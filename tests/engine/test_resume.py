@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import dataloader
 
 from tests.tiny_runs import before_step, run, same, send
 from v2idetr.engine import stage as stage_module
@@ -86,6 +90,46 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
     if number == signal.SIGTERM:
         assert in_child(lambda: run(tiny_config, output, resume=True)) == 0
         assert_equal_runs(uninterrupted, output)
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["computing", "waiting for data"])
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint_and_no_error(
+    tiny_config, tmp_path, in_child, waiting, capfd
+) -> None:
+    """As `timeout` sends it: to the program, then to its group with the data workers."""
+
+    def signal_all() -> None:
+        workers, me = multiprocessing.active_children(), os.getpid()
+        assert len(workers) == 2
+        subprocess.Popen(["sh", "-c", f"trap '' TERM; kill {me}; kill -TERM -{me}"])
+        for worker in workers:
+            worker.join()
+
+    def stopped() -> int:
+        os.setpgid(0, 0)
+        if waiting:
+            before_batch(6, signal_all)
+        else:
+            before_step(5, signal_all)
+        late = ["train.num_workers=2", "train.eval_period=6", "train.checkpoint_period=6"]
+        return run(tiny_config, tmp_path / "run", overrides=late)
+
+    assert in_child(stopped) == 143
+    said = capfd.readouterr()
+    assert "--resume" in said.out and "Traceback" not in said.out + said.err
+    assert load_checkpoint(tmp_path / "run" / "plain" / "last.pth").iteration == 5
+
+
+def before_batch(number: int, act: Callable[[], None]) -> None:
+    """In this process, call `act` before the n-th batch is asked for."""
+    original, count = dataloader._BaseDataLoaderIter.__next__, iter(range(1, 10))
+
+    def patched(batches):
+        if next(count) == number:
+            act()
+        return original(batches)
+
+    dataloader._BaseDataLoaderIter.__next__ = patched
 
 
 def test_a_terminal_that_closes_leaves_time_for_the_checkpoint(

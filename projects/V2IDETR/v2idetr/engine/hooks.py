@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
+from torch import Tensor
 
 from v2i_runtime.progress import progress_bar
 from v2idetr.distillation.student import DistilledStudent
@@ -75,15 +74,13 @@ class DistillationHook(TrainerHook):
     def before_forward(self, batch: list[Sample]) -> dict[str, Any]:
         return {"knowledge": self.student.knowledge(self.teacher, batch)}
 
+    def measured(self) -> dict[str, Tensor]:
+        found = self.student.agreement
+        last = found.pop() if found else {}
+        return {f"agreement/{name}": value for name, value in last.items()}
+
     def after_step(self) -> None:
-        found, self.student.agreement = self.student.agreement, None
-        if not found or not found[0]:
-            return
-        values = torch.stack([torch.stack(list(measured.values())) for measured in found]).mean(0)
-        if (world := comm.get_world_size()) > 1:
-            dist.all_reduce(values)
-        named = zip(found[0], (values / world).tolist(), strict=True)
-        self.trainer.step_metrics |= {f"agreement/{name}": value for name, value in named}
+        self.student.agreement = None
 
 
 class MetricsLog(TrainerHook):
@@ -194,9 +191,10 @@ class CheckpointWriter(TrainerHook):
     def after_train(self) -> None:
         self._write(FINAL, self.trainer.max_iter, resumable=False)
 
-    def write_last(self) -> None:
-        """Everything needed to continue after the current step."""
-        self._write(LAST, self.trainer.iter + 1, resumable=True)
+    def write_last(self, done: int | None = None) -> None:
+        """Everything needed to continue after so many steps, by default after the current one."""
+        done = self.trainer.iter + 1 if done is None else done
+        self._write(LAST, done, resumable=True)
 
     def write_best(self, iteration: int) -> None:
         """The weights alone."""
@@ -313,6 +311,13 @@ class Interruption(TrainerHook):
             self.writer.write_last()
             comm.synchronize()  # whoever ends first takes the others down
             raise StopRequested(number)
+
+    def without_batch(self, error: RuntimeError) -> None:
+        """The signal has ended the data workers as well, before this step had its batch."""
+        if self.signals.received is not None:
+            if self.trainer.iter > self.trainer.start_iter:
+                self.writer.write_last(self.trainer.iter)
+            raise StopRequested(self.signals.received) from error
 
 
 def _or_worst(value: float | None) -> float:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -16,11 +17,14 @@ from detectron2.utils import comm
 from v2i_runtime.stop_signals import stop_signals
 from v2idetr.child_processes import Interrupted as StopRequested
 
+SAME_REQUEST_S = 0.1
+
 
 class StopSignals:
     """Within this context a signal raises `StopRequested`; while deferred, it is only noted.
 
-    A second Ctrl-C or SIGTERM acts as if this were not here.
+    A second Ctrl-C or SIGTERM acts as if this were not here. One that follows within 0.1 s is still
+    the first: `timeout` sends its signal to the program and then to the program's group.
     """
 
     def __init__(self) -> None:
@@ -83,7 +87,14 @@ class StopSignals:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
+        if self.received == number:  # during the sleep below
+            return
         self.received = number
+        # Who signals the group, or all processes of a job, has ended the data workers as well.
+        # DataLoader would raise an error about them in the middle of whatever is done now.
+        children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._previous.setdefault(signal.SIGCHLD, children)
+        time.sleep(SAME_REQUEST_S)
         signal.signal(number, self._second_time(number))
         if not self._deferred:
             raise StopRequested(number)

@@ -48,6 +48,13 @@ class TrainerHook(HookBase):
         """Further keyword arguments of the model for this micro-batch."""
         return {}
 
+    def measured(self) -> dict[str, Tensor]:
+        """Numbers about the last forward pass for `step_metrics`, by name, without gradients."""
+        return {}
+
+    def without_batch(self, error: RuntimeError) -> None:
+        """The next batch cannot be loaded; the error is raised unless this raises another one."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned in an earlier process."""
 
@@ -128,13 +135,14 @@ class Trainer(TrainerBase):
     def run_step(self) -> None:
         """One batch, one update."""
         start, processor_start = time.perf_counter(), time.process_time()
-        batch = next(self._iterator)
+        batch = self._next_batch()
         data_time_s = time.perf_counter() - start
         seed_step(self.seed, self.stage, self.iter, comm.get_rank())
         micro_batches = split_batch(batch, self.accumulate)
         num_boxes = self._boxes_per_micro_batch(batch)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         for index, micro_batch in enumerate(micro_batches):
             with self._gradients_shared(index == len(micro_batches) - 1):
                 losses = self._forward(micro_batch, num_boxes)
@@ -144,7 +152,8 @@ class Trainer(TrainerBase):
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value / self.accumulate
         norm = self._update(batch)
-        self.step_metrics = {"total_loss": sum(sums.values()), **sums, "grad_norm": norm}
+        total_loss = sum(sums[name] for name in losses)
+        self.step_metrics = {"total_loss": total_loss, **sums, "grad_norm": norm}
         frames = self.network.count_frames(batch) * comm.get_world_size()
         self.step_metrics["labelled_frames"] = float(frames)
         self.step_metrics["data_time_s"] = data_time_s
@@ -154,6 +163,15 @@ class Trainer(TrainerBase):
         if self.device.type == "cuda":
             processor_time_s = time_s - data_time_s
         self.step_metrics["processor_time_s"] = processor_time_s
+
+    def _next_batch(self) -> list[Sample]:
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            for hook in self._hooks:
+                if isinstance(hook, TrainerHook):
+                    hook.without_batch(error)
+            raise
 
     def _losses(
         self, model: Callable[..., Any], batch: list[Sample], num_boxes: float
@@ -199,15 +217,23 @@ class Trainer(TrainerBase):
     def _checked(
         self, losses: dict[str, Tensor], batch: list[Sample], num_boxes: float
     ) -> dict[str, float]:
-        """Mean of each loss over processes; all of them raise together where one is not finite."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        """Means over processes of the losses, then of what hooks have measured.
+
+        All processes raise together where a loss is not finite.
+        """
+        everything = dict(losses)
+        for hook in self._hooks:
+            if isinstance(hook, TrainerHook):
+                everything |= hook.measured()
+        values = torch.stack([value.detach().float() for value in everything.values()])
         if (world := comm.get_world_size()) > 1:
             dist.all_reduce(values)
-        if not bool(torch.isfinite(values).all()):
-            names = [n for n, v in zip(losses, values.tolist(), strict=True) if not np.isfinite(v)]
+        if not bool(torch.isfinite(values[: len(losses)]).all()):
+            found = zip(losses, values.tolist(), strict=False)  # the losses come first
+            names = [name for name, value in found if not np.isfinite(value)]
             problem = f"the loss ({', '.join(names)}) is not finite"
             raise NonFiniteLossError(self._report(problem, self._culprits(batch, num_boxes)))
-        return dict(zip(losses, (values / world).tolist(), strict=True))
+        return dict(zip(everything, (values / world).tolist(), strict=True))
 
     @torch.no_grad()
     def _culprits(self, batch: list[Sample], num_boxes: float) -> list[str]:
