@@ -1,4 +1,4 @@
-"""A few small pictures, and a config that trains all three stages on them in seconds."""
+"""A few small images, and a config that trains all three stages on them in seconds."""
 
 from __future__ import annotations
 

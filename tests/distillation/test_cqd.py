@@ -283,7 +283,7 @@ def net(request: pytest.FixtureRequest) -> DeformableDETR:
 
 
 def remember(net: DeformableDETR) -> tuple[Memory, Queries, Queries]:
-    """A memory of two pictures, the net's own queries, and five from elsewhere."""
+    """A memory of two images, the net's own queries, and five from elsewhere."""
     images = Images(torch.randn(2, 3, 64, 96), [(64, 96)] * 2)
     memory = net.encode(net.extract(images))
     reference = torch.rand(2, 5, net.reference_dim) * 0.6 + 0.2

@@ -145,7 +145,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(mask: str, distance: st
 @pytest.mark.parametrize("normalizer", ["pixels", "elements", "mask_sum"])
 @pytest.mark.parametrize("distance", ["l1", "mse"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_padding_is_no_pixel_of_the_picture(mask: str, distance: str, normalizer: str) -> None:
+def test_padding_is_no_pixel_of_the_image(mask: str, distance: str, normalizer: str) -> None:
     student, teacher, lesions, attended = sample(1)
     fd = distil(4, mask=mask, distance=distance, normalizer=normalizer)
     alone = fd.compare(features(student), features(teacher), lesions, attended)

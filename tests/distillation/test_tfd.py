@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation, gaussian_mask
 from v2idetr.modeling.interface import Features
 
-# The measured example: a lesion of 200 x 160 px in a picture of 800 x 1066, its centre on the
-# picture's.
+# The measured example: a lesion of 200 x 160 px in an image of 800 x 1066, its centre on the
+# image's.
 MIDDLE = (433.0, 320.0, 633.0, 480.0)
 PICTURE = (800, 1066)
 
@@ -179,7 +179,7 @@ def test_a_lesion_in_the_last_corner_stays_on_the_grid() -> None:
 
 
 def test_the_mask_follows_the_stride_and_not_the_ratio_of_sizes() -> None:
-    # The same lesion in the same picture, padded more: the same cells.
+    # The same lesion in the same image, padded more: the same cells.
     tight, padded = (
         gaussian_mask(boxes(MIDDLE), 32, 25, 34),
         gaussian_mask(boxes(MIDDLE), 32, 40, 40),
@@ -264,7 +264,7 @@ def test_only_the_student_learns_and_only_where_the_lesion_is() -> None:
     assert torch.equal(touched, gaussian_mask(lesion, 32, 5, 6) > 0)
 
 
-def test_padding_is_no_pixel_of_the_picture() -> None:
+def test_padding_is_no_pixel_of_the_image() -> None:
     tfd = TargetGuidedFeatureDistillation(student_dim=4, teacher_dim=4)
     student, teacher = torch.randn(4, 3, 4), torch.randn(4, 3, 4)
     lesion = [boxes((20, 20, 110, 80))]

@@ -49,17 +49,17 @@ def near(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return np.abs(pixels.astype(int) - np.array(colour)).max(-1) < 60
 
 
-def panel(samples: SampleFrames, picture: np.ndarray) -> np.ndarray:
+def panel(samples: SampleFrames, image: np.ndarray) -> np.ndarray:
     """The first frame, below the heading."""
     top = 2 * samples._text.height_px + drawing.GAP
-    return picture[top : top + WIDTH * 96 // 128, :WIDTH]
+    return image[top : top + WIDTH * 96 // 128, :WIDTH]
 
 
 def test_a_detection_is_drawn_where_it_is_in_the_original_frame(tmp_path: Path) -> None:
     samples = SampleFrames("plain", tmp_path, [frame(1, [])], class_names=["polyp"])
-    path, picture = drawn(samples, found(1, [[64, 48, 192, 144]], [0.8]))
+    path, image = drawn(samples, found(1, [[64, 48, 192, 144]], [0.8]))
     assert path == tmp_path / "samples" / "000300.jpg"
-    cyan = near(panel(samples, picture), drawing.FOUND)
+    cyan = near(panel(samples, image), drawing.FOUND)
     rows, columns = np.flatnonzero(cyan.sum(1) > WIDTH / 3), np.flatnonzero(cyan.sum(0) > WIDTH / 4)
     height = WIDTH * 96 // 128
     assert rows[-1] == pytest.approx(height * 0.75, abs=2)
@@ -84,10 +84,10 @@ def test_ground_truth_and_the_mask_lie_on_the_lesion(tmp_path: Path) -> None:
     samples = SampleFrames(
         "student", tmp_path, [frame(1, [[32, 32, 64, 64]])], class_names=["polyp"], tfd=tfd
     )
-    _, picture = drawn(samples)
+    _, image = drawn(samples)
     height = WIDTH * 96 // 128
     top = 2 * samples._text.height_px + drawing.GAP
-    above, below = picture[top : top + height], picture[top + height : top + 2 * height]
+    above, below = image[top : top + height], image[top + height : top + 2 * height]
     white = np.argwhere(near(above, drawing.TRUTH))
     assert white.min(0) == pytest.approx([height / 3, WIDTH / 4], abs=2)
     assert white.max(0) == pytest.approx([2 * height / 3, WIDTH / 2], abs=2)

@@ -87,33 +87,33 @@ class SampleFrames:
         chosen_by = sorted(m for m in metrics if m.endswith("/threshold"))[-1:]  # iou50's first
         threshold = metrics[chosen_by[0]] if chosen_by else math.nan
         threshold = threshold if math.isfinite(threshold) else NO_THRESHOLD
-        picture = self._picture(iteration, threshold)
+        image = self._image(iteration, threshold)
         path = self.folder / f"{iteration:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = jpeg_thumbnail(picture, max_width=picture.shape[1], quality=QUALITY)
+        data = jpeg_thumbnail(image, max_width=image.shape[1], quality=QUALITY)
         write_atomically(path, lambda file: file.write(data))
         return path
 
-    def _picture(self, iteration: int, threshold: float) -> UInt8[np.ndarray, "H W 3"]:
+    def _image(self, iteration: int, threshold: float) -> UInt8[np.ndarray, "H W 3"]:
         cells = [self._cell(sample, threshold) for sample in self.samples]
         columns = min(COLUMNS, len(cells))
         rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
         heights = [max(len(cell) for cell in row) for row in rows]
         top = 2 * self._text.height_px + GAP
         width = columns * (PANEL_WIDTH + GAP) - GAP
-        picture = np.full((top + sum(heights) + GAP * len(rows), width, 3), 24, np.uint8)
+        image = np.full((top + sum(heights) + GAP * len(rows), width, 3), 24, np.uint8)
         words = f"{self.stage}, step {iteration}"
         legend = f"dashed: ground truth; cyan: detections, score from {threshold:.2f}"
         legend += "; below: TFD's mask" if self.tfd else ""
-        self._text.draw(picture, words, (0, 0), opacity=0.0)
-        self._text.draw(picture, legend, (0, self._text.height_px), opacity=0.0)
+        self._text.draw(image, words, (0, 0), opacity=0.0)
+        self._text.draw(image, legend, (0, self._text.height_px), opacity=0.0)
         y = top
         for row, height in zip(rows, heights, strict=True):
             for column, cell in enumerate(row):
                 x = column * (PANEL_WIDTH + GAP)
-                picture[y : y + len(cell), x : x + PANEL_WIDTH] = cell
+                image[y : y + len(cell), x : x + PANEL_WIDTH] = cell
             y += height + GAP
-        return picture
+        return image
 
     def _cell(self, sample: dict[str, Any], threshold: float) -> UInt8[np.ndarray, "H W 3"]:
         """One frame with its boxes, and below it, in a student's, the mask."""
@@ -170,12 +170,12 @@ class SampleFrames:
         weight = cv2.resize(cells, size, interpolation=cv2.INTER_NEAREST)[..., None]
         grey = cv2.cvtColor(panel, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, 2)
         painted = 0.6 * grey * (1 - 0.75 * weight) + 0.75 * weight * np.array(MASK)
-        picture = painted.round().astype(np.uint8)
+        image = painted.round().astype(np.uint8)
         for box in truth:
-            _dashed(picture, box, TRUTH)
+            _dashed(image, box, TRUTH)
         if not len(truth):
-            self._label.draw(picture, "no lesion: mask and loss are zero", (0, 0))
-        return picture
+            self._label.draw(image, "no lesion: mask and loss are zero", (0, 0))
+        return image
 
 
 def sample_frames_of(run: RunContext, stage: Stage, models: StageModels) -> SampleFrames | None:
