@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from v2i_runtime.detections import Detections
+from v2i_runtime.image_files import jpeg_thumbnail
 from v2i_runtime.overlay import Overlay
 from v2i_runtime.predictor import FramePrediction
 from v2i_runtime.sources import SourceFrame
@@ -57,5 +57,5 @@ class FrameDetections(Detections):
         return f"{len(self)} in {name}" + "".join(f"\n  {line}" for line in found)
 
     def _repr_jpeg_(self) -> bytes:
-        bgr = cv2.cvtColor(self.draw(), cv2.COLOR_RGB2BGR)
-        return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        drawn = self.draw()
+        return jpeg_thumbnail(drawn, max_width=drawn.shape[1], quality=JPEG_QUALITY)

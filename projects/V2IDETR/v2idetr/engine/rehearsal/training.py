@@ -121,7 +121,10 @@ def train_on(
     if not outcome.error and not outcome.frames:
         look(outcome, models.model, frames)
     outcome.time_s = time.monotonic() - start
-    outcome.moved = {name: _change(old, new) for name, (old, new) in _pairs(before, optimizer)}
+    outcome.moved = {
+        group["name"]: _change(before[group["name"]], group["params"])
+        for group in optimizer.param_groups
+    }
     return outcome
 
 
@@ -187,12 +190,6 @@ class _Watch(TrainerHook):
 
 def _weights(optimizer: Any) -> dict[str, list[torch.Tensor]]:
     return {g["name"]: [p.detach().clone() for p in g["params"]] for g in optimizer.param_groups}
-
-
-def _pairs(
-    before: dict[str, list[torch.Tensor]], optimizer: Any
-) -> list[tuple[str, tuple[list[torch.Tensor], list[torch.Tensor]]]]:
-    return [(g["name"], (before[g["name"]], list(g["params"]))) for g in optimizer.param_groups]
 
 
 @torch.no_grad()
