@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--against", nargs="+", type=Path, default=[], metavar="RUN", help="runs to compare with")
     add("--model", nargs="+", type=Path, default=[], metavar="FILE", help="detectors of the video")
     add("--root", type=Path, default=Path(), help="folder of what can be chosen (default: here)")
-    add("--fps", type=float, help="frame rate where a split's file has none, for alarms a minute")
+    add("--fps", type=float, help="frames a second, in place of what a split's file says")
     add("--port", type=int, default=8080, help="port (default 8080; 0: any that is free)")
     add("--max-upload-mib", type=int, default=2048, help="largest upload (default 2048)")
     add("--no-browser", action="store_true", help="do not open the page in a browser")

@@ -37,6 +37,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from v2idetr.evaluation.rule_names import RULE_NAMES
 from v2idetr.output_folder import check_folder, check_writable, explain_os_error
 from v2idetr.process_setup import ignore_torch_jit
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:  # they import torch
     from v2idetr.evaluation.pool import Pool
 
 PAGE, RECORD = "deployment.html", "deployment.json"
-RULES = ("endovis_center", "iou50")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -88,24 +88,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="VAL_PREDICTIONS",
         help="those of the other detectors, in the order of --against",
     )
-    how = parser.add_argument_group(
-        "threshold", "the highest F1, or one of"
-    ).add_mutually_exclusive_group()
-    add = how.add_argument
-    add("--threshold", type=share, nargs="+", metavar="SCORE", help="fixed: one, or one a detector")
-    add("--recall", type=share, metavar="SHARE", help="the highest with at least this recall")
-    add("--false-alarms", type=rate, metavar="RATE", help="the lowest with so many a minute")
-    add(
-        "--alert-rate",
-        type=share,
-        metavar="SHARE",
-        help="the lowest with detections on at most this share of the lesion-free frames",
-    )
-    add = parser.add_argument
+    add_thresholds(parser)
     add(
         "--rule",
-        choices=RULES,
-        default=RULES[0],
+        choices=RULE_NAMES,
+        default=RULE_NAMES[0],
         help="its threshold is that of TRUE-Colon and of the tables (default %(default)s)",
     )
     add(
@@ -141,6 +128,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="of the bootstrap (default %(default)s)",
     )
     return parser.parse_args(arguments)
+
+
+def add_thresholds(parser: argparse.ArgumentParser) -> None:
+    """Options that choose the score threshold, at most one of them."""
+    how = parser.add_argument_group(
+        "threshold", "the highest F1, or one of"
+    ).add_mutually_exclusive_group()
+    add = how.add_argument
+    add("--threshold", type=share, nargs="+", metavar="SCORE", help="fixed: one, or one a detector")
+    add("--recall", type=share, metavar="SHARE", help="the highest with at least this recall")
+    add("--false-alarms", type=rate, metavar="RATE", help="the lowest with so many a minute")
+    add(
+        "--alert-rate",
+        type=share,
+        metavar="SHARE",
+        help="the lowest with detections on at most this share of the lesion-free frames",
+    )
 
 
 def share(text: str) -> float:
@@ -229,17 +233,19 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     """
     from v2idetr.atomic_file import write_text_atomically
     from v2idetr.evaluation.deployment import Settings, assess
+    from v2idetr.evaluation.true_colon_protocol import TARGET_ALERT_RATE
     from v2idetr.report.deployment_page import MOST_DETECTORS, render
 
     if len(options.against) >= MOST_DETECTORS:
         raise ValueError(f"--against: at most {MOST_DETECTORS - 1} further detectors.")
     pool, val_pool = read_pools(options)
     detectors = read_detectors(options, pool, val_pool)
-    settings = Settings(choice=choice(options), rule=options.rule, resamples=options.resamples)
-    if options.matched_alert_rate is not None:
-        settings = Settings(
-            settings.choice, settings.rule, options.matched_alert_rate, settings.resamples
-        )
+    settings = Settings(
+        choice(options),
+        options.rule,
+        options.matched_alert_rate or TARGET_ALERT_RATE,
+        options.resamples,
+    )
     content = assess(detectors, pool, val_pool, settings, with_progress)
     page = render(content, pool, detectors, RECORD)
     options.output.mkdir(parents=True, exist_ok=True)

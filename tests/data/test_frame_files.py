@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from v2i_runtime.image_files import ImageFileError
 from v2idetr.data.audit import AuditReport
-from v2idetr.data.frame_files import check_files, read_frame
+from v2idetr.data.frame_files import check_files, path_below, read_frame
 
 
 def problems_of(root: Path, *names: str) -> str:
@@ -101,3 +102,20 @@ def test_width_and_height_that_are_swapped_in_the_json_are_said_so(tmp_path: Pat
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="seem to be swapped"):
         read_frame(tmp_path / "a.png", width=30, height=40)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "../images_secret/a.png"]
+)
+def test_a_frame_outside_the_image_root_is_not_shown(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "images"
+    with pytest.raises(ImageFileError, match="is not below the image root"):
+        path_below(root, str(root / name))
+
+
+def test_a_link_below_the_image_root_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    assert path_below(root, str(root / "link" / "a.png")) == root / "link" / "a.png"

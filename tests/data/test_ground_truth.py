@@ -137,6 +137,8 @@ def test_a_video_labelled_on_every_fifth_frame_is_as_long_as_one_labelled_on_all
 def test_an_impossible_frame_rate_is_named(tmp_path: Path, fps: object) -> None:
     with pytest.raises(ValueError, match=r"gt.json: video 1: fps is .*--fps"):
         read(tmp_path, vid(fps=fps))
+    content = {**vid(fps=fps), "info": {"fps": fps}}
+    assert read(tmp_path, content, fps=30.0).frame_rates_hz == {1: 30.0}  # as the message says
 
 
 def test_frames_need_not_exist(tmp_path: Path) -> None:

@@ -28,11 +28,13 @@ def write_videos(
     name: str = "test",
     info: Mapping[str, Any] | None = None,
     lesion_ids: bool = True,
+    step: int = 1,
     file_name: str = "{video}/{frame:06}.png",
 ) -> tuple[Path, Path]:
     """Ground truth and results as files: NAME.json and NAME_results.json.
 
-    The frames' file names repeat in every video, as those of BUV do.
+    The frames' file names repeat in every video, as those of BUV do. Every ``step``-th frame of a
+    video is labelled.
     """
     images, annotations, results = [], [], []
     for v, frames in enumerate(videos, start=1):
@@ -45,7 +47,7 @@ def write_videos(
                     "width": WIDTH,
                     "height": HEIGHT,
                     "video_id": v,
-                    "frame_index": index,
+                    "frame_index": index * step,
                 }
             )
             if lesion:

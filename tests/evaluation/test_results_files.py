@@ -80,6 +80,10 @@ def test_category_ids_of_the_file_become_classes(tmp_path: Path) -> None:
         ('[{"image_id": [], "category_id": {}, "bbox": [0,0,1,1], "score": 1}]', "image_id"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [0,0,1,NaN], "score": 1}]', "four finite"),
         ("[" * 200_000, "is not a COCO results list"),
+        *(
+            (json.dumps([ENTRY, {**ENTRY, "score": score}]), rf"score {score} .* not in \[0, 1\]")
+            for score in (73.5, -0.5)
+        ),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str, said: str) -> None:

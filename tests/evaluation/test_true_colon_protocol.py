@@ -1,4 +1,4 @@
-"""TRUE-Colon's figures are the package's own, and what it cannot know is said."""
+"""TRUE-Colon's metrics are the package's own, and what it cannot know is said."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def direct(videos: Videos, fps: float, threshold: float) -> tuple[Any, Any, Any]
     return evaluator, ground_truth, results
 
 
-def test_figures_are_those_of_calling_the_package_directly(tmp_path: Path) -> None:
+def test_metrics_are_those_of_calling_the_package_directly(tmp_path: Path) -> None:
     videos = random_videos()
     pool, frames = labelled(tmp_path, videos, info={"fps": 25})
     ours = apply_protocol(pool, frames, 0.3)
@@ -160,6 +160,16 @@ def test_lesions_that_are_shown_too_briefly_are_not_called_late(tmp_path: Path) 
     count, why = within(14)
     assert count is None and "no lesion is shown on more than 14" in why
     assert within(15) == (1, "")
+
+
+def test_windows_with_too_few_labelled_frames_are_undefined(tmp_path: Path) -> None:
+    """A perfect detector on every fifth frame at 25 Hz: five labelled frames a second."""
+    videos = [[(True, [("hit", 0.9)])] * 30 + [(False, [])]]
+    pool, frames = labelled(tmp_path, videos, info={"fps": 25}, step=5)
+    result = apply_protocol(pool, frames, 0.5)
+    summary = result["lesion"]["summary"]
+    assert summary["detected_within_1s"] is None and summary["detected_within_5s"] == 1
+    assert "5 labelled frames a second" in result["undefined"][0]["why"]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-7])

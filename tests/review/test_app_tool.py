@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -98,3 +99,17 @@ def test_the_page_is_served_until_a_signal_and_leaves_nothing_behind(
         process.send_signal(number)
         assert process.wait(60) == 0
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("error", [ValueError("no video"), OSError("disk is full")])
+def test_an_upload_that_cannot_be_opened_is_removed(tmp_path: Path, error: Exception) -> None:
+    page = pytest.importorskip("v2idetr.review.page", exc_type=ImportError)
+    place = tmp_path / "upload.video"
+    place.touch()
+    card = page._VideoCard.__new__(page._VideoCard)
+    card.desk, card.models = Mock(), Mock(value=[])
+    card.desk.open_video.side_effect = error
+    card.uploaded = place, "a.mp4"
+    with pytest.raises(type(error)):
+        card.work()
+    assert not place.exists()

@@ -37,7 +37,10 @@ def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "link").symlink_to(tmp_path / "outside")
-    assert look_for(root).videos == []
+    (root / "link.mp4").symlink_to(tmp_path / "outside" / "a.mp4")
+    touch(root / ".hidden.mp4", root / "b.mp4")
+    (root / "inside.mp4").symlink_to(root / "b.mp4")
+    assert [path.name for path in look_for(root).videos] == ["b.mp4", "inside.mp4"]
 
 
 def test_long_lists_are_cut_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def judged(run_review: RunReview) -> JudgedSplit:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("rule", RULES)
-def test_figures_at_the_chosen_threshold_are_those_of_the_evaluation(
+def test_metrics_at_the_chosen_threshold_are_those_of_the_evaluation(
     finished_run: Path, judged: JudgedSplit, stage: str, rule: str
 ) -> None:
     evaluation = json.loads((finished_run / stage / "evaluation.json").read_text())
@@ -37,21 +37,21 @@ def test_figures_at_the_chosen_threshold_are_those_of_the_evaluation(
     assert threshold == THRESHOLD
     test = evaluation["tests"]["held_out"]
     for video in range(VIDEOS):
-        figures = judged.figures(TITLES[stage], rule, threshold, video)
+        metrics = judged.metrics(TITLES[stage], rule, threshold, video)
         expected = test["rules"][rule]
         keys = ("tp", "fp", "fn", "precision", "recall", "f1")
-        assert {k: figures["split"][k] for k in keys} == {k: expected[k] for k in keys}
+        assert {k: metrics["split"][k] for k in keys} == {k: expected[k] for k in keys}
         own = test["per_video"][video]["rules"][rule]
-        assert {k: figures["video"][k] for k in keys} == {k: own[k] for k in keys}
+        assert {k: metrics["video"][k] for k in keys} == {k: own[k] for k in keys}
 
 
 def test_false_alarms_are_runs_of_frames_and_counted_by_the_minute(judged: JudgedSplit) -> None:
-    figures = judged.figures(PLAIN, "iou50", 0.5, 0)
-    assert (figures["video"]["fp"], figures["video"]["alarms"]) == (2, 1)
-    assert (figures["split"]["fp"], figures["split"]["alarms"]) == (3, 2)
+    metrics = judged.metrics(PLAIN, "iou50", 0.5, 0)
+    assert (metrics["video"]["fp"], metrics["video"]["alarms"]) == (2, 1)
+    assert (metrics["split"]["fp"], metrics["split"]["alarms"]) == (3, 2)
     minutes = FRAMES / 25 / 60
-    assert figures["video"]["alarms_a_minute"] == pytest.approx(1 / minutes)
-    assert figures["split"]["alarms_a_minute"] == pytest.approx(2 / (VIDEOS * minutes))
+    assert metrics["video"]["alarms_a_minute"] == pytest.approx(1 / minutes)
+    assert metrics["split"]["alarms_a_minute"] == pytest.approx(2 / (VIDEOS * minutes))
 
 
 @settings(max_examples=25)
@@ -62,15 +62,15 @@ def test_false_alarms_are_those_of_the_deployment_report(
     pool, frames = Pool({"held_out": judged.truth}), judged.frames[PLAIN]
     expected = alarms_by_video(pool, frames, "iou50", threshold)
     for video, video_id in enumerate(judged.video_ids):
-        figures = judged.figures(PLAIN, "iou50", threshold, video)
-        assert figures["video"]["alarms"] == expected["held_out", video_id]
+        metrics = judged.metrics(PLAIN, "iou50", threshold, video)
+        assert metrics["video"]["alarms"] == expected["held_out", video_id]
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.3, 0.31, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
-def test_flagged_frames_are_what_the_figures_count(judged: JudgedSplit, threshold: float) -> None:
+def test_flagged_frames_are_what_the_metrics_count(judged: JudgedSplit, threshold: float) -> None:
     # A frame has at most one lesion, and at most one box beside it.
     judgement = judged.judgements[PLAIN]["iou50"]
-    counts = judged.figures(PLAIN, "iou50", threshold, 0)["split"]
+    counts = judged.metrics(PLAIN, "iou50", threshold, 0)["split"]
     assert judgement.flags("miss", threshold).sum() == counts["fn"]
     assert judgement.flags("false", threshold).sum() == counts["fp"]
 

@@ -34,8 +34,8 @@ def wait_for_text(page: Any, name: str, wanted: str) -> None:
     )
 
 
-def figures(page: Any, part: str, rule: str = "iou50", detector: int = PLAIN) -> list[str]:
-    row = page.locator(f"[data-test=figures{detector}] [data-test={part}-{rule}] td")
+def metrics(page: Any, part: str, rule: str = "iou50", detector: int = PLAIN) -> list[str]:
+    row = page.locator(f"[data-test=metrics{detector}] [data-test={part}-{rule}] td")
     return row.all_inner_texts()
 
 
@@ -69,7 +69,7 @@ def test_a_run_is_shown_with_its_detectors_side_by_side_and_followed_by_keys(
     names = page.locator(".panel h2").all_inner_texts()
     assert names == ["Teacher", "Plain student", "V2I student"]
     assert "not a medical device" in page.inner_text("body")
-    assert figures(page, "video") == ["60.0", "60.0", "60.0", "1", "250"]
+    assert metrics(page, "video") == ["60.0", "60.0", "60.0", "1", "250"]
     page.keyboard.press("m")
     wait_for_text(page, "place", "frame 3 of 6")
     assert text(page, "verdict1") == "missed"
@@ -79,20 +79,20 @@ def test_a_run_is_shown_with_its_detectors_side_by_side_and_followed_by_keys(
     assert text(page, "verdict1") == "found, 1 false alarm"
 
 
-def test_the_threshold_changes_boxes_and_figures_at_once(page: Any, served: Served) -> None:
+def test_the_threshold_changes_boxes_and_metrics_at_once(page: Any, served: Served) -> None:
     open_review(page, served)
     page.keyboard.press("f")
     wait_for_text(page, "place", "frame 5 of 6")
     assert is_pink(page, PLAIN)
     move_threshold(page, 0.75)
-    wait_for_text(page, "figures1", "75.0")
+    wait_for_text(page, "metrics1", "75.0")
     assert text(page, "verdict1") == "found"
     assert not is_pink(page, PLAIN)
-    assert figures(page, "video") == ["100.0", "60.0", "75.0", "0", "0.00"]
-    assert figures(page, "split")[3] == "1"
+    assert metrics(page, "video") == ["100.0", "60.0", "75.0", "0", "0.00"]
+    assert metrics(page, "split")[3] == "1"
     page.locator("[data-test=panel1] .reset").click()
     wait_for_text(page, "verdict1", "1 false alarm")
-    assert figures(page, "video", detector=0) == ["100.0", "100.0", "100.0", "0", "0.00"]
+    assert metrics(page, "video", detector=0) == ["100.0", "100.0", "100.0", "0", "0.00"]
 
 
 def test_each_detector_has_its_own_threshold(page: Any, served: Served) -> None:

@@ -37,13 +37,13 @@ def test_the_player_learns_what_there_is(client: TestClient) -> None:
     assert videos[1]["name"] == HOSTILE
 
 
-def test_figures_take_a_threshold_for_each_detector(client: TestClient) -> None:
+def test_metrics_take_a_threshold_for_each_detector(client: TestClient) -> None:
     where = {"split": 0, "video": 0}
-    answer = client.get(f"/api/{TOKEN}/figures", params={**where, "thresholds": "0.5,0.25,0.5"})
+    answer = client.get(f"/api/{TOKEN}/metrics", params={**where, "thresholds": "0.5,0.25,0.5"})
     assert answer.json()["detectors"][1]["iou50"]["video"]["fn"] == 1
     assert answer.json()["events"][1]["iou50"][0]["miss"] == 1
     for wrong in ("0.5", "0.5,nan,0.5", "0.5,1.5,0.5", "0.5,x,0.5", "0.5,inf,0.5"):
-        answer = client.get(f"/api/{TOKEN}/figures", params={**where, "thresholds": wrong})
+        answer = client.get(f"/api/{TOKEN}/metrics", params={**where, "thresholds": wrong})
         assert answer.status_code == 422, wrong
 
 

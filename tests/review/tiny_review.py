@@ -1,4 +1,4 @@
-"""A run of three tiny detectors with predictions written by hand, so that all figures are known.
+"""A run of three tiny detectors with predictions written by hand, so that all metrics are known.
 
 Test split "held_out": three videos of six frames, one lesion on each but the last. What a detector
 finds there stands in ``FOUND``: score of the box on the lesion, score of a box beside it; None for

@@ -98,7 +98,7 @@ def images_of(truth: Path) -> list[dict[str, Any]]:
     return json.loads(truth.read_text())["images"]
 
 
-def test_written_predictions_give_the_figures_of_the_runs_evaluation_again(tmp_path: Path) -> None:
+def test_written_predictions_give_the_metrics_of_the_runs_evaluation_again(tmp_path: Path) -> None:
     splits, files, arguments = {}, {}, []
     for name in ("val", "easy", "hard"):
         truth, results = write_videos(tmp_path, random_videos(0.7), name=name)

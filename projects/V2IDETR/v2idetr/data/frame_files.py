@@ -1,6 +1,7 @@
 """Frame files of a split, held against its annotation file.
 
 check_files       one listing per folder and one stat per frame, without decoding
+path_below        path of a frame that does not lead out of the image root
 read_frame        file -> pixels of the size that the annotation file says
 """
 
@@ -145,6 +146,24 @@ def _is_undecodable(name: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def path_below(root: Path, file_name: str) -> Path:
+    """The path of a frame, if its name in the annotation file does not lead out of the root.
+
+    Links below the root are followed: data sets are often put together from them.
+
+    Args:
+        root: image root.
+        file_name: absolute path of the frame, as records have it.
+
+    Raises:
+        ImageFileError: it leads out.
+    """
+    folder, path = str(root.resolve()), os.path.normpath(file_name)
+    if os.path.commonpath([folder, path]) != folder:
+        raise ImageFileError(f"{path}: is not below the image root {folder}, so it is not shown")
+    return Path(path)
 
 
 def read_frame(path: str | Path, *, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:

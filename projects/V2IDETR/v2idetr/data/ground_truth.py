@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -63,10 +64,17 @@ class GroundTruth:
         lengths: dict[int, float | None] = {}
         for video_id, records in by_video(self.split.records).items():
             rate = self.frame_rates_hz[video_id]
-            indexes = [record["frame_index"] for record in records]
-            step = median([b - a for a, b in pairwise(indexes)] or [1])
-            lengths[video_id] = None if rate is None else len(indexes) * step / rate / 60
+            frames = len(records) * self.steps[video_id]
+            lengths[video_id] = None if rate is None else frames / rate / 60
         return lengths
+
+    @cached_property
+    def steps(self) -> dict[int, float]:
+        """Usual distance of labelled frames in ``frame_index``, by video id."""
+        return {
+            video_id: float(median(_distances(own) or [1]))
+            for video_id, own in by_video(self.split.records).items()
+        }
 
 
 def read_ground_truth(
@@ -117,11 +125,13 @@ def read_ground_truth(
             f"{sum(split.report.bad_boxes.values())} bad boxes: {split.report.clipped} clipped, "
             f"{split.report.dropped} dropped (policy {on_bad_box})."
         )
-    whole = _rate(content, str(json_path)) or _rate(info, f"{json_path}: info")
-    rates = {
-        video_id: fps or _rate(video, f"{json_path}: video {video_id}") or whole
-        for video_id, video in split.videos.items()
-    }
+    rates: dict[int, float | None] = dict.fromkeys(split.videos, fps)
+    if fps is None:
+        whole = _rate(content, str(json_path)) or _rate(info, f"{json_path}: info")
+        rates = {
+            video_id: _rate(video, f"{json_path}: video {video_id}") or whole
+            for video_id, video in split.videos.items()
+        }
     return GroundTruth(split, category_ids, rates, names, notes)
 
 
@@ -240,6 +250,10 @@ def _with_instances(
                 names[video_id, entry["instance_id"]] = str(value)
         numbered.append(entry)
     return {**content, "annotations": numbered}, names
+
+
+def _distances(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [b["frame_index"] - a["frame_index"] for a, b in pairwise(records)]
 
 
 def _rate(entry: Mapping[str, Any], where: str) -> float | None:

@@ -23,10 +23,9 @@ from v2idetr.evaluation.evaluator import metrics_at
 from v2idetr.evaluation.frames import label_frames
 from v2idetr.evaluation.lesion_metrics import choose_threshold, get_rule, judge
 from v2idetr.evaluation.predictions import FramePrediction, write_predictions
+from v2idetr.evaluation.rule_names import RULE_NAMES
 
 PathLike = str | os.PathLike[str]
-
-RULES = ("endovis_center", "iou50")
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +68,7 @@ def evaluate(
     image_root: PathLike,
     *,
     thresholds: Mapping[str, float] | float | None = None,
-    rules: Sequence[str] = RULES,
+    rules: Sequence[str] = RULE_NAMES,
     coco_ap: bool = True,
     on_bad_box: BoxPolicy = "raise",
     name: str | None = None,

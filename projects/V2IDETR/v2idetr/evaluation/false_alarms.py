@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from v2idetr.evaluation.frames import LabelledFrame
 from v2idetr.evaluation.lesion_metrics import get_rule
@@ -55,13 +55,17 @@ def _scores(
     """
     apply = get_rule(rule)
     own = np.array([apply(frame)[1].max(initial=-np.inf) for frame in frames], dtype=float)
+    before = np.concatenate([[-np.inf], own[:-1]])
+    return own, np.where(continued(pool), np.minimum(own, before), -np.inf)
+
+
+def continued(pool: Pool) -> Bool[np.ndarray, "n"]:
+    """Whether each frame continues the scene of the one before."""
     places = [
         (split, record["video_id"], record["scene_id"])
         for split, record in zip(pool.splits, pool.records, strict=True)
     ]
-    follows = np.array([False, *(a == b for a, b in pairwise(places))])
-    before = np.concatenate([[-np.inf], own[:-1]])
-    return own, np.where(follows, np.minimum(own, before), -np.inf)
+    return np.array([False, *(a == b for a, b in pairwise(places))])
 
 
 def _at_least(ascending: np.ndarray, thresholds: np.ndarray) -> Int[np.ndarray, "k"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 from v2idetr.data.ground_truth import GroundTruth
@@ -76,6 +77,13 @@ class Pool:
         }
         rates = {self.truths[split].frame_rates_hz[video_id] for split, video_id in used}
         return rates.pop() if len(rates) == 1 else None
+
+    @property
+    def step(self) -> float:
+        """Usual distance of labelled frames in ``frame_index``: median over the videos."""
+        return float(
+            median(step for truth in self.truths.values() for step in truth.steps.values())
+        )
 
     def minutes_of(self, videos: Sequence[Video]) -> list[float] | None:
         """Length of each video; None where a frame rate is unknown."""

@@ -55,7 +55,12 @@ def _joined(
     """An entry with our ids of its frame and class; damaged ones as they are."""
     if not isinstance(entry, dict) or "image_id" not in entry or "category_id" not in entry:
         return entry
-    image_id, category_id = entry["image_id"], entry["category_id"]
+    image_id, category_id, score = entry["image_id"], entry["category_id"], entry.get("score")
+    if isinstance(score, int | float) and not 0 <= score <= 1:
+        raise ValueError(
+            f"score {score!r:.40} of a detection in {image_id!r:.200} is not in [0, 1]; give "
+            "probabilities (of percent: divide by 100; of logits: their sigmoid)."
+        )
     if isinstance(image_id, str):
         if image_id not in by_name:
             problem = "names several frames" if known.get(image_id) else "is no frame"

@@ -234,10 +234,11 @@ def _clear_times(lesion: dict[str, Any], pool: Pool) -> list[dict[str, str]]:
         why = f"the protocol wants {most} frames with a detection, and no lesion is shown on more "
         why += f"than {longest}"
         return clear(within(windows), "Lesions detected within seconds", why)
-    if short := [s for s in windows if int(s * rate) < most]:
+    labelled_hz = rate / pool.step
+    if short := [s for s in windows if int(s * labelled_hz) < most]:
         what = f"Lesions detected within {', '.join(map(str, short))} s"
-        why = f"the protocol wants {most} frames with a detection, and {rate:g} frames a second "
-        return clear(within(short), what, why + "are fewer")
+        why = f"the protocol wants {most} frames with a detection, and {labelled_hz:g} labelled "
+        return clear(within(short), what, why + "frames a second are fewer")
     return []
 
 

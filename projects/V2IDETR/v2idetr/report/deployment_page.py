@@ -60,7 +60,7 @@ def render(
         content=content,
         names=list(results),
         json_name=json_name,
-        rules=rows.RULE_TITLES,
+        rules=rows.RULE_HEADINGS,
         alarm_words=words.warnings(content),
         summary=words.summary(content),
         table=rows.overview(content),

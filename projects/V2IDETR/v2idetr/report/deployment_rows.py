@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from v2idetr.evaluation.rule_names import RULE_TITLES
+
 Content = Mapping[str, Any]
 
-RULE_TITLES = {
-    "endovis_center": "Box centre lies in the lesion (endovis_center)",
-    "iou50": "Box overlaps the lesion by half or more (iou50)",
-}
+RULE_HEADINGS = {rule: f"{title} ({rule})" for rule, title in RULE_TITLES.items()}
 METRIC_TITLES = {
     "f1": "F1",
     "recall": "Recall",
@@ -101,7 +100,7 @@ def overview(content: Content) -> list[Section]:
             ],
         )
     ]
-    for rule, title in RULE_TITLES.items():
+    for rule, title in RULE_HEADINGS.items():
         sections.append(Section(title, _rule_rows(rule, content, row, metric)))
     sections.append(
         Section(

@@ -28,11 +28,11 @@ def choice_words(content: Content) -> str:
 
 
 def warnings(content: Content) -> list[str]:
-    """What makes the figures doubtful, in sentences; the gravest first."""
+    """What makes the metrics doubtful, in sentences; the gravest first."""
     said = []
     if content["chosen_on"] == "test":
         said.append(
-            "The thresholds were chosen on the data that is evaluated here. All figures at a "
+            "The thresholds were chosen on the data that is evaluated here. All metrics at a "
             "threshold are too good: give --validation, or --threshold."
         )
     for name, result in content["detectors"].items():

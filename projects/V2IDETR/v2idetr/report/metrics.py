@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from v2idetr.evaluation.bootstrap import f1_difference
+from v2idetr.evaluation.rule_names import RULE_TITLES
 from v2idetr.runs.reading import TITLES
 
 Evaluation = Mapping[str, Any]
 
 RULES = {
-    "iou50": "Box overlaps the lesion by half or more (IoU ≥ 0.5)",
-    "endovis_center": "Box centre lies in the lesion (EndoVis rule)",
+    "iou50": f"{RULE_TITLES['iou50']} (IoU ≥ 0.5)",
+    "endovis_center": f"{RULE_TITLES['endovis_center']} (EndoVis rule)",
 }
 PRECISIONS = {
     "AP50": "average precision at IoU 0.5",

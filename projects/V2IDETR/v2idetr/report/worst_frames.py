@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from v2i_runtime.image_files import ImageFileError
-from v2idetr.data.frame_files import read_frame
+from v2idetr.data.frame_files import path_below, read_frame
 from v2idetr.evaluation.frames import LabelledFrame, Video
 from v2idetr.evaluation.lesion_metrics import get_rule
 from v2idetr.evaluation.pool import Pool
@@ -139,15 +139,11 @@ def _image(
     record: Mapping[str, Any], pool: Pool, split: str, album: Album
 ) -> tuple[StoredFrame, str]:
     """The frame's image in the album, or an empty panel of its shape and the reason."""
-    root = str(pool.truths[split].split.image_root.resolve())
-    path = os.path.normpath(record["file_name"])
-    if os.path.commonpath([root, path]) != root:
-        fault = f"{path} is not below the image root {root}: not shown"
-    else:
-        try:
-            pixels = read_frame(path, height=record["height"], width=record["width"])
-            return album.add(pixels), ""
-        except ImageFileError as error:
-            fault = str(error)
+    try:
+        path = path_below(pool.truths[split].split.image_root, record["file_name"])
+        pixels = read_frame(path, height=record["height"], width=record["width"])
+        return album.add(pixels), ""
+    except ImageFileError as error:
+        fault = str(error)
     scale = PANEL_WIDTH / record["width"]
     return StoredFrame("", round(record["height"] * scale, 2), scale), fault

@@ -35,7 +35,9 @@ class Choices:
 
 
 def look_for(root: Path) -> Choices:
-    """Runs, models and videos below a folder; hidden folders and links are passed over.
+    """Runs, models and videos below a folder.
+
+    What is hidden is passed over, as are links to folders, and to files outside the root.
 
     Of a run, checkpoints named best.pth are listed, not those of resuming.
     """
@@ -49,6 +51,8 @@ def look_for(root: Path) -> Choices:
         if {"config.yaml", "run.json"} <= set(files):
             choices.runs.append(here)
         for name in sorted(files):
+            if name[0] == "." or not (here / name).resolve().is_relative_to(choices.root):
+                continue
             suffix = os.path.splitext(name)[1].lower()
             if suffix in VIDEO_SUFFIXES:
                 choices.videos.append(here / name)

@@ -24,7 +24,7 @@ class Desk:
         choices: what can be chosen on it.
         folder: where uploads and frames of videos are; removed at the end.
         max_upload_bytes: largest upload.
-        fps: frame rate of splits whose file has none, Hz; None: unknown.
+        fps: frame rate of all splits, Hz; None: that of their files.
     """
 
     choices: Choices

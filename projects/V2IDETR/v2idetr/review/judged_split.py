@@ -1,7 +1,7 @@
 """Detectors on a split with ground truth, judged once for all thresholds.
 
     Judgement     one detector by one rule: counts, missed lesions and false alarms at a threshold
-    JudgedSplit   all detectors of a split: its videos, figures, places to jump to
+    JudgedSplit   all detectors of a split: its videos, metrics, places to jump to
 
 A missed lesion or a false alarm to jump to is a run of consecutive frames of a scene, so that one
 that stays for a second is visited once. False alarms are counted as in
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from v2idetr.data.ground_truth import GroundTruth
+from v2idetr.evaluation.false_alarms import continued
 from v2idetr.evaluation.frames import LabelledFrame, label_frames
 from v2idetr.evaluation.lesion_metrics import (
     MATCHERS,
@@ -28,6 +28,7 @@ from v2idetr.evaluation.lesion_metrics import (
     pool_scores,
     summarize,
 )
+from v2idetr.evaluation.pool import Pool
 from v2idetr.evaluation.predictions import FramePrediction
 
 What = Literal["miss", "false"]
@@ -103,22 +104,17 @@ class JudgedSplit:
         starts = [0, *(i for i, (a, b) in enumerate(pairwise(ids), start=1) if a != b), len(ids)]
         self.ranges = [range(a, b) for a, b in pairwise(starts)]
         self.video_ids = [ids[frames.start] for frames in self.ranges]
-        self._minutes = truth.minutes()
-
-    @cached_property
-    def _follows(self) -> Bool[np.ndarray, " frames"]:
-        """Whether a frame continues the scene of the one before."""
-        scenes = [(record["video_id"], record["scene_id"]) for record in self.records]
-        return np.array([False, *(a == b for a, b in pairwise(scenes))])
+        self._pool = Pool({name: truth})
+        self._continued = continued(self._pool)
 
     def runs(self, flags: Bool[np.ndarray, " frames"]) -> Bool[np.ndarray, " frames"]:
         """Whether a run of flagged frames of a scene begins at a frame."""
         before = np.concatenate([[False], flags[:-1]])
-        return flags & ~(before & self._follows)
+        return flags & ~(before & self._continued)
 
-    # ------------------------------------------------------------------ figures
+    # ------------------------------------------------------------------ metrics
 
-    def figures(self, detector: str, rule: str, threshold: float, video: int) -> dict[str, Any]:
+    def metrics(self, detector: str, rule: str, threshold: float, video: int) -> dict[str, Any]:
         """Counts, precision, recall, F1 and false alarms of a video and of the whole split.
 
         Args:
@@ -128,26 +124,18 @@ class JudgedSplit:
             video: position of the video in the split.
 
         Returns:
-            ``{"video": figures, "split": figures}``; figures as ``lesion_metrics.summarize`` gives
+            ``{"video": metrics, "split": metrics}``; metrics as ``lesion_metrics.summarize`` gives
             them, with ``alarms`` and ``alarms_a_minute`` (None without a frame rate).
         """
         judgement = self.judgements[detector][rule]
         counts = judgement.outcomes.at(threshold)
         alarms = self.runs(judgement.flags("false", threshold))
         own = int(alarms[self.ranges[video].start : self.ranges[video].stop].sum())
+        lengths = self._pool.minutes[self.name, self.video_ids[video]], self._pool.total_minutes
         return {
-            "video": {**summarize([counts[video]]), **self._alarms(own, [video])},
-            "split": {
-                **summarize(counts),
-                **self._alarms(int(alarms.sum()), range(len(self.ranges))),
-            },
+            "video": {**summarize([counts[video]]), **_a_minute(own, lengths[0])},
+            "split": {**summarize(counts), **_a_minute(int(alarms.sum()), lengths[1])},
         }
-
-    def _alarms(self, count: int, videos: Sequence[int]) -> dict[str, Any]:
-        lengths = [self._minutes[self.video_ids[video]] for video in videos]
-        known = [length for length in lengths if length is not None]
-        a_minute = count / sum(known) if len(known) == len(lengths) else None
-        return {"alarms": count, "alarms_a_minute": a_minute}
 
     def events_by_video(self, detector: str, rule: str, threshold: float) -> list[dict[What, int]]:
         """Number of runs of missed lesions and of false alarms in each video."""
@@ -218,6 +206,10 @@ class JudgedSplit:
                 )
             rows.append(detection_rows(prediction, floor, kinds))
         return {"frames": rows, "found": found}
+
+
+def _a_minute(alarms: int, minutes: float | None) -> dict[str, Any]:
+    return {"alarms": alarms, "alarms_a_minute": None if minutes is None else alarms / minutes}
 
 
 def detection_rows(

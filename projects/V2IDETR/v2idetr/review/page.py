@@ -123,8 +123,9 @@ class _Card:
         self.button.disable()
         try:
             token = await run.io_bound(self.work)
-        except (ValueError, OSError) as error:
-            self.problem.text = str(error)
+        except Exception as error:  # of a library that reads the files; the page has to say it
+            known = isinstance(error, ValueError | OSError)
+            self.problem.text = str(error) if known else f"{type(error).__name__}: {error}"
         else:
             ui.navigate.to(f"/review/{token}")
         finally:
@@ -224,7 +225,7 @@ class _VideoCard(_Card):
             (place, name), self.uploaded = self.uploaded, None
             try:
                 return self.desk.open_video(place, name, models, uploaded=True)
-            except ValueError:
+            except BaseException:
                 place.unlink(missing_ok=True)
                 raise
         if self.video.value is None:

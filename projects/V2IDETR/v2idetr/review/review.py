@@ -15,8 +15,6 @@ ASSUMED_RATE_HZ = 25.0  # for playing, where a video has no frame rate
 MOST_PIXELS_WIDE = 1600  # of a frame on the page
 QUALITY = 90
 
-RULE_WORDS = {"endovis_center": "centre in lesion", "iou50": "IoU 0.5"}
-
 
 class NotThereError(ValueError):
     """A split, video, frame or detector that does not exist."""
@@ -91,7 +89,7 @@ class Review(Protocol):
         """A frame; raises ValueError where it cannot be read."""
         ...
 
-    def figures(self, split: int, video: int, thresholds: Sequence[float]) -> dict[str, Any]:
+    def metrics(self, split: int, video: int, thresholds: Sequence[float]) -> dict[str, Any]:
         """Figures at a threshold for each detector."""
         ...
 

@@ -3,7 +3,7 @@
 /api/TOKEN                  title, detectors, splits
 /api/TOKEN/videos           of a split
 /api/TOKEN/clip             frames of a video: times, lesions, detections
-/api/TOKEN/figures          at a threshold for each detector
+/api/TOKEN/metrics          at a threshold for each detector
 /api/TOKEN/jump             next missed lesion or false alarm
 /api/TOKEN/explain          TFD's mask, sampling points
 /api/TOKEN/frame/S/V/F.jpg  a frame
@@ -18,9 +18,10 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
+from v2idetr.evaluation.rule_names import RULE_LABELS
 from v2idetr.review.desk import Desk
 from v2idetr.review.judged_split import What
-from v2idetr.review.review import RULE_WORDS, NotThereError
+from v2idetr.review.review import NotThereError
 
 STATIC = Path(__file__).parent / "static"
 
@@ -43,7 +44,7 @@ def _add_contents(app: FastAPI, desk: Desk) -> None:
             "detectors": [shown.as_dict() for shown in review.detectors],
             "splits": list(review.splits),
             "has_truth": review.has_truth,
-            "rules": RULE_WORDS,
+            "rules": RULE_LABELS,
         }
 
     @app.get("/api/{token}/videos")
@@ -63,13 +64,13 @@ def _add_contents(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_judgements(app: FastAPI, desk: Desk) -> None:
-    @app.get("/api/{token}/figures")
-    def figures(token: str, split: int, video: int, thresholds: str) -> dict[str, Any]:
+    @app.get("/api/{token}/metrics")
+    def metrics(token: str, split: int, video: int, thresholds: str) -> dict[str, Any]:
         review = desk.get(token)
         values = [_threshold(text) for text in thresholds.split(",")]
         if len(values) != len(review.detectors):
             raise ValueError(f"thresholds={thresholds!r:.80}: one for each detector is needed")
-        return review.figures(split, video, values)
+        return review.metrics(split, video, values)
 
     @app.get("/api/{token}/jump")
     def jump(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from v2i_runtime.image_files import jpeg_thumbnail
-from v2idetr.data.frame_files import read_frame
+from v2idetr.data.frame_files import path_below, read_frame
 from v2idetr.data.ground_truth import GroundTruth, read_ground_truth
 from v2idetr.evaluation.lesion_metrics import MATCHERS
 from v2idetr.evaluation.predictions import read_predictions
@@ -33,6 +33,7 @@ from v2idetr.review.review import (
     pick,
 )
 from v2idetr.runs.reading import RunFiles, StageFiles, read_run
+from v2idetr.runs.stage_folder import StageFolder
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class RunReview:
 
     Args:
         folders: output folders of runs.
-        fps: frame rate where the split's file has none, Hz; None: unknown.
+        fps: frame rate of all videos, Hz; None: that of the split's file.
 
     Raises:
         ValueError: no run, no predictions, or runs of different splits; names the file.
@@ -121,13 +122,13 @@ class RunReview:
         pixels = self._pixels(split, video, frame)
         return jpeg_thumbnail(pixels, max_width=MOST_PIXELS_WIDE, quality=QUALITY)
 
-    def figures(self, split: int, video: int, thresholds: Sequence[float]) -> dict[str, Any]:
+    def metrics(self, split: int, video: int, thresholds: Sequence[float]) -> dict[str, Any]:
         judged = self.judged(split)
         pick(judged.ranges, video, "video")
         pairs = list(zip(self.detectors, thresholds, strict=True))
         return {
             "detectors": [
-                {rule: judged.figures(shown.name, rule, t, video) for rule in MATCHERS}
+                {rule: judged.metrics(shown.name, rule, t, video) for rule in MATCHERS}
                 for shown, t in pairs
             ],
             "events": [
@@ -168,7 +169,7 @@ class RunReview:
     def _pixels(self, split: int, video: int, frame: int) -> UInt8[np.ndarray, "H W 3"]:
         judged = self.judged(split)
         record = judged.records[pick(pick(judged.ranges, video, "video"), frame, "frame")]
-        path = inside(record["file_name"], judged.truth.split.image_root)
+        path = path_below(judged.truth.split.image_root, record["file_name"])
         return read_frame(path, height=record["height"], width=record["width"])
 
     def _read(self, name: str) -> JudgedSplit:
@@ -183,20 +184,6 @@ class RunReview:
                 raise ValueError(f"{path}: no such file; train_net.py --eval-only writes it again.")
             predictions[detector] = read_predictions(path, truth.split)
         return JudgedSplit(name, truth, predictions)
-
-
-def inside(file_name: str, root: Path) -> Path:
-    """The path of a frame, if its name in the split's file does not lead out of the root.
-
-    Links below the root are followed: data sets are often put together from them.
-
-    Raises:
-        ValueError: it does.
-    """
-    folder, path = str(root.resolve()), os.path.normpath(file_name)
-    if os.path.commonpath([folder, path]) != folder:
-        raise ValueError(f"{path}: is not below the image root {folder}, so it is not shown.")
-    return Path(path)
 
 
 def where_it_is(path: str, run: Path) -> Path:
@@ -239,10 +226,17 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _shown(name: str, source: Source) -> Shown:
     evaluation = source.stage.evaluation or {}
-    thresholds = {r: float(t) for r, t in evaluation["thresholds"].items() if r in MATCHERS}
+    try:
+        thresholds = {r: float(t) for r, t in evaluation["thresholds"].items() if r in MATCHERS}
+        class_names = list(map(str, evaluation["class_names"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        file = StageFolder(source.stage.folder).evaluation
+        raise ValueError(
+            f"{file}: is damaged ({error!r}); write it again with train_net.py --eval-only."
+        ) from error
     missing = [rule for rule in MATCHERS if rule not in thresholds]
     remark = f"no threshold was chosen by {', '.join(missing)}" if missing else ""
-    return Shown(name, list(evaluation["class_names"]), thresholds, remark)
+    return Shown(name, class_names, thresholds, remark)
 
 
 def _truth(run: RunFiles, name: str, fps: float | None) -> GroundTruth:

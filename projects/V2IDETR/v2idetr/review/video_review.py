@@ -138,7 +138,7 @@ class VideoReview:
             raise NotThereError(f"frame {frame} is not there; {len(self._store)} are ready")
         return self._store.read(frame)
 
-    def figures(self, split: int, video: int, thresholds: Sequence[float]) -> dict[str, Any]:
+    def metrics(self, split: int, video: int, thresholds: Sequence[float]) -> dict[str, Any]:
         self._check(split, video)
         return {"detectors": [], "events": []}
 

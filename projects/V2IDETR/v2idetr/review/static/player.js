@@ -1,4 +1,4 @@
-// The player of a review: frames with boxes, thresholds, figures, timeline, jumps. Vue component of
+// The player of a review: frames with boxes, thresholds, metrics, timeline, jumps. Vue component of
 // NiceGUI; it keeps positions and thresholds, and asks routes.py for everything else.
 
 import { COLOURS, drawFrame, drawTimeline, outcomeOf, timelineHeight } from "/static/review/drawing.js";
@@ -71,13 +71,13 @@ const TEMPLATE = `
             >{{ meta.detectors[d].chosen ? "chosen" : "default" }} {{ startOf(d).toFixed(3) }}</button>
         </div>
         <p v-if="meta.detectors[d].remark" class="remark">{{ meta.detectors[d].remark }}</p>
-        <table v-if="meta.has_truth" class="figures" :data-test="'figures' + d">
+        <table v-if="meta.has_truth" class="metrics" :data-test="'metrics' + d">
           <thead><tr><th>in %</th><th>precision</th><th>recall</th><th>F1</th><th>false alarms</th><th>a minute</th></tr></thead>
           <tbody v-for="part in ['video', 'split']">
             <tr class="part"><th colspan="6">{{ part === "video" ? "this video" : "whole split: " + meta.splits[split] }}</th></tr>
             <tr v-for="(words, name) in meta.rules" :class="{ on: name === rule }" :data-test="part + '-' + name">
               <th>{{ words }}</th>
-              <td v-for="value in figureRow(d, name, part)">{{ value }}</td>
+              <td v-for="value in metricRow(d, name, part)">{{ value }}</td>
             </tr>
           </tbody>
         </table>
@@ -138,7 +138,7 @@ export default {
   props: { token: String },
   data() {
     return {
-      ready: false, problem: "", note: "", meta: null, videos: [], figures: null, events: [],
+      ready: false, problem: "", note: "", meta: null, videos: [], metrics: null, events: [],
       split: 0, video: 0, frame: 0, rule: "iou50", active: 0, hidden: [], thresholds: [],
       truth: true, overlay: "", explanations: {}, playing: false, speed: 1, follow: true,
       status: null, ready_frames: 0, clipKey: 0,
@@ -291,8 +291,8 @@ export default {
       do {
         this.again = false;
         const values = { split: this.split, video: this.video, thresholds: this.thresholds.join(",") };
-        const answer = await this.asking(this.ask("/figures", values));
-        if (answer !== null) [this.figures, this.events] = [answer.detectors, answer.events];
+        const answer = await this.asking(this.ask("/metrics", values));
+        if (answer !== null) [this.metrics, this.events] = [answer.detectors, answer.events];
       } while (this.again);
       this.asked = false;
     },
@@ -478,8 +478,8 @@ export default {
       if (!words.length) words.push("no lesion, no detection");
       return { kind: o.misses ? "missed" : o.alarms ? "false" : o.lesions ? "found" : "", words: words.join(", ") };
     },
-    figureRow(d, rule, part) {
-      const own = this.figures && this.figures[d] && this.figures[d][rule][part];
+    metricRow(d, rule, part) {
+      const own = this.metrics && this.metrics[d] && this.metrics[d][rule][part];
       if (!own) return ["", "", "", "", ""];
       const share = (v) => (v === null ? "–" : (100 * v).toFixed(1));
       const minute = own.alarms_a_minute === null ? "–" : own.alarms_a_minute.toPrecision(3);
