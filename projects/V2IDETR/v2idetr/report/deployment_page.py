@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from v2idetr.evaluation.deployment import Detector
@@ -19,6 +17,7 @@ from v2idetr.report import deployment_rows as rows
 from v2idetr.report import deployment_words as words
 from v2idetr.report.deployment_charts import DETECTOR_COLOURS, charts
 from v2idetr.report.frame_images import PANEL_WIDTH, Album
+from v2idetr.report.templates import page_template
 from v2idetr.report.worst_frames import worst_frames
 
 TEMPLATE = "deployment.html.j2"
@@ -37,13 +36,6 @@ def render(
         pool, detectors: what it was given.
         json_name: name of the file with ``content``.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     results, rule = content["detectors"], content["rule"]
     album = Album()
     groups = worst_frames(
@@ -56,7 +48,7 @@ def render(
     )
     faults = [row.fault for group in groups for row in group.rows if row.fault]
     alert_rate = next(iter(results.values()))["matched"]["target"]
-    return environment.get_template(TEMPLATE).render(
+    return page_template(TEMPLATE).render(
         content=content,
         names=list(results),
         json_name=json_name,

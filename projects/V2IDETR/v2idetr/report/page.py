@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from v2idetr.atomic_file import write_text_atomically
@@ -20,6 +19,7 @@ from v2idetr.data.coco_vid import SplitData
 from v2idetr.report import curves, distillation, heldout, metrics, provenance
 from v2idetr.report.frame_images import PANEL_WIDTH, Album, Box, StoredFrame
 from v2idetr.report.heldout import HeldOutFrame, Outcome
+from v2idetr.report.templates import page_template
 from v2idetr.runs.folder import RESULTS
 from v2idetr.runs.reading import TITLES, RunFiles, read_run, title_of
 
@@ -88,20 +88,13 @@ def write_report(
 
 def render(run: RunFiles, facts: Mapping[str, str], missing: list[str]) -> str:
     """The page as text; reasons for missing parts are added to ``missing``."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     album = Album()
     frames = _held_out(run, missing)
     groups = _group_views(frames, album, missing)
     train = _training_split(run, missing)
     known = dict.fromkeys([*TITLES, *run.evaluations])  # the comparison first
     evaluations = {name: run.evaluations[name] for name in known if name in run.evaluations}
-    return environment.get_template(TEMPLATE).render(
+    return page_template(TEMPLATE).render(
         run=run,
         titles={name: title_of(name) for name in evaluations},
         stages=provenance.stage_rows(run),
