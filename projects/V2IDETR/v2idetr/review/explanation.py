@@ -25,6 +25,7 @@ from torchvision.ops import box_convert
 from v2idetr.config.load import build
 from v2idetr.config.preprocess import preprocess_of
 from v2idetr.data.clip_mapper import ClipMapper
+from v2idetr.deploy.loading import CHECKPOINT_SUFFIXES
 from v2idetr.deploy.student import detector_of_config, load_student
 from v2idetr.distillation.tfd import TargetGuidedFeatureDistillation
 from v2idetr.engine.run_context import RunContext
@@ -139,7 +140,7 @@ class WeightsExplainer:
 
     def points(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Explanation:
         """What the detector reads for its best detection."""
-        if self._path.suffix.lower() not in (".pth", ".safetensors"):
+        if self._path.suffix.lower() not in CHECKPOINT_SUFFIXES:
             return {"words": "An exported file has no sampling points; take its checkpoint."}
         with self._lock, torch.inference_mode():
             if self._student is None:
