@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import queue
 import signal
 import subprocess
 import threading
@@ -121,15 +122,19 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint_and_no_error(
 
 
 def before_batch(number: int, act: Callable[[], None]) -> None:
-    """In this process, call `act` before the n-th batch is asked for."""
-    original, count = dataloader._BaseDataLoaderIter.__next__, iter(range(1, 10))
+    """In this process, call `act` before the n-th batch of workers and lose what they have ready."""
+    iterator = dataloader._MultiProcessingDataLoaderIter
+    original, count = iterator.__next__, iter(range(1, 10))
 
     def patched(batches):
         if next(count) == number:
             act()
+            batches._data_queue = queue.Queue()
+            batches._task_info = {i: info[:1] for i, info in batches._task_info.items()}
         return original(batches)
 
-    dataloader._BaseDataLoaderIter.__next__ = patched
+    iterator.__next__ = patched
+    iterator._try_get_data.__defaults__ = (0.1,)  # s until dead workers are noticed; else 5
 
 
 def test_a_terminal_that_closes_leaves_time_for_the_checkpoint(
