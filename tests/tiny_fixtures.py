@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from v2idetr.data.coco_vid import write_split
 from v2idetr.evaluation import evaluator
+from v2idetr.modeling import deformable_attention, depthwise_conv, dropout
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -63,11 +65,19 @@ def make_split(folder: Path, name: str, *, videos: int, frames: int, seed: int) 
     return {"json": str(folder / f"{name}.json"), "image_root": str(folder)}
 
 
+@cache
+def load_numba() -> None:
+    """Import numba and its kernels before a fork: in every child it takes two seconds."""
+    for module in (deformable_attention, depthwise_conv, dropout):
+        assert module._numba_works()
+
+
 def in_child(work: Callable[[], int | None]) -> int:
     """Exit code of `work` (minus the signal that ended it) in a forked process.
 
     Quicker than a new interpreter, and whatever it patches or limits ends with it.
     """
+    load_numba()
     child = os.fork()
     if child == 0:
         code = 70
@@ -92,6 +102,7 @@ def in_two_processes(work: Callable[[int], object], folder: Path) -> None:
         work(rank)
         dist.destroy_process_group()
 
+    load_numba()
     second = os.fork()
     if second == 0:
         os._exit(in_child(lambda: connected(1)))
