@@ -122,7 +122,7 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint_and_no_error(
 
 
 def before_batch(number: int, act: Callable[[], None]) -> None:
-    """In this process, call `act` before the n-th batch of workers and lose what they have ready."""
+    """Here, call `act` before the n-th batch of workers; what they have ready is lost."""
     iterator = dataloader._MultiProcessingDataLoaderIter
     original, count = iterator.__next__, iter(range(1, 10))
 
