@@ -88,6 +88,17 @@ def test_front_matter_is_yaml_with_the_results_of_test_splits_alone(tmp_path: Pa
     assert "model-index" not in card(tmp_path, evaluation() | {"tests": {}})
 
 
+def test_a_split_without_lesions_has_no_metrics(tmp_path: Path) -> None:
+    found = evaluation()
+    negative = split(0.0) | {"lesions": 0, "coco": {"AP": None, "AP50": None}}
+    found["tests"] = {"easy": split(0.6), "negative": negative}
+    text = card(tmp_path, found)
+    (row,) = [row for row in rows(text) if row[0] == "negative"]
+    assert row[1:3] == ["20", "0"] and set(row[3:-1]) == {"-"} and "false alarms" in row[-1]
+    (model,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+    assert [result["dataset"]["name"] for result in model["results"]] == ["easy"]
+
+
 def test_files_are_named_with_the_checksums_that_sha256sum_prints(tmp_path: Path) -> None:
     table = rows(card(tmp_path))
     assert ["file", f"student.onnx, 0.0 MiB, SHA-256 {sha256(tmp_path / 'student.onnx')}"] in table

@@ -131,6 +131,9 @@ def _front_matter(info: ModelInfo, path: Path, splits: Sequence[Mapping[str, Any
 
 
 def _known(split: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a split by name; none without lesions, where F1 is 0 after one false alarm."""
+    if split["lesions"] == 0:
+        return {}
     values = dict(split["coco"])
     values |= {f"F1 {rule}": found["f1"] for rule, found in split["rules"].items()}
     return {key: round(value, 4) for key, value in values.items() if value is not None}

@@ -59,7 +59,7 @@ def _joined(
     if isinstance(score, int | float) and not 0 <= score <= 1:
         raise ValueError(
             f"score {score!r:.40} of a detection in {image_id!r:.200} is not in [0, 1]; give "
-            "probabilities (of percent: divide by 100; of logits: their sigmoid)."
+            "scores from 0 to 1 (of percent: divide by 100; of logits: their sigmoid)."
         )
     if isinstance(image_id, str):
         if image_id not in by_name:
