@@ -265,6 +265,7 @@ def read_videos(options: argparse.Namespace, notes: Findings) -> Imported:
         shares={split: getattr(options, f"{split}_share") for split in SPLITS[1:]},
         seed=options.seed,
         named=named,
+        notes=notes,
     )
     sizes = {
         name: {number: frame.size for number, frame in frames.items()}

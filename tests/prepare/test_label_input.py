@@ -75,6 +75,11 @@ REFUSED = {
     "three.json": (coco(annotation={"bbox": [1, 2, 3]}), "not a list of four numbers"),
     "class.json": (coco(annotation={"category_id": 4}), "category_id 4"),
     "image.json": (coco(annotation={"image_id": 4}), "image_id 4"),
+    "ids.json": (coco(image={"id": [1]}), r"images\[0\]: its id is \[1\], not a number or text"),
+    "listed.json": (
+        coco(annotation={"category_id": {"id": 1}}),
+        r"annotations\[0\]: its category_id is \{'id': 1\}, not a number or text",
+    ),
     "nobox.xml": (
         "<annotation><filename>a.png</filename><object><name>polyp</name>"
         "<bndbox><xmin>1</xmin></bndbox></object></annotation>",
@@ -146,6 +151,25 @@ def test_yolo_with_two_lists_of_classes_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "classes.txt", "tool\npolyp\n")
     with pytest.raises(ValueError, match=r"0 tool, 1 polyp.*0 polyp, 1 tool"):
         read_labels(tmp_path / "labels", leave_out=tmp_path / "out")
+
+
+def test_a_broken_file_beside_the_labels_is_noted_and_blocks_only_yolo_without_names(
+    images: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "notes.yaml", "a: [")  # of something else
+    write(tmp_path / "labels" / "a.json", coco())
+    assert not imported(images, tmp_path / "labels")[1].notes.counts
+    write(tmp_path / "yolo" / "case2_000003.txt", "0 0.5 0.5 0.25 0.5")
+    with pytest.raises(ValueError, match=r"no data\.yaml or classes\.txt .*--yolo-names"):
+        imported(images, tmp_path / "yolo")
+    write(tmp_path / "classes.txt", "polyp")
+    found, read = imported(images, tmp_path / "yolo")
+    assert found == {"case2": {3: [24, 12, 16, 24]}}
+    (kind,) = read.notes.counts
+    assert "beside the labels" in kind and "notes.yaml" in read.notes.examples[kind][0]
+    write(tmp_path / "yolo" / "data.yaml", "a: [")
+    with pytest.raises(ValueError, match=r"yolo/data\.yaml"):
+        imported(images, tmp_path / "yolo")
 
 
 def test_names_of_yolo_may_have_gaps_and_must_be_numbered(tmp_path: Path) -> None:
@@ -424,3 +448,31 @@ def test_matched_frames_are_those_of_the_clip(images: Path) -> None:
     assert list(labels["case1"]) == [1]  # the second image in order
     usable = usable_frames(labels, clips, images, Findings())
     assert usable["case1"][1].boxes[0].xywh == [32, 24, 16, 24]
+
+
+def test_labels_of_an_image_that_is_missing_do_not_land_on_the_image_in_its_place(
+    tmp_path: Path,
+) -> None:
+    source = write_images(tmp_path / "images", {"case1": {n: [] for n in range(0, 50, 5)}})
+    for name in ("case1_000000", "case1_3", "case1_000005", "case1_45"):
+        write(tmp_path / "labels" / f"{name}.txt", "0 0.5 0.5 0.25 0.5")
+    with pytest.raises(ValueError, match=r"that is not there: 1 \(case1_3 "):
+        imported(source, tmp_path / "labels", yolo_names=["polyp"])
+    options = {"yolo_names": ["polyp"], "allow_missing": True}
+    found, _ = imported(source, tmp_path / "labels", **options)
+    assert list(found["case1"]) == [0, 5, 45]  # 45 by its number, written with fewer zeros
+
+
+def test_a_track_over_more_frames_than_there_are_images_is_refused(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "images", {"case1": {n: [] for n in range(0, 50, 5)}})
+    track = f'<track id="0" label="polyp">{cvat_box(2, [0, 0, 9, 9])}'
+    track += f"{cvat_box(3, [0, 0, 9, 9], outside=1)}</track>"
+    labels = write(tmp_path / "a.xml", cvat_video(track, frames=10, source="case1"))
+    assert list(imported(source, labels)[0]["case1"]) == [10]  # the third of its ten images
+    write(labels, cvat_video(track, frames=50, source="case1"))
+    with pytest.raises(ValueError, match=r"more frames are listed than there are images .*: 40 "):
+        imported(source, labels)
+    late = track.replace('frame="3"', 'frame="31"').replace('frame="2"', 'frame="30"')
+    write(labels, cvat_video(late, frames=50, source="case1"))
+    with pytest.raises(ValueError, match=r"beyond the end .*case1 has 10 frames"):
+        imported(source, labels, allow_missing=True)

@@ -6,10 +6,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from v2idetr.prepare.labels.splits import SPLITS, patients_of, split_videos
+from v2idetr.data.audit import Findings
+from v2idetr.prepare.labels.splits import FAR, SPLITS, patients_of, split_videos
 
 SHARES = {"val": 0.15, "test": 0.15}
 # Lesion frames of each video of each patient; at least three patients have some.
@@ -39,6 +40,7 @@ def test_no_patient_is_in_two_splits_and_all_videos_are_used(patients, seed) -> 
         assert sum(counts[video] for video, s in split_of.items() if s == split) > 0
 
 
+@settings(max_examples=25)
 @given(PATIENTS, st.integers(0, 5), st.randoms())
 def test_the_seed_decides_alone_not_the_order_of_the_videos(patients, seed, random) -> None:
     of, counts = videos_of(patients)
@@ -57,6 +59,39 @@ def test_seeds_differ_and_shares_are_those_of_the_frames() -> None:
         for split, share in {"train": 0.7, **SHARES}.items():
             frames = sum(counts[video] for video in of if split_of[video] == split)
             assert frames / sum(counts.values()) == pytest.approx(share, abs=0.03)
+
+
+def shares_of(split_of: dict[str, str], counts: dict[str, int]) -> dict[str, float]:
+    sums = dict.fromkeys(SPLITS, 0)
+    for video, split in split_of.items():
+        sums[split] += counts[video]
+    return {split: number / sum(sums.values()) for split, number in sums.items()}
+
+
+@given(st.integers(0, 30))
+def test_few_patients_of_unequal_size_are_divided_as_well_as_they_can_be(seed) -> None:
+    counts = {"a": 100, "b": 1000, "c": 80, "d": 60, "e": 40, "f": 120}
+    of = {video: video for video in counts}
+    notes = Findings()
+    split_of = split_videos(of, counts, shares=SHARES, seed=seed, notes=notes)
+    assert split_of["b"] == "train"  # elsewhere it would be most of what is tested on
+    shares = shares_of(split_of, counts)
+    assert all(1 / FAR < share / 0.15 < FAR for split, share in shares.items() if split != "train")
+    assert not notes.counts
+
+
+@given(PATIENTS, st.integers(0, 5))
+def test_shares_that_are_far_off_are_noted_and_no_others(patients, seed) -> None:
+    of, counts = videos_of(patients)
+    notes = Findings()
+    shares = shares_of(split_videos(of, counts, shares=SHARES, seed=seed, notes=notes), counts)
+    wanted = {"train": 0.7, **SHARES}
+    far = [split for split in SPLITS if not 1 / FAR <= shares[split] / wanted[split] <= FAR]
+    assert sum(notes.counts.values()) == len(far)
+    assert [said for examples in notes.examples.values() for said in examples] == [
+        f"{split} has {shares[split]:.0%} of the frames with lesions, not {wanted[split]:.0%}"
+        for split in far
+    ]
 
 
 def test_videos_without_lesions_are_spread_over_the_splits_too() -> None:

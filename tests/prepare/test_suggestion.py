@@ -68,6 +68,10 @@ def test_sides_are_multiples_and_nearly_of_the_frames_shape(w, h, share) -> None
     width, height, _ = image_size(facts(sizes=Counter({(w, h): 5}), box_shares=[share]), GPU)
     assert width % SIDE_DIVISOR == height % SIDE_DIVISOR == 0
     assert 0.85 < (width / height) / (w / h) < 1.18
+    short = min(width, height)
+    assert 96 <= short <= 480 and short <= max(min(w, h), 96)  # no larger than the frames
+    wanted = min(max(2 * 8 / share, 96), max(min(w, h), 96), 480)  # two cells
+    assert abs(short - wanted) < 1.5 * SIDE_DIVISOR
 
 
 def test_steps_are_those_measured_on_few_frames_and_the_papers_on_many() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -169,18 +170,36 @@ def _load_model(models: StageModels, checkpoint: Checkpoint, run: RunContext, st
     models.trained.load_state_dict(checkpoint.adapters, strict=False)
 
 
-def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: int) -> Trainer:
-    train, folder, steps = run.config.train, run.stage_folder(stage.name), stage.steps(run.config)
-    trainer = Trainer(
+def bare_trainer(
+    run: RunContext,
+    stage: Stage,
+    models: StageModels,
+    batches: Iterable[Any],
+    *,
+    accumulate: int | None = None,
+) -> Trainer:
+    """The trainer of a stage with its optimizer, without hooks.
+
+    Args:
+        batches: what the steps are made of.
+        accumulate: parts that a batch is processed in; None: as many as the config allows for.
+    """
+    train = run.config.train
+    return Trainer(
         _distributed(run, models.trained),
-        run.train_loader(stage, models, start),
+        batches,
         build(run.config, optimizer_key(run.config, stage.name))(models.trained),
         stage=stage.name,
         seed=train.seed,
-        accumulate=run.micro_batches(stage),
+        accumulate=accumulate or run.micro_batches(stage),
         amp=train.amp,
         clip_grad_norm=float(train.clip_grad_norm),
     )
+
+
+def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: int) -> Trainer:
+    train, folder, steps = run.config.train, run.stage_folder(stage.name), stage.steps(run.config)
+    trainer = bare_trainer(run, stage, models, run.train_loader(stage, models, start))
     early_stopping = _early_stopping(train, steps)
     multiplier = build(run.config, "lr_multiplier")
     learning_rate = hooks.LearningRate(multiplier, steps, early_stopping)

@@ -14,12 +14,11 @@ from statistics import median
 import torch
 
 from v2idetr.checkpoints.architecture import describe
-from v2idetr.config.load import build
-from v2idetr.config.stage_settings import eval_period_of, optimizer_key
+from v2idetr.config.stage_settings import eval_period_of
 from v2idetr.data.coco_vid import SplitData
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import DetectorStage, Stage, StageModels
-from v2idetr.engine.stage_training import split_state
+from v2idetr.engine.stage_training import bare_trainer, split_state
 from v2idetr.engine.trainer import Trainer, TrainerHook
 from v2idetr.evaluation.predictions import predict
 from v2idetr.modeling.backbone_handover import pixel_statistics
@@ -88,17 +87,7 @@ def measure(run: RunContext, stage: Stage, models: StageModels) -> StageCost:
         models: are trained further.
     """
     before = _reset_peak(run.device)
-    optimizer = build(run.config, optimizer_key(run.config, stage.name))(models.trained)
-    trainer = Trainer(
-        models.trained,
-        run.train_loader(stage, models, 0),
-        optimizer,
-        stage=stage.name,
-        seed=run.config.train.seed,
-        accumulate=run.micro_batches(stage),
-        amp=run.config.train.amp,
-        clip_grad_norm=float(run.config.train.clip_grad_norm),
-    )
+    trainer = bare_trainer(run, stage, models, run.train_loader(stage, models, 0))
     clock = _Clock()
     trainer.register_hooks([*stage.hooks(models), clock])
     trainer.train(0, MOST_STEPS + 1)

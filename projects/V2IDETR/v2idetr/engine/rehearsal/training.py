@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,11 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
-from v2idetr.config.load import build
-from v2idetr.config.stage_settings import optimizer_key
 from v2idetr.engine.rehearsal.frames import EightFrames
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import Stage, StageModels
-from v2idetr.engine.trainer import NonFiniteLossError, Trainer, TrainerHook
+from v2idetr.engine.stage_training import bare_trainer
+from v2idetr.engine.trainer import NonFiniteLossError, TrainerHook
 from v2idetr.evaluation.frames import LabelledFrame, label_frames
 from v2idetr.evaluation.lesion_metrics import get_rule
 from v2idetr.evaluation.predictions import FramePrediction, predict
@@ -94,21 +93,12 @@ def train_on(
         rate: factor of all learning rates.
         tell: gets a few words after every look.
     """
-    optimizer = build(run.config, optimizer_key(run.config, stage.name))(models.trained)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"] = group["lr"] * rate
     size, limit = len(frames.batch), run.config.train.clips_at_once
     parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= limit)
-    trainer = Trainer(
-        models.trained,
-        itertools.repeat(frames.batch),
-        optimizer,
-        stage=stage.name,
-        seed=run.config.train.seed,
-        accumulate=parts,
-        amp=run.config.train.amp,
-        clip_grad_norm=float(run.config.train.clip_grad_norm),
-    )
+    trainer = bare_trainer(run, stage, models, repeat(frames.batch), accumulate=parts)
+    optimizer = trainer.optimizer
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"] = group["lr"] * rate
     before = _weights(optimizer)
     outcome = Outcome()
     watch = _Watch(outcome, models.model, frames, until_s, tell)

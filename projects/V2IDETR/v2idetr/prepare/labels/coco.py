@@ -17,6 +17,8 @@ from v2idetr.prepare.labels.label_set import (
 from v2idetr.prepare.labels.media_names import name_in_file
 from v2idetr.prepare.labels.shapes import box_of_points, box_of_rotated
 
+IDS = ("id", "image_id", "category_id", "video_id")
+
 
 def read_coco(
     content: Mapping[str, Any], source: str, hints: tuple[str, ...], found: LabelSet
@@ -62,6 +64,13 @@ def _entries(content: Mapping[str, Any], key: str, source: str) -> list[Mapping[
     entries = content.get(key) or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{source}: {key} is not a list of objects; export the labels again")
+    for place, entry in enumerate(entries):
+        for name in IDS:
+            if isinstance(entry.get(name), (list, dict)):
+                raise ValueError(
+                    f"{source}: {key}[{place}]: its {name} is {entry[name]!r}, not a number or "
+                    "text; export the labels again"
+                )
     return entries
 
 

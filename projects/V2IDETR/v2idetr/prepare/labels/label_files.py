@@ -63,8 +63,8 @@ def read_labels(
     found: defaultdict[str, LabelSet] = defaultdict(LabelSet)
     rest = LabelSet()
     names = None if yolo_names is None else dict(enumerate(yolo_names))
-    if names is None and (only or "yolo") == "yolo":
-        names = class_names_below(lists)
+    if names is None and (only or "yolo") == "yolo" and any(map(_is_yolo, files)):
+        names = class_names_below(lists, _lists_beside(labels), rest.notes)
     root = labels if labels.is_dir() else labels.parent
     for path in progress_bar(files, desc="reading labels", unit="file"):
         source = path.relative_to(root).as_posix()
@@ -116,9 +116,19 @@ def _files(labels: Path, leave_out: Path) -> tuple[list[Path], list[Path]]:
     ]
     files = [path for path in below if path.suffix.lower() in SUFFIXES]
     lists = [path for path in below if path.suffix.lower() in LISTS]
-    beside = [p for p in labels.resolve().parent.iterdir() if p.suffix.lower() in LISTS]
-    lists += [path for path in beside if path.is_file()]
     return sorted(files, key=lambda path: natural_key(str(path))), sorted(lists)
+
+
+def _lists_beside(labels: Path) -> list[Path]:
+    """Files in the parent folder that may hold names of classes, as data.yaml of labels/ does."""
+    if labels.is_file():
+        return []
+    beside = labels.resolve().parent.iterdir()
+    return sorted(p for p in beside if p.suffix.lower() in LISTS and p.is_file())
+
+
+def _is_yolo(path: Path) -> bool:
+    return path.suffix.lower() == ".txt" and looks_like_yolo(path)
 
 
 def _content(path: Path) -> tuple[str | None, Any]:

@@ -156,7 +156,10 @@ def match_frames(
             missing.add("labels of a video or image that is not there", str(frame))
             continue
         clip, number = place
-        if not _is_in(clip, number) and not frame.boxes:
+        if not _is_in(clip, number) and not frame.boxes and clip.source is None:
+            kind = "more frames are listed than there are images (were some removed?)"
+            missing.add(kind, f"{frame}: {clip.name} has {_length(clip)} images")
+        elif not _is_in(clip, number) and not frame.boxes:
             found.notes.add("frame without a box beyond the end of its video", str(frame))
         elif not _is_in(clip, number):
             kind = "frame beyond the end of its video (do names count from 1? --first-frame 1)"
@@ -176,16 +179,21 @@ def match_frames(
 def _frame_of_video(
     index: _Index, frame: LabelledFrame, first_number: int
 ) -> tuple[Clip, int] | None:
+    """Clip and number of a frame that is found by its video; one outside the clip's where it ends.
+
+    A task of images counts them, so that its number is a position. Where the frame has a name, its
+    image is missing: by position it would get the labels of another.
+    """
     clip = index.video(frame)
-    number = frame.number
-    if number is None:
-        number = number_at_end((parts_of(frame.name) or [""])[-1])[1]
-        number = None if number is None else number - first_number
+    in_name = number_at_end((parts_of(frame.name) or [""])[-1])[1]
+    number = in_name if frame.number is None else frame.number
     if clip is None or number is None:
         return None
-    if clip.source is None and 0 <= number < len(clip.numbers):
-        number = clip.numbers[number]  # a task of images counts them
-    return clip, number
+    if clip.source is not None:
+        return clip, number - (first_number if frame.number is None else 0)
+    if frame.name:
+        return (clip, number) if number in clip.images else None
+    return clip, clip.numbers[number] if number < len(clip.numbers) else clip.numbers[-1] + 1
 
 
 def _is_in(clip: Clip, number: int) -> bool:

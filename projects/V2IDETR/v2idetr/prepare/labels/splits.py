@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import csv
 import difflib
+import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from v2idetr.data.audit import Findings
 from v2idetr.data.text_files import read_text
 from v2idetr.wording import counted
 
 SPLITS = ("train", "val", "test")
+ORDERS = 200  # of patients that are tried
+CLOSE, FAR = 1.05, 1.5  # factors by which a share misses: no further order is tried; it is noted
 
 
 def patients_of(
@@ -90,11 +94,14 @@ def split_videos(
     shares: Mapping[str, float],
     seed: int,
     named: Mapping[str, Sequence[str]] | None = None,
+    notes: Findings | None = None,
 ) -> dict[str, str]:
     """Split of each video.
 
-    Patients are drawn in an order that the seed decides, and each goes where most is missing of the
-    split's share of frames; those with lesions come first, so that every split has some.
+    Patients are drawn in orders that the seed decides, and each goes where most is missing of the
+    split's share of frames. Of these draws the first is taken whose shares all miss by a factor of
+    at most CLOSE, otherwise the one whose largest factor is least. Patients with lesions are drawn
+    first, so that every split has some, by frames with lesions; then the others, by videos.
 
     Args:
         patients: patient by video.
@@ -102,6 +109,7 @@ def split_videos(
         shares: share of "val" and "test", above 0 and together below 1.
         seed: seed of the order; the same seed gives the same splits.
         named: names or patterns of videos for "val" and "test", which take the place of a share.
+        notes: receives shares of frames with lesions that miss by more than a factor of FAR.
 
     Raises:
         ValueError: too few patients with lesions, a name that no video has, or a patient in two
@@ -121,24 +129,71 @@ def split_videos(
         if patient not in fixed:
             groups[patient].append(video)
     weights = {p: sum(frames_with_lesion.get(v, 0) for v in vs) for p, vs in groups.items()}
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
-    order.sort(key=lambda patient: weights[patient] == 0)
-    able = [patient for patient in order if weights[patient]]
+    able = {patient for patient, weight in weights.items() if weight}
     if len(able) < 1 + len(drawn):
         raise ValueError(_too_few(len(able), len(drawn), drawn, patients))
-    split_of = dict(fixed)
-    for unit, part in ((weights, able), ({p: len(groups[p]) for p in order}, order[len(able) :])):
-        split_of |= _drawn(part, unit, {split: shares[split] for split in drawn})
+    wanted = {split: shares[split] for split in drawn}
+    wanted = {"train": 1.0 - sum(wanted.values()), **wanted}
+    lesions = _closest(_orders(able, groups, seed), weights, wanted)
+    numbers = {patient: len(videos) for patient, videos in groups.items()}
+    others = _closest(_orders(groups.keys() - able, groups, seed), numbers, wanted)
+    if notes is not None:
+        for split, share in _shares(lesions, weights, wanted).items():
+            if _factor(share, wanted[split]) > FAR:
+                kind = "share of a split is far off: its patients are too few or too unequal"
+                example = f"{split} has {share:.0%} of the frames with lesions, not "
+                notes.add(kind, f"{example}{wanted[split]:.0%}")
+    split_of = fixed | lesions | others
     return {video: split_of[patient] for video, patient in patients.items()}
 
 
+def _orders(some: Set[str], patients: Iterable[str], seed: int) -> Iterator[list[str]]:
+    """Orders of some of the patients."""
+    generator = random.Random(seed)
+    for _ in range(ORDERS):
+        order = sorted(patients)
+        generator.shuffle(order)
+        yield [patient for patient in order if patient in some]
+
+
+def _closest(
+    orders: Iterable[Sequence[str]], weights: Mapping[str, int], wanted: Mapping[str, float]
+) -> dict[str, str]:
+    """Split of each patient, by the best of these orders."""
+    best: dict[str, str] = {}
+    least = math.inf
+    for order in orders:
+        split_of = _drawn(order, weights, wanted)
+        shares = _shares(split_of, weights, wanted)
+        factor = max(_factor(share, wanted[split]) for split, share in shares.items())
+        if not best or factor < least:
+            best, least = split_of, factor
+        if least <= CLOSE:
+            break
+    return best
+
+
+def _shares(
+    split_of: Mapping[str, str], weights: Mapping[str, int], wanted: Iterable[str]
+) -> dict[str, float]:
+    """Share of each split."""
+    sums = dict.fromkeys(wanted, 0)
+    for patient, split in split_of.items():
+        sums[split] += weights[patient]
+    total = sum(sums.values())
+    return {split: number / total if total else 0.0 for split, number in sums.items()}
+
+
+def _factor(share: float, wanted: float) -> float:
+    """Factor by which a share misses, in either direction; infinite for nothing."""
+    return max(share / wanted, wanted / share) if share else math.inf
+
+
 def _drawn(
-    order: Sequence[str], weights: Mapping[str, int], shares: Mapping[str, float]
+    order: Sequence[str], weights: Mapping[str, int], wanted: Mapping[str, float]
 ) -> dict[str, str]:
     """Split of each patient in order; every split gets one where there are enough."""
     total = sum(weights[patient] for patient in order)
-    wanted = {"train": 1 - sum(shares.values()), **shares}
     lacking = {split: share * total for split, share in wanted.items()}
     split_of: dict[str, str] = {}
     for place, patient in enumerate(order):

@@ -160,8 +160,7 @@ def image_size(facts: Facts, machine: Machine) -> tuple[int, int, str]:
     small = float(np.quantile(facts.box_shares, SMALL_SHARE))
     wanted = FEWEST_CELLS * FINEST_STRIDE / small
     bound = min(max(short, least), most[machine.has_gpu])
-    wished = _rounded(min(max(wanted, least), bound))
-    width, height = _least_distorted(frame_w, frame_h, wished)
+    width, height = _least_distorted(frame_w, frame_h, min(max(wanted, least), bound), least, bound)
     side = min(width, height)
     cells = small * side / FINEST_STRIDE
     reason = (
@@ -180,17 +179,24 @@ def image_size(facts: Facts, machine: Machine) -> tuple[int, int, str]:
     return width, height, reason
 
 
-def _least_distorted(frame_w: int, frame_h: int, short_side: int) -> tuple[int, int]:
-    """Multiples of SIDE_DIVISOR near this short side with nearly the frame's shape."""
+def _least_distorted(
+    frame_w: int, frame_h: int, wished: int | float, least: int, bound: int
+) -> tuple[int, int]:
+    """Multiples of SIDE_DIVISOR with nearly the frame's shape.
+
+    The short side is near the wished one, not below the least and not above the bound.
+    """
+    near = _rounded(wished)
     sizes = []
-    for side in (short_side, short_side + SIDE_DIVISOR, short_side - SIDE_DIVISOR):
-        scale = max(side, SIDE_DIVISOR) / min(frame_w, frame_h)
-        sizes.append((_rounded(frame_w * scale), _rounded(frame_h * scale)))
+    for side in (near, near + SIDE_DIVISOR, near - SIDE_DIVISOR):
+        if least <= side <= bound:
+            scale = side / min(frame_w, frame_h)
+            sizes.append((_rounded(frame_w * scale), _rounded(frame_h * scale)))
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * frame_h / frame_w)))
 
 
 def _rounded(side: int | float) -> int:
-    return max(SIDE_DIVISOR, round(side / SIDE_DIVISOR) * SIDE_DIVISOR)
+    return round(side / SIDE_DIVISOR) * SIDE_DIVISOR
 
 
 def _aspect_differs(one: tuple[int, int], other: tuple[int, int]) -> bool:

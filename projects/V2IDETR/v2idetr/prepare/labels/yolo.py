@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from v2idetr.data.audit import Findings
 from v2idetr.data.text_files import read_text
 from v2idetr.prepare.labels.label_set import (
     LabelledBox,
@@ -37,21 +38,30 @@ def looks_like_yolo(path: Path) -> bool:
     return not start or re.match(r"-?\d+(\.0+)?\s+-?[\d.]", start) is not None
 
 
-def class_names_below(files: Sequence[Path]) -> dict[int, str] | None:
+def class_names_below(
+    files: Sequence[Path], beside: Sequence[Path], notes: Findings
+) -> dict[int, str] | None:
     """Class names by number: of the one list or data.yaml among these files; None without any.
 
+    Args:
+        files: those below the folder of the labels.
+        beside: those beside it, which may be of something else.
+        notes: receives the files beside it that cannot be read.
+
     Raises:
-        ValueError: a file with other names than another, or one that cannot be read.
+        ValueError: a file with other names than another, or one below that cannot be read.
     """
     lists: dict[Path, dict[int, str]] = {}
-    for path in files:
-        if path.name.lower() in NAME_LISTS:
-            lines = [line.strip() for line in read_text(path).splitlines()]
-            lists[path] = dict(enumerate(line for line in lines if line))
-        elif path.suffix.lower() in (".yaml", ".yml"):
-            names = _names_of_yaml(path)
-            if names is not None:
-                lists[path] = names
+    for path in sorted((*files, *beside)):
+        try:
+            names = _names_of(path)
+        except ValueError as error:
+            if path in files:
+                raise
+            notes.add("file beside the labels that gives no names of classes", str(error))
+            continue
+        if names is not None:
+            lists[path] = names
     for path, names in lists.items():
         first, others = next(iter(lists.items()))
         if names != others:
@@ -66,7 +76,12 @@ def _listed(names: Mapping[int, str]) -> str:
     return ", ".join(f"{number} {name}" for number, name in names.items())
 
 
-def _names_of_yaml(path: Path) -> dict[int, str] | None:
+def _names_of(path: Path) -> dict[int, str] | None:
+    if path.name.lower() in NAME_LISTS:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+        return dict(enumerate(line for line in lines if line))
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return None
     try:
         content: Any = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -115,8 +130,8 @@ def _box(
     number = whole_number_of(values[0], f"{where}: class")
     if class_names is None:
         raise ValueError(
-            f"{where}: class {number} has no name: there is no data.yaml or classes.txt; give the "
-            "names in order by --yolo-names"
+            f"{where}: class {number} has no name: no data.yaml or classes.txt that can be "
+            "read; give the names in order by --yolo-names"
         )
     if number not in class_names:
         raise ValueError(f"{where}: class {number}, but the names are {_listed(class_names)}")
