@@ -161,6 +161,7 @@ def test_a_relative_path_is_looked_for_where_the_run_was_started(
     run = tmp_path / "output" / "run"
     run.mkdir(parents=True)
     (tmp_path / "data").mkdir()
+    monkeypatch.chdir(run)  # the folder of the tests may have a data/
     assert where_it_is("data", run) == tmp_path / "data"
     assert where_it_is("nowhere", run) == Path("nowhere")
     here = tmp_path / "here"
