@@ -22,6 +22,7 @@ from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.stage import Stage, StageModels
 from v2idetr.modeling.backbone_handover import pixel_statistics
 from v2idetr.modeling.training import TransformerDetector
+from v2idetr.wording import counted
 
 MOST_MEASURED = 5000  # frames whose boxes are resized
 MOST_AUGMENTED = 48  # frames that are read and augmented
@@ -60,7 +61,7 @@ def queries(stage: str, detector: nn.Module, split: SplitData) -> Iterator[Findi
             found = f"{over} frames have more lesions (up to {most}) than the {limit} of {key}"
             yield Finding(topic, "fail", found, f"raise {key} of the model to {most} or more")
         elif key == "num_queries":
-            yield Finding(topic, "ok", f"{limit}; at most {most} lesions a frame")
+            yield Finding(topic, "ok", f"{limit}; at most {counted(most, 'lesion')} a frame")
 
 
 def box_sizes(run: RunContext, stage: str, split: SplitData, finest_px: int) -> Finding:
