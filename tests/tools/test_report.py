@@ -83,6 +83,7 @@ def write_stage(folder: Path, stage: str, splits: dict[str, Any]) -> None:
         losses = {"total_loss": 900.0 / step, "loss_class": 300.0 / step}
         if stage == "student":
             losses |= {"loss_tfd": 40.0 / step, "loss_cqd": 60.0 / step}
+            losses |= {f"agreement/cosine_layer{k}": step / 80 - 3 * k / 8 for k in (0, 1)}
         lines.append({"iteration": step, **losses, "lr": 1e-4, "time_s": 0.5})
         metrics = {"val/AP50": 0.125 + step / 100 if step < 60 else None, "val/iou50/f1": 0.5}
         lines.append({"iteration": step, **metrics})
@@ -332,6 +333,25 @@ def test_of_equal_metrics_the_last_has_the_best_weights(copied: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (copied / "plain" / "metrics.jsonl").write_text(text)
     assert curves.best_validation(read_run(copied).stages["plain"], "AP50") == (40, 0.5)
+
+
+def test_the_agreement_of_student_and_teacher_is_drawn_by_layer(finished: Path) -> None:
+    drawn = {chart.title: chart for chart in curves.charts(read_run(finished))}
+    chart = drawn["Agreement with the teacher"]
+    assert [line.label for line in chart.lines] == ["layer 0", "layer 1"]
+    assert chart.lines[1].points == [(20.0, -0.125), (40.0, 0.125), (60.0, 0.375)]
+    low, high = chart.draw().axes[0].get_ylim()
+    assert low < -0.125 and high > 0.75  # a negative cosine is inside
+
+
+def test_a_stage_without_labels_has_a_chart_of_its_own(copied: Path) -> None:
+    assert "Losses without labels" not in {c.title for c in curves.charts(read_run(copied))}
+    lines = [{"iteration": n, "total_loss": 7.0 / n, "labelled_frames": 0.0} for n in (20, 40)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (copied / "plain" / "metrics.jsonl").write_text(text)
+    drawn = {chart.title: chart for chart in curves.charts(read_run(copied))}
+    assert [line.label for line in drawn["Losses without labels"].lines] == ["Plain student"]
+    assert "Plain student" not in {line.label for line in drawn["Detection loss"].lines}
 
 
 # ---------------------------------------------------------------- frames

@@ -54,7 +54,7 @@ class Chart:
 
     Attributes:
         title, note: texts above the chart.
-        log: whether the axis is logarithmic; else it starts at 0, and points have markers.
+        log: whether the axis is logarithmic; else it has 0, and points have markers.
         x_label: title of the horizontal axis.
         x_max: its end; None for the last point.
         markers: whether points have markers, where the axis is not logarithmic.
@@ -110,7 +110,7 @@ class Chart:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.minorticks_off()
         else:
-            axes.set_ylim(0, max(0.1, 1.05 * values.max()))
+            axes.set_ylim(min(0, 1.05 * values.min()), max(0.1, 1.05 * values.max()))
         axes.set_xlim(left=0, right=self.x_max)
         if self.whole:
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

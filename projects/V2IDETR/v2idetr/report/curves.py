@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import cycle
 from typing import Any
 
+from v2i_runtime.image_files import natural_key
 from v2idetr.plot_style import ACCENT, COLOURS, INK, SOFT
-from v2idetr.report.charts import Chart, Line, Point
+from v2idetr.report.charts import FURTHER, Chart, Line, Point
 from v2idetr.report.heldout import shown_rule
 from v2idetr.runs.reading import RunFiles, StageFiles
 
@@ -19,6 +21,9 @@ LOSSES = {
     "qd": ("queries (QD)", SOFT),
 }
 
+COSINE = "agreement/cosine_layer"  # in metrics.jsonl, of CQD
+PALETTE = (*COLOURS.values(), ACCENT, SOFT, *FURTHER)  # of layers, and of stages without labels
+
 
 def charts(run: RunFiles) -> list[Chart]:
     """All charts for which the run has data."""
@@ -27,7 +32,7 @@ def charts(run: RunFiles) -> list[Chart]:
     if rules:
         rule = shown_rule(rules)
         found.append(_validation(run, f"{rule}/f1", f"Validation F1, {rule}"))
-    found += [_detection(run), _distillation(run)]
+    found += [_detection(run), _distillation(run), _agreement(run), _pretraining(run)]
     return [chart for chart in found if chart.drawable()]
 
 
@@ -69,6 +74,7 @@ def _detection(run: RunFiles) -> Chart:
             _points(stage.steps, "total_loss", less=distillation_losses(run.settings)),
         )
         for stage in run.stages.values()
+        if _has_labels(stage)
     ]
     note = "Classification, L1 and GIoU, all layers, without distillation losses. Logarithmic."
     return Chart("Detection loss", note, lines, log=True)
@@ -82,6 +88,34 @@ def _distillation(run: RunFiles) -> Chart:
     ]
     note = "Weighted losses between V2I student and teacher. Logarithmic."
     return Chart("Distillation losses", note, lines, log=True)
+
+
+def _agreement(run: RunFiles) -> Chart:
+    steps = run.stages["student"].steps if "student" in run.stages else []
+    keys = sorted(
+        {key for line in steps for key in line if key.startswith(COSINE)}, key=natural_key
+    )
+    lines = [
+        Line(f"layer {key.removeprefix(COSINE)}", colour, _points(steps, key))
+        for key, colour in zip(sorted(keys, key=natural_key), cycle(PALETTE), strict=False)
+    ]
+    note = "Cosine of V2I student's and teacher's queries after each decoder layer; 1 is equal."
+    return Chart("Agreement with the teacher", note, lines, markers=False)
+
+
+def _pretraining(run: RunFiles) -> Chart:
+    stages = [stage for stage in run.stages.values() if not _has_labels(stage)]
+    lines = [
+        Line(stage.title, colour, _points(stage.steps, "total_loss"))
+        for stage, colour in zip(stages, cycle(PALETTE), strict=False)
+    ]
+    return Chart(
+        "Losses without labels", "Stages that train no detector. Logarithmic.", lines, log=True
+    )
+
+
+def _has_labels(stage: StageFiles) -> bool:
+    return not stage.steps or stage.steps[-1].get("labelled_frames") != 0
 
 
 def _colour(stage: StageFiles) -> str:

@@ -25,7 +25,7 @@ TITLES = {"teacher": "Teacher", "plain": "Plain student", "student": "V2I studen
 
 def title_of(stage: str) -> str:
     """What a reader calls a stage, also one of the user's own."""
-    return TITLES.get(stage, stage.capitalize())
+    return TITLES.get(stage, stage.replace("_", " ").capitalize())
 
 
 @dataclass(frozen=True)
