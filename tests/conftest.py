@@ -20,8 +20,8 @@ from v2idetr.modeling.sam_detr import SAMDETR
 from v2idetr.modeling.temporal import MSI
 
 # How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
-hypothesis.settings.load_profile("tests")
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True, scope="session")

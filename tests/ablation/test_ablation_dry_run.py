@@ -52,9 +52,7 @@ def test_a_row_that_another_student_cannot_have_is_refused(tmp_path: Path) -> No
     assert said.endswith("(rows 08_qd)")
 
 
-@pytest.mark.parametrize(
-    "student", ["deformable_detr", pytest.param("detr", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("student", ["deformable_detr", "detr"])
 def test_the_students_of_the_papers_rows_fit_their_teachers(tmp_path: Path, student: str) -> None:
     plan = make_plan(tmp_path, student=student)
     rows = [row for key, row in plan.rows.items() if (key, student) != ("table4/08_qd", "detr")]

@@ -291,7 +291,7 @@ def test_weak_evidence_looks_more_like_the_clear_frame_than_hidden_lesions_do(
     def around_lesions(event: str) -> list[np.ndarray]:
         monkeypatch.setattr(clips, "_events", lambda _rng, count, *_: [event] * count)
         found = []
-        for seed in range(6):
+        for seed in range(10):
             (frame,) = render_clip(ClipSpec("colon", (96, 72), (seed, 0), (seed, 1), (1,)))
             x0, y0, x1, y1 = frame.box or (0, 0, 96, 72)
             grey = ndimage.gaussian_filter(frame.image.mean(-1), 1.0)

@@ -20,7 +20,7 @@ from v2idetr.deploy.torch_detector import TorchDetector
 from v2idetr.engine.stage_graph import build_stage
 from v2idetr.runs.checkpoint import load_detector
 
-STUDENTS = ("deformable_detr", "detr", pytest.param("sam_detr", marks=pytest.mark.slow))
+STUDENTS = ("deformable_detr", "detr", "sam_detr")
 
 
 def frames(number: int, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
