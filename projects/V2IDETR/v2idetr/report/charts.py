@@ -54,7 +54,7 @@ class Chart:
 
     Attributes:
         title, note: texts above the chart.
-        log: whether the axis is logarithmic; else it has 0, and points have markers.
+        log: whether the axis is logarithmic; else it includes 0, and points have markers.
         x_label: title of the horizontal axis.
         x_max: its end; None for the last point.
         markers: whether points have markers, where the axis is not logarithmic.

@@ -92,9 +92,7 @@ def _distillation(run: RunFiles) -> Chart:
 
 def _agreement(run: RunFiles) -> Chart:
     steps = run.stages["student"].steps if "student" in run.stages else []
-    keys = sorted(
-        {key for line in steps for key in line if key.startswith(COSINE)}, key=natural_key
-    )
+    keys = {key for line in steps for key in line if key.startswith(COSINE)}
     lines = [
         Line(f"layer {key.removeprefix(COSINE)}", colour, _points(steps, key))
         for key, colour in zip(sorted(keys, key=natural_key), cycle(PALETTE), strict=False)

@@ -25,7 +25,7 @@ from v2idetr.prepare.labels.label_set import LabelSet
 from v2idetr.prepare.labels.label_studio import read_label_studio
 from v2idetr.prepare.labels.labelme import read_labelme
 from v2idetr.prepare.labels.pascal_voc import read_pascal_voc
-from v2idetr.prepare.labels.yolo import class_names_below, looks_like_yolo, read_yolo
+from v2idetr.prepare.labels.yolo import class_names_of, looks_like_yolo, read_yolo
 from v2idetr.prepare.video_sources import folders_below
 from v2idetr.wording import counted
 
@@ -64,7 +64,7 @@ def read_labels(
     rest = LabelSet()
     names = None if yolo_names is None else dict(enumerate(yolo_names))
     if names is None and (only or "yolo") == "yolo" and any(map(_is_yolo, files)):
-        names = class_names_below(lists, _lists_beside(labels), rest.notes)
+        names = class_names_of(lists, _lists_beside(labels), rest.notes)
     root = labels if labels.is_dir() else labels.parent
     for path in progress_bar(files, desc="reading labels", unit="file"):
         source = path.relative_to(root).as_posix()

@@ -185,12 +185,13 @@ def _frame_of_video(
     image is missing: by position it would get the labels of another.
     """
     clip = index.video(frame)
-    in_name = number_at_end((parts_of(frame.name) or [""])[-1])[1]
-    number = in_name if frame.number is None else frame.number
+    number, first = frame.number, 0
+    if number is None:
+        number, first = number_at_end((parts_of(frame.name) or [""])[-1])[1], first_number
     if clip is None or number is None:
         return None
     if clip.source is not None:
-        return clip, number - (first_number if frame.number is None else 0)
+        return clip, number - first
     if frame.name:
         return (clip, number) if number in clip.images else None
     return clip, clip.numbers[number] if number < len(clip.numbers) else clip.numbers[-1] + 1

@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -134,9 +134,9 @@ def split_videos(
         raise ValueError(_too_few(len(able), len(drawn), drawn, patients))
     wanted = {split: shares[split] for split in drawn}
     wanted = {"train": 1.0 - sum(wanted.values()), **wanted}
-    lesions = _closest(_orders(able, groups, seed), weights, wanted)
+    lesions = _closest(_orders(able, seed), weights, wanted)
     numbers = {patient: len(videos) for patient, videos in groups.items()}
-    others = _closest(_orders(groups.keys() - able, groups, seed), numbers, wanted)
+    others = _closest(_orders(groups.keys() - able, seed), numbers, wanted)
     if notes is not None:
         for split, share in _shares(lesions, weights, wanted).items():
             if _factor(share, wanted[split]) > FAR:
@@ -147,13 +147,12 @@ def split_videos(
     return {video: split_of[patient] for video, patient in patients.items()}
 
 
-def _orders(some: Set[str], patients: Iterable[str], seed: int) -> Iterator[list[str]]:
-    """Orders of some of the patients."""
+def _orders(patients: Iterable[str], seed: int) -> Iterator[list[str]]:
     generator = random.Random(seed)
     for _ in range(ORDERS):
         order = sorted(patients)
         generator.shuffle(order)
-        yield [patient for patient in order if patient in some]
+        yield order
 
 
 def _closest(

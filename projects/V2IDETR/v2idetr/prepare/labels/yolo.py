@@ -38,7 +38,7 @@ def looks_like_yolo(path: Path) -> bool:
     return not start or re.match(r"-?\d+(\.0+)?\s+-?[\d.]", start) is not None
 
 
-def class_names_below(
+def class_names_of(
     files: Sequence[Path], beside: Sequence[Path], notes: Findings
 ) -> dict[int, str] | None:
     """Class names by number: of the one list or data.yaml among these files; None without any.
@@ -49,19 +49,28 @@ def class_names_below(
         notes: receives the files beside it that cannot be read.
 
     Raises:
-        ValueError: a file with other names than another, or one below that cannot be read.
+        ValueError: a file with other names than another, one below that cannot be read, or one
+            beside where no other has names.
     """
     lists: dict[Path, dict[int, str]] = {}
+    unreadable: list[str] = []
     for path in sorted((*files, *beside)):
         try:
             names = _names_of(path)
         except ValueError as error:
             if path in files:
                 raise
-            notes.add("file beside the labels that gives no names of classes", str(error))
+            unreadable.append(str(error))
             continue
         if names is not None:
             lists[path] = names
+    if unreadable and not lists:
+        raise ValueError(
+            f"no names of classes: {'; '.join(unreadable)}. Mend the file, or give the names in "
+            "order by --yolo-names"
+        )
+    for error in unreadable:
+        notes.add("file beside the labels that gives no names of classes", error)
     for path, names in lists.items():
         first, others = next(iter(lists.items()))
         if names != others:
@@ -130,8 +139,8 @@ def _box(
     number = whole_number_of(values[0], f"{where}: class")
     if class_names is None:
         raise ValueError(
-            f"{where}: class {number} has no name: no data.yaml or classes.txt that can be "
-            "read; give the names in order by --yolo-names"
+            f"{where}: class {number} has no name: there is no data.yaml or classes.txt; give the "
+            "names in order by --yolo-names"
         )
     if number not in class_names:
         raise ValueError(f"{where}: class {number}, but the names are {_listed(class_names)}")
