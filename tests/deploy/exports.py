@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
-import openvino as ov
 import pytest
 import torch
 import yaml
@@ -23,6 +22,7 @@ from torch.export import ExportedProgram
 from tests.tiny_fixtures import write_tiny_config
 from tests.tiny_runs import make_run
 from tools.export import main
+from v2i_runtime.backends import openvino_core
 from v2idetr.config.load import to_plain
 from v2idetr.config.yaml_text import dump_yaml
 from v2idetr.deploy import export as files
@@ -180,9 +180,7 @@ def quick(exported: Export, any_program: ExportedProgram, monkeypatch: pytest.Mo
     onnx_file, openvino_file = (exported("detr", form) for form in SUFFIXES)
 
     def to_openvino(program: object) -> Any:
-        core = ov.Core()
-        core.set_property({"ENABLE_MMAP": False})
-        return core.read_model(openvino_file)
+        return openvino_core().read_model(openvino_file)
 
     monkeypatch.setattr(files, "trace", lambda *arguments: any_program)
     monkeypatch.setattr(torch.onnx, "export", lambda *a, **options: Written(onnx_file))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +197,27 @@ def test_a_batch_to_warm_up_with_has_frames(detectors, suffix) -> None:
     detectors[suffix].warm_up(batch=2)
     with pytest.raises(ValueError, match="batch is 0"):
         detectors[suffix].warm_up(batch=0)
+
+
+def test_a_signal_is_received_after_two_detectors_are_gone_in_the_order_of_opening(
+    tmp_path: Path,
+) -> None:
+    """Each of two plugins of OpenVINO would put back a stack for signals, the second one's gone."""
+    program = """
+import signal, sys
+import numpy as np
+from v2i_runtime import Detector
+received = []
+signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+detectors = [Detector(sys.argv[1]), Detector(sys.argv[1])]
+for detector in detectors:
+    detector(np.zeros((24, 32, 3), np.uint8))
+del detector
+detectors.pop(0)
+detectors.pop(0)
+signal.raise_signal(signal.SIGUSR1)
+assert received == [signal.SIGUSR1]
+"""
+    path = write_model(tmp_path / "tiny.xml")
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

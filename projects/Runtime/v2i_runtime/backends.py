@@ -2,6 +2,7 @@
 
     open_backend       backend of a file, by its suffix
     available_devices  devices that a runtime has here
+    openvino_core      OpenVINO's core, one in a process
     OnnxBackend        ONNX Runtime
     OpenVinoBackend    OpenVINO
 
@@ -15,6 +16,7 @@ import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,7 +82,25 @@ def available_devices(suffix: str) -> list[str]:
     """Devices of the runtime of ``.onnx`` or ``.xml`` files on this machine."""
     if suffix == ".onnx":
         return sorted(_providers(import_module("onnxruntime")))
-    return sorted(_openvino_devices(import_module("openvino").Core()))
+    return sorted(_openvino_devices(openvino_core()))
+
+
+@cache
+def openvino_core() -> Any:
+    """The ``openvino.Core`` of this process.
+
+    OpenVINO's CPU plugin (2026.4) gives the thread that loads it a stack for signals, and puts the
+    one before back when it is unloaded. Two that are unloaded in the order of loading, or one in
+    another thread, leave a stack that is gone, and the next signal ends the process. So there is
+    one core, and it stays.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    core = import_module("openvino").Core()
+    # A mapped file that is overwritten ends the process (SIGBUS).
+    core.set_property({"ENABLE_MMAP": False})
+    return core
 
 
 class OnnxBackend:
@@ -147,9 +167,7 @@ class OpenVinoBackend:
     def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
         _check_weights(path)
         ov = _import("openvino", path, "openvino")
-        core = ov.Core()
-        # A mapped file that is overwritten ends the process (SIGBUS).
-        core.set_property({"ENABLE_MMAP": False})
+        core = openvino_core()
         device = _known_device(path, device, _openvino_devices(core), "OpenVINO")
         self.runtime = f"OpenVINO {ov.__version__.split('-')[0]} on {device}"
         with _explained(path, f"cannot be loaded by {self.runtime}", AGAIN):
@@ -168,7 +186,7 @@ class OpenVinoBackend:
             settings["INFERENCE_NUM_THREADS"] = threads
         _decompress(ov, model)
         self._path, self._lock = path, threading.Lock()
-        self._core, self._model, self._device, self._settings = core, model, device, settings
+        self._model, self._device, self._settings = model, device, settings
         self._requests: dict[tuple[int, ...], Any] = {}
 
     def run(self, images: UInt8[np.ndarray, "B H W 3"]) -> Outputs:
@@ -193,7 +211,7 @@ class OpenVinoBackend:
                 self._requests.pop(next(iter(self._requests)))
             model = self._model.clone()
             model.reshape({INPUT: list(shape)})
-            compiled = self._core.compile_model(model, self._device, self._settings)
+            compiled = openvino_core().compile_model(model, self._device, self._settings)
             self._requests[shape] = compiled.create_infer_request()
         return self._requests[shape]
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch.export import Dim, ExportedProgram
 
-from v2i_runtime.backends import INPUT, OUTPUTS
+from v2i_runtime.backends import INPUT, OUTPUTS, openvino_core
 from v2i_runtime.integrity import PLACEHOLDER, seal
 from v2i_runtime.model_info import KEY, ModelInfo
 from v2idetr.modeling.deformable_attention import Implementation, reading_with
@@ -117,9 +117,7 @@ def _describe(path: Path, text: str) -> None:
         return
     import openvino as ov
 
-    core = ov.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the file is written again
-    model = core.read_model(path)
+    model = openvino_core().read_model(path)
     model.set_rt_info(text, [KEY])
     ov.save_model(model, path, compress_to_fp16=False)  # keeps the types that are there
 
