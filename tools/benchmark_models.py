@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +47,7 @@ def parameter_table() -> list[dict[str, Any]]:
             {"detector": name, "backbone": backbone, "role": ROLES[role]}
             | parameters(build(name, role, backbone))
             for name, role in asked
-            for backbone in load("backbones")
+            for backbone in _read("backbones")
         ]
 
 
@@ -60,7 +62,7 @@ def other_table() -> list[dict[str, Any]]:
             {"detector": name, "role": OTHER_ROLES[key]} | parameters(as_configured(name, key))
             for name in others()
             for key in OTHER_ROLES
-            if key in load(name)
+            if key in _read(name)
         ]
 
 
@@ -85,7 +87,7 @@ def official_table() -> list[dict[str, Any]]:
 def others() -> list[str]:
     """Files of ``configs/models`` with a detector that has no teacher."""
     files = sorted(MODELS.glob("*.py"))
-    return [p.stem for p in files if "model" in (c := load(p.stem)) and "teacher" not in c]
+    return [p.stem for p in files if "model" in (c := _read(p.stem)) and "teacher" not in c]
 
 
 def as_configured(name: str, key: str) -> Any:
@@ -107,7 +109,7 @@ def families() -> list[list[str]]:
 
     found: dict[str, list[str]] = {}
     for path in sorted(MODELS.glob("*.py")):
-        if {"model", "teacher"} <= set(load(path.stem)):
+        if {"model", "teacher"} <= set(_read(path.stem)):
             teacher = with_data(path.stem).teacher.model
             settings = str(OmegaConf.to_container(teacher, resolve=True))
             found.setdefault(settings, []).append(path.stem)
@@ -139,7 +141,7 @@ def build(
     if num_queries is not None:
         config.model.net.num_queries = num_queries
     config.model.net.backbone = _ending_at(
-        load("backbones")[backbone], max(config.model.net.get("strides", [32]))
+        copy.deepcopy(_read("backbones")[backbone]), max(config.model.net.get("strides", [32]))
     )
     config.model.net.weights = ""
     if roles is not None:
@@ -163,7 +165,12 @@ def with_data(name: str, num_frames: int = NUM_FRAMES) -> Any:
 
 
 def load(name: str) -> Any:
-    """A file of ``configs/models``."""
+    """A file of ``configs/models``, which the caller may change."""
+    return copy.deepcopy(_read(name))
+
+
+@functools.cache
+def _read(name: str) -> Any:
     from detectron2.config import LazyConfig
 
     return LazyConfig.load(str(MODELS / f"{name}.py"))

@@ -148,8 +148,8 @@ def test_controls_of_frames_and_of_time_are_two_runs(tmp_path: Path) -> None:
 def test_overrides_reach_the_recipe_that_all_rows_share(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, overrides=("train.max_iter=700", "train.patience=2"))
     assert plan.run(row(plan, "3_v2i"), 0).steps == 700
-    assert plan.config(row(plan, "1_plain")).train.patience == 2
-    assert plan.config(row(plan, "6_plain_time")).train.patience == 0  # its own
+    assert plan.config(row(plan, "1_plain"))["train"]["patience"] == 2
+    assert plan.config(row(plan, "6_plain_time"))["train"]["patience"] == 0  # its own
 
 
 def test_what_a_given_teacher_has_cost_is_not_known(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from omegaconf import OmegaConf
 
 from v2idetr.ablation.row_configs import Settings
 from v2idetr.ablation.runs import Plan
@@ -313,7 +314,7 @@ def test_a_smoke_test_of_every_table_and_data_set_has_a_valid_config(
         rows = [table.rows[0], table.rows[-1]]
         plan.check(rows)
         for row in rows:
-            config = plan.config(row)
+            config = OmegaConf.create(plan.config(row))
             own = config.model if row.config else config.model.net
             assert own.weights is None and config.train.max_iter == 4
             assert row.config or config.teacher.max_iter == 4

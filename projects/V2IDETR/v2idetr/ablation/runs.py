@@ -29,7 +29,7 @@ from v2idetr.ablation.row_configs import (
     teacher_fingerprint,
 )
 from v2idetr.ablation.tables import PLAIN_STAGE, Equal, Row, Table
-from v2idetr.config.load import ConfigError, to_plain
+from v2idetr.config.load import ConfigError
 from v2idetr.config.stage_settings import given_key, needs_of, steps_of
 from v2idetr.runs.folder import weights_of
 from v2idetr.runs.stage_folder import StageFolder
@@ -37,6 +37,7 @@ from v2idetr.runs.training_log import TrainingCost, training_cost, validation_cu
 
 # Stages of a config, each trained in its own run.
 TEACHER, PLAIN, STUDENT = "teacher", PLAIN_STAGE, "student"
+METHOD = Row(table="", name="", title="")  # the method's config, which no row changes
 INITIAL = "initial"  # the role of an earlier stage whose detector's weights a stage starts from
 
 
@@ -188,13 +189,18 @@ class Plan:
         self._overrides: dict[str, tuple[str, ...]] = {}
         self._runs: dict[Path, Run] = {}
 
-    def config(self, row: Row) -> DictConfig:
-        """A row's resolved config, with seed, stages and folder of its file.
+    def config(self, row: Row) -> dict[str, Any]:
+        """A row's resolved config, with seed, stages and folder of its file; not to be changed.
+
+        Dicts and lists are much quicker to build than OmegaConf's.
 
         Raises:
-            ConfigError: see `load_run_config`; an override would undo the row.
+            ConfigError: see `load_plain_run_config`; an override would undo the row.
         """
-        return OmegaConf.create(self._plain(row))
+        if row.key not in self._configs:
+            config, overrides = resolve(row, self.settings)
+            self._configs[row.key], self._overrides[row.key] = config, overrides
+        return self._configs[row.key]
 
     def base(self) -> DictConfig:
         """The resolved config of the method, without any row.
@@ -202,7 +208,7 @@ class Plan:
         Raises:
             ConfigError: see `load_run_config`.
         """
-        return OmegaConf.create(resolve(Row(table="", name="", title=""), self.settings)[0])
+        return OmegaConf.create(self.config(METHOD))
 
     def check(self, rows: Sequence[Row]) -> None:
         """Load the configs of some rows.
@@ -214,7 +220,7 @@ class Plan:
         problems: dict[str, list[str]] = {}
         for row in rows:
             try:
-                self._plain(row)
+                self.config(row)
             except ConfigError as error:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(row.name)
@@ -228,8 +234,8 @@ class Plan:
                 "but the cost of the teacher in teacher.checkpoint is unknown: leave them out with "
                 "--rows, or train the teacher."
             )
-        data = _splits(self.base())
-        others = [row.name for row in rows if _splits(self._plain(row)) != data]
+        data = _splits(self.config(METHOD))
+        others = [row.name for row in rows if _splits(self.config(row)) != data]
         if others:
             raise ValueError(
                 f"Rows {', '.join(others)} change data.train, data.val or data.test: "
@@ -264,12 +270,12 @@ class Plan:
     def stage(self, row: Row) -> str:
         """The stage that a row trains."""
         # The method's configs train both; a row is a student unless its layers say otherwise.
-        is_student = STUDENT in self._plain(row)["train"]["stages"]
+        is_student = STUDENT in self.config(row)["train"]["stages"]
         return row.stage or (STUDENT if is_student else PLAIN)
 
     def _initial(self, row: Row, seed: int) -> Run | None:
         """The run that a row's stage starts from, that of the row that it is compared with."""
-        if INITIAL not in needs_of(self._plain(row), self.stage(row)):
+        if INITIAL not in needs_of(self.config(row), self.stage(row)):
             return None
         return self.run(self.rows[row.reference], seed)
 
@@ -302,7 +308,7 @@ class Plan:
         firsts: dict[str, tuple[Row, Row | None]] = {}
         for row in self.rows.values():
             try:
-                config = self._plain(row)
+                config = self.config(row)
             except ConfigError:
                 continue
             budget = row.equal if row.equal is not None and row.equal.to else None
@@ -318,14 +324,7 @@ class Plan:
     def _given_teacher(self, row: Row) -> bool:
         """Whether the student to which a control is matched has a given teacher."""
         assert row.equal is not None
-        return bool(self._plain(self.rows[row.equal.to])["teacher"]["checkpoint"])
-
-    def _plain(self, row: Row) -> dict[str, Any]:
-        """`config` as dicts and lists, which are much quicker to build."""
-        if row.key not in self._configs:
-            config, overrides = resolve(row, self.settings)
-            self._configs[row.key], self._overrides[row.key] = config, overrides
-        return self._configs[row.key]
+        return bool(self.config(self.rows[row.equal.to])["teacher"]["checkpoint"])
 
     def _run(
         self,
@@ -339,7 +338,7 @@ class Plan:
     ) -> Run:
         folder = self.folder / f"seed{seed}" / name
         if folder not in self._runs:
-            config = self.config(row)
+            config = OmegaConf.create(self.config(row))
             config.train.seed, config.train.stages = seed, [stage]
             config.train.output_dir = str(folder)
             own = [f"train.seed={seed}", f"train.stages=[{stage}]"]
@@ -367,7 +366,6 @@ def listed_by_row(heading: str, problems: Mapping[str, Sequence[str]], num_rows:
     return "\n  - ".join([heading, *lines])
 
 
-def _splits(config: DictConfig | dict[str, Any]) -> list[Any]:
+def _splits(config: Mapping[str, Any]) -> list[Any]:
     """The splits of a config, with their paths."""
-    data = to_plain(config)["data"]
-    return [data[name] for name in ("train", "val", "test")]
+    return [config["data"][name] for name in ("train", "val", "test")]

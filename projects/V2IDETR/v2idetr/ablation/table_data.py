@@ -19,8 +19,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from omegaconf import DictConfig
-
 from v2idetr.ablation.aggregation import (
     COCO,
     PER_RULE,
@@ -96,7 +94,7 @@ def build_content(
         "seeds": list(seeds),
         "blocks": [{"title": title, **sizes[title]} for title in blocks],
         "metrics": metrics,
-        "best_metric": plan.config(table.rows[0]).train.best_metric,
+        "best_metric": plan.config(table.rows[0])["train"]["best_metric"],
         "headline": [m for m in metrics if m == "AP50"] + [m for m in metrics if "/f1" in m][:1],
         "rows": described(rows),
         "teachers": described(teachers),
@@ -188,13 +186,15 @@ def _control(table: Table, plan: Plan, seeds: Sequence[int]) -> _Results | None:
     return _results([plan.run(row, seed) for seed in seeds])
 
 
-def _switches(config: DictConfig) -> dict[str, bool]:
+def _switches(config: Mapping[str, Any]) -> dict[str, bool]:
     """Parts of the method that are on."""
-    student = "student" in config.train.stages
+    if "student" not in config["train"]["stages"]:
+        return dict.fromkeys(SWITCHES, False)
+    losses = config["distillation"]
     return {
-        "TFD": student and config.distillation.get("tfd") is not None,
-        "MSI": student and config.teacher.model.net.fusion is not None,
-        "CQD": student and config.distillation.get("cqd") is not None,
+        "TFD": losses.get("tfd") is not None,
+        "MSI": config["teacher"]["model"]["net"]["fusion"] is not None,
+        "CQD": losses.get("cqd") is not None,
     }
 
 
@@ -270,12 +270,15 @@ def _difference(
     return {title: {metric: less(title, metric) for metric in metrics} for title in blocks}
 
 
-def _metrics(config: DictConfig, paper: Mapping[str, Any] | None, *, everything: bool) -> list[str]:
+def _metrics(
+    config: Mapping[str, Any], paper: Mapping[str, Any] | None, *, everything: bool
+) -> list[str]:
     """Metrics of the table; AP75 only for everything, or if the paper's table has it."""
     columns = [c for part in (paper or {}).get("parts", ()) for c in part["columns"]]
     shown = [m for m in COCO if everything or m != "AP75" or m in columns]
-    names = shown if config.evaluation.coco_ap else []
-    return names + [f"{rule}/{name}" for rule in config.evaluation.rules for name in PER_RULE]
+    evaluation = config["evaluation"]
+    names = shown if evaluation["coco_ap"] else []
+    return names + [f"{rule}/{name}" for rule in evaluation["rules"] for name in PER_RULE]
 
 
 def _paper(configs: Path, key: str) -> dict[str, Any] | None:
