@@ -138,14 +138,15 @@ def bad_boxes(content: Mapping[str, Any]) -> dict[int, list[BadBox]]:
     }
     found: dict[int, list[BadBox]] = {}
     for annotation in content["annotations"]:
-        if annotation.get("image_id") not in sizes:
+        image_id = annotation.get("image_id")
+        if not isinstance(image_id, int) or image_id not in sizes:
             continue
-        width, height = sizes[annotation["image_id"]]
+        width, height = sizes[image_id]
         fault = box_fault(annotation.get("bbox"), width=width, height=height)
         if fault is not None:
             drawable = fault not in ("malformed", "not_finite")
             box = list(map(float, annotation["bbox"])) if drawable else None
-            found.setdefault(annotation["image_id"], []).append((box, FAULT_WORDS[fault]))
+            found.setdefault(image_id, []).append((box, FAULT_WORDS[fault]))
     return found
 
 
@@ -187,8 +188,9 @@ def card(record: Record, split: SplitData, bad: Sequence[BadBox]) -> dict[str, A
         return None
     width, height = record["width"], record["height"]
     clipped = [clip_box(box, width=width, height=height) for box, _ in bad if box is not None]
+    names = dict(enumerate(split.class_names))
     sound = [
-        {"box": a["bbox"], "label": split.class_names[a["category_id"]], "class": a["category_id"]}
+        {"box": a["bbox"], "label": names.get(k := a["category_id"], f"category {k}"), "class": k}
         for a in record["annotations"]
         if tuple(a["bbox"]) not in clipped
     ]

@@ -88,6 +88,17 @@ def test_more_shared_frames_than_the_named_share_are_refused(pretraining_config,
         run_stages(run)
 
 
+def test_a_held_out_video_of_the_same_name_is_warned_of(
+    pretraining_config, unlabelled_data, tmp_path, caplog
+) -> None:
+    content = json.loads(Path(unlabelled_data["val"]["json"]).read_text())
+    content["videos"][0]["name"] = "train1"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    run = make_run(pretraining_config, f"data.val.json={tmp_path / 'val.json'}")
+    assert audit.frames_to_leave_out(run, "train", most=0.0, key="k") == []
+    assert "data.train and data.val both have 1 video called train1: if they are" in caplog.text
+
+
 def test_a_run_that_names_no_held_out_split_says_so(pretraining_config, caplog) -> None:
     run = make_run(pretraining_config, "data.val=null", "train.eval_period=0")
     assert audit.frames_to_leave_out(run, "train", most=0.0, key="k") == []

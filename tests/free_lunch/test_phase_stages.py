@@ -161,6 +161,10 @@ def changed(operations: dict, folder: Path, change) -> dict[str, str]:
             r"unknown phase: 1 \(Disection of train/004\.png; did you mean Dissection\?",
         ),
         (lambda c: c["videos"][0].update(frame_rate=5), r"different frame rates: 1 \(\[1\.0, 5\.0"),
+        (
+            lambda c: c["videos"].__setitem__(0, {"id": 1, "name": "v", "fps": 25}),
+            r"different frame rates: 1 \(\[1\.0, 25\.0",
+        ),
     ],
 )
 def test_labels_that_are_wrong_are_refused_with_the_file_and_the_frame(

@@ -292,3 +292,56 @@ def test_a_turned_box_of_label_studio_turns_about_its_corner(images: Path, tmp_p
     turned = {"x": 50, "y": 0, "width": 25, "height": 12.5, "rotation": 90}
     _, found = imported(images, write(tmp_path / "a.json", label_studio(**turned)))
     assert found.frames[0].boxes[0].xywh == pytest.approx([26, 0, 6, 16])
+
+
+def test_a_turned_ellipse_of_label_studio_has_the_box_around_it(
+    images: Path, tmp_path: Path
+) -> None:
+    task = json.loads(label_studio())[0]
+    value = {"x": 50, "y": 50, "radiusX": 12.5, "radiusY": 12.5 * WIDTH / HEIGHT, "rotation": 45}
+    region = {"id": "e", "type": "ellipselabels", "value": value | {"ellipselabels": ["polyp"]}}
+    region |= {"original_width": WIDTH, "original_height": HEIGHT}
+    task["annotations"][0]["result"] = [region]  # a circle with a radius of 8 px
+    _, found = imported(images, write(tmp_path / "a.json", json.dumps([task])))
+    assert found.frames[0].boxes[0].xywh == pytest.approx([24, 16, 16, 16])
+
+
+def test_a_shape_that_is_labelled_by_a_control_of_its_own_is_one_lesion(
+    images: Path, tmp_path: Path
+) -> None:
+    tasks = json.loads(label_studio())
+    for task in tasks:
+        (region,) = task["annotations"][0]["result"]
+        shape = {k: v for k, v in region["value"].items() if k != "rectanglelabels"}
+        named = region | {"type": "labels", "value": shape | {"labels": ["polyp"]}}
+        bare = region | {"type": "rectangle", "value": shape}
+        task["annotations"][0]["result"] = [bare, named]
+    found, read = imported(images, write(tmp_path / "a.json", json.dumps(tasks)))
+    assert same(found)
+    assert [len(frame.boxes) for frame in read.frames] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    "line", ["0 0.5 0.5 0.1 0.1 0.87 3", "0 0.5 0.5 0.1 0.1 0.4 0.4 2.5 0.6 0.6 2"]
+)
+def test_scores_with_tracks_and_key_points_are_no_polygons(
+    images: Path, tmp_path: Path, line: str
+) -> None:
+    write(tmp_path / "case2_000003.txt", line)
+    with pytest.raises(ValueError, match="a score and a track, or with key points"):
+        imported(images, tmp_path, yolo_names=["polyp"], only="yolo")
+
+
+def test_lesions_of_coco_are_told_apart_by_any_of_the_usual_keys(tmp_path: Path) -> None:
+    ids = [{"track_id": 7}, {"unique_id": "001_2"}, {"unique_id": "001_3"}, {"unique_id": "001_2"}]
+    ids += [{"instance_id": 4}, {"attributes": {"track_id": 5}}, {}]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 1, "name": "polyp"}],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], **one}
+            for k, one in enumerate(ids)
+        ],
+    }
+    (frame,) = frames_of(json.dumps(content), tmp_path / "a.json")
+    assert [box.track for box in frame.boxes] == [7, 1, 2, 1, 4, 5, None]

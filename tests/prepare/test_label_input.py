@@ -293,6 +293,67 @@ def test_a_frame_number_alone_does_not_match_an_image_of_another_folder(tmp_path
     assert read.notes.counts["labels of a video or image that is not there"] == 2
 
 
+def test_an_image_of_the_same_name_in_another_folder_is_noted(tmp_path: Path) -> None:
+    write_images(tmp_path / "images" / "P01", {"polyp": {1: []}})
+    write(tmp_path / "labels" / "P02" / "polyp_000001.txt", "0 0.5 0.5 0.5 0.5")
+    _, read = imported(tmp_path / "images", tmp_path / "labels", yolo_names=["polyp"])
+    kind = "image is found by its name alone, in a folder of another name"
+    assert read.notes.examples[kind] == [
+        "P02/polyp_000001 (P02/polyp_000001.txt): P01/polyp_000001.png"
+    ]
+    write(tmp_path / "labels" / "P02" / "polyp_000001.txt", "")
+    text = coco("polyp_000001.png")  # a list of names alone says nothing about folders
+    _, read = imported(tmp_path / "images", write(tmp_path / "export" / "a.json", text))
+    assert kind not in read.notes.counts
+
+
+def test_labels_of_a_missing_image_do_not_land_on_its_neighbour_by_its_position(
+    tmp_path: Path,
+) -> None:
+    source = write_images(tmp_path / "images", {"case2": {12: [], 14: []}})
+    text = coco("case2_000013.png", image={"frame_index": 12, "video_id": 1})
+    content = json.loads(text) | {"videos": [{"id": 1, "name": "case2"}]}
+    with pytest.raises(ValueError, match="that is not there"):
+        imported(source, write(tmp_path / "a.json", json.dumps(content)))
+
+
+def test_frames_that_a_tool_counts_by_another_rate_are_refused(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos" / "case1.mp4", frames=20)
+    box = {"x": 0, "y": 0, "width": 10, "height": 10, "enabled": True}
+
+    def export(count: int) -> Path:
+        value = {"framesCount": count, "sequence": [{"frame": 9, **box}], "labels": ["polyp"]}
+        result = [{"id": "a", "type": "videorectangle", "value": value}]
+        task = {"data": {"video": "case1.mp4"}, "annotations": [{"result": result}]}
+        return write(tmp_path / "a.json", json.dumps([task]))
+
+    assert min(imported(tmp_path / "videos", export(19))[0]["case1"]) == 8
+    with pytest.raises(
+        ValueError, match=r"another frame rate in the tool\?\).*of 16, case1 has 20"
+    ):
+        imported(tmp_path / "videos", export(16))
+
+
+def test_numbers_of_images_that_cvat_has_not_named_count_from_the_given_one(
+    tmp_path: Path,
+) -> None:
+    write_video(tmp_path / "videos" / "P01.mp4", frames=9)
+    box = '<box label="polyp" xtl="0" ytl="0" xbr="9" ybr="9"/>'
+    for name, frame in (("P01/frame_000003.jpg", 2), ("frame_000003", 3)):
+        image = f'<image id="0" name="{name}" width="{WIDTH}" height="{HEIGHT}">{box}</image>'
+        meta = "<meta><task><name>P01</name></task></meta>"
+        labels = write(tmp_path / "a.xml", f"<annotations>{meta}{image}</annotations>")
+        assert list(imported(tmp_path / "videos", labels, first_number=1)[0]["P01"]) == [frame]
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_counted(images: Path, tmp_path: Path) -> None:
+    (images / "case2_000003.png").write_bytes(b"\x89PNG broken")
+    write(tmp_path / "labels" / "case2_000003.txt", "0 0.5 0.5 0.5 0.5")
+    found, read = imported(images, tmp_path / "labels", yolo_names=["polyp"])
+    assert found == {}
+    assert read.notes.counts["image that cannot be read: its frame is left out"] == 1
+
+
 def test_a_frame_number_alone_does_not_match_the_only_video(tmp_path: Path) -> None:
     write_video(tmp_path / "videos" / "case1.mp4", frames=9)
     write(tmp_path / "labels" / "case2" / "frame_000004.txt", "0 0.5 0.5 0.5 0.5")

@@ -145,6 +145,10 @@ def test_patients_of_a_table_with_or_without_suffixes(tmp_path: Path) -> None:
     table.write_text("video,patient\na,P1\na,P2\n")
     with pytest.raises(ValueError, match="a is of two patients, P1 and P2"):
         patients_of(["a"], table=table)
+    table.write_text("video,patient\ncase.1,P1\ncase.2,P2\n")
+    assert patients_of(["case.1", "case.2"], table=table) == {"case.1": "P1", "case.2": "P2"}
+    with pytest.raises(ValueError, match="no patient for 1 video: case"):
+        patients_of(["case"], table=table)
     table.write_text("file,patient\na,P1\n")
     with pytest.raises(ValueError, match="has no column video; it has file, patient"):
         patients_of(["a"], table=table)

@@ -278,3 +278,23 @@ def test_samples_are_spread_over_videos_with_some_lesion_free(check, tmp_path):
     shown = [(c["video"], c["frame_index"]) for c in sheet.samples(split, {}, 3)]
     assert shown == [("case1", 1), ("<case2>", 0), ("<case2>", 1)]
     assert sheet.samples(split, {}, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"categories": [{"id": 16, "name": "polyp"}]}, "category"),
+        ({"image_id": [1]}, "image_id"),
+    ],
+)
+def test_ids_that_no_training_takes_are_reported_not_stumbled_over(
+    check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, told: str
+) -> None:
+    path = write(tmp_path, "train", 0, **{k: v for k, v in changes.items() if k == "categories"})
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= {k: v for k, v in changes.items() if k == "image_id"}
+    for annotation in content["annotations"]:
+        annotation["category_id"] = content["categories"][0]["id"]
+    path.write_text(json.dumps(content))
+    assert check.main([str(path), "--output", str(tmp_path / "out")]) == 1
+    assert told in capsys.readouterr().out

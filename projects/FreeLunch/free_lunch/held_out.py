@@ -43,6 +43,7 @@ def frames_to_leave_out(run: RunContext, name: str, *, most: float, key: str) ->
         return []
     problem, left_out = "", list[int]()
     if comm.is_main_process():
+        _warn_of_names(run, name, held_out)
         copies = _copies(run, name, held_out)
         problem, left_out = _refusal(run, name, copies, most, key), _ids(copies)
         if left_out and not problem:
@@ -52,6 +53,23 @@ def frames_to_leave_out(run: RunContext, name: str, *, most: float, key: str) ->
     if problem:
         raise ValueError(problem)
     return left_out
+
+
+def _warn_of_names(run: RunContext, name: str, held_out: list[str]) -> None:
+    """Other frames of a held-out video are no copies of its labelled ones; its name may tell."""
+    own = {video["name"] for video in run.splits[name].videos.values()}
+    for other in held_out:
+        same = sorted(own & {video["name"] for video in run.splits[other].videos.values()})
+        if same:
+            logger.warning(
+                "data.%s and data.%s both have %s called %s: if they are the same, leave them out "
+                "of data.%s",
+                name,
+                other.replace("/", "."),
+                counted(len(same), "video"),
+                ", ".join(same[:5]),
+                name,
+            )
 
 
 def _copies(run: RunContext, name: str, held_out: list[str]) -> list[Copies]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from v2idetr.data.audit import Findings
 from v2idetr.data.coco_vid import SplitData, by_video
+from v2idetr.data.ground_truth import RATE_KEYS
 from v2idetr.data.text_files import read_text
 
 
@@ -37,6 +38,11 @@ class LabelledSplit:
         kept = groups[: max(1, math.ceil(share * len(groups) - 1e-9))]
         records = [record for group in kept for record in group]
         return replace(self, split=replace(self.split, records=records))
+
+
+def _rate_hz(video: Mapping[str, Any]) -> float:
+    """Frame rate of a video; 1 where its file says none, as Cholec80's converter does."""
+    return next((float(video[key]) for key in RATE_KEYS if video.get(key)), 1.0)
 
 
 def read_labels(split: SplitData, phases: Sequence[str]) -> LabelledSplit:
@@ -68,7 +74,7 @@ def read_labels(split: SplitData, phases: Sequence[str]) -> LabelledSplit:
             near = difflib.get_close_matches(str(phase), phases, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.add("unknown phase", f"{phase} of {image['file_name']}{hint}")
-    rates = {float(video.get("frame_rate", 1.0)) for video in split.videos.values()}
+    rates = {_rate_hz(video) for video in split.videos.values()}
     if len(rates) > 1:
         problems.add("videos have different frame rates", f"{sorted(rates)} Hz")
     problems.raise_if_any(str(split.json_path))

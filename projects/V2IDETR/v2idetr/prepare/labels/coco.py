@@ -7,6 +7,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from v2idetr.data.ground_truth import LESION_KEYS
 from v2idetr.prepare.labels.label_set import (
     LabelledBox,
     LabelledFrame,
@@ -27,6 +28,7 @@ def read_coco(
     names: dict[Any, str] = {}
     videos: dict[Any, str] = {}
     frames: dict[Any, LabelledFrame] = {}
+    tracks: dict[str, int] = {}
     for category in _entries(content, "categories", source):
         names[category.get("id")] = str(category.get("name"))
         found.add_class(str(category.get("name")))
@@ -54,7 +56,7 @@ def read_coco(
             found.problems.add(f"annotation whose {what} the file does not list", value)
             continue
         try:
-            frame.boxes.append(_box(annotation, frame, name, where, found))
+            frame.boxes.append(_box(annotation, frame, name, where, found, tracks))
         except ValueError as error:
             found.problems.add("annotation that cannot be read", str(error))
     found.frames += frames.values()
@@ -99,14 +101,16 @@ def _frame(
 
 
 def _box(
-    annotation: Mapping[str, Any], frame: LabelledFrame, name: str, where: str, found: LabelSet
+    annotation: Mapping[str, Any],
+    frame: LabelledFrame,
+    name: str,
+    where: str,
+    found: LabelSet,
+    tracks: dict[str, int],
 ) -> LabelledBox:
     further = annotation.get("attributes")
     further = further if isinstance(further, dict) else {}
-    track = next(
-        (v for v in (further.get("track_id"), annotation.get("instance_id")) if v is not None), None
-    )
-    track = None if track is None else whole_number_of(track, f"{where}: its track")
+    track = _track(annotation, further, where, tracks)
     mask, bbox = annotation.get("segmentation"), annotation.get("bbox")
     if annotation.get("iscrowd") and not isinstance(mask, dict):
         return LabelledBox(name, None, track, "crowd")  # a region, not one lesion
@@ -125,6 +129,17 @@ def _box(
         return LabelledBox(name, None, track, "annotation without bbox")
     found.notes.add("mask or polygon without bbox: the box around it is used", where)
     return LabelledBox(name, _box_of_mask(mask, frame, where), track, "mask")
+
+
+def _track(
+    annotation: Mapping[str, Any], attributes: Mapping[str, Any], where: str, named: dict[str, int]
+) -> int | None:
+    """Number of its lesion, under any of the usual keys; texts are numbered in their order."""
+    given = [attributes.get("track_id"), *(annotation.get(key) for key in LESION_KEYS)]
+    track = next((value for value in given if value is not None), None)
+    if isinstance(track, str):
+        return named.setdefault(track, len(named) + 1)
+    return None if track is None else whole_number_of(track, f"{where}: its track")
 
 
 def _box_of_mask(mask: Any, frame: LabelledFrame, where: str) -> list[float] | None:

@@ -114,7 +114,9 @@ def _image(
         for shape in image
         if shape.tag in SHAPES
     ]
-    number = re.fullmatch(r"frame_(\d+)", PurePosixPath(name).stem)  # of a video
+    # CVAT's name of a frame of a video; images that are called so have a suffix, and no size there.
+    own = PurePosixPath(name).stem if task.size else name
+    number = re.fullmatch(r"frame_(\d+)", own)
     return LabelledFrame(
         source,
         name=name,

@@ -47,6 +47,8 @@ class LabelledFrame:
         boxes: its lesions; [] where the file lists the frame and no lesion.
         relative: whether boxes are in shares of the frame's size instead of px.
         hints: further names that may be the video's: of the task, of the file and its folders.
+        frames_counted: number of frames that the tool counted in the whole video; None if the file
+            does not say.
     """
 
     source: str
@@ -57,6 +59,7 @@ class LabelledFrame:
     boxes: list[LabelledBox] = field(default_factory=list)
     relative: bool = False
     hints: tuple[str, ...] = ()
+    frames_counted: int | None = None
 
     def __str__(self) -> str:
         frame = self.name or f"frame {self.number} of {self.video or self.hints[-1]}"

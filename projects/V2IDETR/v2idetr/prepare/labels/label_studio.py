@@ -17,7 +17,12 @@ from v2idetr.prepare.labels.label_set import (
     number_of,
 )
 from v2idetr.prepare.labels.media_names import name_in_file
-from v2idetr.prepare.labels.shapes import box_of_brush, box_of_points, box_of_rotated
+from v2idetr.prepare.labels.shapes import (
+    box_of_brush,
+    box_of_points,
+    box_of_rotated,
+    box_of_rotated_ellipse,
+)
 from v2idetr.prepare.labels.tracks import Keyframe, boxes_of_track
 
 CLASS_KEYS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "keypointlabels")
@@ -58,7 +63,9 @@ def _read_task(
     regions = [
         r for r in results if str(r.get("type", "")).lower().removesuffix("labels") in SHAPES
     ]
-    regions += [r for r in results if r.get("type") == "labels" and _is_region(r["value"])]
+    labelled = [r for r in results if r.get("type") == "labels" and _is_region(r["value"])]
+    named = {r["id"] for r in labelled if "id" in r}  # each stands there without its names, too
+    regions = [r for r in regions if r.get("id") not in named] + labelled
     of_video = [r for r in regions if "sequence" in r["value"]]
     if of_video or _counts_frames(results):
         found.frames += _video(of_video, results, name, where, source, hints, found)
@@ -91,9 +98,14 @@ def _counts_frames(results: Sequence[Mapping[str, Any]]) -> bool:
     return any("framesCount" in r.get("value", {}) for r in results)
 
 
+def _names(value: Mapping[str, Any]) -> Sequence[str]:
+    """Names of a region's classes."""
+    return next((value[key] for key in CLASS_KEYS if value.get(key)), ())
+
+
 def _class_of(region: Mapping[str, Any], where: str, found: LabelSet) -> str:
     value = region["value"]
-    names = next((value[key] for key in CLASS_KEYS if value.get(key)), None)
+    names = _names(value)
     if not names:
         raise ValueError(f"{where}: region {region.get('id')} has no label")
     if len(names) > 1:
@@ -123,29 +135,23 @@ def _region(region: Mapping[str, Any], where: str, found: LabelSet) -> LabelledB
         return LabelledBox(class_name, box_of_points(points), None, "polygon")
     if "radiusX" in value:
         found.notes.add("ellipse: the box around it is used", where)
-        rx, ry = px("radiusX", scale_x), px("radiusY", scale_y)
-        xywh = [px("x", scale_x) - rx, px("y", scale_y) - ry, 2 * rx, 2 * ry]
-        return LabelledBox(class_name, _rotated(xywh, value, where, found, centre=True))
+        radii = px("radiusX", scale_x), px("radiusY", scale_y)
+        centre = px("x", scale_x), px("y", scale_y)
+        degrees = _degrees(value, where)
+        return LabelledBox(class_name, box_of_rotated_ellipse(centre, radii, degrees))
     if "height" not in value:  # a key point has a width
         return LabelledBox(class_name, None, None, "key point")
     xywh = [px("x", scale_x), px("y", scale_y), px("width", scale_x), px("height", scale_y)]
-    return LabelledBox(class_name, _rotated(xywh, value, where, found))
+    degrees = _degrees(value, where)
+    if degrees:
+        found.notes.add("rotated box: the box around it is used", where)
+        xywh = box_of_rotated(xywh, degrees, (xywh[0], xywh[1]))
+    return LabelledBox(class_name, xywh)
 
 
-def _rotated(
-    xywh: list[float],
-    value: Mapping[str, Any],
-    where: str,
-    found: LabelSet,
-    *,
-    centre: bool = False,
-) -> list[float]:
-    """The box around it after its rotation, which is about the top left corner."""
-    degrees = number_of(value.get("rotation") or 0, f"{where}: rotation")
-    if not degrees:
-        return xywh
-    found.notes.add("rotated box: the box around it is used", where)
-    return box_of_rotated(xywh, degrees, None if centre else (xywh[0], xywh[1]))
+def _degrees(value: Mapping[str, Any], where: str) -> float:
+    """Rotation: of a box about its top left corner, of an ellipse about its centre."""
+    return number_of(value.get("rotation") or 0, f"{where}: rotation")
 
 
 def _video(
@@ -186,7 +192,13 @@ def _video(
             boxes.setdefault(frame, []).append(LabelledBox(class_name, xywh, place))
     return [
         LabelledFrame(
-            source, video=name, number=frame, boxes=boxes[frame], relative=True, hints=hints
+            source,
+            video=name,
+            number=frame,
+            boxes=boxes[frame],
+            relative=True,
+            hints=hints,
+            frames_counted=total,
         )
         for frame in sorted(boxes)
     ]

@@ -26,12 +26,19 @@ from v2idetr.prepare.labels.media_names import (
 Labels = dict[str, dict[int, LabelledFrame]]  # clip name -> frame number -> labels
 Size = tuple[int, int]
 Item = TypeVar("Item")
+CLOSE = 0.01  # by which a tool's number of frames may differ from the video's
 
 
 class _Index:
-    """Clips and images by the stem of their name, and the best of several."""
+    """Clips and images by the stem of their name, and the best of several.
 
-    def __init__(self, clips: Sequence[Clip]) -> None:
+    Args:
+        clips: media.
+        notes: receives images that are found by their name alone.
+    """
+
+    def __init__(self, clips: Sequence[Clip], notes: Findings) -> None:
+        self._notes = notes
         self.videos: defaultdict[str, list[Clip]] = defaultdict(list)
         self.images: defaultdict[str, list[tuple[Clip, int, list[str]]]] = defaultdict(list)
         for clip in clips:
@@ -56,9 +63,18 @@ class _Index:
         if len(best) > 1:
             listed = ", ".join(one[0].images[one[1]] for one in best[:3])
             raise ValueError(f"{frame}: may be any of {listed}")
-        if not best or _is_of_another_folder(frame, parts, best[0][2]):
+        if not best:
             return None
-        return best[0][0], best[0][1]
+        clip, number, image_parts = best[0]
+        any_video = _is_generic(number_at_end(parts[-1])[0])  # a name such as 000012
+        # Where the name has no folder, that of the label file counts.
+        folders = parts[:-1] or (frame.hints[:-1] if any_video else ())
+        if _are_others(folders, image_parts[:-1]):
+            if any_video:
+                return None
+            kind = "image is found by its name alone, in a folder of another name"
+            self._notes.add(kind, f"{frame}: {clip.images[number]}")
+        return clip, number
 
     def video(self, frame: LabelledFrame) -> Clip | None:
         """The video of a frame; ValueError if several fit equally well."""
@@ -80,20 +96,9 @@ class _Index:
         return None
 
 
-def _is_of_another_folder(
-    frame: LabelledFrame, parts: Sequence[str], image_parts: Sequence[str]
-) -> bool:
-    """Whether a name such as 000012, which any video may have, stands in a folder of another name.
-
-    Args:
-        frame: labelled frame; its file's folder counts where its name has none.
-        parts: parts of its name.
-        image_parts: parts of the image's path.
-    """
-    if not _is_generic(number_at_end(parts[-1])[0]):
-        return False
-    told = {part for part in parts[:-1] or frame.hints[:-1] if not _is_generic(part)}
-    own = {part for part in image_parts[:-1] if not _is_generic(part)}
+def _are_others(folders: Sequence[str], image_folders: Sequence[str]) -> bool:
+    """Whether both have names that say something, and share none."""
+    told, own = ({f for f in some if not _is_generic(f)} for some in (folders, image_folders))
     return bool(told and own) and not told & own
 
 
@@ -117,7 +122,8 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 
 def _best(items: Sequence[Item], score: Callable[[Item], Any]) -> list[Item]:
     scores = [score(item) for item in items]
-    return [item for item, s in zip(items, scores, strict=True) if s == max(scores)]
+    best = max(scores, default=None)
+    return [item for item, s in zip(items, scores, strict=True) if s == best]
 
 
 def match_frames(
@@ -137,7 +143,7 @@ def match_frames(
         ValueError: lists labels without media or with several that fit, frames beyond the end of
             their video, frames that are labelled twice, and boxes for another size.
     """
-    index = _Index(clips)
+    index = _Index(clips, found.notes)
     labels: Labels = {}
     problems = Findings()
     missing = found.notes if allow_missing else problems
@@ -156,7 +162,12 @@ def match_frames(
             missing.add("labels of a video or image that is not there", str(frame))
             continue
         clip, number = place
-        if not _is_in(clip, number) and not frame.boxes and clip.source is None:
+        if _is_counted_otherwise(frame, clip):
+            kind = "labels count other frames than the video has (another frame rate in the tool?)"
+            problems.add(
+                kind, f"{frame}: of {frame.frames_counted}, {clip.name} has {_length(clip)}"
+            )
+        elif not _is_in(clip, number) and not frame.boxes and clip.source is None:
             kind = "more frames are listed than there are images (were some removed?)"
             missing.add(kind, f"{frame}: {clip.name} has {_length(clip)} images")
         elif not _is_in(clip, number) and not frame.boxes:
@@ -182,18 +193,20 @@ def _frame_of_video(
     """Clip and number of a frame that is found by its video; one outside the clip's where it ends.
 
     A task of images counts them, so that its number is a position. Where the frame has a name, its
-    image is missing: by position it would get the labels of another.
+    image is missing: by position, or by a number that its name does not have, it would get the
+    labels of another.
     """
     clip = index.video(frame)
+    named = number_at_end((parts_of(frame.name) or [""])[-1])[1]
     number, first = frame.number, 0
     if number is None:
-        number, first = number_at_end((parts_of(frame.name) or [""])[-1])[1], first_number
+        number, first = named, first_number
     if clip is None or number is None:
         return None
     if clip.source is not None:
         return clip, number - first
     if frame.name:
-        return (clip, number) if number in clip.images else None
+        return (clip, number) if number == named and number in clip.images else None
     return clip, clip.numbers[number] if number < len(clip.numbers) else clip.numbers[-1] + 1
 
 
@@ -201,6 +214,13 @@ def _is_in(clip: Clip, number: int) -> bool:
     if clip.source is None:
         return number in clip.images
     return number >= 0 and (clip.num_frames is None or number < clip.num_frames)
+
+
+def _is_counted_otherwise(frame: LabelledFrame, clip: Clip) -> bool:
+    """Whether a tool that counts frames by a rate of its own has another one than the video."""
+    if frame.frames_counted is None or clip.num_frames is None:
+        return False
+    return abs(frame.frames_counted - clip.num_frames) > max(2, CLOSE * clip.num_frames)
 
 
 def _length(clip: Clip) -> int:
@@ -226,7 +246,8 @@ def usable_frames(labels: Labels, clips: Iterable[Clip], source: Path, notes: Fi
         for number, frame in frames.items():
             size = sizes.get((name, number)) or frame.size
             if size is None:
-                continue  # cannot be read: noted when the files are written
+                notes.add("image that cannot be read: its frame is left out", str(frame))
+                continue
             if frame.relative:
                 for box in frame.boxes:
                     box.xywh = None if box.xywh is None else in_px(box.xywh, size)

@@ -77,7 +77,10 @@ def _of_table(videos: Sequence[str], table: Path) -> dict[str, str]:
         name, patient = (line["video"] or "").strip(), (line["patient"] or "").strip()
         if found.setdefault(name, patient) != patient:
             raise ValueError(f"{table}: {name} is of two patients, {found[name]} and {patient}")
-    without_suffix = {Path(name).stem: patient for name, patient in found.items()}
+    by_stem: defaultdict[str, set[str]] = defaultdict(set)
+    for name, patient in found.items():
+        by_stem[Path(name).stem].add(patient)
+    without_suffix = {stem: min(there) for stem, there in by_stem.items() if len(there) == 1}
     patients = {v: found.get(v) or without_suffix.get(v, "") for v in videos}
     lost = [video for video, patient in patients.items() if not patient]
     if lost:

@@ -159,6 +159,11 @@ def _box(
         )
     if len(shares) < 6 or len(shares) % 2:
         raise ValueError(f"{where}: has {len(values)} numbers, not 5 of a box or 7 of a polygon")
+    if any(abs(share) > 2 for share in shares) or (len(shares) == 6 and shares[5].is_integer()):
+        raise ValueError(
+            f"{where}: {' '.join(values)} is no polygon; is it a box with a score and a track, or "
+            "with key points? Labels are class, centre and size"
+        )
     found.notes.add("polygon or rotated box: the box around it is used", where)
     points = list(zip(shares[::2], shares[1::2], strict=True))
     return LabelledBox(name, box_of_points(points), None, "polygon")
