@@ -19,6 +19,8 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from v2i_runtime.stop_signals import stop_signals
+
 MIB = 2**20
 
 
@@ -70,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"app: {error}", file=sys.stderr)
         return 2
-    # The default of SIGTERM would leave uploads behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in stop_signals():  # whose default would leave uploads behind
+        signal.signal(number, signal.default_int_handler)
     try:
         return serve(options)
     except KeyboardInterrupt:

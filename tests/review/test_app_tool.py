@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,21 +11,24 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from tests.review.tiny_review import write_video
 from tools.app import main
+from v2i_runtime.stop_signals import stop_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def handler_of_sigterm_stays() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+def handlers_of_signals_stay() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in stop_signals()}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_page_is_served_until_a_signal_and_leaves_nothing_behind(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -113,3 +117,45 @@ def test_an_upload_that_cannot_be_opened_is_removed(tmp_path: Path, error: Excep
     with pytest.raises(type(error)):
         card.work()
     assert not place.exists()
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Any:
+    """What takes uploads, without a page around it."""
+    page = pytest.importorskip("v2idetr.review.page", exc_type=ImportError)
+    card = page._VideoCard.__new__(page._VideoCard)
+    card.desk, card.problem = Mock(folder=tmp_path), Mock(text="")
+    card.uploaded, card.was_left = None, False
+    return card
+
+
+def upload(card: Any, name: str, *, size: int = 3, error: Exception | None = None) -> None:
+    async def save(path: Path) -> None:
+        path.write_bytes(b"one")
+        if name == "late.mp4":
+            card.leave()
+        if error is not None:
+            raise error
+
+    file = Mock(save=save, size=lambda: size)
+    file.name = name
+    asyncio.run(card.receive(Mock(file=file)))
+
+
+def test_an_upload_that_fails_leaves_nothing_and_is_told(card: Any, tmp_path: Path) -> None:
+    upload(card, "a.mp4")
+    assert card.uploaded[1] == "a.mp4"
+    upload(card, "b.mp4", error=OSError("No space left on device"))
+    assert card.uploaded is None and not list(tmp_path.iterdir())
+    assert card.problem.text == "b.mp4 was not taken: No space left on device"
+
+
+def test_an_upload_for_which_there_is_no_room_is_not_taken(card: Any, tmp_path: Path) -> None:
+    upload(card, "a.mp4", size=2**62)
+    assert card.uploaded is None and not list(tmp_path.iterdir())
+    assert "a.mp4 was not taken: " in card.problem.text and "of disk are free" in card.problem.text
+
+
+def test_an_upload_is_removed_when_its_page_is_left_meanwhile(card: Any, tmp_path: Path) -> None:
+    upload(card, "late.mp4")
+    assert card.uploaded is None and not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -221,3 +222,19 @@ assert received == [signal.SIGUSR1]
     path = write_model(tmp_path / "tiny.xml")
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_runtime_leaves_nothing_to_report_beside_the_detector(
+    tmp_path: Path, suffix: str
+) -> None:
+    path, home = write_model(tmp_path / f"m{suffix}"), tmp_path / "home"
+    home.mkdir()
+    program = (
+        "import sys, numpy as np; from v2i_runtime.detector import Detector\n"
+        "Detector(sys.argv[1])(np.zeros((40, 60, 3), np.uint8))"
+    )
+    folders = {"HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home / "cache"}
+    environment = {**os.environ, **{name: str(folder) for name, folder in folders.items()}}
+    subprocess.run([sys.executable, "-c", program, path], env=environment, check=True)
+    assert not list(home.rglob("*"))

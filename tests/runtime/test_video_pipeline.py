@@ -68,6 +68,23 @@ def test_an_error_stops_everything_and_is_raised_once(stage: str) -> None:
     assert len(seen) < 5 + 3 * FRAMES_WAITING
 
 
+@pytest.mark.parametrize("stage", ["process", "write"])
+def test_an_error_ends_a_source_that_does_not_wait(stage: str) -> None:
+    def fail(item: int) -> int:
+        raise OSError("disk full")
+
+    def camera() -> Iterator[int]:
+        for index in numbers(10**9):
+            assert index < 1000, "asked for frames that nobody takes"
+            time.sleep(0.001)
+            yield index
+
+    before = threads()
+    with pytest.raises(OSError, match="disk full"):
+        run(camera(), on_drop=lambda: None, **{stage: fail})
+    assert threads() == before
+
+
 def test_an_error_while_writing_is_told_before_one_of_the_source_behind_it() -> None:
     def fail(item: int) -> None:
         raise OSError("disk full")
@@ -203,6 +220,19 @@ def test_frames_that_a_camera_lost_are_counted_also_when_it_stops(
     assert "camera 0: no more frames after frame 10" in said
     assert f"{11 - slow.seen} frames of the camera came too fast: dropped" in said
     assert 0 < slow.seen < 11
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_camera_that_does_not_know_its_rate_has_none(monkeypatch, rate: float) -> None:
+    monkeypatch.setattr(camera.cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(FakeCapture, "get", lambda *_: rate)
+    assert camera.Camera(0).frame_rate is None
+
+
+@pytest.mark.parametrize("setting", ["every", "smooth"])
+def test_numbers_of_frames_below_one_are_refused_in_python_too(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting} is 0, but must be at least 1"):
+        Settings(0.5, **{setting: 0})
 
 
 def test_a_camera_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -6,12 +6,14 @@
     OnnxBackend        ONNX Runtime
     OpenVinoBackend    OpenVINO
 
-A runtime is imported when a file needs it. Inputs and outputs are those of `model_info`.
+A runtime is imported when a file needs it, by `runtime_module`. Inputs and outputs are those of
+`model_info`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
@@ -19,7 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -81,8 +83,22 @@ def open_backend(path: str | os.PathLike[str], *, device: str, threads: int | No
 def available_devices(suffix: str) -> list[str]:
     """Devices of the runtime of ``.onnx`` or ``.xml`` files on this machine."""
     if suffix == ".onnx":
-        return sorted(_providers(import_module("onnxruntime")))
+        return sorted(_providers(runtime_module("onnxruntime")))
     return sorted(_openvino_devices(openvino_core()))
+
+
+def runtime_module(name: str) -> Any:
+    """A library of a runtime, imported without its telemetry.
+
+    OpenVINO and nncf report that they are imported, ONNX Runtime its sessions; of a program for
+    patients' video nothing should leave the machine. Their own switches are used.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # each has a stub for this case
+    return import_module(name)
 
 
 @cache
@@ -97,7 +113,7 @@ def openvino_core() -> Any:
     Raises:
         ImportError: OpenVINO is not installed.
     """
-    core = import_module("openvino").Core()
+    core = runtime_module("openvino").Core()
     # A mapped file that is overwritten ends the process (SIGBUS).
     core.set_property({"ENABLE_MMAP": False})
     return core
@@ -233,7 +249,7 @@ def _decompress(ov: Any, model: Any) -> None:
 
 def _import(module: str, path: Path, extra: str) -> Any:
     try:
-        return import_module(module)
+        return runtime_module(module)
     except ImportError as error:
         raise ValueError(
             f"{path}: needs {module}, which cannot be imported ({error}): "

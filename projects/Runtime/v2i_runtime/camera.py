@@ -12,6 +12,7 @@ import numpy as np
 from v2i_runtime.sources import SourceFrame
 
 TIME_BASE = Fraction(1, 1_000_000)  # s
+HIGHEST_RATE = 1000.0  # Hz
 
 
 class Camera:
@@ -39,8 +40,9 @@ class Camera:
                 "another program, and that its number is right"
             )
         self.size = pixels.shape[1], pixels.shape[0]
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.frame_rate: Fraction | None = Fraction(rate).limit_denominator(1001) if rate else None
+        rate = self._capture.get(cv2.CAP_PROP_FPS)  # a driver without one gives 0, -1, NaN or inf
+        known = 0 < rate <= HIGHEST_RATE
+        self.frame_rate: Fraction | None = Fraction(rate).limit_denominator(1001) if known else None
         self.num_frames: int | None = None
 
     def __iter__(self) -> Iterator[SourceFrame]:

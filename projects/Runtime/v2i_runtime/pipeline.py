@@ -51,7 +51,7 @@ def run_pipeline(
     def decode() -> None:
         with _reporting(errors, "frames", decoded.end), contextlib.closing(frames):
             for frame in frames:
-                if stop.is_set():
+                if stop.is_set() or decoded.closed:
                     return
                 if on_drop is not None and decoded.full:
                     on_drop()
@@ -88,6 +88,11 @@ class _Line(Generic[T]):
     @property
     def full(self) -> bool:
         return self._queue.full()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the reader has left."""
+        return self._closed.is_set()
 
     def put(self, item: object) -> bool:
         """Add an item; False if the reader has left."""

@@ -39,6 +39,9 @@ class Settings:
         track: give lesions ids by ByteTrack.
         smooth: number of frames over which a lesion's boxes are averaged; 1 for raw boxes.
         show_time: show each frame's time in the video.
+
+    Raises:
+        ValueError: every or smooth is below 1, or the excerpt ends before it starts.
     """
 
     score_threshold: float
@@ -48,6 +51,11 @@ class Settings:
     track: bool = False
     smooth: int = 1
     show_time: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("every", "smooth"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch.export import Dim, ExportedProgram
 
-from v2i_runtime.backends import INPUT, OUTPUTS, openvino_core
+from v2i_runtime.backends import INPUT, OUTPUTS, openvino_core, runtime_module
 from v2i_runtime.integrity import PLACEHOLDER, seal
 from v2i_runtime.model_info import KEY, ModelInfo
 from v2idetr.modeling.deformable_attention import Implementation, reading_with
@@ -81,14 +81,14 @@ def save_onnx(program: ExportedProgram, path: Path, *, half: bool) -> None:
 
 def save_openvino(model: Any, path: Path, *, half: bool) -> None:
     """Write a model of OpenVINO; ``half``: weights in float16."""
-    import openvino as ov
+    ov = runtime_module("openvino")
 
     ov.save_model(model, path, compress_to_fp16=half)
 
 
 def to_openvino(program: ExportedProgram) -> Any:
     """A graph as a model of OpenVINO."""
-    import openvino as ov
+    ov = runtime_module("openvino")
 
     with _quiet():
         model = ov.convert_model(program)
@@ -115,7 +115,7 @@ def _describe(path: Path, text: str) -> None:
         onnx.helper.set_model_props(model, {KEY: text})
         onnx.save(model, path)
         return
-    import openvino as ov
+    ov = runtime_module("openvino")
 
     model = openvino_core().read_model(path)
     model.set_rt_info(text, [KEY])

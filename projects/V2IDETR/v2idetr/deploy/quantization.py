@@ -44,8 +44,7 @@ def quantize(model: Any, nodes: set[str], frames: Sequence[UInt8[np.ndarray, "H 
         nodes: see :func:`quantized_nodes`.
         frames: calibration frames of the network's input size.
     """
-    import nncf
-
+    nncf = runtime_module("nncf")
     nncf.set_log_level(logging.ERROR)
     operations = [op.get_friendly_name() for op in model.get_ordered_ops()]
     ignored = [name for name in operations if not _is_quantized(name, nodes)]

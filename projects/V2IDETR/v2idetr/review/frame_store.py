@@ -11,6 +11,20 @@ FREE_BYTES = 2**30  # kept free on the disk
 CHECKED_EVERY = 32  # frames
 
 
+def check_space(folder: Path, size: int) -> None:
+    """Check that a disk has room for more bytes, and keeps FREE_BYTES.
+
+    Raises:
+        ValueError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES + size:
+        raise ValueError(
+            f"{folder}: only {free / 2**20:.0f} MiB of disk are free, so that no more is kept there; "
+            "free some space, or set TMPDIR to another disk."
+        )
+
+
 class FrameStore:
     """Frames by number, in one file.
 
@@ -32,12 +46,7 @@ class FrameStore:
             ValueError: the disk is nearly full.
         """
         if len(self) % CHECKED_EVERY == 0:
-            free = shutil.disk_usage(self._path.parent).free
-            if free < FREE_BYTES + len(jpeg) * CHECKED_EVERY:
-                raise ValueError(
-                    f"{self._path.parent}: only {free / 2**20:.0f} MiB of disk are free, so no "
-                    f"more frames are kept; free some space, or set TMPDIR to another disk."
-                )
+            check_space(self._path.parent, len(jpeg) * CHECKED_EVERY)
         with self._lock:
             os.pwrite(self._file.fileno(), jpeg, self._ends[-1])
             self._ends.append(self._ends[-1] + len(jpeg))

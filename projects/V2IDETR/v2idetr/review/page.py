@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from nicegui import events, run, ui
 
 from v2idetr.review.desk import Desk
+from v2idetr.review.frame_store import check_space
 from v2idetr.review.gate import MIB
 from v2idetr.review.review import NotThereError, Review
 from v2idetr.review.routes import STATIC
@@ -160,13 +161,14 @@ class _RunCard(_Card):
 class _VideoCard(_Card):
     def __init__(self, desk: Desk) -> None:
         self.uploaded: tuple[Path, str] | None = None
+        self.was_left = False
         super().__init__(
             desk,
             "A video",
             "It plays while detectors go through it. There is no ground truth, so nothing is "
             "counted as missed or false.",
         )
-        ui.context.client.on_delete(self.discard)
+        ui.context.client.on_delete(self.leave)
 
     def fill(self) -> None:
         choices, most = self.desk.choices, self.desk.max_upload_bytes
@@ -195,10 +197,23 @@ class _VideoCard(_Card):
             ).classes("remark")
 
     async def receive(self, event: events.UploadEventArguments) -> None:
-        place = new_place(self.desk.folder)
-        await event.file.save(place)
         self.discard()
-        self.uploaded, self.problem.text = (place, event.file.name), ""
+        self.problem.text, place = "", new_place(self.desk.folder)
+        try:
+            check_space(self.desk.folder, event.file.size())
+            await event.file.save(place)
+        except (OSError, ValueError) as error:
+            place.unlink(missing_ok=True)
+            self.problem.text = f"{event.file.name} was not taken: {error}"
+            return
+        self.uploaded = place, event.file.name
+        if self.was_left:
+            self.discard()
+
+    def leave(self) -> None:
+        """The page is closed, perhaps while an upload is stored."""
+        self.was_left = True
+        self.discard()
 
     def discard(self) -> None:
         """Remove an upload that was not opened."""
