@@ -18,6 +18,7 @@ from v2i_runtime.image_files import read_image
 from v2i_runtime.preprocess import FixedSize, Preprocess
 from v2idetr.deploy import export as files
 from v2idetr.deploy import exporting
+from v2idetr.deploy.frames import StudentFrames
 from v2idetr.deploy.quantization import QUANTIZED
 from v2idetr.deploy.torch_detector import TorchDetector
 from v2idetr.output_folder import sole_user
@@ -118,6 +119,28 @@ def test_int8_that_loses_more_than_accepted_leaves_no_file(
     error = capsys.readouterr().err
     assert "INT8 loses 0.0 points of" in error and "-1 are allowed (--accept-loss)" in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("quick_with_program")
+@pytest.mark.parametrize(
+    ("given", "threshold", "source"),
+    [
+        ([], 0.25, "highest F1 (0.500) of INT8 by the rule iou50 on the validation split"),
+        (["--threshold-rule", "endovis_center"], 0.125, "highest F1 (0.750) of INT8 by the rule "),
+        (["--threshold", "0.7"], 0.7, "given at export"),
+    ],
+)
+def test_the_threshold_of_int8_is_chosen_by_its_own_scores(
+    detr: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], threshold: float, source: str
+) -> None:
+    monkeypatch.setattr(exporting, "quantize", lambda model, nodes, frames: model)
+    values = {"AP50": 0.5, "F1 endovis_center": 0.75, "F1 iou50": 0.5}
+    thresholds = {"endovis_center": 0.125, "iou50": 0.25}
+    monkeypatch.setattr(StudentFrames, "metrics", lambda *_: (values, thresholds))
+    output = detr.with_name("a.xml")
+    assert main([str(detr), *INT8, "--output", str(output), *given]) == 0
+    info = Detector(output).info
+    assert info.score_threshold == threshold and info.threshold_source.startswith(source)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -28,7 +28,7 @@ from v2idetr.deploy.frames import StudentFrames
 from v2idetr.deploy.model_card import card_path, model_card
 from v2idetr.deploy.parity import Parity, compare, make_probe, torch_outputs
 from v2idetr.deploy.quantization import quantize, quantized_nodes
-from v2idetr.deploy.student import Student, load_student
+from v2idetr.deploy.student import Student, load_student, usual_rule
 from v2idetr.modeling.deformable_attention import DeformableAttention, Implementation
 from v2idetr.modeling.inference import ImageDetector
 
@@ -113,7 +113,7 @@ def _export(
     data = StudentFrames(student.config, student.class_names, student.preprocess, size, say)
     frames = data.to_compare(settings.frames)
     if settings.precision == "int8":
-        data.check_splits()
+        data.check_splits(settings.threshold_rule)
     threshold = "unknown" if info.score_threshold is None else f"{info.score_threshold:.3f}"
     say(
         f"{settings.checkpoint}: {info.network}, stage {student.stage or 'unknown'}, "
@@ -162,20 +162,30 @@ class _Work:
     def quantize(self, model: Any, nodes: set[str], info: ModelInfo) -> ModelInfo:
         """Replace the float32 file by INT8, if that loses no more than accepted.
 
+        Scores shift, so that the threshold is chosen again unless it is given.
+
         Raises:
             ValueError: it loses more.
         """
         device = self.settings.device
         self.say("before quantization:")
         self._parity("fp32", None)
-        before = self.data.metrics(self.path, device, "fp32 on val")
+        before, _ = self.data.metrics(self.path, device, "fp32 on val")
         frames = self.data.for_calibration(self.settings.calibration)
         self.say(f"calibrating on {len(frames)} frames of the training split ...")
         files.save_openvino(quantize(model, nodes, frames), self.path, half=False)
         files.describe(self.path, info)
-        after = self.data.metrics(self.path, device, "INT8 on val")
+        after, thresholds = self.data.metrics(self.path, device, "INT8 on val")
         check_loss(before, after, self.settings.accept_loss)
-        return replace(info, card=info.card | {"validation_fp32": before, "validation_int8": after})
+        info = replace(info, card=info.card | {"validation_fp32": before, "validation_int8": after})
+        if self.settings.threshold is not None:
+            return info
+        rule = self.settings.threshold_rule or usual_rule(thresholds)
+        f1 = after[f"F1 {rule}"]
+        if math.isnan(f1):
+            return info
+        words = f"highest F1 ({f1:.3f}) of INT8 by the rule {rule} on the validation split"
+        return replace(info, score_threshold=thresholds[rule], threshold_source=words)
 
     def compared(self, info: ModelInfo) -> ModelInfo:
         """The description with the differences from torch and the file's own probe.

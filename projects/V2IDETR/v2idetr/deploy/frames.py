@@ -65,23 +65,34 @@ class StudentFrames:
         """At most this number of frames of the training split."""
         return self._of_split("train", number)
 
-    def check_splits(self) -> None:
+    def check_splits(self, rule: str | None) -> None:
         """Read the splits for calibration and metrics.
 
+        Args:
+            rule: that of the threshold; None for the usual one.
+
         Raises:
-            ValueError: they are missing or unusable; names the key.
+            ValueError: they are missing or unusable, names the key; the rule is not evaluated.
         """
+        rules = self._config["evaluation"]["rules"]
+        if rule is not None and rule not in rules:
+            raise ValueError(
+                f"--threshold-rule {rule}: evaluation.rules are {', '.join(rules)}; choose one of "
+                "them"
+            )
         for name in ("train", "val"):
             self._split(name)
 
-    def metrics(self, path: Path, device: str, title: str) -> dict[str, float]:
-        """AP50 and F1 of an exported file on the validation split."""
+    def metrics(
+        self, path: Path, device: str, title: str
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """AP50 and F1 of an exported file on the validation split, and thresholds by rule."""
         rules = list(self._config["evaluation"]["rules"])
-        values = metrics(
+        values, thresholds = metrics(
             self._split("val"), Detector(path, device=device, verify=False), rules, title
         )
         self._say(f"{title}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in values.items()))
-        return values
+        return values, thresholds
 
     def _of_source(self, source: str) -> list[Frame]:
         frames, found = open_source(source), []

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch.export import ExportedProgram
 
-from v2i_runtime.backends import INPUT
+from v2i_runtime.backends import INPUT, runtime_module
 
 QUANTIZED = ("net.backbone", "net.neck", "net.encoder")
 

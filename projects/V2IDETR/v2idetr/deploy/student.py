@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,7 @@ class Student:
         if self.evaluation is None:
             return None, f"unknown: {self.no_evaluation}"
         thresholds = self.evaluation["thresholds"]
-        if rule is None:
-            rule = USUAL_RULE if USUAL_RULE in thresholds else next(iter(thresholds))
+        rule = rule or usual_rule(thresholds)
         if rule not in thresholds:
             raise ValueError(
                 f"--threshold-rule {rule}: the evaluation beside {self.path} has "
@@ -86,6 +85,11 @@ class Student:
         f1 = self.evaluation["val"]["rules"][rule]["f1"]
         words = "highest F1" if f1 is None else f"highest F1 ({f1:.3f})"
         return thresholds[rule], f"{words} by the rule {rule} on the validation split"
+
+
+def usual_rule(thresholds: Mapping[str, float]) -> str:
+    """The rule whose threshold is taken unless another one is named."""
+    return USUAL_RULE if USUAL_RULE in thresholds else next(iter(thresholds))
 
 
 def load_student(

@@ -76,8 +76,11 @@ def predict_split(split: SplitData, detect: Detect, title: str) -> list[FramePre
     return predictions
 
 
-def metrics(split: SplitData, detect: Detect, rules: Sequence[str], title: str) -> dict[str, float]:
-    """AP50, and F1 of each rule at its own best threshold, of a detector on a split."""
+def metrics(
+    split: SplitData, detect: Detect, rules: Sequence[str], title: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """AP50 and the F1 of each rule at its best threshold, and these thresholds by rule."""
     predictions = predict_split(split, detect, title)
     values = validation_metrics(split, predictions, rules=rules, coco_ap=True)
-    return {"AP50": values["AP50"]} | {f"F1 {rule}": values[f"{rule}/f1"] for rule in rules}
+    found = {"AP50": values["AP50"]} | {f"F1 {rule}": values[f"{rule}/f1"] for rule in rules}
+    return found, {rule: values[f"{rule}/threshold"] for rule in rules}

@@ -20,8 +20,8 @@ def check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < FREE_BYTES + size:
         raise ValueError(
-            f"{folder}: only {free / 2**20:.0f} MiB of disk are free, so that no more is kept there; "
-            "free some space, or set TMPDIR to another disk."
+            f"{folder}: only {free / 2**20:.0f} MiB of disk are free, so that no more is kept "
+            "there; free some space, or set TMPDIR to another disk."
         )
 
 
