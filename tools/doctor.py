@@ -419,9 +419,15 @@ def available_memory_gib() -> float | None:
         return None
     match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
     available = int(match.group(1)) / 2**20 if match else 0.0
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used, parts = (
+        Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat")
+    )
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        available = min(available, (int(limit.read_text()) - int(used.read_text())) / GIB)
+        match = re.search(
+            r"^inactive_file (\d+)$", parts.read_text() if parts.exists() else "", re.M
+        )
+        cache = int(match.group(1)) if match else 0  # of files, given back when it is wanted
+        available = min(available, (int(limit.read_text()) - int(used.read_text()) + cache) / GIB)
     return available
 
 

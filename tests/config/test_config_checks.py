@@ -34,13 +34,17 @@ from v2idetr.engine.signals import StopSignals
         ("data.class_names=[a, a]", "must be distinct names"),
         ("model.class_names=[a]", "data.class_names is"),
         ("data.test={a: {json: x}}", "must be {json: ..., image_root: ...}"),
+        ("data.test={val: {json: x, image_root: x}}", "'val' is a reserved name"),
+        ("data.test={all tests: {json: x, image_root: x}}", "'all tests' is a reserved name"),
         ("train.best_metric=AP60", "does not compute"),
         ("evaluation.rules=[iou60]", "the rules are"),
         ("train.eval_period=0", "needs evaluations during training"),
         ("data.val=null", "train.eval_period evaluates on the validation split, but data.val is"),
         ("train.patience=-1", "must be at least 0"),
         ("train.patience=9", "raise train.max_iter, or lower train.eval_period"),
-        ("train.cooldown=.nan", "must be a number of at least 0"),
+        ("train.cooldown=.nan", "must be at least 0, but is nan"),
+        ("train.clip_grad_norm=.nan", "must be at least 0, but is nan"),
+        ("distillation.tfd.weight=.nan", "must be at least 0, but is nan"),
         ("train.cooldown=.inf", "must be a number of at least 0"),
         ("distillation.frames=every", "must be one of current, all"),
         ("train.init_checkpoint=missing.pth", "there is no file missing.pth"),
@@ -95,6 +99,15 @@ def test_a_missing_file_that_two_stages_start_from_is_one_error(tiny_config) -> 
         load_run_config(
             tiny_config, ["train.init_checkpoint=missing.pth"], world_size=1, has_gpu=False
         )
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("role", ["initial", "backbone"])
+def test_weights_that_an_earlier_stage_would_replace_are_refused(tiny_config, role) -> None:
+    settings = [f"train.init_checkpoint={tiny_config}", f"+stages.plain.needs={{{role}: teacher}}"]
+    said = rf"train\.init_checkpoint .* stages\.plain\.needs\.{role} replaces them"
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_run_config(tiny_config, settings, world_size=1, has_gpu=False)
     assert len(caught.value.problems) == 1
 
 

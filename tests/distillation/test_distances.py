@@ -48,6 +48,12 @@ def test_levels_are_compared_in_single_precision_and_teach_one_way() -> None:
     assert ours.requires_grad and not theirs.requires_grad
 
 
+def test_maps_of_other_numbers_of_images_are_refused_and_not_broadcast() -> None:
+    student, teacher = (Features({32: torch.zeros(B, 2, 3, 3)}, None) for B in (3, 1))
+    with pytest.raises(ValueError, match=r"tfd\.stride=32: .* of 3 images and the teacher of 1"):
+        same_level("tfd.stride", 32, student, teacher)
+
+
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_a_missing_level_is_named_with_its_key_and_owner(who: str) -> None:
     has, lacks = (Features({s: torch.zeros(1, 2, 3, 3)}, None) for s in (32, 16))

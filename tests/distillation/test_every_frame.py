@@ -119,6 +119,7 @@ def test_each_view_draws_queries_of_its_own_clip() -> None:
     assert not torch.equal(drawn.target[:, 0], drawn.target[:, 1])
 
 
-def test_a_student_that_sees_clips_itself_is_refused() -> None:
-    with pytest.raises(ValueError, match="frames=all is for students of single frames"):
-        distil(tiny_teacher(), frames="all")
+@pytest.mark.parametrize("frames", ["current", "all"])
+def test_a_student_that_sees_clips_itself_is_refused(frames) -> None:
+    with pytest.raises(ValueError, match=r"single frames, but model\.num_frames is 3"):
+        distil(tiny_teacher(), frames=frames)

@@ -12,14 +12,18 @@ import pytest
 
 import train_net
 from tests.tiny_runs import make_run, write_weights
+from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.config.load import load_config, save_config
 from v2idetr.engine import process
 from v2idetr.engine.signals import StopRequested
+from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.stages import evaluate_only
+from v2idetr.modeling.backbone_handover import pixel_statistics
 from v2idetr.runs import folder as run_folder
 from v2idetr.runs.checkpoint import (
     load_checkpoint,
+    load_detector,
     save_checkpoint,
 )
 
@@ -46,6 +50,35 @@ def test_evaluating_weights_of_other_classes_is_an_error(tiny_config, tmp_path) 
     save_checkpoint(checkpoint, path)
     with pytest.raises(CheckpointError, match=r"trained for the classes \['cyst'\]"):
         evaluate_only(run, tmp_path / "evaluation", str(path))
+
+
+def test_evaluating_weights_of_otherwise_normalised_images_is_an_error(
+    tiny_config, tmp_path
+) -> None:
+    run = make_run(tiny_config)
+    detector = build_stage(run.config, "plain").model
+    path = write_weights(run, "plain")
+    checkpoint = load_checkpoint(path)
+    checkpoint.architecture = describe(detector.net)
+    checkpoint.pixels = pixel_statistics(detector)
+    save_checkpoint(checkpoint, path)
+    load_detector(detector, path)
+    other = make_run(tiny_config, "model.pixel_std=[255.0,255.0,255.0]")
+    said = r"pixel_std is \[255\.0, 255\.0, 255\.0\], in the file \[58\.395, "
+    with pytest.raises(CheckpointError, match=said):
+        evaluate_only(other, tmp_path / "evaluation", str(path))
+
+
+def test_test_splits_that_share_frames_are_not_pooled(
+    tiny_config, tiny_data, tmp_path, caplog
+) -> None:
+    paths = tiny_data["test"]["held_out"]
+    same = f"{{json: {paths['json']}, image_root: {paths['image_root']}}}"
+    run = make_run(tiny_config, f"+data.test.hard={same}")
+    path = write_weights(run, "plain")
+    (result,) = evaluate_only(run, tmp_path / "evaluation", str(path)).values()
+    assert set(result["tests"]) == {"held_out", "hard"} and result["all_tests"] is None
+    assert "'held_out' and 'hard' share frames" in caplog.text
 
 
 def test_a_file_is_evaluated_without_training(tiny_config, tmp_path, caplog) -> None:

@@ -106,6 +106,32 @@ def test_the_best_evaluation_is_remembered_after_a_resume(tmp_path) -> None:
     assert load_checkpoint(tmp_path / "last.pth").best["value"] == 0.5
 
 
+def test_a_training_goes_on_from_its_best_weights_or_from_later_ones(tmp_path) -> None:
+    stage = Stage(tmp_path, {3: 0.5}, period=10, eval_period=3)
+    stage.trainer.batches = [[{"file_name": "a.png"}]] * 4
+    with pytest.raises(StopIteration):  # cut off after step 4
+        stage.trainer.train(0, 6)
+    assert load_checkpoint(tmp_path / "best.pth").iteration == 3
+    assert load_checkpoint(tmp_path / "last.pth").iteration == 3
+    other = Stage(tmp_path, {6: 0.4}, period=10, eval_period=3)
+    other.trainer.train(other.resume(), 6)
+    assert (
+        load_checkpoint(tmp_path / "best.pth").best == load_checkpoint(tmp_path / "final.pth").best
+    )
+    assert [line["iteration"] for line in other.lines() if "val/AP" in line] == [3, 6]
+
+
+def test_a_kill_before_the_best_weights_are_written_loses_nothing(tmp_path, monkeypatch) -> None:
+    stage = Stage(tmp_path, {1: 0.5}, period=10)
+    monkeypatch.setattr(stage.validation.writer, "write_best", lambda done: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stage.trainer.train(0, 2)
+    later = Stage(tmp_path, {2: 0.4}, period=10)
+    later.trainer.train(later.resume(), 2)
+    best = load_checkpoint(tmp_path / "best.pth")
+    assert (best.iteration, best.model["weight"]) == (1, 1)
+
+
 def test_of_equal_evaluations_the_later_is_the_best(tmp_path) -> None:
     Stage(tmp_path, {1: 0.0, 2: 0.0, 3: 0.0}).trainer.train(0, 3)
     assert load_checkpoint(tmp_path / "best.pth").iteration == 3
@@ -135,14 +161,15 @@ def test_an_error_writes_neither_final_nor_last(tmp_path) -> None:
 
 
 def test_the_log_has_means_and_forgets_what_a_resumed_run_does_again(tmp_path) -> None:
-    stage = Stage(tmp_path, dict.fromkeys(range(1, 9), 0.1), period=3)
+    falling = {step: 1 / step for step in range(1, 9)}  # the best ones write last.pth as well
+    stage = Stage(tmp_path, falling, period=3)
     stage.trainer.batches = [[{"file_name": "a.png"}]] * 4
     with pytest.raises(StopIteration):  # cut off after step 4, last.pth is of step 3
         stage.trainer.train(0, 5)
     assert stage.lines()[-1]["iteration"] == 4
     (tmp_path / "metrics.jsonl").open("a").write('{"iteration": 6, "total_')
 
-    later = Stage(tmp_path, dict.fromkeys(range(1, 9), 0.1), period=3)
+    later = Stage(tmp_path, falling, period=3)
     later.trainer.train(later.resume(), 5)
     losses = {line["iteration"]: line["total_loss"] for line in later.lines() if "lr" in line}
     # Losses are 0, -1, -2 ... The mean at step 4 holds step 3, which an earlier process took.

@@ -65,8 +65,8 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_an_uninterrupted_one(
         return in_child(work)
 
     assert killed(5, resume=False) == -signal.SIGKILL  # teacher, last.pth at 4
-    assert killed(2 + 4, resume=True) == -signal.SIGKILL  # plain, last.pth at 2
-    assert killed(4 + 2, resume=True) == -signal.SIGKILL  # student, before its first last.pth
+    assert killed(2 + 4, resume=True) == -signal.SIGKILL  # plain, last.pth at 3, with best.pth
+    assert killed(3 + 2, resume=True) == -signal.SIGKILL  # student, before its first last.pth
     assert not (output / "student" / "last.pth").exists()
     assert killed(6, resume=True) == -signal.SIGKILL  # student, last.pth at 4
     assert in_child(lambda: run(tiny_config, output, resume=True, stages=STAGES)) == 0

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 
 from v2idetr.config.load import load_config
 from v2idetr.engine.run_context import load_splits
+from v2idetr.engine.stage_graph import resolve_stages
 
 
 def edit(config, split: str, change) -> None:
@@ -95,6 +96,12 @@ def test_sizes_within_a_video_matter_where_the_evaluation_looks_at_the_whole_vid
     edit(config, "val", with_a_larger_second_scene)
     with pytest.raises(ValueError, match=r"data\.val: .*\n.*one video have different sizes"):
         load_splits(config, with_train=True)
+
+
+def test_a_student_takes_the_clips_of_its_teacher_from_any_split(tiny_config) -> None:
+    stages = resolve_stages(load_config(tiny_config, ["+stages.student.split=more"]))
+    assert stages["student"].together(load_config(tiny_config), "more") == "scene"
+    assert stages["student"].together(load_config(tiny_config), "val") == "frame"
 
 
 def with_a_video_of_one_frame(content: dict) -> None:

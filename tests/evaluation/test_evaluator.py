@@ -277,6 +277,15 @@ def test_table_has_a_block_a_split_and_each_of_several_groups_and_a_row_a_model(
     assert max(len(line) for line in table.splitlines() if line[:3] != "FPS") <= 100
 
 
+def test_names_of_groups_may_hold_the_mark_that_divides_titles():
+    split = make_split("easy", {"s": ("seen / a", [1, 1]), "u": ("seen / b", [1, 0])})
+    metrics = evaluate_predictions(
+        val=(VAL, VAL_FOUND), tests={"easy": (split, EASY_FOUND)}, rules=["iou50"], coco_ap=False
+    )
+    titles = format_table({"m": metrics})
+    assert "easy / seen / a (videos: 1" in titles and "easy / seen / b (videos: 1" in titles
+
+
 def test_table_shows_percent_and_a_dash_where_a_figure_is_undefined():
     silent = predictions_of([])
     metrics = evaluate_predictions(

@@ -123,6 +123,20 @@ def test_less_of_an_amount_is_worse(doctor: ModuleType, value: float, level: str
     assert bool(finding.remedy) is (level != "ok")
 
 
+def test_a_containers_cache_of_files_is_available_memory(
+    doctor: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gib = 2**30
+    (tmp_path / "meminfo").write_text(f"MemAvailable:   {60 * 2**20} kB\n")
+    (tmp_path / "memory.max").write_text(f"{16 * gib}\n")
+    (tmp_path / "memory.current").write_text(f"{15 * gib}\n")
+    places = {"/sys/fs/cgroup": tmp_path, "/proc/meminfo": tmp_path / "meminfo"}
+    monkeypatch.setattr(doctor, "Path", lambda path: places[path])
+    assert doctor.available_memory_gib() == 1.0
+    (tmp_path / "memory.stat").write_text(f"anon {3 * gib}\ninactive_file {12 * gib}\n")
+    assert doctor.available_memory_gib() == 13.0
+
+
 def test_real_data_must_be_a_folder_when_it_is_named(
     doctor: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

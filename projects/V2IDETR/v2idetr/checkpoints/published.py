@@ -17,6 +17,7 @@ from v2i_runtime.preprocess import Preprocess
 from v2idetr.atomic_file import write_atomically
 from v2idetr.checkpoints.architecture import HIDDEN, describe
 from v2idetr.checkpoints.files import CheckpointError, sha256
+from v2idetr.modeling.backbone_handover import pixel_statistics
 from v2idetr.modeling.weight_rules import Architecture
 from v2idetr.tensor_files import packed
 
@@ -164,15 +165,10 @@ def check_header(
     Raises:
         CheckpointError: lists the differences.
     """
-    pixels, preprocess = [], header.preprocess
-    for key in ("pixel_mean", "pixel_std"):
-        if not hasattr(detector, key):  # a detector with statistics of its own making
-            continue
-        own = getattr(detector, key).flatten().cpu()
-        theirs = torch.tensor(getattr(preprocess, key))
-        if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-3):
-            pixels.append(f"{key} is {_short(own)}, in the file {_short(theirs)}")
-    want = header.architecture
+    want, preprocess = header.architecture, header.preprocess
+    pixels = differing_pixels(
+        {"pixel_mean": preprocess.pixel_mean, "pixel_std": preprocess.pixel_std}, detector
+    )
     check_architecture(want, detector, source, partial=partial, advice=advice, also=pixels)
     logger.info(
         "%s was trained on images resized by %s, padded to multiples of %d (here %s).",
@@ -190,6 +186,21 @@ def check_header(
             want["isolate_padding"],
             isolated,
         )
+
+
+def differing_pixels(want: Mapping[str, Sequence[float]], detector: Any) -> list[str]:
+    """Sentences about ``pixel_mean`` and ``pixel_std`` of a file that differ from a detector's.
+
+    Args:
+        want: those of the file, RGB in 0..255; missing ones are not compared.
+        detector: detector for the file's weights; one without them makes its own.
+    """
+    differing = []
+    for key, own in pixel_statistics(detector).items():
+        ours, theirs = torch.tensor(own), torch.tensor(want.get(key, own))
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-3):
+            differing.append(f"{key} is {_short(ours)}, in the file {_short(theirs)}")
+    return differing
 
 
 def check_architecture(

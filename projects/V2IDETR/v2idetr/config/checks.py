@@ -39,6 +39,7 @@ from v2idetr.config.stage_settings import (
 )
 from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.evaluation.rule_names import RULE_NAMES
+from v2idetr.evaluation.table import ALL_TESTS
 
 COCO_METRICS = ("AP", "AP50", "AP75")
 
@@ -67,7 +68,7 @@ def validate_config(
     problems = [problem for problem in found if problem is not None]
     for key, value in walk(config):
         least = LEAST_ARGUMENTS.get(key.rpartition(".")[2])
-        if least is not None and isinstance(value, int | float) and value < least:
+        if least is not None and isinstance(value, int | float) and not value >= least:
             problems.append(f"{key} must be at least {least}, but is {value}.")
     if not problems:
         problems = check_stages(config, training=training)
@@ -166,6 +167,8 @@ def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
                 f"{key}=0."
             )
     for name, split in config["data"]["test"].items():
+        if name in ("val", ALL_TESTS):
+            problems.append(f"data.test: {name!r} is a reserved name; rename the test split.")
         paths = split if isinstance(split, dict) else {}
         are_words = all(isinstance(path, str) for path in paths.values())
         if set(paths) != {"json", "image_root"} or not are_words:
@@ -263,6 +266,15 @@ def _check_files(config: dict[str, Any], problems: list[str]) -> None:
         key = f"{section}.init_checkpoint"
         if value_at(config, f"{section}.init_partial") and not value_at(config, key):
             problems.append(f"{section}.init_partial is true, but {key} names no file.")
+    for stage in trained:
+        key = f"{settings_of(config, stage)}.init_checkpoint"
+        replaced = {"backbone", "initial"} & needs_of(config, stage).keys()
+        if "model" in config["stages"][stage] and value_at(config, key):
+            problems += [
+                f"{key} names initial weights of the stage {stage}, and stages.{stage}.needs."
+                f"{role} replaces them by those of an earlier stage: leave one of both out."
+                for role in sorted(replaced)
+            ]
     given = config["train"]["init_checkpoint"]
     if given and trained and not any(value_at(config, f"{s}.init_checkpoint") for s in sections):
         own = ", ".join(f"{section}.init_checkpoint" for section in sections)

@@ -56,7 +56,7 @@ class Kind:
             near = difflib.get_close_matches(str(value), self.words, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             return f"{key} must be one of {', '.join(self.words)}, but is {value!r}.{hint}"
-        if self.least is not None and value is not None and value < self.least:
+        if self.least is not None and value is not None and not value >= self.least:  # or NaN
             return f"{key} must be at least {self.least}, but is {value}."
         return None
 

@@ -70,7 +70,7 @@ def same_level(
         student, teacher: features of the same images.
 
     Raises:
-        ValueError: one of them has no such level, or the maps differ in size.
+        ValueError: one of them has no such level, or the maps differ in number or size.
     """
     for name, features in (("student", student), ("teacher", teacher)):
         if stride not in features.maps:
@@ -80,6 +80,11 @@ def same_level(
                 f"{sorted(features.maps)}. Both have {shared}."
             )
     ours, theirs = student.maps[stride].float(), teacher.maps[stride].float()
+    if len(ours) != len(theirs):  # or the fewer ones would be broadcast
+        raise ValueError(
+            f"distillation.{key}={stride}: the student has maps of {len(ours)} images and the "
+            f"teacher of {len(theirs)}: both need the same images."
+        )
     if ours.shape[-2:] != theirs.shape[-2:]:
         raise ValueError(
             f"The student's stride-{stride} map is {tuple(ours.shape[-2:])} cells and the "

@@ -25,7 +25,7 @@ class DistilledStudent(nn.Module):
             their weights do not depend on this.
 
     Raises:
-        ValueError: no loss; ``frames="all"`` for a student of clips.
+        ValueError: no loss; a student of clips.
     """
 
     student: TransformerDetector
@@ -41,10 +41,10 @@ class DistilledStudent(nn.Module):
         super().__init__()
         self.student, self.losses = student, nn.ModuleDict(losses)
         self.frames: Frames = frames
-        if frames == "all" and student.num_frames > 1:
+        if student.num_frames > 1:  # what is known of the teacher's frames is cut to current ones
             raise ValueError(
-                f"distillation.frames=all is for students of single frames; model takes clips of "
-                f"{student.num_frames}."
+                f"a student looks at single frames, but model.num_frames is {student.num_frames}: "
+                "set model.num_frames=1; to train a detector of clips, run the stage 'plain'."
             )
         if not losses:
             raise ValueError(

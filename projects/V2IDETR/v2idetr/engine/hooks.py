@@ -170,7 +170,7 @@ class MetricsLog(TrainerHook):
 
 
 class CheckpointWriter(TrainerHook):
-    """Writes last.pth periodically and at the end, and final.pth; best.pth when asked to.
+    """Writes last.pth periodically and at the end, and final.pth; more of them when asked to.
 
     Args:
         folder: of the stage.
@@ -212,7 +212,7 @@ class Validation(TrainerHook):
         validate: returns metrics by name, the same on all processes.
         period: steps between evaluations; there is one more at the end.
         metric: name of the metric to maximise.
-        writer: writes best.pth, and last.pth when an evaluation is interrupted.
+        writer: writes best.pth, and last.pth before it and when an evaluation is interrupted.
         log: gets one line per evaluation, names prefixed with "val/".
         early_stopping: told the metric of each evaluation, or None.
         draw: (steps, metrics) -> file with some of the frames, on the main process; or None.
@@ -237,8 +237,10 @@ class Validation(TrainerHook):
         self._evaluated = 0
 
     def before_train(self) -> None:
-        """Make up for an evaluation that the interrupted run did not finish."""
+        """Make up for an evaluation that the interrupted run did not finish, or for best.pth."""
         start = self.trainer.start_iter
+        if self.best is not None and self.best["iteration"] == start:
+            self.writer.write_best(start)  # a kill may have come between last.pth and it
         if start > 0 and self._due(start) and self._evaluated != start:
             with self.signals.immediate():
                 self._evaluate(start)
@@ -275,17 +277,18 @@ class Validation(TrainerHook):
             )
         value = float(metrics[self.metric])
         with self.signals.deferred():
-            if self.best is None or value >= _or_worst(
-                self.best["value"]
-            ):  # equal: the longer trained
+            best = self.best
+            if best is None or value >= _or_worst(best["value"]):  # equal: the longer trained
                 finite = value if math.isfinite(value) else None
-                self.best = {"metric": self.metric, "value": finite, "iteration": done}
-                self.writer.write_best(done)
+                best = self.best = {"metric": self.metric, "value": finite, "iteration": done}
             if self.early_stopping is not None:
                 self.early_stopping.observe(value)
             self._evaluated = done
             named = {f"val/{name}": value for name, value in metrics.items()}
             self.log.append({"iteration": done, **named})
+            if best["iteration"] == done:  # best.pth is of the history that a resumed run continues
+                self.writer.write_last(done)
+                self.writer.write_best(done)
             if self.draw is not None:
                 self.log.loggers.image(done, self.draw(done, metrics))
         logger.info(
@@ -294,8 +297,8 @@ class Validation(TrainerHook):
             done,
             self.metric,
             value,
-            "undefined" if self.best["value"] is None else f"{self.best['value']:.4f}",
-            self.best["iteration"],
+            "undefined" if best["value"] is None else f"{best['value']:.4f}",
+            best["iteration"],
         )
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from v2idetr.engine.command_line import USER_ERROR, UserError, start_of_command
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopRequested, StopSignals
+from v2idetr.engine.stage_training import SAME_BATCH
 from v2idetr.engine.stages import evaluate_only, run_stages
 from v2idetr.output_folder import LOCK, explain_os_error, sole_user
 from v2idetr.process_setup import keep_freed_memory
@@ -53,7 +54,7 @@ def run_process(options: argparse.Namespace, config: DictConfig, device_type: st
             _log_to_file("stopped for lack of memory", error)
             raise UserError(
                 "The GPU has not enough memory. Begin again with a smaller train.clips_at_once "
-                "(the batch stays the same) or evaluation.batch_size, or with more --num-gpus.\n"
+                f"({SAME_BATCH}) or evaluation.batch_size, or with more --num-gpus.\n"
                 f"{str(error).splitlines()[0]}"
             ) from error
         except (ValueError, FloatingPointError) as error:

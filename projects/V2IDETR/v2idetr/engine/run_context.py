@@ -171,8 +171,9 @@ class RunContext:
 
     def shared_frames(self, split: SplitData) -> SharedFrames | None:
         """Decoded frames of a split, also for a part of it; None if they are not kept."""
-        whole = next(s for s in self.splits.values() if s.json_path == split.json_path)
-        return self.frames.of(str(whole.json_path), whole.records, FrameCache(0).read)
+        files = (split.json_path, split.image_root)
+        whole = next(s for s in self.splits.values() if (s.json_path, s.image_root) == files)
+        return self.frames.of(" in ".join(map(str, files)), whole.records, FrameCache(0).read)
 
     def clip_mapper(
         self, split: SplitData, detector: object, *, is_train: bool, keep: bool = True

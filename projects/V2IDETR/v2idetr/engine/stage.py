@@ -143,6 +143,8 @@ class Stage:
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         """Give models what earlier stages have made.
 
+        Before anything is trained, `earlier` has only the stages whose checkpoints are given.
+
         Raises:
             CheckpointError: it does not fit.
         """
@@ -308,7 +310,6 @@ class StudentStage(DetectorStage):
         teacher = self._teacher_stage.detector(config, pretrained=False)
         own = _with_queries(self.model, student)
         theirs = _with_queries(self._teacher_stage.model, teacher.eval().requires_grad_(False))
-        self._check_clips(config, own.num_frames)
         losses: dict[str, DistillationLoss] = {
             str(name): build(config, f"distillation.{name}")
             for name, settings in config.distillation.items()
@@ -332,8 +333,10 @@ class StudentStage(DetectorStage):
         return StageModels(student, distilled, teacher)
 
     def together(self, config: DictConfig, split: str) -> Together:
-        looking = self._teacher_stage if split == "train" else super()
-        return looking.together(config, split)
+        if split != self.split:
+            return super().together(config, split)
+        teacher = self._teacher_stage  # chooses the clips of both in training
+        return teacher.together(config, teacher.split)
 
     def clip_user(self, models: StageModels) -> nn.Module:
         assert models.teacher is not None
@@ -341,6 +344,8 @@ class StudentStage(DetectorStage):
 
     def load_needs(self, run: RunContext, models: StageModels) -> None:
         super().load_needs(run, models)
+        if "teacher" not in self.earlier:
+            return
         names = list(run.config.data.class_names)
         key = self._teacher_stage.given if given_file(run.config, self._teacher_stage.name) else ""
         assert models.teacher is not None
@@ -352,18 +357,6 @@ class StudentStage(DetectorStage):
         assert models.teacher is not None and isinstance(models.trained, DistilledStudent)
         teacher = _with_queries(self._teacher_stage.model, models.teacher)
         return [DistillationHook(teacher, models.trained)]
-
-    def _check_clips(self, config: DictConfig, num_frames: int) -> None:
-        """In training both see one clip, which the teacher's sampler chooses."""
-        own, theirs = (
-            value_at(config, f"{model}.reference_sampler")
-            for model in (self.model, self._teacher_stage.model)
-        )
-        if num_frames > 1 and own != theirs:
-            raise ValueError(
-                f"{self.model}.reference_sampler must be that of {self._teacher_stage.model}, "
-                "which chooses the clips of both in training."
-            )
 
     @property
     def _teacher_stage(self) -> DetectorStage:

@@ -19,12 +19,13 @@ from v2idetr.checkpoints.architecture import describe
 from v2idetr.checkpoints.files import CheckpointError
 from v2idetr.config.load import build, fingerprint, save_config
 from v2idetr.config.stage_settings import eval_period_of, optimizer_key, value_at
+from v2idetr.data.loader import ClipDataset
 from v2idetr.engine import hooks
 from v2idetr.engine.early_stopping import EarlyStopping
 from v2idetr.engine.loggers import open_loggers
 from v2idetr.engine.run_context import RunContext
 from v2idetr.engine.sample_frames import sample_frames_of
-from v2idetr.engine.stage import Stage, StageModels
+from v2idetr.engine.stage import DetectorStage, Stage, StageModels
 from v2idetr.engine.trainer import Trainer
 from v2idetr.modeling.backbone_handover import pixel_statistics
 from v2idetr.runs.checkpoint import (
@@ -38,6 +39,9 @@ from v2idetr.runs.folder import CONFIG, git_commit
 from v2idetr.runs.stage_folder import LAST, StageFolder
 
 logger = logging.getLogger(__name__)
+
+# What a smaller train.clips_at_once leaves as it is, and what it does not.
+SAME_BATCH = "the batch of a step stays the same, that of batch normalisation becomes smaller"
 
 
 def train_stage(run: RunContext, name: str) -> None:
@@ -90,14 +94,18 @@ def dry_run(run: RunContext, stage: Stage, models: StageModels) -> None:
     """Compute the losses of a training clip or two: parts that do not fit say so now.
 
     A student's losses meet its teacher for the first time here, and would otherwise do so after
-    the teacher has been trained.
+    the teacher has been trained. A detector's first validation clip is read, too.
 
     Raises:
-        ValueError: whatever a part has to say about another one.
+        ValueError: whatever a part has to say about another one; a loss is not finite.
     """
+    if isinstance(stage, DetectorStage) and (split := run.splits.get("val")) is not None:
+        mapper = run.clip_mapper(split, models.model, is_train=False, keep=False)
+        ClipDataset(split.records, mapper)[0, 0]
     batch = next(iter(run.train_loader(stage, models, 0, dry_run=True)))
     models.trained.to(run.device)
     models.trained.train()
+    _warn_of_cut_normalisation(run, stage, models.trained)
     if models.teacher is not None:
         models.teacher.to(run.device)
     model: Any = models.trained
@@ -105,7 +113,26 @@ def dry_run(run: RunContext, stage: Stage, models: StageModels) -> None:
     for hook in stage.hooks(models):
         extra |= hook.before_forward(batch)
     with EventStorage():  # where Detectron2's detectors write
-        model(batch, **extra)
+        losses: dict[str, torch.Tensor] = model(batch, **extra)
+    if wrong := [name for name, loss in losses.items() if not bool(torch.isfinite(loss).all())]:
+        raise ValueError(
+            f"stages.{stage.name}: {', '.join(wrong)} is not finite before any training: look at "
+            "the weights of the losses, and at what the stage starts from."
+        )
+
+
+def _warn_of_cut_normalisation(run: RunContext, stage: Stage, model: nn.Module) -> None:
+    """Say that statistics of batch normalisation are those of a part of the batch."""
+    parts = run.micro_batches(stage)
+    if parts > 1 and any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        logger.warning(
+            "%s: train.clips_at_once=%d cuts the batch into %d parts, and batch normalisation is "
+            "computed for each part by itself: raise train.clips_at_once if memory allows it, or "
+            "freeze the normalisation.",
+            stage.name,
+            run.config.train.clips_at_once,
+            parts,
+        )
 
 
 def load_initial_weights(config: DictConfig, stage: Stage, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import logging
@@ -41,16 +42,27 @@ def run_stages(run: RunContext) -> dict[str, Result]:
     for number, name in enumerate(names, start=1):
         logger.info("stage %d of %d: %s", number, len(names), name)
         stage, files = run.stages[name], StageFolder(run.stage_folder(name))
-        if files.is_finished(evaluated=stage.reported):
-            logger.info("%s: finished already", name)
-        elif not files.final.exists():
+        known: Result | None = None
+        if not files.final.exists():
             stage.train(run)
             gc.collect()  # the trainer and its hooks know each other; evaluation wants the memory
-        if stage.reported and files.is_finished():
-            results[name] = json.loads(files.evaluation.read_text(encoding="utf-8"))
-        elif stage.reported:
-            results[name] = _evaluate(run, stage, stage.artefact(run.config), files.path)
+        else:
+            known = _known_evaluation(run, files) if stage.reported else None
+            if known is not None or not stage.reported:
+                logger.info("%s: finished already", name)
+        if stage.reported:
+            weights = stage.artefact(run.config)
+            results[name] = known or _evaluate(run, stage, weights, files.path)
     return _finish(run, results, run.folder)
+
+
+def _known_evaluation(run: RunContext, files: StageFolder) -> Result | None:
+    """The evaluation of a trained stage; None if there is none, or one on other test splits."""
+    if not files.evaluation.exists():
+        return None
+    result: Result = json.loads(files.evaluation.read_text(encoding="utf-8"))
+    tests = result.get("tests", run.tests)  # not in every stage's
+    return result if set(tests) == set(run.tests) else None
 
 
 def check_models(run: RunContext, names: list[str]) -> None:
@@ -68,8 +80,11 @@ def check_models(run: RunContext, names: list[str]) -> None:
             key, source = f"stages.{name}.needs.backbone", f"the stage {backbone}"
             check_handover(givers[backbone], models.model, source=source, key=key)
         givers[name] = giver(models.model)
-        if all(given_file(run.config, earlier.name) for earlier in stage.earlier.values()):
-            stage.load_needs(run, models)
+        of_given = copy.copy(stage)
+        of_given.earlier = {
+            r: s for r, s in stage.earlier.items() if given_file(run.config, s.name)
+        }
+        of_given.load_needs(run, models)
         if not started(run, stage):
             dry_run(run, stage, models)
 

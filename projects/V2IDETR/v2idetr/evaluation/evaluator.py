@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,7 +23,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from v2idetr.atomic_file import write_text_atomically
+from v2idetr.data.audit import Findings
 from v2idetr.data.coco_vid import SplitData
+from v2idetr.data.split_set import check_shared_files
 from v2idetr.evaluation.bootstrap import f1_interval
 from v2idetr.evaluation.coco_ap import coco_ap as average_precision
 from v2idetr.evaluation.cost import measure_cost
@@ -161,8 +164,9 @@ def evaluate_predictions(
         ``class_names``;
         ``thresholds``: {rule: score threshold chosen on ``val``};
         ``val``, ``tests`` {name: metrics}, and ``all_tests``, the test splits pooled (None with
-        fewer than two). Metrics of a split: ``videos, frames, lesions, lesion_free_frames``,
-        ``coco`` (see ``coco_ap``; None if not requested), ``rules`` {rule: threshold, counts,
+        fewer than two, or where two share a frame). Metrics of a split:
+        ``videos, frames, lesions, lesion_free_frames``, ``coco`` (see ``coco_ap``; None if not
+        requested), ``rules`` {rule: threshold, counts,
         precision, recall, f1, ``f1_interval`` (bootstrap over videos)}, ``per_video`` (counts and
         metrics by rule), ``groups`` {group of videos: metrics} if videos have groups.
 
@@ -188,7 +192,15 @@ def evaluate_predictions(
         for name, (split, predictions) in splits.items()
     }
     thresholds = {rule: choose_threshold(judge(frames["val"], rule)) for rule in rules}
-    return metrics_at(thresholds, frames, class_names, coco_ap=coco_ap)
+    result = metrics_at(thresholds, frames, class_names, coco_ap=coco_ap)
+    if overlapping := _overlapping({name: split for name, (split, _) in tests.items()}):
+        logger.warning(
+            "Test splits %r and %r share frames, which %r would count twice: it is left out.",
+            *overlapping,
+            ALL_TESTS,
+        )
+        result["all_tests"] = None
+    return result
 
 
 def metrics_at(
@@ -239,6 +251,16 @@ def _check_names(tests: Mapping[str, Any]) -> None:
     for taken in ("val", ALL_TESTS):
         if taken in tests:
             raise ValueError(f"data.test: {taken!r} is a reserved name; rename the test split.")
+
+
+def _overlapping(tests: Mapping[str, SplitData]) -> tuple[str, str] | None:
+    """The first two test splits that share a file; None if no file is in two of them."""
+    for one, other in combinations(tests, 2):
+        shared = Findings()
+        check_shared_files({name: tests[name] for name in (one, other)}, shared)
+        if len(shared):
+            return one, other
+    return None
 
 
 def _on_main_rank(compute: Callable[[], Result]) -> Result:

@@ -23,7 +23,12 @@ from v2idetr.checkpoints.files import (
     write_whole,
 )
 from v2idetr.checkpoints.layouts import layout_of, network_of
-from v2idetr.checkpoints.published import check_architecture, check_header, read_header
+from v2idetr.checkpoints.published import (
+    check_architecture,
+    check_header,
+    differing_pixels,
+    read_header,
+)
 from v2idetr.checkpoints.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
@@ -127,8 +132,9 @@ def load_detector(
         names of the detector's weights that were not loaded (empty unless `partial`).
 
     Raises:
-        CheckpointError: see `read_weights` and `load_into`; other classes; the file's header is not
-            of this detector; or the file is in the layout of another code base.
+        CheckpointError: see `read_weights` and `load_into`; other classes; the file is of another
+            architecture, or of images with another pixel_mean or pixel_std; or it is in the layout
+            of another code base.
     """
     if stored is None:
         stored, remarks = unwrapped(read_weights(path))
@@ -143,7 +149,8 @@ def load_detector(
             f"python tools/convert_checkpoint.py {path} --output weights.safetensors"
         )
     elif known := stored.beside.get("architecture") or _named_network(stored.state, detector):
-        check_architecture(known, detector, path, partial=partial, advice=advice)
+        also = differing_pixels(stored.beside.get("pixels") or {}, detector)
+        check_architecture(known, detector, path, partial=partial, advice=advice, also=also)
     state = stored.state
     trained_on = header.class_names if header else stored.beside.get("class_names")
     if class_names is not None and isinstance(trained_on, list) and trained_on != class_names:

@@ -48,10 +48,6 @@ class StageFolder:
         """Detections on a split."""
         return self.path / f"predictions_{split}.json.gz"
 
-    def is_finished(self, *, evaluated: bool = True) -> bool:
-        """Whether the stage was trained to its end and, where it is to be, evaluated."""
-        return self.final.exists() and (self.evaluation.exists() or not evaluated)
-
 
 def append_metrics(path: Path, line: dict[str, Any]) -> None:
     """Write one line of a log; a value that is not finite becomes null."""

@@ -25,6 +25,7 @@ from v2idetr.engine.rehearsal.training import Outcome, train_on
 from v2idetr.engine.run_context import RunContext, load_splits
 from v2idetr.engine.signals import StopSignals
 from v2idetr.engine.stage import DetectorStage, Stage, StageModels
+from v2idetr.engine.stage_training import SAME_BATCH
 from v2idetr.engine.stages import build_to_train, check_models
 from v2idetr.runs.folder import holds_results
 
@@ -209,7 +210,7 @@ def _whole_run(
     if available_gib is not None:
         found += f"; {available_gib:.1f} GiB available"
     short = available_gib is not None and peak > available_gib
-    fewer = "lower train.clips_at_once (the batch stays the same), train.num_workers"
+    fewer = f"lower train.clips_at_once ({SAME_BATCH}), train.num_workers"
     yield Finding("run: memory", "fail" if short else "ok", found, fewer if short else "")
     if device.type == "cuda":
         gpu = max(cost.cuda_bytes for cost in costs) / GIB
