@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v2i_runtime.sources import FrameSource, open_source
+from tests.runtime import tiny_videos
+from v2i_runtime.sources import FrameSource, VideoFile, open_source
 
 WIDTH, HEIGHT = 64, 48
 
@@ -192,3 +193,15 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 * HEIGHT * WIDTH * 3
+
+
+def test_a_clock_that_begins_anew_is_told_after_the_frames_before_it(tmp_path: Path) -> None:
+    part = tiny_videos.write_video(tmp_path / "part.mpg", frames=60, codec="mpeg2video")
+    joined = tmp_path / "joined.mpg"
+    joined.write_bytes(2 * part.read_bytes())
+    frames = []
+    with pytest.raises(ValueError, match=r"its clock goes back from 2\.\d+ s to 0\.\d+ s at frame"):
+        frames.extend(VideoFile(joined))
+    times = [frame.time_s for frame in VideoFile(part)]
+    assert 50 < len(frames) <= 60  # a B-frame or two may be lost where the parts meet
+    assert [frame.time_s for frame in frames][:50] == times[:50]

@@ -37,6 +37,7 @@ from v2i_runtime.image_files import (
 DEFAULT_RATE = Fraction(25)  # Hz, of image files
 # A video is truncated if its last frame ends earlier than stated in the file by more than this.
 END_TOLERANCE_S = Fraction(1, 2)
+BACKWARDS_S = 1  # by which a frame may come too early; more is a clock that begins anew
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class VideoFile:
         ValueError: no video that can be decoded; during iteration: after the last frame that can be
             decoded, if the file is damaged or truncated there. A missing end of up to half a second
             goes unnoticed but in MP4 and MOV, and any in files without a duration (MPEG-TS, some
-            WebM and MKV).
+            WebM and MKV). Also before a frame whose time is more than a second too early.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,13 +166,19 @@ class VideoFile:
         self.size = width, height
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        index, end_s = 0, Fraction(0)
+        index, last_s, end_s = 0, Fraction(0), Fraction(0)
         with self._open() as container:
             stream = container.streams.video[0]
             try:
                 for frame, time in _decoded(container, stream):
                     time_s = self._time_s(time, stream.time_base, index)
-                    end_s = time_s + (frame.duration or 0) * (stream.time_base or 0)
+                    if index and time_s < last_s - BACKWARDS_S:
+                        raise ValueError(
+                            f"{self.path}: its clock goes back from {float(last_s):.2f} s to "
+                            f"{float(time_s):.2f} s at frame {index}, as in files that were joined; "
+                            "write it to a new file (`ffmpeg -i FILE NEW.mp4`)"
+                        )
+                    last_s, end_s = time_s, time_s + (frame.duration or 0) * (stream.time_base or 0)
                     pixels = _upright(frame)
                     _check_size(pixels, self.size, f"{self.path}: frame {index}", "the first frame")
                     yield SourceFrame(pixels, time_s, f"{self.path.stem}_{index:06d}")
