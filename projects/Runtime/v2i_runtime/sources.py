@@ -175,8 +175,8 @@ class VideoFile:
                     if index and time_s < last_s - BACKWARDS_S:
                         raise ValueError(
                             f"{self.path}: its clock goes back from {float(last_s):.2f} s to "
-                            f"{float(time_s):.2f} s at frame {index}, as in files that were joined; "
-                            "write it to a new file (`ffmpeg -i FILE NEW.mp4`)"
+                            f"{float(time_s):.2f} s at frame {index}, as in files that were "
+                            "joined; write it to a new file (`ffmpeg -i FILE NEW.mp4`)"
                         )
                     last_s, end_s = time_s, time_s + (frame.duration or 0) * (stream.time_base or 0)
                     pixels = _upright(frame)
