@@ -15,7 +15,7 @@ from free_lunch.prepare.command_line import Splits, frames_parser, run_program
 from free_lunch.prepare.phase_files import CHOLEC80_PHASES, read_phase_text
 from free_lunch.prepare.surgical import add_split_options, chosen, labelled_splits, paired
 from v2idetr.data.audit import Findings
-from v2idetr.prepare.command_line import check_folder
+from v2idetr.prepare.command_line import check_apart, check_folder
 from v2idetr.prepare.video_sources import numbered_files, numbered_videos
 
 LAYOUT = """\
@@ -34,6 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def read_splits(options: argparse.Namespace, notes: Findings) -> tuple[Splits, Sequence[str]]:
     """Videos by split, and the names of the phases."""
     source = options.source
+    check_apart(source, options.output)
     label_files = numbered_files(source / "phase_annotations", r"video(\d+)-phase\.txt")
     videos = numbered_videos(source / "frames") or numbered_videos(source / "videos")
     check_folder(source, [label_files and videos], LAYOUT)

@@ -21,7 +21,7 @@ from free_lunch.prepare.surgical import (
     paired,
 )
 from v2idetr.data.audit import Findings
-from v2idetr.prepare.command_line import check_folder
+from v2idetr.prepare.command_line import check_apart, check_folder
 from v2idetr.prepare.video_sources import VideoSource, numbered_files, numbered_videos
 
 LAYOUT = """\
@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read_splits(options: argparse.Namespace, notes: Findings) -> tuple[Splits, Sequence[str]]:
     """Videos by split, and the names of the phases."""
+    check_apart(options.source, options.output)
     recordings = {prefix: _recordings(options, prefix) for prefix in FOLDERS}
     check_folder(options.source, recordings.values(), LAYOUT)
     lists = {split: getattr(options, f"{split}_videos") for split in DEFAULTS}

@@ -99,8 +99,8 @@ def read_case(number: int, folder: Path, boxes: Boxes, source: Path, notes: Find
         if lesions is None:
             notes.add("frame of a positive case without a row is left out", f"{root / name}")
             continue
-        if len(lesions) == 1:
-            lesions[0].instance_id = number
+        for lesion in lesions:
+            lesion.instance_id = number
         frames.append(Frame((root / name).as_posix(), lesions, scene_id=scene))
     for name in boxes:
         notes.add("row of a frame that is not on disk", f"{root / name}")

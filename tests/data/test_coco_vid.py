@@ -214,6 +214,13 @@ def test_unknown_policy_is_refused(frames, save):
 # ---------------------------------------------------------------- problems, all shown together
 
 
+def group_is_a_number(data: dict) -> None:
+    data["videos"][1]["group"] = 1
+    data["images"] = [image for image in data["images"] if image["video_id"] == 1]
+    kept = {image["id"] for image in data["images"]}
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
+
+
 def double_image_id(data: dict) -> None:
     data["images"][1]["id"] = 12
 
@@ -341,6 +348,7 @@ def missing_folder(data: dict) -> None:
         (categories_with_one_name, "category names are not distinct"),
         (no_categories, "category_id is not under `categories`"),
         (double_video_id, "video id is used twice"),
+        (group_is_a_number, r"group is not a text: put it in quotes: 1 \(videos\[1\]"),
         (missing_frame, r"frame is not in .*frames \(data.<split>.image_root\): 1 \(case1/one"),
         (missing_folder, r"frame is not in .*frames .*: 1 \(case3/1"),
     ],

@@ -76,6 +76,23 @@ def test_category_ids_of_a_plain_file_need_not_count_from_one(tmp_path: Path) ->
     assert truth.split.records[0]["annotations"][0]["category_id"] == 1
 
 
+@pytest.mark.parametrize("unknown", [1, 2, 7])
+def test_a_category_id_that_the_file_lacks_is_named_as_it_stands_there(
+    tmp_path: Path, unknown: int
+) -> None:
+    content = plain_coco("a.png", categories=[{"id": 3, "name": "a"}, {"id": 5, "name": "b"}])
+    content["annotations"][0]["category_id"] = unknown
+    with pytest.raises(ValueError, match=rf"not under `categories`.*annotation 1 has {unknown}, "):
+        read(tmp_path, content)
+
+
+def test_a_category_id_that_is_true_is_no_class(tmp_path: Path) -> None:
+    content = plain_coco("a.png")
+    content["annotations"][0]["category_id"] = True
+    with pytest.raises(ValueError, match="category_id is not an integer"):
+        read(tmp_path, content)
+
+
 @pytest.mark.parametrize("key", ["unique_id", "instance_id", "track_id"])
 def test_lesions_keep_the_names_of_the_file(tmp_path: Path, key: str) -> None:
     content = plain_coco("a.png", "b.png")

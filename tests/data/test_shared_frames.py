@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,17 +15,17 @@ from PIL import Image
 
 from v2idetr.data.augmentation import color_jitter, horizontal_flip
 from v2idetr.data.clip_mapper import ClipMapper, FrameCache
+from v2idetr.data.coco_vid import load_split, write_split
 from v2idetr.data.loader import build_train_loader
 from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.data.shared_frames import SharedFrames, SharedFrameStore
+from v2idetr.engine.run_context import RunContext
 
 SIZES = [(30, 40), (20, 50), (30, 40)]  # (h, w) of the videos
 
 
 @pytest.fixture
 def split(tmp_path: Path):
-    from v2idetr.data.coco_vid import load_split, write_split
-
     rng = np.random.default_rng(0)
     images = []
     for video, (h, w) in enumerate(SIZES, start=1):
@@ -111,6 +113,22 @@ def test_the_limit_holds_for_all_splits_together(split, caplog) -> None:
     assert store.of("test", records[:2], FrameCache(0).read) is not None
     assert "train: decoded frames stay in 6 MiB of shared memory" in caplog.text
     assert "val: decoded frames need 6 MiB, but of data.cache_mib=10 4 MiB are left" in caplog.text
+
+
+def test_one_file_with_two_image_roots_has_frames_of_each(split, tmp_path: Path) -> None:
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            (tmp_path / "dark").mkdir(exist_ok=True)
+            image.point(lambda value: value // 2).save(tmp_path / "dark" / path.name)
+    dark = load_split(tmp_path / "train.json", tmp_path / "dark")
+    run = SimpleNamespace(
+        splits={"test/clean": split, "test/dark": dark}, frames=SharedFrameStore(10)
+    )
+    for own in (split, dark):
+        frames = RunContext.shared_frames(cast(RunContext, run), own)
+        assert frames is not None
+        record = own.records[0]
+        assert np.array_equal(frames.read(record), FrameCache(0).read(record))
 
 
 def test_no_room_in_shared_memory_is_said_once_and_done_without(split, caplog, monkeypatch) -> None:

@@ -176,6 +176,8 @@ def test_masks_give_one_box_a_part_and_no_specks(convert, sunseg):
     path.with_name(f"{frame(2)}.png").write_bytes(b"broken")
     written = convert("sunseg", sunseg, "--boxes", "mask")
     assert list(unseen(written).values()) == [[[2, 3, 6, 5], [20, 10, 10, 8]]]
+    ids = [a["instance_id"] for a in written["test_easy"]["annotations"]]
+    assert ids == [1, 1, 7, 7], "one polyp a case"
     notes = written["audit"]["notes"]
     assert notes["mask with specks, which give no box"]["count"] == 1
     assert notes["frame with a mask that cannot be used is left out"]["count"] == 1
@@ -276,6 +278,16 @@ def test_lesion_free_cases_are_added_on_request(convert, sunseg, tmp_path):
     assert names(written["val"])[-1] == "negative_case4"
     assert written["audit"]["splits"]["train"]["lesion_free_frames"] == 3
     load_split(tmp_path / "out" / "test_negative.json", sunseg)
+
+
+def test_lesion_free_cases_beside_a_link_to_the_source_are_found(convert, sunseg, tmp_path):
+    for number in range(1, 6):
+        name = f"{PREFIX}_a1_ayy_image000001.jpg"
+        picture(tmp_path / "data" / "SUN-Negative" / f"case{number}" / name)
+    link = tmp_path / "data" / "SUN-SEG"
+    link.symlink_to(sunseg)
+    convert("sunseg", link, "--negatives", str(tmp_path / "data" / "SUN-Negative"))
+    assert len(load_split(tmp_path / "out" / "test_negative.json", link).records) == 1
 
 
 def test_too_few_lesion_free_cases_are_refused(convert, sunseg, tmp_path):

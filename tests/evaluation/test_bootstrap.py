@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v2idetr.evaluation.bootstrap import f1_difference, f1_interval
+from v2idetr.evaluation.bootstrap import f1_difference, f1_interval, ratio_interval
 
 video = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
 
@@ -42,6 +42,11 @@ def test_an_interval_needs_two_videos_and_something_to_count() -> None:
     assert f1_interval([(0, 0, 0), (0, 0, 0)]) is None
     assert f1_difference([(1, 0, 1)], [(0, 0, 2)]) is None
     assert f1_difference([(1, 0, 1)] * 2, [(0, 0, 0)] * 2) is None
+
+
+def test_a_ratio_of_one_video_alone_has_no_interval() -> None:
+    assert ratio_interval([2, 0, 0], [20, 0, 0]) is None
+    assert ratio_interval([2, 1, 0], [20, 10, 0]) == pytest.approx([0.1, 0.1])
 
 
 def test_draws_of_videos_without_anything_to_count_are_left_out() -> None:

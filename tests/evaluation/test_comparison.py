@@ -85,6 +85,11 @@ def test_a_detector_that_might_get_no_denominator_has_no_p() -> None:
     assert row["difference"] == 0.0 and row["p_value"] is None
 
 
+def test_one_video_with_a_denominator_has_no_interval() -> None:
+    row = compare_ratios(metric([9, 8, 7], [10] * 3), metric([1, 0, 0], [10, 0, 0]))
+    assert row["difference"] == pytest.approx(0.7) and row["interval"] is None
+
+
 def test_one_video_has_neither_interval_nor_evidence() -> None:
     row = compare_ratios(metric([9], [10]), metric([1], [10]))
     assert row["interval"] is None and row["p_value"] == 1.0

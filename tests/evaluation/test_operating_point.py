@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.evaluation.labelled_videos import Frame, labelled
+from tests.evaluation.labelled_videos import Frame, labelled, write_videos
+from v2idetr.data.ground_truth import read_ground_truth
 from v2idetr.evaluation.false_alarms import alarm_steps, alarms_by_video
 from v2idetr.evaluation.lesion_metrics import choose_threshold, judge
 from v2idetr.evaluation.operating_point import Choice, choose
+from v2idetr.evaluation.pool import Pool
+from v2idetr.evaluation.results_files import read_results
+from v2idetr.evaluation.true_colon_protocol import match_alert_rate
 
 RULE = "endovis_center"
 ONE_HZ = {"fps": 1}
@@ -57,6 +62,17 @@ def test_false_alarms_are_runs_of_frames_within_a_scene(tmp_path: Path) -> None:
     assert alarms_by_video(pool, frames, RULE, 0.6) == {("test", 1): 1, ("test", 2): 1}
 
 
+def test_false_alarms_that_are_far_apart_are_two(tmp_path: Path) -> None:
+    truth_file, results = write_videos(tmp_path, [[wrong(0.9)] * 6], step=5)
+    content = json.loads(truth_file.read_text())
+    for image, index in zip(content["images"], (0, 5, 10, 5000, 5005, 5010), strict=True):
+        image["frame_index"] = index
+    truth_file.write_text(json.dumps(content))
+    pool = Pool({"test": read_ground_truth(truth_file)})
+    frames = pool.label({"test": read_results(results, pool.truths["test"])})["test"]
+    assert alarms_by_video(pool, frames, RULE, 0.5) == {("test", 1): 2}
+
+
 score_lists = st.lists(
     st.lists(st.sampled_from([None, 0.2, 0.4, 0.6]), min_size=1, max_size=6), min_size=1, max_size=3
 )
@@ -97,11 +113,19 @@ def test_alarms_that_grow_together_do_not_hide_a_rate_above_the_target(tmp_path:
     assert choose(Choice("false_alarms", 1.0), RULE, pool, frames).threshold == 0.800001
 
 
-def test_an_alert_rate_is_the_matched_one_of_true_colon(tmp_path: Path) -> None:
+def test_an_alert_rate_is_kept_with_the_lowest_threshold(tmp_path: Path) -> None:
     videos = [[hit(0.9), wrong(0.8), wrong(0.6), wrong(0.4), wrong(0.2)]]
     pool, frames = labelled(tmp_path, videos)
     point = choose(Choice("alert_rate", 0.5), RULE, pool, frames)
-    assert (point.threshold, point.reached, point.met) == (0.6, 0.5, True)
+    assert (point.threshold, point.reached, point.met) == (0.400001, 0.5, True)
+    assert match_alert_rate(pool, frames, 0.5).threshold == 0.6  # TRUE-Colon's own is higher
+
+
+def test_an_alert_rate_that_every_threshold_keeps_lets_all_detections_count(tmp_path: Path) -> None:
+    pool, frames = labelled(tmp_path, [[wrong(0.9), *[wrong()] * 9, *[hit(0.5)] * 5]])
+    point = choose(Choice("alert_rate", 0.1), RULE, pool, frames)
+    assert (point.threshold, point.reached, point.met) == (0.0, 0.1, True)
+    assert "all detections count" in point.remarks[0]
 
 
 def test_an_alert_rate_below_one_frame_is_just_above_all_scores_of_lesion_free_frames(

@@ -55,6 +55,26 @@ def test_a_file_name_of_another_frame_is_refused(tmp_path: Path) -> None:
         read(tmp_path, truth, {**ENTRY, "file_name": "clip1/000001.png"})
 
 
+def shuffled(folder: Path) -> GroundTruth:
+    """Frames 1, 2, 3 are 2.png, 3.png, 1.png."""
+    content = json.loads(write_videos(folder, VIDEOS)[0].read_text())
+    for image, number in zip(content["images"], (2, 3, 1), strict=True):
+        image["file_name"] = f"{number}.png"
+    (folder / "test.json").write_text(json.dumps(content))
+    return read_ground_truth(folder / "test.json")
+
+
+def test_a_number_that_is_the_name_of_a_file_is_told_by_file_name(tmp_path: Path) -> None:
+    truth = shuffled(tmp_path)
+    assert read(tmp_path, truth, {**ENTRY, "image_id": 2, "file_name": "2.png"}) == [1, 0, 0]
+    assert read(tmp_path, truth, {**ENTRY, "image_id": 2, "file_name": "3.png"}) == [0, 1, 0]
+
+
+def test_ids_that_may_be_the_names_of_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"image_id 2 is '3\.png' in .*Give .* the file_name"):
+        read(tmp_path, shuffled(tmp_path), {**ENTRY, "image_id": 2})
+
+
 def test_a_class_that_the_ground_truth_lacks_is_named_with_those_it_has(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"category_id 0 is not .* has 1 \(polyp\)"):
         read(tmp_path, truth_of(tmp_path), {**ENTRY, "category_id": 0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,18 @@ import numpy as np
 import pytest
 import true_colon
 
-from tests.evaluation.labelled_videos import BOXES, HEIGHT, LESION, WIDTH, Videos, labelled
+from tests.evaluation.labelled_videos import (
+    BOXES,
+    HEIGHT,
+    LESION,
+    WIDTH,
+    Videos,
+    labelled,
+    write_videos,
+)
+from v2idetr.data.ground_truth import read_ground_truth
+from v2idetr.evaluation.pool import Pool
+from v2idetr.evaluation.results_files import read_results
 from v2idetr.evaluation.true_colon_protocol import (
     apply_protocol,
     frame_alerts,
@@ -64,6 +76,14 @@ def test_metrics_are_those_of_calling_the_package_directly(tmp_path: Path) -> No
     ours = apply_protocol(pool, frames, 0.3)
     evaluator, ground_truth, results = direct(videos, 25, 0.3)
     theirs = true_colon.result_to_dict(evaluator.evaluate(ground_truth, results))
+    sweep = theirs["frame_sweep"]
+    for row in sweep["selected"]:
+        row["precision"] = row["precision"] if row["tp"] + row["fp"] else None
+    sweep["precision"] = [
+        value if tp + fp else None
+        for value, tp, fp in zip(sweep["precision"], sweep["tp"], sweep["fp"], strict=True)
+    ]
+    assert sweep["precision"][-1] is None  # no score is 1
     for tier in ("frame", "frame_sweep", "froc", "afroc"):
         assert ours[tier] == theirs[tier], tier
     assert ours["lesion"]["summary"] == theirs["lesion"]["summary"]
@@ -129,6 +149,27 @@ def test_without_lesion_ids_the_lesion_tier_is_undefined(tmp_path: Path) -> None
     result = apply_protocol(pool, frames, 0.5)
     assert result["lesion"] is None
     assert "add instance_id" in result["undefined"][0]["why"]
+
+
+def test_boxes_without_a_lesion_id_are_counted(tmp_path: Path) -> None:
+    truth, results = write_videos(tmp_path, [[(True, [("hit", 0.9)])] * 3], info={"fps": 25})
+    content = json.loads(truth.read_text())
+    for annotation in content["annotations"][1:]:
+        del annotation["instance_id"]
+    truth.write_text(json.dumps(content))
+    pool = Pool({"test": read_ground_truth(truth)})
+    predictions = read_results(results, pool.truths["test"])
+    result = apply_protocol(pool, pool.label({"test": predictions})["test"], 0.5)
+    said = [f"{u['what']}: {u['why']}" for u in result["undefined"]]
+    assert any("2 of 3 boxes: they have no instance_id" in sentence for sentence in said)
+
+
+def test_without_alerts_precision_is_undefined(tmp_path: Path) -> None:
+    pool, frames = labelled(tmp_path, [[(True, [("hit", 0.4)]), (False, [("wrong", 0.3)])]])
+    result = apply_protocol(pool, frames, 0.5, ("frame", "frame_sweep"))
+    assert (result["frame"]["precision"], result["frame"]["f1"]) == (None, 0.0)
+    assert result["frame_sweep"]["precision"][-1] is None
+    assert [u["why"] for u in result["undefined"]] == ["no frame alerts at the threshold"]
 
 
 def test_without_a_frame_rate_latency_is_in_frames_alone(tmp_path: Path) -> None:

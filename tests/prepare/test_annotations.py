@@ -20,7 +20,7 @@ from v2idetr.prepare.annotations import (
     even_share,
     evenly_spaced,
 )
-from v2idetr.prepare.command_line import numbers_of
+from v2idetr.prepare.command_line import check_apart, numbers_of
 from v2idetr.prepare.mask_boxes import boxes_of_mask, read_mask
 from v2idetr.prepare.sun_names import case_number, in_temporal_order
 
@@ -52,6 +52,21 @@ def test_lists_and_ranges_of_numbers():
     assert numbers_of("") == []
     with pytest.raises(ValueError, match="'a' is neither"):
         numbers_of("1,a")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("20-15", "ends before it begins: write 15-20"), (" , ", "has no number")]
+)
+def test_a_list_that_would_mean_nothing_is_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        numbers_of(text)
+
+
+def test_a_cache_of_frames_cannot_be_where_the_data_are(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    check_apart(tmp_path / "data", tmp_path / "output")
+    with pytest.raises(ValueError, match="Give another folder by --output"):
+        check_apart(tmp_path / "data", tmp_path / "link")
 
 
 def test_parts_of_a_mask_touch_at_corners():

@@ -41,7 +41,7 @@ class Settings:
         show_time: show each frame's time in the video.
 
     Raises:
-        ValueError: every or smooth is below 1, or the excerpt ends before it starts.
+        ValueError: every or smooth is below 1, or the excerpt does not end after its start.
     """
 
     score_threshold: float
@@ -56,6 +56,8 @@ class Settings:
         for name in ("every", "smooth"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
+        if None not in (self.start_s, self.end_s) and self.end_s <= self.start_s:
+            raise ValueError(f"end_s is {self.end_s}, but must be after start_s, {self.start_s}")
 
 
 @dataclass

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from v2idetr.data.audit import BoxPolicy, is_number
+from v2idetr.data.audit import BoxPolicy, Findings, is_number
 from v2idetr.data.coco_vid import SplitData, by_video, split_of_content
 from v2idetr.data.schema import read_coco_vid
 from v2idetr.data.text_files import read_text
@@ -102,7 +102,7 @@ def read_ground_truth(
     """
     json_path = Path(json_path)
     content, notes = _read(json_path, video_pattern)
-    category_ids = _number_classes(content)
+    category_ids = _number_classes(content, json_path)
     content, names = _with_instances(content, json_path)
     info = content.get("info")
     info = info if isinstance(info, dict) else {}
@@ -203,20 +203,31 @@ def _matches(files: Sequence[str], pattern: str, json_path: Path) -> list[str]:
     return [(m.group(1) if compiled.groups else m.group(0)) or "" for m in found if m is not None]
 
 
-def _number_classes(content: dict[str, Any]) -> list[int]:
-    """Category ids of the file in ascending order; in ``content`` they become 1..K."""
+def _number_classes(content: dict[str, Any], json_path: Path) -> list[int]:
+    """Category ids of the file in ascending order; in ``content`` they become 1..K.
+
+    Raises ValueError for annotations with another id: it could be a class after the renumbering.
+    """
     ids = [category.get("id") for category in content["categories"]]
-    integers = sorted({i for i in ids if isinstance(i, int) and not isinstance(i, bool)})
+    integers = sorted({i for i in ids if type(i) is int})
     if len(integers) < len(ids):  # checked, and reported, with the rest
         return list(range(1, len(ids) + 1))
     number = {category_id: k for k, category_id in enumerate(integers, start=1)}
     content["categories"] = [{**c, "id": number[c["id"]]} for c in content["categories"]]
-    content["annotations"] = [
-        {**a, "category_id": number[a["category_id"]]}
-        if isinstance(a.get("category_id"), int) and a["category_id"] in number
-        else a
-        for a in content["annotations"]
-    ]
+    problems, annotations = Findings(), []
+    for annotation in content["annotations"]:
+        old = annotation.get("category_id")
+        if type(old) is not int:  # checked, and reported, with the rest
+            annotations.append(annotation)
+        elif old in number:
+            annotations.append({**annotation, "category_id": number[old]})
+        else:
+            problems.add(
+                "annotation whose category_id is not under `categories`",
+                f"annotation {annotation.get('id')} has {old}, the categories have {integers}",
+            )
+    problems.raise_if_any(str(json_path))
+    content["annotations"] = annotations
     return integers
 
 

@@ -154,6 +154,11 @@ def check_videos(videos: list[dict[str, Any]], problems: Findings) -> dict[int, 
             problems.add(
                 "video whose name is not UTF-8: rename it", _quote("videos", position, video)
             )
+        elif not isinstance(video.get("group"), str | None):
+            problems.add(
+                "video whose group is not a text: put it in quotes",
+                _quote("videos", position, video),
+            )
         elif video["id"] in by_id:
             problems.add("video id is used twice", f"{video['id']}")
         else:

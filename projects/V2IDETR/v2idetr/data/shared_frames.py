@@ -83,7 +83,13 @@ class SharedFrameStore:
         records: Sequence[Record],
         read: Callable[[Record], UInt8[np.ndarray, "H W 3"]],
     ) -> SharedFrames | None:
-        """The frames of a split, the same at every call; None if they are not kept."""
+        """The frames of a split, the same at every call; None if they are not kept.
+
+        Args:
+            split: what tells it from others, for messages, too: its file and image root.
+            records: all its frames.
+            read: decoder of a record's frame.
+        """
         if not self._limit_mib:
             return None
         if split not in self._frames:

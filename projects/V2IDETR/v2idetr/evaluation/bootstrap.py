@@ -63,10 +63,10 @@ def ratio_interval(
         parts, wholes: numerator and denominator of each video.
 
     Returns:
-        ``[low, high]``; None with fewer than two videos or if the ratio is undefined in all
-        resamples.
+        ``[low, high]``; None with fewer than two videos with a denominator: one alone is the same
+        in every resample, as if it were certain.
     """
-    if len(parts) < 2:
+    if np.count_nonzero(np.array(wholes) > 0) < 2:
         return None
     drawn = draw_videos(len(parts), resamples, seed)
     ratios = ratio(np.array(parts, float)[drawn].sum(1), np.array(wholes, float)[drawn].sum(1))

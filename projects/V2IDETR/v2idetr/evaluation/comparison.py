@@ -47,7 +47,8 @@ def compare_ratios(
 
     Returns:
         ``ours``, ``theirs``, ``difference``, ``interval`` [low, high], ``p_value``, ``exact``
-        (whether all choices were tried), ``differing_videos``; undefined values are None.
+        (whether all choices were tried), ``differing_videos``; undefined values are None, and so
+        is the interval if a detector has fewer than two videos with a denominator.
     """
     values = ours.value(), theirs.value()
     row: dict[str, Any] = {"ours": values[0], "theirs": values[1]}
@@ -60,7 +61,7 @@ def compare_ratios(
 
 
 def _interval(ours: VideoRatio, theirs: VideoRatio, resamples: int) -> list[float] | None:
-    if len(ours.parts) < 2:
+    if min(np.count_nonzero(metric.wholes > 0) for metric in (ours, theirs)) < 2:
         return None
     drawn = draw_videos(len(ours.parts), resamples)
     mine, other = (ratio(m.parts[drawn].sum(1), m.wholes[drawn].sum(1)) for m in (ours, theirs))

@@ -1,8 +1,9 @@
 """False alarms over time.
 
 A false alarm is a run of consecutive labelled frames of a scene with at least one false positive
-each: a wrong box that stays for two seconds is one alarm, not sixty. Which detections are false
-positives is up to a rule of ``lesion_metrics``.
+each: a wrong box that stays for two seconds is one alarm, not sixty. Where frames are missing, more
+than ``LARGEST_GAP`` times the video's usual distance of labelled frames, another alarm begins.
+Which detections are false positives is up to a rule of ``lesion_metrics``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from v2idetr.evaluation.frames import LabelledFrame
 from v2idetr.evaluation.lesion_metrics import get_rule
 from v2idetr.evaluation.pool import Pool
+
+LARGEST_GAP = 1.5  # between consecutive frames, in usual distances of the video's labelled frames
 
 
 def alarm_steps(
@@ -60,12 +63,16 @@ def _scores(
 
 
 def continued(pool: Pool) -> Bool[np.ndarray, "n"]:
-    """Whether each frame continues the scene of the one before."""
+    """Whether each frame continues the scene of the one before, without a gap."""
     places = [
         (split, record["video_id"], record["scene_id"])
         for split, record in zip(pool.splits, pool.records, strict=True)
     ]
-    return np.array([False, *(a == b for a, b in pairwise(places))])
+    same = [a == b for a, b in pairwise(places)]
+    gaps = [b["frame_index"] - a["frame_index"] for a, b in pairwise(pool.records)]
+    usual = [pool.truths[split].steps[video_id] for split, video_id, _ in places[1:]]
+    near = [gap <= LARGEST_GAP * step for gap, step in zip(gaps, usual, strict=True)]
+    return np.array([False, *(a and b for a, b in zip(same, near, strict=True))])
 
 
 def _at_least(ascending: np.ndarray, thresholds: np.ndarray) -> Int[np.ndarray, "k"]:

@@ -4,11 +4,13 @@ f1              the highest F1 of a rule; the highest of several such thresholds
 recall          the highest threshold with at least this recall of a rule
 false_alarms    the lowest threshold from which on there are at most so many false alarms a minute
 alert_rate      the lowest threshold at which at most this share of the lesion-free frames has a
-                detection: the matched false-alert rate of TRUE-Colon
+                detection. TRUE-Colon's search tries only scores of lesion-free frames, so its
+                matched threshold (``match_alert_rate``) can be higher
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -20,7 +22,7 @@ from v2idetr.evaluation.frames import LabelledFrame
 from v2idetr.evaluation.lesion_metrics import Outcomes, Sweep, choose_threshold, judge, sweep
 from v2idetr.evaluation.pool import Pool
 from v2idetr.evaluation.predictions import SCORE_DECIMALS
-from v2idetr.evaluation.true_colon_protocol import match_alert_rate
+from v2idetr.evaluation.true_colon_protocol import frame_scores
 
 By = Literal["f1", "recall", "false_alarms", "alert_rate"]
 NO_DETECTION = 1.0  # threshold where there are no scores to choose from
@@ -178,6 +180,16 @@ def _by_alert_rate(choice: Choice, pool: Pool, frames: Sequence[LabelledFrame]) 
             f"{pool.source}: has no lesion-free frames, so their share with a detection is unknown;"
             " give validation data with lesion-free frames, or choose by another target."
         )
-    found = match_alert_rate(pool, frames, choice.target)
-    remarks = () if found.achieved_fpr else (NOTHING_LEFT,)
-    return OperatingPoint(found.threshold, found.achieved_fpr, found.feasible, remarks)
+    _, scores = frame_scores(pool, frames)
+    counts = Counter(score for score in scores if score > 0)
+    reached = 0.0
+    alerts = 0
+    for score in sorted(counts, reverse=True):
+        alerts += counts[score]
+        rate = alerts / len(scores)
+        if rate > choice.target:
+            threshold = round(score + 10.0**-SCORE_DECIMALS, SCORE_DECIMALS)
+            remarks = () if reached else (NOTHING_LEFT,)
+            return OperatingPoint(threshold, reached, True, remarks)
+        reached = rate
+    return OperatingPoint(0.0, reached, True, (ALL_COUNT,))

@@ -2,8 +2,9 @@
 
 Entries need ``image_id, category_id, bbox [x, y, w, h] px, score``. ``image_id`` is that of the
 ground truth, or, as Ultralytics writes it, the name of the file with or without its folder and
-extension. ``category_id`` is that of the ground truth. Where an entry has a ``file_name``, it must
-be the frame's.
+extension; of a name that is a number, it writes the number, and adds the name without its folder as ``file_name``.
+``category_id`` is that of the ground truth. Where an entry has a ``file_name``, it must be the
+frame's.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any
 from v2idetr.data.ground_truth import GroundTruth
 from v2idetr.evaluation.predictions import FramePrediction, predictions_of, read_entries
 
+MOST_DIGITS = 18  # of a number in a name
+
 
 def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[FramePrediction]:
     """One prediction per frame of the ground truth; frames without an entry have no detection.
 
     Raises:
         ValueError: the file is no COCO results list, names unknown frames or classes, or its
-            ``file_name`` is of another frame.
+            ``file_name`` is of another frame, or is needed to tell frames apart.
     """
     if not os.path.isfile(path):
         raise ValueError(f"{path}: no such file; give a detector's COCO results.")
@@ -35,6 +38,7 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Frame
     frames = {r["image_id"]: _spellings(r["file_name"], truth) for r in truth.split.records}
     known = Counter(name for names in frames.values() for name in names)
     by_name = {name: i for i, names in frames.items() for name in names if known[name] == 1}
+    _check_ids(entries, frames, path, truth)
     classes = {category_id: k for k, category_id in enumerate(truth.category_ids, start=1)}
     return predictions_of(
         (_joined(entry, path, frames, by_name, known, classes, truth) for entry in entries),
@@ -56,6 +60,7 @@ def _joined(
     if not isinstance(entry, dict) or "image_id" not in entry or "category_id" not in entry:
         return entry
     image_id, category_id, score = entry["image_id"], entry["category_id"], entry.get("score")
+    name = entry.get("file_name")
     if isinstance(score, int | float) and not 0 <= score <= 1:
         raise ValueError(
             f"score {score!r:.40} of a detection in {image_id!r:.200} is not in [0, 1]; give "
@@ -69,8 +74,11 @@ def _joined(
                 "its images, or paths as in file_name."
             )
         image_id = by_name[image_id]
-    elif type(image_id) is int and image_id in frames and isinstance(entry.get("file_name"), str):
-        _check_name(entry["file_name"], image_id, frames[image_id], truth)
+    elif type(image_id) is int and isinstance(name, str):
+        if image_id == _number(name) and name in by_name:
+            image_id = by_name[name]
+        elif image_id in frames:
+            _check_name(name, image_id, frames[image_id], truth)
     if type(category_id) is not int:
         return entry
     if category_id not in classes:
@@ -80,6 +88,34 @@ def _joined(
             f"which has {', '.join(f'{i} ({name})' for i, name in listed)}."
         )
     return {**entry, "image_id": image_id, "category_id": classes[category_id]}
+
+
+def _check_ids(
+    entries: list[Any],
+    frames: Mapping[int, tuple[str, ...]],
+    path: str | os.PathLike[str],
+    truth: GroundTruth,
+) -> None:
+    """Refuse integer ids that may as well be the numbers in the names of other frames."""
+    numbers = {image_id: _number(names[-1]) for image_id, names in frames.items()}
+    if set(numbers.values()) != frames.keys():  # each number then is that of one frame
+        return
+    for entry in entries:
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        if type(image_id) is not int or isinstance(entry.get("file_name"), str):
+            continue
+        if numbers.get(image_id, image_id) != image_id:
+            raise ValueError(
+                f"{path}: image_id {image_id} is {frames[image_id][0]!r:.200} in "
+                f"{truth.split.json_path}, but another frame has this number as its name, and "
+                "Ultralytics writes that. Give each detection the file_name of its frame."
+            )
+
+
+def _number(file_name: Any) -> int | None:
+    """The number that a name without folder is, but for its extension."""
+    stem = os.path.splitext(file_name)[0] if isinstance(file_name, str) else ""
+    return int(stem) if stem.isdecimal() and len(stem) <= MOST_DIGITS else None
 
 
 def _check_name(

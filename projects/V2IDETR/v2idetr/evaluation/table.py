@@ -47,7 +47,7 @@ def block_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for split, metrics in splits.items():
             if metrics is not None:
                 groups = metrics["groups"] if len(metrics["groups"]) > 1 else ()
-                names += [split, *(f"{split} / {group}" for group in groups)]
+                names += [split, *(_group_title(split, group) for group in groups)]
     return list(dict.fromkeys(names))
 
 
@@ -56,8 +56,16 @@ def block(result: Mapping[str, Any], title: str) -> Mapping[str, Any] | None:
     splits = {**result["tests"], ALL_TESTS: result["all_tests"], "val": result["val"]}
     if title in splits:
         return splits[title]
-    split, _, group = title.rpartition(" / ")
-    return (splits.get(split) or {"groups": {}})["groups"].get(group)
+    groups = {
+        _group_title(split, group): found
+        for split, metrics in splits.items()
+        for group, found in (metrics or {"groups": {}})["groups"].items()
+    }
+    return groups.get(title)
+
+
+def _group_title(split: str, group: str) -> str:
+    return f"{split} / {group}"
 
 
 def _row(name: str, metrics: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:

@@ -57,7 +57,11 @@ class FrameNames:
 def match_alert_rate(
     pool: Pool, frames: Sequence[LabelledFrame], target: float
 ) -> ThresholdSearchResult:
-    """The lowest threshold at which at most ``target`` of the lesion-free frames has a detection.
+    """The package's matched threshold: at most ``target`` of the lesion-free frames alert at it.
+
+    It is the lowest such among the scores of lesion-free frames, as the package searches only
+    these; a threshold between two of them can be lower and keep to the target, too (see
+    ``operating_point``). It is for comparisons with other work.
 
     Where no alert at all is allowed (fewer than 1 / ``target`` lesion-free frames), the package's
     search ends above all possible scores; here just above the highest score on these frames.
@@ -73,7 +77,7 @@ def match_alert_rate(
     )
     if found.threshold <= 1.0:
         return found
-    on_lesions, on_others = _frame_scores(pool, frames)
+    on_lesions, on_others = frame_scores(pool, frames)
     threshold = round(max(on_others) + 10.0**-SCORE_DECIMALS, SCORE_DECIMALS)
     sensitivity, alert_rate = true_colon.evaluate_at_threshold(on_lesions, on_others, threshold)
     return replace(found, threshold=threshold, achieved_tpr=sensitivity, achieved_fpr=alert_rate)
@@ -116,7 +120,7 @@ def frame_alerts(
 
     A frame with a lesion alerts if a detection overlaps a lesion, a lesion-free one by any.
     """
-    on_lesions, on_others = _frame_scores(pool, frames)
+    on_lesions, on_others = frame_scores(pool, frames)
     by_kind = {True: iter(on_lesions), False: iter(on_others)}  # each in the frames' order
     threshold = max(threshold, LOWEST_THRESHOLD)
     return [
@@ -124,8 +128,8 @@ def frame_alerts(
     ]
 
 
-def _frame_scores(pool: Pool, frames: Sequence[LabelledFrame]) -> tuple[list[float], list[float]]:
-    """Score up to which frames with a lesion, and those without one, alert."""
+def frame_scores(pool: Pool, frames: Sequence[LabelledFrame]) -> tuple[list[float], list[float]]:
+    """Score up to which frames with a lesion, and those without one, alert; 0 for never."""
     config = true_colon.create_config()
     results = true_colon.filter_top_k_per_image(
         detections(frames), max_det_per_image=config.max_det_per_image
@@ -207,9 +211,34 @@ def _clear_undefined(
         undefined.append(
             {"what": "Latency, persistence and all about lesions over time", "why": why}
         )
+    if lesion_frames and pool.lesion_free_frames:
+        undefined += _clear_precision(result)
     if result["lesion"] is not None:
-        undefined += _clear_times(result["lesion"], pool)
+        undefined += _unnamed_boxes(pool) + _clear_times(result["lesion"], pool)
     return undefined
+
+
+def _clear_precision(result: dict[str, Any]) -> list[dict[str, str]]:
+    """Replace the precision by None where no frame alerts; a reason for the operating point."""
+    tier, sweep = result["frame"], result["frame_sweep"]
+    if sweep is not None:
+        counts = zip(sweep["precision"], sweep["tp"], sweep["fp"], strict=True)
+        sweep["precision"] = [value if tp + fp else None for value, tp, fp in counts]
+    rows = [*(sweep["selected"] if sweep else ()), *([tier] if tier else ())]
+    for row in rows:
+        if not row["tp"] + row["fp"]:
+            row["precision"] = None
+    if tier is None or tier["precision"] is not None:
+        return []
+    return [{"what": "Frame precision", "why": "no frame alerts at the threshold"}]
+
+
+def _unnamed_boxes(pool: Pool) -> list[dict[str, str]]:
+    ids = [a["instance_id"] for record in pool.records for a in record["annotations"]]
+    if not (missing := ids.count(None)):
+        return []
+    what = f"Latency and persistence for {missing} of {len(ids)} boxes"
+    return [{"what": what, "why": "they have no instance_id and are not in the lesion tier"}]
 
 
 def _clear_times(lesion: dict[str, Any], pool: Pool) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
     converter_parser           common options: --source and --output
     run_converter              source -> files and a report, or an exit with the reason
-    check_folder, numbers_of   checks of option values
+    check_folder, check_apart, numbers_of   checks of option values
 
 A converter is a function from its options to the videos of each split.
 """
@@ -74,15 +74,33 @@ def run_converter(
 
 
 def numbers_of(text: str) -> list[int]:
-    """``"1,3,5-8"`` -> [1, 3, 5, 6, 7, 8]. Raises ValueError for anything else."""
+    """``"1,3,5-8"`` -> [1, 3, 5, 6, 7, 8]; "" -> []. Raises ValueError for anything else."""
     numbers: list[int] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if match is None:
             raise ValueError(f"{part!r} is neither a number nor a range such as 5-8")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(
+                f"{part!r} is a range that ends before it begins: write {last}-{first}"
+            )
         numbers += range(first, last + 1)
+    if text.strip() and not numbers:
+        raise ValueError(f"{text!r} has no number in it")
     return numbers
+
+
+def check_apart(source: Path, output: Path) -> None:
+    """Raise ValueError if the frame cache of ``output`` is the folder of ``source``'s frames.
+
+    A program that is run again would take its own, perhaps unfinished, cache for the data.
+    """
+    if (source / "frames").resolve() == (output / "frames").resolve():
+        raise ValueError(
+            f"{output}: is the source folder (--source, --output); its `frames` would be the data "
+            "and their cache at once. Give another folder by --output."
+        )
 
 
 def check_folder(source: Path, found: Iterable[object], expected: str) -> None:

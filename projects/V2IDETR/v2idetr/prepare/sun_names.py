@@ -59,6 +59,13 @@ def case_folders(parent: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
+def _relative(folder: Path, root: Path) -> Path:
+    """The folder as seen from ``root``; ``..`` behind a symbolic link leads away from the link."""
+    if folder.is_relative_to(root):
+        return folder.relative_to(root)
+    return Path(os.path.relpath(folder.resolve(), root.resolve()))
+
+
 def lesion_free_videos(
     parents: Sequence[Path], image_root: Path, notes: Findings
 ) -> dict[int, list[Video]]:
@@ -67,7 +74,7 @@ def lesion_free_videos(
     for parent in parents:
         for number, folder in case_folders(parent).items():
             ordered = in_temporal_order(image_names(folder), folder.name, notes)
-            root = Path(os.path.relpath(folder, image_root))
+            root = _relative(folder, image_root)
             frames = [Frame((root / name).as_posix(), scene_id=scene) for name, scene in ordered]
             name = f"negative_case{number}"
             if number in videos:

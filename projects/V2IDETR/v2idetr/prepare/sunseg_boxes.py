@@ -48,6 +48,9 @@ def add_boxes(
 ) -> None:
     """Add lesions to the frames of a folder's clips; remove frames without labels.
 
+    A case of SUN has one polyp, so all boxes of a frame are of one instance, such as the parts of
+    a polyp behind an instrument.
+
     Args:
         videos: clips of the folder.
         folder: folder with Detection/ and GT/.
@@ -72,8 +75,8 @@ def add_boxes(
         for frame in video.frames:
             found = labels[_key(video, frame)]
             frame.boxes_for = found.size
-            instance = case_number(video.name) if len(found.boxes) == 1 else None
-            frame.lesions = [Lesion(box, instance_id=instance) for box in found.boxes]
+            case = case_number(video.name)
+            frame.lesions = [Lesion(box, instance_id=case) for box in found.boxes]
 
 
 def _key(video: Video, frame: Frame) -> Key:

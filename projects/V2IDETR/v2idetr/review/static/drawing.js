@@ -27,6 +27,7 @@ export function outcomeOf(clip, detector, frame, threshold, rule) {
   const missed = found.map((score) => score === null || score < threshold);
   return {
     rows,
+    best: Math.max(0, ...rows.map((row) => row[SCORE])),
     missed,
     lesions: clip.truth ? clip.truth[frame].length : 0,
     misses: missed.filter(Boolean).length,
@@ -183,8 +184,7 @@ function drawBand(context, outcomes, step, top, hasTruth) {
     context.fillRect(i * step, top + y, Math.max(step - gapOf(step), 1), h);
   };
   if (!hasTruth) {
-    outcomes.forEach((outcome, i) => {
-      const best = Math.max(0, ...outcome.rows.map((row) => row[SCORE]));
+    outcomes.forEach(({ best }, i) => {
       if (best > 0) draw(i, COLOURS.plain, ROW * (1 - best), ROW * best);
     });
     return;

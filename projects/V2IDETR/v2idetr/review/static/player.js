@@ -189,6 +189,8 @@ export default {
   async mounted() {
     this.clip = null;
     this.images = new Map();
+    this.bands = [];
+    this.opening = 0;
     this.onKey = (event) => this.key(event);
     this.onResize = () => this.draw();
     document.addEventListener("keydown", this.onKey);
@@ -221,19 +223,18 @@ export default {
     },
     async openSplit(split) {
       this.playing = false;
+      const own = (this.opening += 1);
       const videos = await this.asking(this.ask("/videos", { split }));
-      if (videos === null) return;
-      [this.split, this.videos] = [split, videos];
-      await this.openVideo(0, 0);
+      if (videos !== null && own === this.opening) await this.openVideo(0, 0, split, videos);
     },
-    async openVideo(video, frame) {
+    async openVideo(video, frame, split = this.split, videos = this.videos) {
       this.playing = this.playing && !this.meta.has_truth;
-      const place = { split: this.split, video };
-      const clip = await this.asking(this.ask("/clip", { ...place, start: 0 }));
-      if (clip === null) return;
+      const own = (this.opening += 1); // an answer that comes after another choice is dropped
+      const clip = await this.asking(this.ask("/clip", { split, video, start: 0 }));
+      if (clip === null || own !== this.opening) return;
       this.images.clear();
       this.clip = clip;
-      this.video = video;
+      [this.split, this.videos, this.video] = [split, videos, video];
       this.explanations = {};
       this.take(clip);
       this.frame = Math.min(frame, Math.max(0, clip.times_s.length - 1));
@@ -298,11 +299,12 @@ export default {
     },
     async jump(what, step) {
       this.playing = false;
+      const own = this.opening;
       const answer = await this.asking(this.ask("/jump", {
         what, step, detector: this.active, rule: this.rule, threshold: this.thresholds[this.active],
         split: this.split, video: this.video, frame: this.frame,
       }));
-      if (answer === null) return;
+      if (answer === null || own !== this.opening) return;
       const words = what === "miss" ? "missed lesion" : "false alarm";
       if (answer.place === null) {
         this.note = `no ${words} of ${this.meta.detectors[this.active].name} in this split`;
@@ -406,9 +408,18 @@ export default {
         };
         drawFrame(canvas, image, this.clip, this.frame, this.outcome(d, this.frame), look);
       }
-      const frames = [...Array(this.ready_frames).keys()];
-      const bands = this.visible.map((d) => ({ outcomes: frames.map((i) => this.outcome(d, i)) }));
+      const bands = this.visible.map((d) => this.band(d));
       if (this.$refs.timeline) drawTimeline(this.$refs.timeline, this.clip, bands, this.frame, this.total);
+    },
+    // Outcomes of all frames, kept while clip, rule and threshold stay: they take longer than a frame.
+    band(d) {
+      const [clip, rule, threshold] = [this.clip, this.rule, this.thresholds[d]];
+      let own = this.bands[d];
+      if (!own || own.clip !== clip || own.rule !== rule || own.threshold !== threshold) {
+        own = this.bands[d] = { clip, rule, threshold, outcomes: [] };
+      }
+      for (let i = own.outcomes.length; i < this.ready_frames; i++) own.outcomes.push(this.outcome(d, i));
+      return own;
     },
     async explainFault() {
       const url = `/api/${this.token}/frame/${this.split}/${this.video}/${this.frame}.jpg`;
