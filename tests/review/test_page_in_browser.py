@@ -154,6 +154,52 @@ def test_a_click_on_the_timeline_jumps_there(page: Any, served: Served) -> None:
     wait_for_text(page, "place", "frame 4 of 6")
 
 
+def count_judged(page: Any) -> None:
+    """Let the page note the frames whose detections it compares with the threshold."""
+
+    def noting(route: Any) -> None:
+        script, head = route.fetch().text(), "frame, threshold, rule) {"
+        assert script.count(head) == 1
+        noted = f"{head} (globalThis.judged ??= []).push(frame);"
+        route.fulfill(body=script.replace(head, noted), content_type="text/javascript")
+
+    page.route("**/static/review/drawing.js", noting)
+
+
+def test_the_timeline_judges_frames_anew_only_when_something_changes(
+    page: Any, served: Served
+) -> None:
+    count_judged(page)
+    open_review(page, served)
+    page.evaluate("judged = []")
+    page.keyboard.press("ArrowRight")
+    wait_for_text(page, "place", "frame 2 of 6")
+    assert set(page.evaluate("judged")) == {1}
+    before = page.locator("[data-test=timeline]").evaluate("canvas => canvas.toDataURL()")
+    move_threshold(page, 0.75)
+    assert set(page.evaluate("judged")) == set(range(6))
+    after = page.locator("[data-test=timeline]").evaluate("canvas => canvas.toDataURL()")
+    assert before != after
+
+
+def test_a_video_that_comes_after_another_choice_is_not_shown(page: Any, served: Served) -> None:
+    open_review(page, served)
+    late: list[Any] = []
+    page.route("**/clip?*video=2*", lambda route: late.append(route))
+    page.select_option("[data-test=video]", index=2)
+    page.select_option("[data-test=split]", index=1)
+    page.wait_for_function(
+        "() => document.querySelectorAll('[data-test=video] option').length == 1"
+    )
+    shown = text(page, "place")
+    with page.expect_response("**/clip?*video=2*"):
+        late[0].continue_()
+    page.wait_for_timeout(200)
+    assert page.locator("[data-test=video]").input_value() == "0"
+    assert page.locator("[data-test=split]").input_value() == "1"
+    assert text(page, "place") == shown
+
+
 def test_a_name_that_is_html_is_shown_as_text(page: Any, served: Served) -> None:
     open_review(page, served)
     options = page.locator("[data-test=video] option").all_inner_texts()

@@ -66,7 +66,7 @@ def test_tables_and_excerpts_of_an_avi_with_b_frames_have_the_right_times(tmp_pa
 
 def best_of(*given: tuple[int, int | None]) -> list[int | None]:
     """Times of frames with these (presentation, decoding) times."""
-    times, found = FrameTimes("mov,mp4", reordered=True), []
+    times, found = FrameTimes("mov,mp4"), []
     for pts, dts in given:
         frame = av.VideoFrame(2, 2, "gray")
         frame.pts, frame.dts = pts, dts

@@ -235,6 +235,11 @@ def test_numbers_of_frames_below_one_are_refused_in_python_too(setting: str) -> 
         Settings(0.5, **{setting: 0})
 
 
+def test_an_excerpt_that_does_not_end_after_its_start_is_refused_in_python_too() -> None:
+    with pytest.raises(ValueError, match="end_s is 1, but must be after start_s, 1"):
+        Settings(0.5, start_s=Fraction(1), end_s=Fraction(1))
+
+
 def test_a_camera_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(camera.cv2, "VideoCapture", FakeCapture)
     monkeypatch.chdir(tmp_path)

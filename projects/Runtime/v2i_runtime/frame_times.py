@@ -14,17 +14,15 @@ class FrameTimes:
 
     In a container without presentation times FFmpeg guesses them, and wrongly where frames are
     reordered. As every packet is shown for its own time, frame n has the n-th decoding time there.
-    Not where they are not reordered: a packet may say that nothing has changed, and give no frame.
     Elsewhere the rule is that of FFmpeg's best-effort time stamps (guess_correct_pts in decode.c):
     presentation times, unless they failed to increase more often than decoding times.
 
     Args:
         container_format: name of the container's format, as FFmpeg gives it.
-        reordered: whether frames may be decoded in another order than they are shown.
     """
 
-    def __init__(self, container_format: str, *, reordered: bool) -> None:
-        self._in_order = reordered and container_format in WITHOUT_TIMES
+    def __init__(self, container_format: str) -> None:
+        self._in_order = container_format in WITHOUT_TIMES
         self._packets: deque[int] = deque()
         self._last: dict[str, int] = {}
         self._faults = {"pts": 0, "dts": 0}

@@ -226,8 +226,7 @@ def _decoded(
     container: InputContainer, stream: VideoStream
 ) -> Iterator[tuple[av.VideoFrame, int | None]]:
     """(frame, time) up to the first damage; raises _DamageError there."""
-    damage, packets = None, 0
-    times = FrameTimes(container.format.name, reordered=stream.codec_context.has_b_frames)
+    damage, packets, times = None, 0, FrameTimes(container.format.name)
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:

@@ -56,8 +56,9 @@ class Settings:
         for name in ("every", "smooth"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
-        if None not in (self.start_s, self.end_s) and self.end_s <= self.start_s:
-            raise ValueError(f"end_s is {self.end_s}, but must be after start_s, {self.start_s}")
+        start_s, end_s = self.start_s, self.end_s
+        if start_s is not None and end_s is not None and end_s <= start_s:
+            raise ValueError(f"end_s is {end_s}, but must be after start_s, {start_s}")
 
 
 @dataclass
