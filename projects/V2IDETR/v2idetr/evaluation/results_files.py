@@ -2,7 +2,7 @@
 
 Entries need ``image_id, category_id, bbox [x, y, w, h] px, score``. ``image_id`` is that of the
 ground truth, or, as Ultralytics writes it, the name of the file with or without its folder and
-extension; of a name that is a number, it writes the number, and adds the name without its folder as ``file_name``.
+extension; of a name that is a number, it writes the number, and the name as ``file_name``.
 ``category_id`` is that of the ground truth. Where an entry has a ``file_name``, it must be the
 frame's.
 """
