@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -139,7 +140,8 @@ def upload(card: Any, name: str, *, size: int = 3, error: Exception | None = Non
 
     file = Mock(save=save, size=lambda: size)
     file.name = name
-    asyncio.run(card.receive(Mock(file=file)))
+    with ThreadPoolExecutor(1) as other:  # in this thread Playwright's loop may be running
+        other.submit(asyncio.run, card.receive(Mock(file=file))).result()
 
 
 def test_an_upload_that_fails_leaves_nothing_and_is_told(card: Any, tmp_path: Path) -> None:
