@@ -190,7 +190,11 @@ def card(record: Record, split: SplitData, bad: Sequence[BadBox]) -> dict[str, A
     clipped = [clip_box(box, width=width, height=height) for box, _ in bad if box is not None]
     names = dict(enumerate(split.class_names))
     sound = [
-        {"box": a["bbox"], "label": names.get(k := a["category_id"], f"category {k}"), "class": k}
+        {
+            "box": a["bbox"],
+            "label": names.get(a["category_id"], "unknown class"),
+            "class": a["category_id"],
+        }
         for a in record["annotations"]
         if tuple(a["bbox"]) not in clipped
     ]

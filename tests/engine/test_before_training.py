@@ -12,7 +12,7 @@ from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.stage_training import dry_run
 from v2idetr.engine.stages import run_stages
 
-FLIP = "{_target_: v2idetr.data.augmentation.horizontal_flip, probability: 1.0}"
+FLIP = "{{_target_: v2idetr.data.augmentation.horizontal_flip, probability: {}}}"
 
 
 def test_a_given_teacher_is_tried_before_another_need_is_trained(tiny_config, tmp_path) -> None:
@@ -25,8 +25,12 @@ def test_a_given_teacher_is_tried_before_another_need_is_trained(tiny_config, tm
     assert not (tmp_path / "run" / "plain").exists()
 
 
-def test_augmentations_that_no_evaluation_allows_are_refused(tiny_config, tmp_path) -> None:
-    run = make_run(tiny_config, "train.stages=[plain]", f"data.augmentations.test=[{FLIP}]")
+@pytest.mark.parametrize("probability", [0.5, 1.0])
+def test_augmentations_that_no_evaluation_allows_are_refused(
+    tiny_config, tmp_path, probability: float
+) -> None:
+    flip = f"data.augmentations.test=[{FLIP.format(probability)}]"
+    run = make_run(tiny_config, "train.stages=[plain]", flip)
     with pytest.raises(ValueError, match="in evaluation they may only resize"):
         run_stages(run)
     assert not (tmp_path / "run" / "plain").exists()

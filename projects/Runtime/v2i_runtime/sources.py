@@ -146,9 +146,9 @@ class VideoFile:
 
     Raises:
         ValueError: no video that can be decoded; during iteration: after the last frame that can be
-            decoded, if the file is damaged or truncated there. A missing end of up to half a second
-            goes unnoticed but in MP4 and MOV, and any in files without a duration (MPEG-TS, some
-            WebM and MKV). Also before a frame whose time is more than a second too early.
+            decoded, if the file is damaged or truncated there, or its clock goes back by more than
+            a second. A missing end of up to half a second goes unnoticed but in MP4 and MOV, and
+            any in files without a duration (MPEG-TS, some WebM and MKV).
     """
 
     def __init__(self, path: Path) -> None:

@@ -40,11 +40,6 @@ class LabelledSplit:
         return replace(self, split=replace(self.split, records=records))
 
 
-def _rate_hz(video: Mapping[str, Any]) -> float:
-    """Frame rate of a video; 1 where its file says none, as Cholec80's converter does."""
-    return next((float(video[key]) for key in RATE_KEYS if video.get(key)), 1.0)
-
-
 def read_labels(split: SplitData, phases: Sequence[str]) -> LabelledSplit:
     """The split with the labels in its JSON.
 
@@ -80,3 +75,8 @@ def read_labels(split: SplitData, phases: Sequence[str]) -> LabelledSplit:
     problems.raise_if_any(str(split.json_path))
     records = [{**record, "phase": labels[record["image_id"]]} for record in split.records]
     return LabelledSplit(replace(split, records=records), rates.pop())
+
+
+def _rate_hz(video: Mapping[str, Any]) -> float:
+    """Frame rate of a video; 1 where its file says none, as Cholec80's converter does."""
+    return next((float(video[key]) for key in RATE_KEYS if video.get(key)), 1.0)

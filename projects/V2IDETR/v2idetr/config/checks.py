@@ -39,7 +39,7 @@ from v2idetr.config.stage_settings import (
 )
 from v2idetr.data.reference_sampler import WindowSampler
 from v2idetr.evaluation.rule_names import RULE_NAMES
-from v2idetr.evaluation.table import ALL_TESTS
+from v2idetr.evaluation.table import RESERVED
 
 COCO_METRICS = ("AP", "AP50", "AP75")
 
@@ -167,7 +167,7 @@ def _check_splits(config: dict[str, Any], problems: list[str]) -> None:
                 f"{key}=0."
             )
     for name, split in config["data"]["test"].items():
-        if name in ("val", ALL_TESTS):
+        if name in RESERVED:
             problems.append(f"data.test: {name!r} is a reserved name; rename the test split.")
         paths = split if isinstance(split, dict) else {}
         are_words = all(isinstance(path, str) for path in paths.values())

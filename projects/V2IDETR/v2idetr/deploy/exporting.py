@@ -113,7 +113,7 @@ def _export(
     data = StudentFrames(student.config, student.class_names, student.preprocess, size, say)
     frames = data.to_compare(settings.frames)
     if settings.precision == "int8":
-        data.check_splits(settings.threshold_rule)
+        data.check_for_int8(settings.threshold_rule)
     threshold = "unknown" if info.score_threshold is None else f"{info.score_threshold:.3f}"
     say(
         f"{settings.checkpoint}: {info.network}, stage {student.stage or 'unknown'}, "
@@ -185,6 +185,7 @@ class _Work:
         if math.isnan(f1):
             return info
         words = f"highest F1 ({f1:.3f}) of INT8 by the rule {rule} on the validation split"
+        self.say(f"threshold of INT8: {thresholds[rule]:.3f} ({words})")
         return replace(info, score_threshold=thresholds[rule], threshold_source=words)
 
     def compared(self, info: ModelInfo) -> ModelInfo:

@@ -65,11 +65,11 @@ class StudentFrames:
         """At most this number of frames of the training split."""
         return self._of_split("train", number)
 
-    def check_splits(self, rule: str | None) -> None:
-        """Read the splits for calibration and metrics.
+    def check_for_int8(self, rule: str | None) -> None:
+        """Read the splits for calibration and metrics, and check the rule of the threshold.
 
         Args:
-            rule: that of the threshold; None for the usual one.
+            rule: its name; None for the usual one.
 
         Raises:
             ValueError: they are missing or unusable, names the key; the rule is not evaluated.

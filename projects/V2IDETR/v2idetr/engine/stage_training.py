@@ -40,6 +40,7 @@ from v2idetr.runs.stage_folder import LAST, StageFolder
 
 logger = logging.getLogger(__name__)
 
+TRIED_FRAMES = 8  # of the validation split; an augmentation may be drawn on half of them only
 # What a smaller train.clips_at_once leaves as it is, and what it does not.
 SAME_BATCH = "the batch of a step stays the same, that of batch normalisation becomes smaller"
 
@@ -94,14 +95,16 @@ def dry_run(run: RunContext, stage: Stage, models: StageModels) -> None:
     """Compute the losses of a training clip or two: parts that do not fit say so now.
 
     A student's losses meet its teacher for the first time here, and would otherwise do so after
-    the teacher has been trained. A detector's first validation clip is read, too.
+    the teacher has been trained. A detector's first validation clips are read, too.
 
     Raises:
         ValueError: whatever a part has to say about another one; a loss is not finite.
     """
     if isinstance(stage, DetectorStage) and (split := run.splits.get("val")) is not None:
         mapper = run.clip_mapper(split, models.model, is_train=False, keep=False)
-        ClipDataset(split.records, mapper)[0, 0]
+        clips = ClipDataset(split.records, mapper)
+        for index in range(min(TRIED_FRAMES, len(clips))):
+            clips[index, index]  # with the draws of an evaluation
     batch = next(iter(run.train_loader(stage, models, 0, dry_run=True)))
     models.trained.to(run.device)
     models.trained.train()

@@ -38,7 +38,7 @@ from v2idetr.evaluation.lesion_metrics import (
     summarize,
 )
 from v2idetr.evaluation.predictions import FramePrediction, predict, write_predictions
-from v2idetr.evaluation.table import ALL_TESTS
+from v2idetr.evaluation.table import ALL_TESTS, RESERVED
 from v2idetr.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -192,15 +192,15 @@ def evaluate_predictions(
         for name, (split, predictions) in splits.items()
     }
     thresholds = {rule: choose_threshold(judge(frames["val"], rule)) for rule in rules}
-    result = metrics_at(thresholds, frames, class_names, coco_ap=coco_ap)
-    if overlapping := _overlapping({name: split for name, (split, _) in tests.items()}):
+    overlapping = _overlapping({name: split for name, (split, _) in tests.items()})
+    if overlapping is not None:
         logger.warning(
             "Test splits %r and %r share frames, which %r would count twice: it is left out.",
             *overlapping,
             ALL_TESTS,
         )
-        result["all_tests"] = None
-    return result
+    pool = overlapping is None
+    return metrics_at(thresholds, frames, class_names, coco_ap=coco_ap, pool_tests=pool)
 
 
 def metrics_at(
@@ -209,6 +209,7 @@ def metrics_at(
     class_names: list[str],
     *,
     coco_ap: bool,
+    pool_tests: bool = True,
 ) -> dict[str, Any]:
     """All metrics at given score thresholds; see :func:`evaluate_predictions`.
 
@@ -217,6 +218,7 @@ def metrics_at(
         frames: labelled frames of each split; those of "val" are no test split, and may be missing.
         class_names: classes of all splits.
         coco_ap: whether to compute COCO AP.
+        pool_tests: whether several test splits are also evaluated as one, ``all_tests``.
 
     Returns:
         The result of :func:`evaluate_predictions`; ``val`` is None without such frames.
@@ -225,7 +227,7 @@ def metrics_at(
     metrics = {name: _metrics(part, thresholds, ap_classes) for name, part in frames.items()}
     tests = [name for name in frames if name != "val"]
     pooled = None
-    if len(tests) > 1:
+    if pool_tests and len(tests) > 1:
         everything = [frame for name in tests for frame in frames[name]]
         pooled = _metrics(everything, thresholds, ap_classes)
     return {
@@ -248,7 +250,7 @@ def write_evaluation(path: str | os.PathLike[str], result: Mapping[str, Any]) ->
 
 
 def _check_names(tests: Mapping[str, Any]) -> None:
-    for taken in ("val", ALL_TESTS):
+    for taken in RESERVED:
         if taken in tests:
             raise ValueError(f"data.test: {taken!r} is a reserved name; rename the test split.")
 

@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 MISSING = "-"
 ALL_TESTS = "all tests"  # title of the pooled test splits
+RESERVED = ("val", ALL_TESTS)  # names that a test split cannot have
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
