@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from torch import nn
 
-from tests.tiny_runs import make_run
+from tests.tiny_runs import before_step, make_run, run, send, write_weights
 from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.engine.command_line import UserError
 from v2idetr.engine.stage_graph import build_stage
 from v2idetr.engine.stage_training import dry_run
 from v2idetr.engine.stages import run_stages
@@ -23,6 +26,39 @@ def test_a_given_teacher_is_tried_before_another_need_is_trained(tiny_config, tm
     with pytest.raises(CheckpointError, match=r"^teacher\.checkpoint: .*bad\.pth"):
         run_stages(run)
     assert not (tmp_path / "run" / "plain").exists()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_initial_weights_that_know_other_pixels_are_refused(tiny_config, tmp_path, given) -> None:
+    needs = "+stages.student.needs.initial=teacher"
+    pixels = "teacher.model.pixel_mean=[1.0, 2.0, 3.0]"
+    file = tmp_path / "run" / "teacher" / "best.pth"
+    if given:
+        run_stages(make_run(tiny_config, "train.stages=[teacher]", pixels))
+    checkpoint = f"teacher.checkpoint={file if given else ''}"
+    run = make_run(tiny_config, needs, pixels, checkpoint, "train.stages=[teacher, student]")
+    with pytest.raises(ValueError, match=r"^stages\.student\.needs\.initial: .*pixel_mean"):
+        run_stages(run)
+    assert file.exists() is given
+
+
+def test_a_training_does_not_go_on_under_another_teacher(tiny_config, tmp_path, in_child) -> None:
+    teacher = write_weights(make_run(tiny_config), "teacher", "given.pth")
+    output, given = tmp_path / "student", [f"teacher.checkpoint={teacher}"]
+
+    def cut_off() -> int:
+        before_step(5, send(signal.SIGKILL))
+        return run(tiny_config, output, stages=("student",), overrides=given)
+
+    def refused() -> None:
+        with pytest.raises(UserError, match=r"^stages\.student\.needs\.teacher: .* has changed"):
+            run(tiny_config, output, resume=True, stages=("student",), overrides=given)
+
+    assert in_child(cut_off) == -signal.SIGKILL
+    content = torch.load(teacher, weights_only=True)
+    content["model"] = {name: 1.1 * tensor for name, tensor in content["model"].items()}
+    torch.save(content, teacher)
+    assert in_child(refused) == 0
 
 
 @pytest.mark.parametrize("probability", [0.5, 1.0])

@@ -264,6 +264,7 @@ class DetectorStage(Stage):
             take_backbone(models.model, backbone.artefact(run.config), key=key)
         if (initial := self.earlier.get("initial")) is not None:
             file = initial.artefact(run.config)
+            check_file_pixels(models.model, str(file), key=f"stages.{self.name}.needs.initial")
             fresh = load_into(models.model, read_weights(file).state, file, partial=True)
             logger.info("%s starts from %s%s", self.name, file, listed("own values", fresh))
 

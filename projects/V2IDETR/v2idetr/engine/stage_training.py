@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from v2idetr.checkpoints.architecture import describe
-from v2idetr.checkpoints.files import CheckpointError
+from v2idetr.checkpoints.files import CheckpointError, sha256
 from v2idetr.config.load import build, fingerprint, save_config
 from v2idetr.config.stage_settings import eval_period_of, optimizer_key, value_at
 from v2idetr.data.loader import ClipDataset
@@ -190,6 +190,13 @@ def _load_model(models: StageModels, checkpoint: Checkpoint, run: RunContext, st
             f"{path}: was written by stage {checkpoint.stage} of a run with other settings; "
             "give this run another train.output_dir."
         )
+    for role, digest in _needed_files(run, stage).items():
+        if checkpoint.needs.get(role, digest) != digest:
+            file = stage.earlier[role].artefact(run.config)
+            raise CheckpointError(
+                f"stages.{stage.name}.needs.{role}: {file} has changed since {path} was written. "
+                "Put the earlier file back, or give this run another train.output_dir."
+            )
     load_into(models.model, checkpoint.model, path)
     _, around = split_state(models)
     if around.keys() != checkpoint.adapters.keys():
@@ -198,6 +205,11 @@ def _load_model(models: StageModels, checkpoint: Checkpoint, run: RunContext, st
             f"{sorted(checkpoint.adapters)}, the config gives {sorted(around)}."
         )
     models.trained.load_state_dict(checkpoint.adapters, strict=False)
+
+
+def _needed_files(run: RunContext, stage: Stage) -> dict[str, str]:
+    """Digest of what each earlier stage has handed over, by role."""
+    return {role: sha256(need.artefact(run.config)) for role, need in stage.earlier.items()}
 
 
 def bare_trainer(
@@ -242,7 +254,7 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
     samples = sample_frames_of(run, stage, models)
     commit, digest = git_commit(), fingerprint(run.config)
     architecture = describe(getattr(models.model, "net", models.model))
-    pixels = pixel_statistics(models.model)
+    pixels, needs = pixel_statistics(models.model), _needed_files(run, stage)
     validation: hooks.Validation | None = None
 
     def snapshot(iteration: int, resumable: bool) -> Checkpoint:
@@ -260,6 +272,7 @@ def _build_trainer(run: RunContext, stage: Stage, models: StageModels, start: in
             git_commit=commit,
             architecture=architecture,
             pixels=pixels,
+            needs=needs,
         )
 
     writer = hooks.CheckpointWriter(folder, train.checkpoint_period, snapshot)

@@ -25,7 +25,7 @@ from v2idetr.engine.stage_training import (
     starts_from_imagenet,
 )
 from v2idetr.evaluation.evaluator import write_evaluation
-from v2idetr.modeling.backbone_handover import Giver, check_handover, giver
+from v2idetr.modeling.backbone_handover import Giver, check_handover, check_pixels, giver
 from v2idetr.runs.folder import CONFIG, RESULTS, check_evaluation
 from v2idetr.runs.stage_folder import StageFolder
 
@@ -79,6 +79,10 @@ def check_models(run: RunContext, names: list[str]) -> None:
         if backbone in givers:
             key, source = f"stages.{name}.needs.backbone", f"the stage {backbone}"
             check_handover(givers[backbone], models.model, source=source, key=key)
+        initial = stage.needs.get("initial")
+        if initial in givers:
+            key, source = f"stages.{name}.needs.initial", f"the stage {initial}"
+            check_pixels(givers[initial].pixels, models.model, source=source, key=key)
         givers[name] = giver(models.model)
         of_given = copy.copy(stage)
         of_given.earlier = {

@@ -58,7 +58,7 @@ def check_handover(giver: Giver, model: nn.Module, *, source: str, key: str) -> 
     network = getattr(model, "net", model)
     if getattr(network, "backbone", None) is not None:
         fitting_weights(image_backbone(network), giver.tensors, source, key=key)
-        _check_pixels(giver.pixels, model, source=source, key=key)
+        check_pixels(giver.pixels, model, source=source, key=key)
 
 
 def take_backbone(model: nn.Module, file: Path, *, key: str) -> None:
@@ -88,10 +88,21 @@ def check_file_pixels(model: nn.Module, weights: str | None, *, key: str) -> Non
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
         known = content.get(PIXELS) if isinstance(content, dict) else None
         if isinstance(known, dict):
-            _check_pixels(known, model, source=str(path), key=key)
+            check_pixels(known, model, source=str(path), key=key)
 
 
-def _check_pixels(known: Statistics, model: nn.Module, *, source: str, key: str) -> None:
+def check_pixels(known: Statistics, model: nn.Module, *, source: str, key: str) -> None:
+    """Compare how images were normalised for weights that a model gets.
+
+    Args:
+        known: statistics of the weights; {} is accepted.
+        model: gets them.
+        source: name of the giver, for messages.
+        key: of the config that names the giver.
+
+    Raises:
+        ValueError: other than by the model.
+    """
     own = pixel_statistics(model)
     if all(np.allclose(known[name], own[name], rtol=1e-4) for name in own.keys() & known.keys()):
         return

@@ -54,6 +54,7 @@ class Checkpoint:
         git_commit: of the source tree, "" if unknown.
         architecture: see ``architecture.describe``; empty in files of before it was kept.
         pixels: see ``backbone_handover.pixel_statistics``; empty in files of before they were kept.
+        needs: digests of the files of earlier stages, by role; empty as well.
     """
 
     stage: str
@@ -68,6 +69,7 @@ class Checkpoint:
     git_commit: str = ""
     architecture: Architecture = field(default_factory=dict)
     pixels: dict[str, list[float]] = field(default_factory=dict)
+    needs: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
