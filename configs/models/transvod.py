@@ -31,6 +31,7 @@ video.model = L("video_detectors.transvod.TransVOD")(
         ffn_dim="${model.net.ffn_dim}",
         dropout="${model.net.dropout}",
     ),
+    freeze_net=True,  # as the released code; false: the single-frame network goes on learning
     reference_sampler=L("v2idetr.data.reference_sampler.GlobalSampler")(
         num_references=14, in_evaluation="spaced"
     ),

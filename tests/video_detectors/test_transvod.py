@@ -348,10 +348,11 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 @pytest.mark.parametrize("temporal", OPTIONS.values(), ids=OPTIONS)
-def test_gradients_reach_every_parameter_that_is_trained(temporal, base) -> None:
-    transvod = tiny(base=base, temporal=temporal, names=("a", "b")).train()
+def test_gradients_reach_every_parameter_that_is_trained(temporal, base, freeze) -> None:
+    transvod = tiny(base=base, temporal=temporal, names=("a", "b"), freeze_net=freeze).train()
     losses = transvod(train_clips(transvod))
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
@@ -359,9 +360,18 @@ def test_gradients_reach_every_parameter_that_is_trained(temporal, base) -> None
     frozen = {n for n, p in transvod.named_parameters() if not p.requires_grad}
     layers = range(2 if "box_refine" in base else 1)
     heads = tuple(f"net.{kind}_heads.{i}." for kind in ("class", "box") for i in layers)
-    assert frozen and all(name.startswith(heads) for name in frozen)
-    assert ("loss_class_encoder" in losses) == ("two_stage" in base)
+    net = {name for name, _ in transvod.named_parameters() if name.startswith("net.")}
+    assert frozen == (net if freeze else {name for name in net if name.startswith(heads)})
+    assert ("loss_class_encoder" in losses) == ("two_stage" in base and not freeze)
     assert ("loss_class_0" in losses) == (temporal.get("num_decoder_layers") == 2)
+
+
+def test_the_detections_of_single_frames_stay_those_of_the_first_step() -> None:
+    transvod, frames = tiny(), video(2)
+    before = transvod.eval().encode(frames)
+    losses_of_steps(transvod, train_clips(transvod), 3, lr=1e-2)
+    for one, other in zip(before, transvod.eval().encode(frames), strict=True):
+        assert torch.equal(one.boxes, other.boxes) and torch.equal(one.logits, other.logits)
 
 
 def test_a_few_steps_lower_the_loss() -> None:

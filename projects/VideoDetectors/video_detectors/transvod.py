@@ -8,11 +8,12 @@ Then, for the current frame (section 3 of the first paper)::
            them in each of three layers
     TDTD   its queries attend to themselves, and by deformable attention to the memory of TDTE
 
-and new heads detect. Training has two steps: the Deformable DETR alone, then everything, by the
-losses of these heads. Without the first step the choice of queries means nothing.
+and new heads detect. Training has two steps: the Deformable DETR alone, then these modules by the
+losses of their heads. Without the first step the choice of queries means nothing; without freezing
+what it has trained, boxes that no loss corrects any more drift away from under the new heads.
 
-The layers are those of the released code (github.com/SJTU-LuHe/TransVOD), whose TDTE however is
-never run. There are no position embeddings after TDTE.
+The layers and the freezing are those of the released code (github.com/SJTU-LuHe/TransVOD), whose
+TDTE however is never run. There are no position embeddings after TDTE.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ class TransVOD(TransformerVideoDetector):
 
     Args:
         net: Deformable DETR of single frames. Below ``temporal`` its decoder's heads only choose
-            queries and references; as no loss reaches them, they are frozen.
+            queries and references, and no loss reaches them.
         temporal: what fuses the frames; None for the single-frame detector.
+        freeze_net: train ``temporal`` alone; otherwise all but the heads that no loss reaches.
         detector: see :class:`TransformerVideoDetector`.
 
     Raises:
@@ -109,18 +111,23 @@ class TransVOD(TransformerVideoDetector):
     net: Any
 
     def __init__(
-        self, *, net: nn.Module, temporal: TemporalTransformer | None, **detector: Any
+        self,
+        *,
+        net: nn.Module,
+        temporal: TemporalTransformer | None,
+        freeze_net: bool = True,
+        **detector: Any,
     ) -> None:
         super().__init__(net=net, **detector)
-        self.temporal = temporal
+        self.temporal, self.freeze_net = temporal, freeze_net
         if temporal is None:
             return
         _check_fit(temporal, self.net)
         for key, sampler in self.samplers().items():
             _check_references(temporal, key, sampler)
-        for layer in range(len(self.net.decoder)):
-            for head in self.net.heads.of_layer(layer):
-                head.requires_grad_(False)
+        heads = [h for i in range(len(self.net.decoder)) for h in self.net.heads.of_layer(i)]
+        for module in [self.net] if freeze_net else heads:
+            module.requires_grad_(False)
         if not self.net.box_refine:  # references without size get an initial one
             head = temporal.box_heads[0]
             assert isinstance(head, MLP)
@@ -132,7 +139,7 @@ class TransVOD(TransformerVideoDetector):
         extra: Sequence[ExtraQueries] = (),
         num_boxes: float | None = None,
     ) -> TrainingOutput:
-        """Losses of the current frames; those of a two-stage encoder's proposals remain.
+        """Losses of the current frames; with those of a two-stage encoder's proposals if it learns.
 
         Args:
             frames: all frames of all clips, clip-major.
@@ -151,7 +158,9 @@ class TransVOD(TransformerVideoDetector):
             others = clips[clips != current.unsqueeze(1)]
             decoded = self._fused(outputs.select(current), outputs.select(others))
         memory, queries = memory.select(current), queries.of_images(current)
-        losses = self.criterion(decoded, targets, proposals=memory.proposals, num_boxes=num_boxes)
+        learns = self.temporal is None or not self.freeze_net
+        proposals = memory.proposals if learns else None
+        losses = self.criterion(decoded, targets, proposals=proposals, num_boxes=num_boxes)
         classification = self.criterion.classification
         return TrainingOutput(losses, images, targets, memory, queries, decoded, [], classification)
 
