@@ -70,6 +70,8 @@ def validate_config(
         least = LEAST_ARGUMENTS.get(key.rpartition(".")[2])
         if least is not None and isinstance(value, int | float) and not value >= least:
             problems.append(f"{key} must be at least {least}, but is {value}.")
+        elif isinstance(value, float) and math.isnan(value) and key not in expected:
+            problems.append(f"{key} must be a number, but is {value}.")
     if not problems:
         problems = check_stages(config, training=training)
     if not problems:  # the relations read keys that must be there and have their type
