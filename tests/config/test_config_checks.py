@@ -45,7 +45,7 @@ from v2idetr.engine.signals import StopSignals
         ("train.cooldown=.nan", "must be at least 0, but is nan"),
         ("train.clip_grad_norm=.nan", "must be at least 0, but is nan"),
         ("distillation.tfd.weight=.nan", "must be at least 0, but is nan"),
-        ("optimizer.lr=.nan", "must be a number, but is nan"),
+        ("model.net.dropout=.nan", "must be a number, but is nan"),
         ("train.cooldown=.inf", "must be a number of at least 0"),
         ("distillation.frames=every", "must be one of current, all"),
         ("train.init_checkpoint=missing.pth", "there is no file missing.pth"),
