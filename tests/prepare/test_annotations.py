@@ -195,3 +195,19 @@ def test_empty_split_is_refused_before_anything_is_written(tmp_path: Path):
     with pytest.raises(ValueError, match="split 'val' has no frames; choose other cases"):
         conversion.write({"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [])]})
     assert not (tmp_path / "out").exists()
+
+
+def test_an_invalid_split_leaves_no_other_one_behind(tmp_path: Path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
+    conversion = Conversion(
+        name="Toy",
+        converter="prepare_toy.py",
+        output=tmp_path / "out",
+        image_root=tmp_path,
+        class_names=["polyp"],
+    )
+    box = Lesion([0, 0, 9, 9], category_id=2)
+    splits = {"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [Frame("1.jpg", [box])])]}
+    with pytest.raises(ValueError, match=r"val\.json.*\n?.*category"):
+        conversion.write(splits)
+    assert not (tmp_path / "out").exists()

@@ -185,7 +185,16 @@ def _check_policy(on_bad_box: str) -> None:
         raise ValueError(f"on_bad_box={on_bad_box!r} is none of {', '.join(get_args(BoxPolicy))}")
 
 
-def write_split(
+def write_split(path: PathLike, **content: Any) -> None:
+    """Check one split and write its JSON, completely or not at all; see :func:`split_text`.
+
+    Raises:
+        ValueError: lists all problems; nothing is written.
+    """
+    write_text_atomically(path, split_text(path, **content))
+
+
+def split_text(
     path: PathLike,
     *,
     videos: Sequence[Mapping[str, Any]],
@@ -194,14 +203,14 @@ def write_split(
     categories: Sequence[Mapping[str, Any]],
     info: Mapping[str, Any],
     further: Mapping[str, Any] | None = None,
-) -> None:
-    """Check one split and write its JSON, completely or not at all.
+) -> str:
+    """The JSON of one split, checked.
 
     With ``info["box_policy"] == "raw"`` bad boxes are written as they are. ``further`` keys of the
     file follow its lists.
 
     Raises:
-        ValueError: lists all problems; nothing is written.
+        ValueError: lists all problems, and `path` as where the file would be.
     """
     content: dict[str, Any] = {
         "info": dict(info),
@@ -221,9 +230,7 @@ def write_split(
     if info.get("box_policy") != RAW:
         audit_boxes(known, frames, report, "raise")
     report.problems.raise_if_any(str(path))
-    write_text_atomically(
-        path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
-    )
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def _count(

@@ -23,7 +23,7 @@ from v2i_runtime.image_files import ImageFileError, image_names, image_size
 from v2i_runtime.progress import progress_bar
 from v2idetr.atomic_file import write_text_atomically
 from v2idetr.data.audit import AuditReport, Findings, audit_boxes
-from v2idetr.data.coco_vid import RAW, write_split
+from v2idetr.data.coco_vid import RAW, split_text
 from v2idetr.wording import counted
 
 # Note for a frame without a usable file.
@@ -120,8 +120,9 @@ class Conversion:
                 )
         self._check_names(splits)
         sizes = self._read_sizes(splits)
-        for split, videos in splits.items():
-            self._write_split(split, videos, sizes)
+        texts = {name: self._split_text(name, videos, sizes) for name, videos in splits.items()}
+        for split, text in texts.items():
+            write_text_atomically(self.output / f"{split}.json", text)
         self.write_audit()
 
     def write_audit(self) -> None:
@@ -183,9 +184,9 @@ class Conversion:
         problems.raise_if_any(self.name)
         return sizes
 
-    def _write_split(
+    def _split_text(
         self, split: str, videos: Sequence[Video], sizes: Mapping[str, tuple[int, int]]
-    ) -> None:
+    ) -> str:
         entries: dict[str, list[dict[str, Any]]] = {"videos": [], "images": [], "annotations": []}
         for video in videos:
             self._number(video, sizes, entries)
@@ -195,7 +196,8 @@ class Conversion:
         if self.boxes == "clip":
             entries["annotations"] = clipped
         self._count(split, report, entries, frames)
-        write_split(
+        self.reports[split] = report
+        return split_text(
             self.output / f"{split}.json",
             **entries,
             categories=[{"id": k, "name": name} for k, name in enumerate(self.class_names, 1)],
@@ -208,7 +210,6 @@ class Conversion:
             },
             further=self.further,
         )
-        self.reports[split] = report
 
     def _number(
         self,
