@@ -201,6 +201,13 @@ def test_validation_frames_among_the_test_frames_are_said(tmp_path: Path) -> Non
     assert "48 of 48 validation frames are test frames" in content["remarks"][0]
 
 
+def test_frames_of_two_pooled_files_are_said_to_count_twice(tmp_path: Path) -> None:
+    one = write_videos(tmp_path, random_videos(0.8), name="one")[::-1]
+    other = write_videos(tmp_path, random_videos(0.8), name="other")[::-1]
+    remarks = run(tmp_path / "out", *one, *other)["remarks"]
+    assert "48 frames of one are frames of other, too, and count twice." in remarks
+
+
 def test_what_is_undefined_is_said_with_its_reason(tmp_path: Path, capsys: Any) -> None:
     videos = [[(True, [("hit", 0.9)])] * 3, [(True, [("wrong", 0.8)])] * 3]
     truth, results = write_videos(tmp_path, videos, lesion_ids=False)

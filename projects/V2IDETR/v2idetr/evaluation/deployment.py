@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,10 @@ def pool_remarks(pool: Pool, val_pool: Pool | None) -> list[str]:
                 f"{shared} of {len(other)} validation frames are test frames, too: the choice of "
                 "the threshold has seen test data."
             )
+    files = {n: {r["file_name"] for r in t.split.records} for n, t in pool.truths.items()}
+    for one, other in combinations(files, 2):
+        if shared := len(files[one] & files[other]):
+            remarks.append(f"{shared} frames of {one} are frames of {other}, too, and count twice.")
     for truth in pool.truths.values():
         remarks += [f"{truth.split.json_path.name}: {note}" for note in truth.notes]
     if len({(s, r["video_id"]) for s, r in zip(pool.splits, pool.records, strict=True)}) < 2:
