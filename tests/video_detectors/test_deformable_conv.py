@@ -1,9 +1,10 @@
-"""Deformable convolutions are counted, and keep their precision."""
+"""Deformable convolutions are torchvision's in training, too, counted, and keep their precision."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from video_detectors.deformable_conv import DeformConv2d
@@ -31,3 +32,32 @@ def test_under_autocast_it_is_float32() -> None:
     full = conv(x.bfloat16().float(), offsets, mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(conv(x.bfloat16(), offsets, mask), full)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, (3, 2)])
+@pytest.mark.parametrize("settings", [{}, {"stride": 2}, {"padding": (1, 2), "dilation": (2, 1)}])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_values_and_gradients_are_torchvisions(kernel, settings, groups, modulated) -> None:
+    torch.manual_seed(0)
+    conv = DeformConv2d(8, 6, kernel, groups=groups, bias=not modulated, **settings)
+    x = torch.randn(2, 8, 7, 9)
+    rows, columns = torch.nn.functional.conv2d(
+        x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
+    ).shape[2:]
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    offsets = 4 * torch.randn(2, 4 * taps * 2, rows, columns)  # of four groups; some lie outside
+    mask = torch.rand(2, 4 * taps, rows, columns) if modulated else None
+    inputs = [t.requires_grad_() for t in (x, offsets, mask, *conv.parameters()) if t is not None]
+    want = torchvision.ops.deform_conv2d(
+        x, offsets, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, mask
+    )
+    have = conv(x, offsets, mask)
+    torch.testing.assert_close(have, want)
+    direction = torch.randn_like(want)
+    for mine, theirs in zip(
+        torch.autograd.grad(have, inputs, direction),
+        torch.autograd.grad(want, inputs, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
