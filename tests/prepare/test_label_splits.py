@@ -134,6 +134,11 @@ def test_names_that_cannot_be_used_are_refused() -> None:
             split_videos(of, counts, shares=SHARES, seed=0, named=named)
 
 
+def test_one_patient_in_two_spellings_is_refused_by_a_pattern_too() -> None:
+    with pytest.raises(ValueError, match=r"^--patient-pattern .*'P1' and 'p1' differ"):
+        patients_of(["P1_a", "p1_b"], pattern="^([a-zA-Z]+[0-9]+)")
+
+
 def test_patients_of_a_table_with_or_without_suffixes(tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
     table.write_text(
@@ -149,6 +154,9 @@ def test_patients_of_a_table_with_or_without_suffixes(tmp_path: Path) -> None:
     assert patients_of(["case.1", "case.2"], table=table) == {"case.1": "P1", "case.2": "P2"}
     with pytest.raises(ValueError, match="no patient for 1 video: case"):
         patients_of(["case"], table=table)
+    table.write_text("video,patient\na,P1\nb,p1\n")
+    with pytest.raises(ValueError, match=r"csv: the patients 'P1' and 'p1' differ by letter case"):
+        patients_of(["a", "b"], table=table)
     table.write_text("file,patient\na,P1\n")
     with pytest.raises(ValueError, match="has no column video; it has file, patient"):
         patients_of(["a"], table=table)

@@ -38,11 +38,11 @@ def patients_of(
             the first one, is the patient.
 
     Raises:
-        ValueError: a column or a video is missing, a video is of two patients, or the pattern does
-            not fit.
+        ValueError: a column or a video is missing, a video is of two patients, the names of two
+            patients differ by letter case alone, or the pattern does not fit.
     """
     if table is not None:
-        return _of_table(videos, table)
+        return _spelt_once(_of_table(videos, table), str(table))
     if pattern is None:
         return {video: video for video in videos}
     try:
@@ -63,6 +63,19 @@ def patients_of(
         if not patient:
             raise ValueError(f"--patient-pattern {pattern}: the video {video!r} does not fit")
         patients[video] = patient
+    return _spelt_once(patients, f"--patient-pattern {pattern}")
+
+
+def _spelt_once(patients: dict[str, str], source: str) -> dict[str, str]:
+    """The same, checked: one patient under two names would be in two splits."""
+    spellings: dict[str, str] = {}
+    for patient in patients.values():
+        first = spellings.setdefault(patient.casefold(), patient)
+        if first != patient:
+            raise ValueError(
+                f"{source}: the patients {first!r} and {patient!r} differ by letter case alone; "
+                "give one patient one name, or two patients different ones"
+            )
     return patients
 
 
