@@ -9,4 +9,4 @@ model.net.pixel_std = [128.0, 128.0, 128.0]
 model.weights = "package:efficientnet-lite0"  # ImageNet
 
 train = dict(stages=["plain"])
-optimizer = dict(lr=3e-3)  # its sizes are in cells, far from where they start
+optimizer = dict(lr=3e-3, backbone_lr=6e-4)  # sizes are in cells, far from where they start

@@ -42,7 +42,10 @@ class DeformConv2d(torchvision.ops.DeformConv2d):
         offset: Float[Tensor, "B GK2 h w"],
         mask: Float[Tensor, "B GK h w"] | None,
     ) -> Float[Tensor, "B O h w"]:
-        """The same from the K taps of each of G groups of channels, read one by one."""
+        """The same from the K taps of each of G groups of channels, read one by one.
+
+        At whole cells, where the derivative by a position jumps, it may be that of the other side.
+        """
         (B, C, H, W), (h, w) = x.shape, offset.shape[2:]
         K = prod(self.kernel_size)
         dy, dx = offset.view(B, -1, K, 2, h, w).unbind(3)
