@@ -1,7 +1,7 @@
 """For a laptop: FGFA on the small Faster R-CNN; clips of frames that lie far apart."""
 
-from .faster_rcnn_c4_small import model, optimizer, train
-from .fgfa import stages, video  # noqa: F401 (part of this config)
+from .faster_rcnn_c4_small import model, optimizer, train  # noqa: F401 (parts of this config)
+from .fgfa import stages, video  # noqa: F401
 
 video.model.flownet.width = 16
 video.model.embedding.hidden = 64

@@ -12,8 +12,8 @@ and new heads detect. Training has two steps: the Deformable DETR alone, then th
 losses of their heads. Without the first step the choice of queries means nothing; without freezing
 what it has trained, boxes that no loss corrects any more drift away from under the new heads.
 
-The layers and the freezing are those of the released code (github.com/SJTU-LuHe/TransVOD), whose
-TDTE however is never run. There are no position embeddings after TDTE.
+Layers and freezing are those of the released code (github.com/SJTU-LuHe/TransVOD), where TDTE is
+never run. There are no position embeddings after TDTE.
 """
 
 from __future__ import annotations
@@ -158,8 +158,7 @@ class TransVOD(TransformerVideoDetector):
             others = clips[clips != current.unsqueeze(1)]
             decoded = self._fused(outputs.select(current), outputs.select(others))
         memory, queries = memory.select(current), queries.of_images(current)
-        learns = self.temporal is None or not self.freeze_net
-        proposals = memory.proposals if learns else None
+        proposals = memory.proposals if self.temporal is None or not self.freeze_net else None
         losses = self.criterion(decoded, targets, proposals=proposals, num_boxes=num_boxes)
         classification = self.criterion.classification
         return TrainingOutput(losses, images, targets, memory, queries, decoded, [], classification)
@@ -185,18 +184,10 @@ class TransVOD(TransformerVideoDetector):
 
     def _outputs(self, memory: Memory, queries: Queries, decoded: Decoded) -> FrameOutput:
         grid, boxes = self.net.token_grid(memory), decoded.boxes[-1]
-        return FrameOutput(
-            grid.tokens,
-            grid.position,
-            grid.padding,
-            grid.valid_ratios,
-            grid.shapes,
-            decoded.hidden[-1],
-            decoded.logits[-1],
-            boxes,
-            # Where boxes are not refined, the references of all layers are the queries'.
-            boxes.detach() if self.net.box_refine else queries.reference,
-        )
+        # Where boxes are not refined, the references of all layers are the queries'.
+        reference = boxes.detach() if self.net.box_refine else queries.reference
+        image = (grid.tokens, grid.position, grid.padding, grid.valid_ratios, grid.shapes)
+        return FrameOutput(*image, decoded.hidden[-1], decoded.logits[-1], boxes, reference)
 
     def _fused(self, current: FrameOutput, others: FrameOutput) -> Decoded:
         assert self.temporal is not None
