@@ -132,15 +132,19 @@ def test_case_of_a_clip():
         case_number("clip1")
 
 
-def test_conversion_writes_an_audit_that_a_person_can_read(tmp_path: Path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
-    conversion = Conversion(
+def toy(folder: Path) -> Conversion:
+    return Conversion(
         name="Toy",
         converter="prepare_toy.py",
-        output=tmp_path / "out",
-        image_root=tmp_path,
+        output=folder / "out",
+        image_root=folder,
         class_names=["polyp"],
     )
+
+
+def test_conversion_writes_an_audit_that_a_person_can_read(tmp_path: Path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
+    conversion = toy(tmp_path)
     for number in range(7):
         conversion.notes.add("row that cannot be read", f"line {number}")
     frames = [Frame("1.jpg", [Lesion([-10, 0, 30, 15])]), Frame("2.jpg")]
@@ -156,13 +160,7 @@ def test_conversion_writes_an_audit_that_a_person_can_read(tmp_path: Path):
 def test_a_split_without_usable_frames_says_which_files_and_why(tmp_path: Path):
     Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
     (tmp_path / "2.jpg").write_bytes(b"cut")
-    conversion = Conversion(
-        name="Toy",
-        converter="prepare_toy.py",
-        output=tmp_path / "out",
-        image_root=tmp_path,
-        class_names=["polyp"],
-    )
+    conversion = toy(tmp_path)
     splits = {"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [Frame("2.jpg")])]}
     message = r"split 'val' is empty: none of its frames can be used: 1 .2\.jpg cannot be read"
     with pytest.raises(ValueError, match=message):
@@ -173,25 +171,13 @@ def test_a_split_without_usable_frames_says_which_files_and_why(tmp_path: Path):
 def test_file_names_that_are_no_text_are_refused_by_name(tmp_path: Path):
     name = os.fsdecode(b"frame\xff.png")
     Image.new("RGB", (40, 30)).save(tmp_path / name, "PNG")
-    conversion = Conversion(
-        name="Toy",
-        converter="prepare_toy.py",
-        output=tmp_path / "out",
-        image_root=tmp_path,
-        class_names=["polyp"],
-    )
+    conversion = toy(tmp_path)
     with pytest.raises(ValueError, match=r"file name is not UTF-8.*frame\\udcff\.png"):
         conversion.write({"train": [Video("a", [Frame(name)])]})
 
 
 def test_empty_split_is_refused_before_anything_is_written(tmp_path: Path):
-    conversion = Conversion(
-        name="Toy",
-        converter="prepare_toy.py",
-        output=tmp_path / "out",
-        image_root=tmp_path,
-        class_names=["polyp"],
-    )
+    conversion = toy(tmp_path)
     with pytest.raises(ValueError, match="split 'val' has no frames; choose other cases"):
         conversion.write({"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [])]})
     assert not (tmp_path / "out").exists()
@@ -199,13 +185,7 @@ def test_empty_split_is_refused_before_anything_is_written(tmp_path: Path):
 
 def test_an_invalid_split_leaves_no_other_one_behind(tmp_path: Path):
     Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
-    conversion = Conversion(
-        name="Toy",
-        converter="prepare_toy.py",
-        output=tmp_path / "out",
-        image_root=tmp_path,
-        class_names=["polyp"],
-    )
+    conversion = toy(tmp_path)
     box = Lesion([0, 0, 9, 9], category_id=2)
     splits = {"train": [Video("a", [Frame("1.jpg")])], "val": [Video("b", [Frame("1.jpg", [box])])]}
     with pytest.raises(ValueError, match=r"val\.json.*\n?.*category"):
