@@ -11,5 +11,5 @@ video.model.reference_sampler.window = "${data.window}"
 # shows, and takes it from the current frame's.
 video.model.evaluation_sampler = None
 
-optimizer["slow_names"] = ["sampling_offsets", "reference_points", "flownet"]  # move what is read
+optimizer["slow_names"] = ["flownet"]  # moves what is read
 train["stages"] = ["plain", "video"]
